@@ -1,0 +1,266 @@
+"""Images -> batches. A whole data set lives in memory as bytes, N x H x W x 3.
+
+    data = load_data("digits")
+    for images, labels in data.train_batches(128, key=(seed, "base", epoch)):
+        ...                                     # images: B x 3 x H x W floats in [-1, 1]
+
+Order and augmentation of an epoch follow from its key alone: the same key gives the same batches,
+whatever ran before.
+"""
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from config import InputError, progress
+
+FOLDER = "data"  # where CIFAR is looked for and downloaded to
+EVAL_BATCH = 256
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+
+
+@dataclass(frozen=True)
+class Split:
+    images: torch.Tensor  # uint8, N x H x W x 3
+    labels: torch.Tensor  # int64, N
+
+    def __len__(self):
+        return len(self.labels)
+
+    def to(self, device):
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set. `folder` stands before the names of the files that belong to it ("" for
+    CIFAR-100, the suite's home data set); `flip` says whether a mirrored image keeps its class."""
+    name: str
+    folder: str
+    classes: tuple
+    train: Split
+    test: Split
+    flip: bool = True
+
+    @property
+    def image_size(self):
+        return self.train.images.shape[1]
+
+    def to(self, device):
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+    def train_batches(self, batch_size, key, count=None, balanced=False):
+        """Augmented training batches, shuffled.
+
+        key: tuple of numbers and strings that the random choices are drawn from.
+        count: how many images (default, and at most, all). balanced: `count // classes` images of
+        each class instead; InputError where a class has fewer.
+        """
+        generator = torch.Generator().manual_seed(seed_of(*key))
+        order = torch.randperm(len(self.train), generator=generator)
+        if balanced:
+            order = self._balanced(order, count or len(self.train))
+        elif count:
+            order = order[:count]
+        return Batches(self.train, order, batch_size, generator.seed(), self.flip)
+
+    def _balanced(self, order, count):
+        each, labels = count // len(self.classes), self.train.labels.cpu()[order]
+        if not each:
+            raise InputError(f"{count} images are fewer than one for each of the "
+                             f"{len(self.classes)} classes; --imp_samples must be larger")
+        picks = [order[labels == k][:each] for k in range(len(self.classes))]
+        short = min(range(len(picks)), key=lambda k: len(picks[k]))
+        if len(picks[short]) < each:
+            raise InputError(
+                f"class {self.classes[short]!r} has {len(picks[short])} training images and "
+                f"{each} of each class are asked for; --imp_samples can be at most "
+                f"{len(picks[short]) * len(self.classes)} here")
+        chosen = torch.zeros(len(order), dtype=torch.bool)
+        chosen[torch.cat(picks)] = True
+        return order[chosen[order]]
+
+    def test_batches(self):
+        return self.plain_batches(self.test)
+
+    @staticmethod
+    def plain_batches(split):
+        """All images of a split in order, as they are."""
+        return Batches(split, torch.arange(len(split)), EVAL_BATCH)
+
+
+class Batches:
+    """Iterates over (images, labels) on the split's device; each iteration gives the same batches.
+
+    images: float32, B x 3 x H x W in channels-last memory, pixels mapped from 0..255 to -1..1
+    (mean and std 0.5); labels: int64, B. With a `seed`, each image is shifted by up to an eighth
+    of its size (4 pixels at 32; black comes in) and, if `flip`, mirrored with probability 1/2.
+    A last single image joins the batch before it, since BatchNorm cannot train on one.
+    """
+
+    def __init__(self, split, order, batch_size, seed=None, flip=False):
+        self.split, self.order, self.batch_size = split, order, batch_size
+        self.seed, self.flip = seed, flip
+
+    def __len__(self):
+        count = len(self.order)
+        return max(min(1, count), (count + self.batch_size - 2) // self.batch_size)
+
+    def __iter__(self):
+        images, labels = self.split.images, self.split.labels
+        count, device, size = len(self.order), images.device, images.shape[1]
+        order = self.order.to(device)
+        pixels = torch.arange(size, device=device)
+        if self.seed is not None:
+            pad = size // 8
+            generator = torch.Generator().manual_seed(self.seed)
+            shifts = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).to(device)
+            mirrored = torch.rand(count, generator=generator).to(device) < 0.5 * self.flip
+        for b in range(len(self)):
+            part = slice(b * self.batch_size,
+                         count if b + 1 == len(self) else (b + 1) * self.batch_size)
+            batch = images[order[part]]
+            if self.seed is not None:
+                batch = F.pad(batch, (0, 0, pad, pad, pad, pad))
+                columns = torch.where(mirrored[part, None], pixels.flip(0), pixels)
+                rows = pixels + shifts[0, part, None]
+                columns = columns + shifts[1, part, None]
+                which = torch.arange(len(batch), device=device)
+                batch = batch[which[:, None, None], rows[:, :, None], columns[:, None, :]]
+            yield batch.float().div_(127.5).sub_(1).permute(0, 3, 1, 2), labels[order[part]]
+
+
+def seed_of(*key):
+    """A 63-bit seed that depends on every part of `key` (numbers and strings)."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
+
+
+# ------------------------------------------------------------------------------------- sources
+
+
+def load_data(data_path, image_size=32):
+    """Read a data set: "CIFAR100", "CIFAR10", "digits", or a folder of image folders.
+
+    A folder has `train/` and `test/` (or `val/`), each with one folder of images per class; a raw
+    Tiny-ImageNet download is recognised. All images become RGB of image_size x image_size.
+    Raises InputError that says what is missing.
+    """
+    if Path(data_path).is_dir():
+        return _image_folder(Path(data_path), image_size)
+    known = {"cifar100": _cifar, "cifar10": _cifar, "digits": _digits}
+    if str(data_path).lower() in known:
+        return known[str(data_path).lower()](str(data_path).lower(), image_size)
+    raise InputError(f"--data_path: {data_path} is neither a folder nor CIFAR100, CIFAR10 or "
+                     "digits")
+
+
+def _cifar(name, image_size):
+    from torchvision import datasets
+    cls, archive = {"cifar100": (datasets.CIFAR100, "cifar-100-python.tar.gz"),
+                    "cifar10": (datasets.CIFAR10, "cifar-10-python.tar.gz")}[name]
+    try:
+        parts = [cls(FOLDER, train=train) for train in (True, False)]
+    except RuntimeError:  # not there, or damaged
+        print(f"{cls.__name__} is not in {FOLDER}/: downloading it", flush=True)
+        try:
+            parts = [cls(FOLDER, train=train, download=True) for train in (True, False)]
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"{cls.__name__} is not in {FOLDER}/ and could not be downloaded from {cls.url} "
+                f"({error}); put {archive} into {Path(FOLDER).resolve()}, or use "
+                "--data_path=digits, which needs no download") from error
+    splits = [Split(_resized(torch.from_numpy(part.data), image_size), torch.tensor(part.targets))
+              for part in parts]
+    return ImageData(cls.__name__, "" if name == "cifar100" else cls.__name__,
+                     tuple(parts[0].classes), *splits)
+
+
+def _digits(_name, image_size):
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise InputError("--data_path=digits are scikit-learn's digits; install it with: "
+                         "pip install scikit-learn") from error
+    digits = load_digits()
+    grey = torch.from_numpy(digits.images / 16 * 255).float()[..., None].expand(-1, -1, -1, 3)
+    images, labels = _resized(grey, image_size), torch.from_numpy(digits.target).long()
+    order = torch.from_numpy(np.random.RandomState(0).permutation(len(labels)))
+    train, test = (Split(images[part], labels[part]) for part in (order[360:], order[:360]))
+    return ImageData("digits", "digits", tuple(str(n) for n in digits.target_names), train, test,
+                     flip=False)
+
+
+def _resized(images, size):
+    """N x H x W x 3 of any type -> uint8, N x size x size x 3."""
+    if images.shape[1:3] != (size, size):
+        images = F.interpolate(images.permute(0, 3, 1, 2).float(), (size, size), mode="bilinear",
+                               antialias=True).permute(0, 2, 3, 1).round_()
+    return images.to(torch.uint8).contiguous()
+
+
+def _image_folder(root, image_size):
+    train = _class_folders(root, "train")
+    annotations = root / "val" / "val_annotations.txt"
+    if annotations.is_file():  # Tiny-ImageNet as it is downloaded; its test/ has no labels
+        test = {name: [] for name in train}
+        for line in annotations.read_text().splitlines():
+            file, name = line.split("\t")[:2]
+            test.setdefault(name, []).append(root / "val" / "images" / file)
+    else:
+        test = _class_folders(root, "test" if (root / "test").is_dir() or
+                              not (root / "val").is_dir() else "val")
+    differing = sorted(set(train) ^ set(test))
+    if differing:
+        where = "train" if differing[0] in train else "test"
+        raise InputError(f"{root}: class {differing[0]!r} is only in {where} "
+                         f"({len(differing)} such classes); both must have the same classes")
+    if len(train) < 2:
+        raise InputError(f"{root}/train has {len(train)} class folder; two or more are needed")
+    classes = tuple(sorted(train))
+    splits = []
+    for part, files in (("train", train), ("test", test)):
+        for name in classes:
+            if not files[name]:
+                raise InputError(f"{root}: class {name!r} has no images in {part}")
+        paths = [path for name in classes for path in files[name]]
+        labels = [k for k, name in enumerate(classes) for _ in files[name]]
+        with ThreadPoolExecutor() as pool:
+            images = list(progress(pool.map(lambda p: _decode(p, image_size), paths),
+                                   f"reading {part}"))
+        splits.append(Split(torch.from_numpy(np.stack(images)), torch.tensor(labels)))
+    name = root.resolve().name
+    return ImageData(name, name, classes, *splits)
+
+
+def _class_folders(root, part):
+    """{class: sorted image files under root/part/class}."""
+    if not (root / part).is_dir():
+        raise InputError(f"{root} has no folder {part}/; it needs train/ and test/, each with one "
+                         "folder of images per class")
+    return {folder.name: sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES
+                                and not p.name.startswith("."))
+            for folder in sorted((root / part).iterdir())
+            if folder.is_dir() and not folder.name.startswith(".")}
+
+
+def _decode(path, size):
+    """An image file -> uint8 array, size x size x 3: the shorter side scaled, the centre cut out,
+    transparency laid on white."""
+    from PIL import Image, ImageOps
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):  # 16 bits a pixel, which convert("RGB") would clip
+                image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+            elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image)
+            return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size),
+                                           Image.Resampling.BILINEAR))
+    except Exception as error:  # PIL raises many kinds for what is not an image
+        raise InputError(f"{path} cannot be read as an image: {error}") from error

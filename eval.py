@@ -1,0 +1,202 @@
+"""Measure a network that main.py wrote.
+
+    python eval.py --model_path pruned_nets/ebt/digits/vgg_orthoreg_25_0.pth --test_acc True
+    python eval.py --model vgg --pruned True --model_path FILE --flops True --compression True
+
+The file knows what it holds; --model and --pruned are only checked against it.
+"""
+import os
+import sys
+
+from config import (MODELS, InputError, Parser, boolean, integer, print_columns, print_table,
+                    run_command)
+
+# torch and what needs it is imported inside the functions: --help answers before that.
+
+
+def measure_cost(model, image_size=32):
+    """{"filters", "parameters", "macs", "flops"} of a network, for one image.
+
+    filters: of all prunable layers, carried depthwise ones included. macs: multiply-adds of
+    convolutions and linear layers; flops: two for each, counted by torch's FlopCounterMode.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from models import build_model
+
+    with torch.device("meta"), torch.no_grad():  # shapes only: nothing is computed
+        twin = build_model(model.name, model.num_classes, model.widths, model.width).eval()
+        with FlopCounterMode(display=False) as counter:
+            twin(torch.empty(1, 3, image_size, image_size))
+    flops = counter.get_total_flops()
+    return {"filters": twin.filter_count()[0],
+            "parameters": sum(p.numel() for p in twin.parameters()),
+            "macs": flops // 2, "flops": flops}
+
+
+def unpruned_twin(model):
+    """The unpruned network that `model` was pruned from, with fresh weights."""
+    from models import build_model
+    return build_model(model.name, model.num_classes, width=model.width)
+
+
+def measure_compression(model, path, info, image_size=32):
+    """How many times smaller the network at `path` is than its unpruned twin.
+
+    {"parameters", "flops", "file": ratios, "file_bytes", "unpruned_file_bytes"}; the twin's file is
+    one with the same entries beside the weights.
+    """
+    from pruner import checkpoint_bytes
+    twin = unpruned_twin(model)
+    ours, theirs = measure_cost(model, image_size), measure_cost(twin, image_size)
+    size, unpruned = os.path.getsize(path), len(checkpoint_bytes(twin, info))
+    return {"parameters": theirs["parameters"] / ours["parameters"],
+            "flops": theirs["flops"] / ours["flops"], "file": unpruned / size,
+            "file_bytes": size, "unpruned_file_bytes": unpruned}
+
+
+def measure_orthogonality(model):
+    """{"mean": over layers, "layers": {convolution: degree of orthogonality}}."""
+    from train import degree_of_orthogonality
+    layers = degree_of_orthogonality(model)
+    return {"mean": sum(layers.values()) / len(layers), "layers": layers}
+
+
+# -------------------------------------------------------------------------------------- output
+
+
+def print_architecture(model):
+    """Filters of each layer, kept of the unpruned network's, and the residual streams."""
+    groups = model.filter_groups()
+    kept = [(g.name, f"{g.conv.out_channels}/{g.dense}" if g.conv.out_channels < g.dense
+             else str(g.dense)) for g in groups]
+    print_columns(kept)
+    streams = {g.stream.name: (g.stream.width, g.dense) for g in groups
+               if g.stream.name != g.name}  # only residual streams have a name of their own
+    if streams:
+        print("  channels of the residual streams: " + ", ".join(
+            f"{name} {now}/{dense}" if now < dense else f"{name} {dense}"
+            for name, (now, dense) in streams.items()))
+
+
+def print_orthogonality(figures):
+    print(f"  degree of orthogonality (1: orthogonal filters): mean {figures['mean']:.3f}")
+    print_columns([(name, f"{degree:.3f}") for name, degree in figures["layers"].items()])
+
+
+def accuracy_text(figures):
+    top5 = f", top-5 {figures['top5']:.2f}%" if "top5" in figures else ""
+    return f"top-1 {figures['top1']:.2f}%{top5}"
+
+
+def megabytes(count):
+    return f"{count / 1e6:.2f} MB"
+
+
+def parse(argv):
+    parser = Parser(prog="eval.py", description=__doc__)
+    add = parser.add_argument
+    add("--model_path", required=True, metavar="FILE", help="the checkpoint (required)")
+    add("--model", "-m", choices=MODELS, help="what the file should hold (default: any)")
+    add("--pruned", type=boolean, metavar="BOOL",
+        help="whether it should hold a pruned network (default: either)")
+    add("--data_path", metavar="DATA",
+        help="images to measure accuracy on (default: those it was trained on)")
+    for flag, what in (("train_acc", "accuracy on the training images, not augmented"),
+                       ("test_acc", "accuracy on the test images"),
+                       ("flops", "parameters, multiply-adds (MACs) and FLOPs of one image"),
+                       ("compression", "against the unpruned network: parameters, FLOPs, file"),
+                       ("eval_ortho", "degree of orthogonality of each layer")):
+        add(f"--{flag}", type=boolean, default=False, metavar="BOOL",
+            help=f"{what} (default: False)")
+    add("--num_classes", type=integer(2), help="checked against the file (default: not checked)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+        help="auto takes a GPU where there is one (default: auto)")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse(argv)
+    return run_command("eval.py", lambda: run(args))
+
+
+def run(args):
+    from data import load_data
+    from pruner import load_checkpoint
+    from train import evaluate, pick_device
+
+    device = pick_device(args.device)
+    model, info = load_checkpoint(args.model_path)
+    check_holds(args.model_path, model, info, args.model, args.pruned, args.num_classes)
+    image_size = info.get("image_size", 32)
+    now, dense = model.filter_count()
+    print(f"{args.model_path}: {describe(model, info)}")
+    print(f"  trained on {info.get('data', 'unknown data')}, {model.num_classes} classes, "
+          f"{image_size} x {image_size} pixels; {now:,} of {dense:,} filters "
+          f"({100 * (1 - now / dense):.2f}% pruned)")
+    print_architecture(model)
+
+    if args.flops:
+        cost = measure_cost(model, image_size)
+        print("Cost of one image")
+        print_table([("parameters", f"{cost['parameters']:,}"),
+                     ("MACs (multiply-adds)", f"{cost['macs']:,}"),
+                     ("FLOPs (2 per MAC)", f"{cost['flops']:,}")])
+    if args.compression:
+        ratio = measure_compression(model, args.model_path, info, image_size)
+        print("Compression against the unpruned network")
+        print_table([("parameters", f"{ratio['parameters']:.2f}x"),
+                     ("FLOPs", f"{ratio['flops']:.2f}x"),
+                     ("file size", f"{ratio['file']:.2f}x  ({megabytes(ratio['file_bytes'])} "
+                                   f"instead of {megabytes(ratio['unpruned_file_bytes'])})")])
+    if args.eval_ortho:
+        print("Orthogonality")
+        print_orthogonality(measure_orthogonality(model))
+    if args.train_acc or args.test_acc:
+        data = load_data(args.data_path or info.get("data_path", "CIFAR100"), image_size)
+        check_data(args.model_path, model, info, data)
+        data = data.to(device)
+        model.to(device)
+        for wanted, name, split in ((args.train_acc, "train", data.train),
+                                    (args.test_acc, "test", data.test)):
+            if wanted:
+                figures = evaluate(model, data.plain_batches(split))
+                print(f"Accuracy on {len(split):,} {name} images: {accuracy_text(figures)}")
+    if not any((args.flops, args.compression, args.eval_ortho, args.train_acc, args.test_acc)):
+        print("Nothing was asked for: add --test_acc, --train_acc, --flops, --compression or "
+              "--eval_ortho True")
+
+
+def describe(model, info):
+    kind = "pruned" if info["pruned"] else "unpruned"
+    penalty = ", trained with the orthonormality penalty" if info.get("penalised") else ""
+    return f"{kind} {MODELS[model.name]} (--model {model.name}){penalty}"
+
+
+def check_holds(path, network, info, model=None, pruned=None, num_classes=None):
+    """Raise InputError where the file holds another network than is wanted; None: any will do."""
+    holds = f"{path} holds: {describe(network, info)}, {network.num_classes} classes"
+    if model not in (None, network.name):
+        raise InputError(f"{holds}; --model={model} is wrong")
+    if pruned not in (None, info["pruned"]):
+        raise InputError(f"{holds}; a {'' if pruned else 'not '}pruned network was asked for")
+    if num_classes not in (None, network.num_classes):
+        raise InputError(f"{holds}; --num_classes={num_classes} is wrong")
+
+
+def check_data(path, network, info, data):
+    """Raise InputError where a network was trained on other classes or sizes than `data` has."""
+    if len(data.classes) != network.num_classes:
+        raise InputError(f"{path} is a network for {network.num_classes} classes; {data.name} has "
+                         f"{len(data.classes)}")
+    if list(info.get("classes", data.classes)) != list(data.classes):
+        raise InputError(f"{path} was trained on other classes ({', '.join(info['classes'][:3])}, "
+                         f"...) than {data.name} has ({', '.join(data.classes[:3])}, ...)")
+    size = info.get("image_size", data.image_size)
+    if size != data.image_size:
+        raise InputError(f"{path} was trained on images of {size} x {size}, not "
+                         f"{data.image_size} x {data.image_size}; --image_size={size} fits it")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
