@@ -65,18 +65,19 @@ def measure_orthogonality(model):
 # -------------------------------------------------------------------------------------- output
 
 
-def print_architecture(model):
-    """Filters of each layer, kept of the unpruned network's, and the residual streams."""
-    groups = model.filter_groups()
-    kept = [(g.name, f"{g.conv.out_channels}/{g.dense}" if g.conv.out_channels < g.dense
-             else str(g.dense)) for g in groups]
-    print_columns(kept)
-    streams = {g.stream.name: (g.stream.width, g.dense) for g in groups
-               if g.stream.name != g.name}  # only residual streams have a name of their own
-    if streams:
-        print("  channels of the residual streams: " + ", ".join(
-            f"{name} {now}/{dense}" if now < dense else f"{name} {dense}"
-            for name, (now, dense) in streams.items()))
+def print_architecture(network, before=None):
+    """Width of each layer and residual stream, beside that of the same layer of `before`: the
+    network it was pruned from, by default the unpruned one."""
+    now, then = (_named_widths(n) for n in (network, before or unpruned_twin(network)))
+    print_columns([(name, f"{then[name]} -> {width}" if width < then[name] else str(width))
+                   for name, width in now.items()])
+
+
+def _named_widths(network):
+    groups = network.filter_groups()
+    widths = {g.name: g.conv.out_channels for g in groups}
+    streams = {g.stream.name: g.stream.width for g in groups if g.stream.name not in widths}
+    return {**widths, **{f"{name} (residual stream)": w for name, w in streams.items()}}
 
 
 def print_orthogonality(figures):
@@ -134,6 +135,7 @@ def run(args):
     print(f"  trained on {info.get('data', 'unknown data')}, {model.num_classes} classes, "
           f"{image_size} x {image_size} pixels; {now:,} of {dense:,} filters "
           f"({100 * (1 - now / dense):.2f}% pruned)")
+    print("  filters of each layer" + (", of the unpruned network -> here" if now < dense else ""))
     print_architecture(model)
 
     if args.flops:

@@ -101,7 +101,7 @@ def theis(model, groups, batches, **_):
 
     Theis et al. 2018, arXiv 1801.05787.
     """
-    scores = [torch.zeros(g.conv.out_channels, device=g.conv.weight.device) for g in groups]
+    scores = [torch.zeros_like(g.bn.weight) for g in groups]
 
     def watch(score):
         def hook(_module, _inputs, activation):

@@ -338,16 +338,14 @@ class Run:
         achieved, most = pruned_percent(small), max_percent(small)
         print(f"  requested {target:.2f}%, achieved {achieved:.2f}%: {dense - after:,} of "
               f"{dense:,} filters are gone, {before - after:,} of them in this round")
-        if after == before:
-            print("  This round removes nothing: the network is already as small as requested")
         if target > most:
             print(f"  More cannot go than {most:.2f}%: every layer keeps 5% of its filters, plus "
                   "one, and a ResNet's stem all of them")
-        if number_of_layers_changed(network, small):
-            print("  filters before:")
-            print_architecture(network)
-            print("  filters after:")
-            print_architecture(small)
+        if after == before:
+            print("  This round removes nothing: the network is already as small as requested")
+        else:
+            print("  filters of each layer, before -> after")
+            print_architecture(small, network)
         costs = [measure_cost(n, self.data.image_size) for n in (network, small)]
         print_table([("", "before", "after", "left")] + [
             (name, f"{costs[0][key]:,}", f"{costs[1][key]:,}",
@@ -421,10 +419,6 @@ class Run:
                 **measure_cost(network, size), "widths": network.widths,
                 "compression": measure_compression(network, path, info, size),
                 "orthogonality": measure_orthogonality(network)}
-
-
-def number_of_layers_changed(a, b):
-    return sum(x != y for x, y in zip(a.widths.values(), b.widths.values()))
 
 
 def environment(device):

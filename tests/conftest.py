@@ -1,0 +1,73 @@
+"""Narrow networks and small real data for all tests: offline, on the CPU, deterministic."""
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from config import MODELS  # noqa: E402
+from data import load_data  # noqa: E402
+from models import build_model  # noqa: E402
+
+torch.set_num_threads(2)
+
+# Multipliers that leave every architecture a few filters per layer.
+WIDTH = {"vgg": 1 / 8, "mobilenet": 1 / 8, "resnet": 1 / 8, "resnet-56": 1 / 2}
+
+
+def narrow(name, num_classes=4, width=None, seed=0):
+    """A narrow network in eval mode whose BatchNorms do not look alike and whose running
+    statistics fit its activations, as after training: signals and gradients neither vanish nor
+    saturate."""
+    torch.manual_seed(seed)
+    model = build_model(name, num_classes, width=width or WIDTH[name]).train()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, std=0.2)
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model(torch.randn(32, 3, 16, 16))
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval()
+
+
+@pytest.fixture(params=MODELS)
+def network(request):
+    return narrow(request.param)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_data("digits", 16)
+
+
+@pytest.fixture(scope="session")
+def few(digits):
+    """24 real images at 16 x 16 and their labels, 4 classes, as floats."""
+    labels = digits.train.labels
+    index = torch.cat([(labels == k).nonzero().flatten()[:6] for k in range(4)])
+    images = digits.train.images[index].float().permute(0, 3, 1, 2) / 127.5 - 1
+    return images, labels[index]
+
+
+def write_folder(root, digits, classes=("one", "two", "three"), train=12, test=6):
+    """An image folder of real digits as PNG files."""
+    from PIL import Image
+    for part, split, count in (("train", digits.train, train), ("test", digits.test, test)):
+        for digit, name in enumerate(classes, 1):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in (split.labels == digit).nonzero().flatten()[:count].tolist():
+                Image.fromarray(split.images[i].numpy()).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory, digits):
+    return write_folder(tmp_path_factory.mktemp("images") / "shapes", digits)

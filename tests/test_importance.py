@@ -1,0 +1,238 @@
+"""Each estimator against a computation that shares nothing with it: finite differences of the
+loss in double precision, or loops over numbers."""
+import itertools
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import config
+from conftest import narrow
+from imp_estimator import ESTIMATORS, NEEDS_DATA, cal_importance
+from models import NETWORKS
+
+
+@pytest.fixture
+def tiny(request, few):
+    """(network of a few filters in double precision, [two batches of unequal size])."""
+    width = {"vgg": 1 / 32, "mobilenet": 1 / 16, "resnet": 1 / 32, "resnet-56": 1 / 8}
+    model = narrow(request.param, width=width[request.param]).double()
+    images, labels = few[0].double(), few[1]
+    return model, [(images[::2][:8], labels[::2][:8]), (images[1::2], labels[1::2])]
+
+
+on_all_networks = pytest.mark.parametrize("tiny", NETWORKS, indirect=True)
+on_vgg = pytest.mark.parametrize("tiny", ["vgg"], indirect=True)
+
+
+def losses(model, batches, temperature=1.0):
+    """The cross-entropy of every image."""
+    with torch.no_grad():
+        return torch.cat([F.cross_entropy(model(x) / temperature, y, reduction="none")
+                          for x, y in batches])
+
+
+def slope(function, tensors, index, step=1e-6):
+    """d function / dt where t scales entry `index` of each of `tensors` by 1 + t."""
+    values = []
+    for sign in (1, -1):
+        saved = [t[index].clone() for t in tensors]
+        with torch.no_grad():
+            for t in tensors:
+                t[index] *= 1 + sign * step
+            values.append(function())
+            for t, old in zip(tensors, saved):
+                t[index] = old
+    return (values[0] - values[1]) / (2 * step)
+
+
+def sampled_filters(model):
+    """(group, filter) pairs: the first and the last filter of each layer."""
+    return [(g, f) for g in model.filter_groups() for f in {0, g.conv.out_channels - 1}]
+
+
+def assert_scores(scores, group, f, expected):
+    scale = scores[group.name].abs().max().item()
+    assert scores[group.name][f].item() == pytest.approx(expected, rel=2e-3, abs=1e-4 * scale), \
+        f"{group.name}, filter {f}"
+
+
+def filter_numbers(conv):
+    """Every filter as a plain list: its weights, then its bias."""
+    bias = [[]] * conv.out_channels if conv.bias is None else [[b] for b in conv.bias.tolist()]
+    return [w.flatten().tolist() + b for w, b in zip(conv.weight, bias)]
+
+
+@on_all_networks
+def test_fisher_is_the_squared_slope_along_the_filter(tiny):
+    model, batches = tiny
+    scores = cal_importance(model, "fisher", batches)
+    for group, f in sampled_filters(model):
+        derivative = slope(lambda: losses(model, batches).mean().item(),
+                           list(group.conv.parameters()), f)
+        assert_scores(scores, group, f, derivative ** 2)
+
+
+@on_all_networks
+def test_tfo_is_the_squared_slope_along_the_batchnorm_output(tiny):
+    model, batches = tiny
+    scores = cal_importance(model, "tfo", batches)
+    for group, f in sampled_filters(model):
+        derivative = slope(lambda: losses(model, batches).mean().item(),
+                           [group.bn.weight, group.bn.bias], f)
+        assert_scores(scores, group, f, derivative ** 2)
+
+
+@on_all_networks
+def test_theis_is_the_mean_square_of_each_images_slope(tiny):
+    model, batches = tiny
+    scores = cal_importance(model, "theis", batches)
+    for group, f in sampled_filters(model):
+        slopes = slope(lambda: losses(model, batches), [group.bn.weight, group.bn.bias], f)
+        assert_scores(scores, group, f, (slopes ** 2).sum().item() / (2 * len(slopes)))
+
+
+@on_all_networks
+def test_grasp_is_the_change_of_gradient_flow_along_the_filter(tiny):
+    model, batches = tiny
+    temperature = 3.0
+    scores = cal_importance(model, "grasp", batches, temperature=temperature)
+    parameters = list(model.parameters())
+
+    def gradient():
+        total = sum(F.cross_entropy(model(x) / temperature, y, reduction="sum")
+                    for x, y in batches) / sum(len(y) for _, y in batches)
+        return torch.autograd.grad(total, parameters)
+
+    g = gradient()
+    step = 1e-8 / math.sqrt(sum(t.square().sum().item() for t in g))
+    sides = []
+    for sign in (1, -1):
+        torch._foreach_add_([p.data for p in parameters], g, alpha=sign * step)
+        sides.append(gradient())
+        torch._foreach_add_([p.data for p in parameters], g, alpha=-sign * step)
+    hg = {id(p): (a - b) / (2 * step) for p, a, b in zip(parameters, *sides)}
+    for group, f in sampled_filters(model):
+        expected = sum((p[f] * hg[id(p)][f]).sum().item() for p in group.conv.parameters())
+        assert_scores(scores, group, f, expected)
+    assert any((s < 0).any() for s in scores.values()), "signed, no absolute value"
+
+
+@on_vgg
+def test_rdt_is_the_information_of_every_single_weight(tiny):
+    model, batches = tiny
+    scores = cal_importance(model, "rdt", batches)
+
+    def mean_log_p(x):
+        with torch.no_grad():
+            return F.log_softmax(model(x), 1).mean(0)
+
+    for name in ("features.0", "features.17", "features.31"):
+        group = next(g for g in model.filter_groups() if g.name == name)
+        for f in {0, group.conv.out_channels - 1}:
+            expected = 0.0
+            for parameter in group.conv.parameters():
+                for index in itertools.product(*map(range, parameter.shape[1:])):
+                    for x, _ in batches:
+                        with torch.no_grad():
+                            mean_p = F.softmax(model(x), 1).mean(0)
+                        # slope() scales, so it gives w dlog p / dw, the square of which counts
+                        change = slope(lambda: mean_log_p(x), [parameter], (f, *index))
+                        expected += (mean_p * change ** 2).sum().item() / len(batches)
+            assert_scores(scores, group, f, expected)
+
+
+@on_all_networks
+def test_weight_based_scores_against_loops(tiny):
+    model, _ = tiny
+    scores = {name: cal_importance(model, name) for name in ("bn", "l1", "sfp", "fpgm")}
+    for group in model.filter_groups():
+        filters = filter_numbers(group.conv)
+        for f, numbers in enumerate(filters):
+            assert_scores(scores["l1"], group, f, sum(map(abs, numbers)))
+            assert_scores(scores["sfp"], group, f, math.sqrt(sum(w * w for w in numbers)))
+            assert_scores(scores["fpgm"], group, f,
+                          sum(math.dist(numbers, other) for other in filters))
+            assert_scores(scores["bn"], group, f, abs(group.bn.weight[f].item()))
+
+
+def test_fpgm_tells_close_filters_apart():
+    model = narrow("vgg", width=1.0)
+    conv = model.filter_groups()[-1].conv
+    with torch.no_grad():
+        conv.weight[:] = 100.0
+        conv.weight[0, 0, 0, 0] += 0.01
+        conv.bias.zero_()
+    scores = cal_importance(model, "fpgm")["features.31"]
+    assert scores[0].item() == pytest.approx(511 * 0.01, rel=1e-2)
+    assert scores[1].item() == pytest.approx(0.01, rel=1e-2)
+
+
+@pytest.mark.parametrize("method", ESTIMATORS)
+def test_the_model_is_left_as_it_was(network, few, method):
+    network.train()
+    group = network.filter_groups()[1]
+    group.bn.eval()
+    group.conv.weight.grad = torch.full_like(group.conv.weight, 3.0)
+    frozen = network.filter_groups()[0].conv.weight.requires_grad_(False)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    modes = [module.training for module in network.modules()]
+    cal_importance(network, method, [few])
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert [module.training for module in network.modules()] == modes
+    assert not frozen.requires_grad
+    assert (group.conv.weight.grad == 3).all()
+    assert all(p.grad is None for p in network.parameters() if p is not group.conv.weight)
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("method", ESTIMATORS)
+def test_one_finite_score_per_filter_under_the_convolutions_name(network, few, method):
+    scores = cal_importance(network, method, [few])
+    expected = {g.name: (g.conv.out_channels,) for g in network.filter_groups()}
+    assert {name: tuple(score.shape) for name, score in scores.items()} == expected
+    assert list(scores) == list(expected)
+    assert all(score.dtype == torch.float32 and not score.requires_grad
+               for score in scores.values())
+
+
+def test_orthoreg_is_fisher_and_batch_size_does_not_matter(network, few):
+    images, labels = few
+    whole = cal_importance(network, "fisher", [few])
+    parts = cal_importance(network, "orthoreg", list(zip(images.split(5), labels.split(5))))
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], rtol=1e-3, atol=1e-9)
+
+
+def test_random_follows_the_seed(network):
+    first, again, other = (cal_importance(network, "random", seed=s) for s in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_temperature_matters_for_grasp_only(network, few):
+    for method in ("grasp", "fisher"):
+        a, b = (cal_importance(network, method, [few], temperature=t) for t in (1.0, 200.0))
+        assert (method == "fisher") == all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("method", ["fisher", "l1", "theis"])
+def test_scores_that_are_not_finite_name_their_layer(few, method):
+    model = narrow("vgg")
+    with torch.no_grad():
+        model.filter_groups()[-1].conv.weight[0] = float("nan")
+    with pytest.raises(ValueError, match=r"features\.\d+ are not finite"):
+        cal_importance(model, method, [few])
+
+
+@pytest.mark.parametrize("method", sorted(NEEDS_DATA))
+def test_methods_that_need_images_say_so(method):
+    for batches in (None, []):
+        with pytest.raises(ValueError, match="images"):
+            cal_importance(narrow("vgg"), method, batches)
+
+
+def test_the_flag_offers_the_estimators():
+    assert list(config.PRUNING_TYPES) == list(ESTIMATORS)
+    assert list(config.MODELS) == list(NETWORKS) == list(config.PENALTY)
