@@ -209,6 +209,7 @@ class BasicBlock(nn.Module):
     def __init__(self, inputs, middle, outputs, shortcut, stream, stride):
         super().__init__()
         self.stream, self.stride = stream, stride
+        self.outputs, self.shortcut_outputs = outputs, shortcut
         self.conv1 = nn.Conv2d(inputs, middle, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(middle)
         self.conv2 = nn.Conv2d(middle, len(outputs), 3, padding=1, bias=False)
@@ -293,16 +294,12 @@ class ResNet(Network):
                 name = f"layer{stage}.{i}"
                 groups.append(self._group(f"{name}.conv1", f"{name}.bn1", [f"{name}.conv2"]))
                 groups.append(self._group(f"{name}.conv2", f"{name}.bn2", (), stream=stream,
-                                          channels=_listed(block.conv2_channels)))
+                                          channels=block.outputs))
                 if len(block.shortcut):
                     groups.append(self._group(f"{name}.shortcut.0", f"{name}.shortcut.1", (),
                                               stream=stream,
-                                              channels=_listed(block.shortcut_channels)))
+                                              channels=block.shortcut_outputs))
         return groups
-
-
-def _listed(channels):
-    return None if channels is None else channels.tolist()
 
 
 class ResNet34(ResNet):

@@ -1,0 +1,297 @@
+"""Selection keeps to its budget, surgery changes the size and nothing else, files come back."""
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import pruner
+from config import InputError
+from conftest import narrow
+from eval import measure_cost
+from imp_estimator import cal_importance
+from models import build_model
+from pruner import (load_checkpoint, max_percent, prune, pruned_percent, round_targets,
+                    save_checkpoint, select_filters)
+
+
+def random_scores(model, seed=0):
+    return cal_importance(model, "random", seed=seed)
+
+
+def masked(model, kept):
+    """A copy with the removed filters' BatchNorm scale and shift set to zero."""
+    twin = copy.deepcopy(model)
+    for group in twin.filter_groups():
+        gone = torch.ones(group.conv.out_channels, dtype=torch.bool)
+        gone[kept[group.name]] = False
+        for norm in group.bns:
+            norm.weight.data[gone] = 0
+            norm.bias.data[gone] = 0
+    return twin
+
+
+def assert_same_function(small, reference):
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(small(images), reference(images), rtol=1e-5, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------- surgery
+
+
+@pytest.mark.parametrize("percent", [25, 50, 75])
+def test_pruned_logits_equal_masked_logits(network, percent):
+    kept = select_filters(network, random_scores(network), percent)
+    small = prune(network, kept)
+    assert_same_function(small, masked(network, kept))
+    assert pruned_percent(small) == pytest.approx(percent, abs=200 / network.filter_count()[1])
+
+
+def test_pruned_logits_equal_masked_logits_over_three_rounds(network):
+    for number, target in enumerate(round_targets(75, 3)):
+        kept = select_filters(network, random_scores(network, number), target)
+        small = prune(network, kept)
+        assert_same_function(small, masked(network, kept))
+        assert measure_cost(small)["flops"] < measure_cost(network)["flops"]
+        assert measure_cost(small)["parameters"] < measure_cost(network)["parameters"]
+        network = small
+    assert pruned_percent(network) == pytest.approx(75, abs=200 / network.filter_count()[1])
+
+
+def test_a_step_of_training_after_surgery_changes_every_parameter(network, few):
+    small = prune(network, select_filters(network, random_scores(network), 50)).train()
+    before = {name: p.detach().clone() for name, p in small.named_parameters()}
+    optimizer = torch.optim.SGD(small.parameters(), lr=0.1)
+    images, labels = few
+    F.cross_entropy(small(images), labels).backward()
+    optimizer.step()
+    for name, parameter in small.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+    for group in small.filter_groups():
+        changed = (group.conv.weight != before[f"{group.name}.weight"]).flatten(1).any(1)
+        if not group.protected:  # filters whose ReLU is dead on 24 images may rest
+            assert changed.float().mean() > 0.5, group.name
+
+
+def test_the_original_network_is_not_touched(network):
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    small = prune(network, select_filters(network, random_scores(network), 50))
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.fill_(7)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_removed_residual_filters_are_gone_and_dead_channels_leave_the_stream():
+    model = narrow("resnet")
+    kept = {g.name: torch.arange(g.conv.out_channels) for g in model.filter_groups()}
+    writers = [g for g in model.filter_groups() if g.stream.name == "layer2"]
+    for group in writers:  # channel 5 dies; channel 3 loses one writer only
+        kept[group.name] = torch.tensor([i for i in range(16) if i != 5])
+    kept["layer2.1.conv2"] = torch.tensor([i for i in range(16) if i not in (3, 5)])
+    small = prune(model, kept)
+    assert_same_function(small, masked(model, kept))
+    assert small.layer2[1].conv2.weight.shape[0] == small.layer2[1].bn2.num_features == 14
+    assert small.layer2[0].stream == 15
+    for reader in (small.layer2[1].conv1, small.layer3[0].conv1, small.layer3[0].shortcut[0]):
+        assert reader.in_channels == 15
+    assert small.widths["layer2.1.conv2"] == [i for i in range(15) if i != 3]
+    assert small.widths["layer2.2.conv2"] == 15
+
+
+def test_both_writers_of_a_block_may_write_less_than_the_stream():
+    model = narrow("resnet")
+    kept = {g.name: torch.arange(g.conv.out_channels) for g in model.filter_groups()}
+    kept["layer2.0.conv2"], kept["layer2.0.shortcut.0"] = torch.arange(4), torch.arange(2, 9)
+    small = prune(model, kept)
+    assert_same_function(small, masked(model, kept))
+    assert small.layer2[0].stream == 16  # the later blocks write every channel
+    small.train()(torch.randn(2, 3, 16, 16)).sum().backward()
+
+
+@pytest.mark.parametrize("bad", [[], [0, 0], [1, 0], [99], [-1]])
+def test_prune_refuses_what_is_not_a_choice_of_filters(bad):
+    model = narrow("vgg")
+    kept = {g.name: torch.arange(g.conv.out_channels) for g in model.filter_groups()}
+    with pytest.raises(ValueError, match="features.3"):
+        prune(model, {**kept, "features.3": torch.tensor(bad, dtype=torch.long)})
+
+
+# ----------------------------------------------------------------------------------- selection
+
+
+def removed(model, kept):
+    return {g.name: sorted(set(range(g.conv.out_channels)) - set(kept[g.name].tolist()))
+            for g in model.filter_groups()}
+
+
+@pytest.mark.parametrize("percent", [0, 1, 10, 33, 60])
+def test_budget_is_met_to_within_a_filter_and_never_exceeded(network, percent):
+    gone = removed(network, select_filters(network, random_scores(network), percent))
+    costs = {g.name: g.cost for g in network.filter_groups()}
+    count = sum(len(filters) * costs[name] for name, filters in gone.items())
+    target = round(network.filter_count()[1] * percent / 100)
+    assert target - max(costs.values()) < count <= target
+
+
+def test_all_layers_are_ranked_together():
+    model = narrow("vgg")  # 8 8 16 16 32 32 64 64 64 64: 368 filters
+    scores = {g.name: torch.full((g.conv.out_channels,), 10.0) for g in model.filter_groups()}
+    scores["features.3"][[1, 5]] = torch.tensor([1.0, 3.0])
+    scores["features.28"][7] = 2.0
+    two = removed(model, select_filters(model, scores, 100 * 2 / 368))
+    three = removed(model, select_filters(model, scores, 100 * 3 / 368))
+    assert {k: v for k, v in two.items() if v} == {"features.3": [1], "features.28": [7]}
+    assert {k: v for k, v in three.items() if v} == {"features.3": [1, 5], "features.28": [7]}
+
+
+def test_signed_scores_are_ranked_as_they_are():
+    model = narrow("vgg")
+    scores = {g.name: torch.ones(g.conv.out_channels) for g in model.filter_groups()}
+    scores["features.0"][2], scores["features.0"][3] = -5.0, 0.0
+    gone = removed(model, select_filters(model, scores, 100 / 368))
+    assert gone["features.0"] == [2]
+
+
+def test_equal_scores_go_in_order():
+    model = narrow("vgg")
+    scores = {g.name: torch.ones(g.conv.out_channels) for g in model.filter_groups()}
+    gone = removed(model, select_filters(model, scores, 100 * 8 / 368))
+    assert gone["features.0"] == [0, 1, 2, 3, 4, 5, 6] and gone["features.3"] == [0]
+
+
+def test_floors_keep_the_highest_scored_filters(network):
+    scores = random_scores(network)
+    kept = select_filters(network, scores, 95)
+    for group in network.filter_groups():
+        floor = group.conv.out_channels * 5 // 100 + 1
+        if not group.protected:
+            best = scores[group.name].topk(floor).indices
+            assert set(best.tolist()) <= set(kept[group.name].tolist())
+
+
+@pytest.mark.parametrize("name, floors", [("vgg", {"features.0": 4, "features.31": 26}),
+                                          ("resnet-56", {"layer1.0.conv1": 1, "layer3.0.conv2": 4}),
+                                          ("mobilenet", {"conv1": 2, "layers.12.conv2": 52})])
+def test_floor_is_five_percent_and_one_of_the_published_width(name, floors):
+    model = build_model(name)
+    assert {g.name: g.floor for g in model.filter_groups() if g.name in floors} == floors
+
+
+@pytest.mark.parametrize("name", ["resnet", "resnet-56"])
+def test_the_stem_of_a_resnet_is_protected(name):
+    model = narrow(name)
+    scores = random_scores(model)
+    scores["conv1"].fill_(-1.0)
+    kept = select_filters(model, scores, 95)
+    assert len(kept["conv1"]) == model.conv1.out_channels
+    with pytest.raises(ValueError, match="never pruned"):
+        prune(model, {**kept, "conv1": torch.tensor([0])})
+
+
+def test_a_mobilenet_filter_carries_the_depthwise_filter_behind_it():
+    model = narrow("mobilenet")
+    scores = {g.name: torch.ones(g.conv.out_channels) for g in model.filter_groups()}
+    scores["layers.3.conv2"][4] = 0.0
+    total = model.filter_count()[1]
+    assert not any(removed(model, select_filters(model, scores, 100 / total)).values())
+    kept = select_filters(model, scores, 200 / total)
+    assert {k: v for k, v in removed(model, kept).items() if v} == {"layers.3.conv2": [4]}
+    small = prune(model, kept)
+    assert small.layers[4].conv1.weight.shape[0] == model.layers[4].conv1.weight.shape[0] - 1
+    assert small.filter_count() == (total - 2, total)
+
+
+def test_an_unreachable_target_goes_as_far_as_the_floors_allow(network):
+    small = prune(network, select_filters(network, random_scores(network), 99))
+    assert pruned_percent(small) == pytest.approx(max_percent(network)) and max_percent(small) < 99
+    for group in small.filter_groups():
+        assert group.conv.out_channels == group.floor
+
+
+def test_rounds_count_from_the_unpruned_network(network):
+    total = network.filter_count()[1]
+    for number, target in enumerate([10, 30, 50]):
+        network = prune(network, select_filters(network, random_scores(network, number), target))
+        assert network.filter_count()[1] == total
+        assert pruned_percent(network) == pytest.approx(target, abs=200 / total)
+    assert not any(removed(network, select_filters(network, random_scores(network), 40)).values())
+
+
+@pytest.mark.parametrize("percent, rounds, expected", [
+    (50, 2, [33.3, 50]), (80, 3, [57.1, 72.7, 80]), (25, 1, [25]), (0, 2, [0, 0])])
+def test_round_targets(percent, rounds, expected):
+    targets = round_targets(percent, rounds)
+    assert targets == pytest.approx(expected, abs=0.05) and targets[-1] == percent
+
+
+def test_scores_that_do_not_fit_are_refused():
+    model = narrow("vgg")
+    scores = random_scores(model)
+    for wrong in ({**scores, "features.3": torch.ones(5)},
+                  {k: v for k, v in scores.items() if k != "features.3"}):
+        with pytest.raises(ValueError, match="features.3"):
+            select_filters(model, wrong, 25)
+
+
+# --------------------------------------------------------------------------------- checkpoints
+
+
+@pytest.fixture
+def small(network):
+    return prune(network, select_filters(network, random_scores(network), 60))
+
+
+def test_a_checkpoint_brings_back_the_same_network(small, tmp_path):
+    save_checkpoint(tmp_path / "a" / "net.pth", small, {"data": "digits", "seed": 3})
+    again, info = load_checkpoint(tmp_path / "a" / "net.pth")
+    assert_same_function(again.eval(), small)
+    assert again.widths == small.widths and again.filter_count() == small.filter_count()
+    assert (info["data"], info["seed"], info["pruned"]) == ("digits", 3, True)
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["net.pth"]
+    twin = build_model(small.name, small.num_classes, info["cfg"], small.width)
+    twin.load_state_dict(small.state_dict(), strict=True)
+
+
+class Trap:
+    def __reduce__(self):
+        return print, ("this must not run",)
+
+
+def test_files_that_cannot_be_trusted_are_refused(tmp_path, capsys):
+    path = tmp_path / "net.pth"
+    save_checkpoint(path, narrow("vgg"), {})
+    good = path.read_bytes()
+    content = torch.load(path, weights_only=True)
+    nan = {**content["net"], "classifier.bias": torch.full((4,), float("nan"))}
+    torch.save({"net": Trap()}, path)
+    trap = path.read_bytes()
+    for bad in (b"", b"text", good[:1000], good[:-100], trap):
+        path.write_bytes(bad)
+        with pytest.raises(InputError, match="net.pth"):
+            load_checkpoint(path)
+    for bad in ([1], {"net": {}}, {**content, "model": "alexnet"}, {**content, "cfg": {"features.0": 3}},
+                {**content, "num_classes": 9}, {**content, "net": nan}, {**content, "net": None},
+                {**content, "cfg": {"features.0": "wide"}}, {**content, "width": "x"}):
+        torch.save(bad, path)
+        with pytest.raises(InputError, match="net.pth"):
+            load_checkpoint(path)
+    with pytest.raises(InputError, match="no checkpoint"):
+        load_checkpoint(tmp_path / "missing.pth")
+    assert "must not run" not in capsys.readouterr().out
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "net.pth"
+    path.write_bytes(b"old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pruner.os, "fsync", full)
+    with pytest.raises(InputError, match="No space left"):
+        pruner.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["net.pth"]
+
+
