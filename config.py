@@ -73,16 +73,16 @@ PRESETS = {
     # Minutes on a laptop's CPU, for a few thousand small images.
     "quick": Preset(
         ebt=Schedule(
-            base=Recipe(lr=[.05, .01], epochs=[2, 1], weight_decay=1e-4, adam_lr=[1e-3, 1e-4]),
-            ortho=Recipe(lr=[.05, .01], epochs=[2, 1], weight_decay=0, adam_lr=[1e-3, 1e-4]),
-            retrain=Recipe(lr=[.05, .01], epochs=[2, 1], weight_decay=1e-4,
+            base=Recipe(lr=[.02, .002], epochs=[3, 1], weight_decay=1e-4, adam_lr=[1e-3, 1e-4]),
+            ortho=Recipe(lr=[.02, .002], epochs=[3, 1], weight_decay=0, adam_lr=[1e-3, 1e-4]),
+            retrain=Recipe(lr=[.02, .002], epochs=[3, 1], weight_decay=1e-4,
                            adam_lr=[1e-3, 1e-4])),
         iterative=Schedule(
-            base=Recipe(lr=[.05, .01], epochs=[3, 1], weight_decay=1e-4, adam_lr=[1e-3, 1e-4]),
-            ortho=Recipe(lr=[.05, .01], epochs=[2, 1], weight_decay=0, adam_lr=[1e-3, 1e-4]),
-            retrain=Recipe(lr=[.05, .01], epochs=[2, 1], weight_decay=1e-4,
+            base=Recipe(lr=[.02, .002], epochs=[3, 1], weight_decay=1e-4, adam_lr=[1e-3, 1e-4]),
+            ortho=Recipe(lr=[.02, .002], epochs=[2, 1], weight_decay=0, adam_lr=[1e-3, 1e-4]),
+            retrain=Recipe(lr=[.02, .002], epochs=[3, 1], weight_decay=1e-4,
                            adam_lr=[1e-3, 1e-4]),
-            between=Recipe(lr=[.05, .01], epochs=[1, 1], weight_decay=1e-4,
+            between=Recipe(lr=[.02, .002], epochs=[1, 1], weight_decay=1e-4,
                            adam_lr=[1e-3, 1e-4])),
         batch_size=64),
 }

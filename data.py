@@ -60,13 +60,13 @@ class ImageData:
         count: how many images (default, and at most, all). balanced: `count // classes` images of
         each class instead; InputError where a class has fewer.
         """
-        generator = torch.Generator().manual_seed(seed_of(*key))
-        order = torch.randperm(len(self.train), generator=generator)
+        seed = seed_of(*key)
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
         if balanced:
             order = self._balanced(order, count or len(self.train))
         elif count:
             order = order[:count]
-        return Batches(self.train, order, batch_size, generator.seed(), self.flip)
+        return Batches(self.train, order, batch_size, seed, self.flip)
 
     def _balanced(self, order, count):
         each, labels = count // len(self.classes), self.train.labels.cpu()[order]

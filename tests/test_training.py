@@ -1,0 +1,232 @@
+"""The penalty, the training loop and the batches that feed it."""
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from config import PRESETS, Diverged, InputError, Recipe, check_preset
+from conftest import narrow
+from data import Batches, Split
+from models import build_model
+from train import (OrthonormalityPenalty, convolutions, degree_of_orthogonality, evaluate, fit,
+                   train_epoch)
+
+RECIPE = Recipe(lr=[.05, .01], epochs=[1, 1], weight_decay=1e-4, adam_lr=[1e-3, 1e-4])
+
+# -------------------------------------------------------------------------------- the penalty
+
+
+def gram(conv):
+    """Section 4 of the method by the letter: filters as rows, bias as one more column."""
+    rows = [w.flatten().tolist() for w in conv.weight]
+    if conv.bias is not None:
+        rows = [row + [b] for row, b in zip(rows, conv.bias.tolist())]
+    w = torch.tensor(rows, dtype=torch.float64)
+    return w @ w.T if w.shape[0] < w.shape[1] else w.T @ w
+
+
+def test_penalty_and_degree_against_the_formula(network):
+    with torch.no_grad():
+        convs = convolutions(network)
+        n = {name: c.in_channels if c.kernel_size == (1, 1) else c.out_channels
+             for name, c in convs}
+        total = sum(math.sqrt(v) for v in n.values())
+        expected, degrees = 0.0, {}
+        for name, conv in convs:
+            g = gram(conv)
+            expected += math.sqrt(n[name]) / total * (g - torch.eye(len(g))).abs().sum().item()
+            degrees[name] = (g.diag().abs().sum() / g.abs().sum()).item()
+        penalty = OrthonormalityPenalty(network, strength=0.01)()
+    assert penalty.item() == pytest.approx(0.01 * expected, rel=1e-4)
+    assert degree_of_orthogonality(network) == pytest.approx(degrees, rel=1e-4)
+    assert len(degrees) == len([m for m in network.modules() if isinstance(m, nn.Conv2d)])
+
+
+def test_orthonormal_filters_cost_nothing_and_have_degree_one(network):
+    for _, conv in convolutions(network):
+        rows, columns = len(conv.weight), conv.weight[0].numel() + (conv.bias is not None)
+        matrix = nn.init.orthogonal_(torch.empty(rows, columns))
+        with torch.no_grad():
+            if conv.bias is not None:
+                conv.bias.copy_(matrix[:, -1])
+                matrix = matrix[:, :-1]
+            conv.weight.copy_(matrix.reshape(conv.weight.shape))
+    assert OrthonormalityPenalty(network, 1.0)().item() == pytest.approx(0, abs=1e-3)
+    assert all(d == pytest.approx(1, abs=1e-4) for d in degree_of_orthogonality(network).values())
+
+
+def test_penalty_pulls_the_gradient_its_way(network):
+    before = OrthonormalityPenalty(network, 1.0)
+    start = before()
+    grads = torch.autograd.grad(start, [conv.weight for _, conv in convolutions(network)])
+    with torch.no_grad():
+        for (_, conv), g in zip(convolutions(network), grads):
+            conv.weight -= 1e-4 * g / g.norm()
+    assert before() < start
+
+
+def test_training_with_the_penalty_makes_filters_more_orthogonal(digits):
+    degrees = {}
+    for strength in (0, 1e-2):
+        torch.manual_seed(0)
+        model = build_model("vgg", 10, width=1 / 8)
+        penalty = OrthonormalityPenalty(model, strength) if strength else None
+        recipe = Recipe(lr=[.02, .002], epochs=[4, 1], weight_decay=0, adam_lr=[])
+        result = fit(model, digits, recipe, key=(0,), batch_size=64, penalty=penalty, label="test")
+        degrees[strength] = sum(degree_of_orthogonality(model).values()) / 10
+        assert ("penalty" in result.history[0]["train"]) == bool(strength)
+    assert degrees[1e-2] > degrees[0] + 0.1
+
+
+# -------------------------------------------------------------------------------- the training
+
+
+def trained(digits, seed):
+    torch.manual_seed(seed)
+    model = build_model("mobilenet", 10, width=1 / 8)
+    fit(model, digits, RECIPE, key=(seed, "base"), label="test")
+    return model.state_dict()
+
+
+def test_same_seed_same_bits_other_seed_other_weights(digits):
+    first, again, other = (trained(digits, seed) for seed in (0, 0, 1))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["linear.weight"], other["linear.weight"])
+
+
+def test_fit_learns_reports_and_keeps_its_best_epoch(digits, capsys):
+    torch.manual_seed(0)
+    model = build_model("vgg", 10, width=1 / 8)
+    recipe = Recipe(lr=[.02, .5], epochs=[3, 2], weight_decay=0, adam_lr=[1e-3, 1e-2])
+    result = fit(model, digits, recipe, key=(0,), batch_size=32, label="test")
+    tops = [epoch["test"]["top1"] for epoch in result.history]
+    assert [epoch["lr"] for epoch in result.history] == [.02, .02, .02, .5, .5]
+    assert result.best["top1"] == max(tops) > 50 and result.last["top1"] == tops[-1]
+    assert evaluate(model, digits.test_batches())["top1"] == result.best["top1"]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and lines[3].startswith("  test 4/5  lr 0.5  loss ")
+
+
+def test_adam_takes_its_own_rates(digits):
+    model = build_model("vgg", 10, width=1 / 8)
+    result = fit(model, digits, RECIPE, key=(0,), optimizer="adam", label="test")
+    assert [epoch["lr"] for epoch in result.history] == [1e-3, 1e-4]
+
+
+def test_evaluate_counts_by_hand(few):
+    model = narrow("vgg", num_classes=7)
+    images, labels = few
+    figures = evaluate(model.train(), [(images[:10], labels[:10]), (images[10:], labels[10:])])
+    assert model.training
+    with torch.no_grad():
+        logits = model.eval()(images)
+    order = logits.argsort(1, descending=True)
+    top5 = sum(int(y) in row[:5].tolist() for y, row in zip(labels, order))
+    assert figures["top1"] == pytest.approx(100 * (order[:, 0] == labels).float().mean().item())
+    assert figures["top5"] == pytest.approx(100 * top5 / len(labels))
+    assert figures["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert "top5" not in evaluate(narrow("vgg", num_classes=5), [few])
+
+
+def test_divergence_says_where(digits):
+    model = build_model("vgg", 10, width=1 / 8)
+    recipe = Recipe(lr=[.1, 1e30], epochs=[1, 1], weight_decay=0, adam_lr=[1, 1])
+    with pytest.raises(Diverged, match="in ortho, epoch 2 of 2, at learning rate 1e\\+30"):
+        fit(model, digits, recipe, key=(0,), label="ortho")
+
+
+def test_the_paper_preset_is_the_papers():
+    def recipes(schedule):
+        return {name: (list(zip(r.lr, r.epochs)), r.weight_decay)
+                for name, r in vars(schedule).items() if r}
+    ortho = ([(.1, 24), (.01, 1)], 0)
+    assert recipes(PRESETS["paper"].ebt) == {
+        "base": ([(.1, 25)], 1e-4), "ortho": ortho,
+        "retrain": ([(.1, 60), (.01, 40), (.001, 40)], 1e-4)}
+    assert recipes(PRESETS["paper"].iterative) == {
+        "base": ([(.1, 80), (.01, 40), (.001, 40)], 1e-4),
+        "ortho": (ortho[0] + [(.001, 0)], 0),
+        "retrain": ([(.1, 40), (.01, 40), (.001, 20)], 1e-4),
+        "between": ([(.1, 35), (.01, 35), (.001, 10)], 1e-4)}
+    assert PRESETS["paper"].batch_size == 128
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"lr": [.1, .01]}, "lr has 2 values and epochs 1"), ({"epochs": [-1]}, "from 0 up"),
+    ({"lr": ".1"}, "must be a list"), ({"weight_decay": "x"}, "weight_decay"),
+    ({"lr": [0]}, "above 0"), ({"epochs": [1.5]}, "integers")])
+def test_a_wrong_schedule_names_itself(monkeypatch, change, message):
+    good = {"lr": [.1], "epochs": [1], "weight_decay": 0, "adam_lr": [.1]}
+    preset = PRESETS["quick"]
+    schedule = type(preset.ebt)(base=Recipe(**good), ortho=Recipe(**good),
+                                retrain=Recipe(**{**good, **change}))
+    monkeypatch.setitem(PRESETS, "mine", type(preset)(ebt=preset.ebt, iterative=schedule))
+    with pytest.raises(InputError, match=f"'mine', iterative, retrain: .*{message}"):
+        check_preset("mine")
+
+
+# --------------------------------------------------------------------------------- the batches
+
+
+def as_pixels(images):
+    return ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def test_augmented_images_are_shifted_and_mirrored_real_ones(digits):
+    split = Split(digits.train.images[:50], torch.arange(50))
+    (images, labels), = Batches(split, torch.arange(50), 64, seed=3, flip=True)
+    shifts, mirrors = set(), set()
+    for image, k in zip(as_pixels(images), labels.tolist()):
+        padded = F.pad(split.images[k], (0, 0, 2, 2, 2, 2))  # an eighth of 16 pixels
+        found = [(y, x, m) for y in range(5) for x in range(5) for m in (False, True)
+                 if torch.equal(image, (lambda crop: crop.flip(1) if m else crop)(
+                     padded[y:y + 16, x:x + 16]))]
+        assert found, f"image {k} is not a shifted original"
+        shifts.add(found[0][:2])
+        mirrors.add(found[0][2])
+    assert len(shifts) > 10 and mirrors == {False, True}
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_epoch_has_every_image_once_and_its_key_decides_the_order(digits):
+    def epoch(*key):
+        images, labels = zip(*digits.train_batches(100, key))
+        return torch.cat(images), torch.cat(labels)
+    first, again, other = epoch(0, "base", 1), epoch(0, "base", 1), epoch(0, "base", 2)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[1], other[1])
+    assert torch.equal(first[1].bincount(), digits.train.labels.bincount())
+
+
+def test_batches_repeat_themselves(digits):
+    batches = digits.train_batches(500, (1,))
+    for (a, _), (b, _) in zip(batches, batches):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("count, size, expected", [
+    (10, 4, [4, 4, 2]), (9, 4, [4, 5]), (8, 4, [4, 4]), (1, 4, [1]), (5, 128, [5]), (3, 2, [3])])
+def test_a_last_single_image_joins_the_batch_before(digits, count, size, expected):
+    batches = digits.train_batches(size, (0,), count=count)
+    assert [len(y) for _, y in batches] == expected and len(batches) == len(expected)
+
+
+def test_training_survives_a_last_single_image_at_one_pixel(digits):
+    model = build_model("vgg", 10, width=1 / 8)
+    batches = digits.train_batches(4, (0,), count=9)
+    train_epoch(model, [(x[:, :, :8, :8], y) for x, y in batches],
+                torch.optim.SGD(model.parameters(), lr=.01))
+
+
+def test_importance_images_are_as_many_as_asked_and_balanced_for_grasp(digits):
+    assert sum(len(y) for _, y in digits.train_batches(64, (0,), count=200)) == 200
+    assert sum(len(y) for _, y in digits.train_batches(64, (0,), count=10 ** 6)) == 1437
+    labels = torch.cat([y for _, y in digits.train_batches(64, (0,), count=205, balanced=True)])
+    assert labels.bincount().tolist() == [20] * 10
+    assert len(set(labels[:20].tolist())) > 3, "shuffled"
+    with pytest.raises(InputError, match="--imp_samples can be at most"):
+        digits.train_batches(64, (0,), count=1437, balanced=True)
+    with pytest.raises(InputError, match="imp_samples"):
+        digits.train_batches(64, (0,), count=9, balanced=True)
