@@ -428,7 +428,7 @@ def environment(device):
     import torchvision
     name = (torch.cuda.get_device_name(device) if device.type == "cuda"
             else f"{device.type}, {torch.get_num_threads()} threads")
-    return {"python": platform.python_version(), "torch": torch.__version__,
+    return {"python": platform.python_version(), "torch": str(torch.__version__),
             "torchvision": torchvision.__version__, "numpy": numpy.__version__,
             "platform": platform.platform(), "device": name}
 

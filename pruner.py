@@ -191,9 +191,8 @@ def load_checkpoint(path):
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load documents no closed set of errors
-        reason = str(error).strip().split("\n")[0][:200]
-        raise InputError(f"{path} is not a checkpoint that can be trusted and read: "
-                         f"{reason}") from error
+        raise InputError(f"{path} is not a readable checkpoint: it is damaged, or holds more than "
+                         "tensors and plain values, which would not be safe to load") from error
     if not isinstance(content, dict) or not {"net", "cfg", "model", "num_classes"} <= set(content):
         raise InputError(f"{path} was not written by this suite: it must be a dict with net, cfg, "
                          "model and num_classes")

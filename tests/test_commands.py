@@ -1,0 +1,353 @@
+"""Both scripts as a user drives them: every combination in this process, the main ones as
+processes of their own."""
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import config
+import eval as measure
+import main
+from config import MODELS, PRUNING_TYPES, Preset, Recipe, Schedule
+from conftest import ROOT, WIDTH
+from data import load_data
+from pruner import load_checkpoint
+from train import evaluate
+
+SIZE = 16
+
+
+def run_main(*flags):
+    return main.main([f"--image_size={SIZE}", "--preset=test", *flags])
+
+
+def process(script, *flags, cwd):
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    return subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=cwd,
+                          capture_output=True, text=True, timeout=300, env=environment)
+
+
+def files(root):
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def preset(monkeypatch):
+    """One epoch of everything."""
+    def recipe(weight_decay=1e-4):
+        return Recipe(lr=[.02], epochs=[1], weight_decay=weight_decay, adam_lr=[1e-3])
+    schedule = Schedule(base=recipe(), ortho=recipe(0), retrain=recipe(), between=recipe())
+    monkeypatch.setitem(config.PRESETS, "test", Preset(schedule, schedule, batch_size=16))
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    return tmp_path_factory.mktemp("shared")
+
+
+# ------------------------------------------------------------------------------ every combination
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_method_in_every_job(model, shared, folder, monkeypatch, capsys):
+    monkeypatch.chdir(shared)
+    flags = (f"--model={model}", f"--width={WIDTH[model]}", f"--data_path={folder}")
+    network = f"{model}-w{WIDTH[model]:g}"
+    for ebt, only in itertools.product((True, False), ("base", "ortho")):
+        assert run_main(*flags, f"--ebt={ebt}", f"--only_train={only}") == 0
+        folder_name = f"pretrained/{'ebt' if ebt else 'iterative'}/shapes"
+        suffix = "_ortho" if only == "ortho" else ""
+        assert (shared / folder_name / f"{network}{suffix}.pth").is_file()
+    for method in PRUNING_TYPES:
+        start = (*flags, "--pretrained=True", f"--pruning_type={method}")
+        assert run_main(*start, "--ebt=True", "--prune_percent=30") == 0
+        assert run_main(*start, "--prune_percent=40", "--n_rounds=2") == 0
+        assert run_main(*start, "--thresholds=[20, 60]") == 0
+        middle = "_ortho" if method == "orthoreg" else ""
+        expected = {f"ebt/shapes/{network}_{method}_30_0": 30} | {
+            f"iterative/shapes/{network}_{method}_{name}": percent
+            for name, percent in ((f"25{middle}_0", 25), ("40_0", 40), (f"20{middle}_0", 20),
+                                  ("60_0", 60))}
+        for name, percent in expected.items():
+            path = shared / "pruned_nets" / f"{name}.pth"
+            pruned, info = load_checkpoint(path)
+            now, dense = pruned.filter_count()
+            record = json.loads(path.with_suffix(".json").read_text())
+            achieved = 100 * (1 - now / dense)
+            assert record["pruning"]["achieved_percent"] == pytest.approx(achieved)
+            reach = min(percent, record["pruning"]["max_percent"])
+            assert achieved == pytest.approx(reach, abs=250 / dense), (method, name)
+            assert info["penalised"] == name.endswith("_ortho_0")
+    out = capsys.readouterr().out
+    assert out.count("train with the penalty, for the next round") == 2
+    assert out.count("without the penalty since no round follows") == 3
+
+
+# ------------------------------------------------------------------------------ what a run writes
+
+
+@pytest.fixture
+def ticket(tmp_path, folder, monkeypatch, capsys):
+    """An Early-Bird ticket with its output: (folder, path, record, text)."""
+    monkeypatch.chdir(tmp_path)
+    assert run_main("--width=0.125", f"--data_path={folder}", "--ebt=True",
+                    "--pruning_type=orthoreg", "--prune_percent=25", "--seed=3") == 0
+    path = tmp_path / "pruned_nets/ebt/shapes/vgg-w0.125_orthoreg_25_3.pth"
+    return tmp_path, path, json.loads(path.with_suffix(".json").read_text()), \
+        capsys.readouterr().out
+
+
+def test_the_record_tells_the_truth_about_the_network(ticket, folder):
+    root, path, record, _ = ticket
+    model, info = load_checkpoint(path)
+    data = load_data(folder, SIZE)
+    assert record["accuracy"]["best"]["top1"] == evaluate(model, data.test_batches())["top1"]
+    assert record["parameters"] == sum(p.numel() for p in model.parameters())
+    assert record["widths"] == model.widths
+    assert record["compression"]["file_bytes"] == path.stat().st_size
+    assert record["flops"] == 2 * record["macs"] < record["base"]["flops"]
+    assert record["pruning"]["requested_percent"] == 25
+    assert record["flags"]["pruning_type"] == "orthoreg" and record["flags"]["seed"] == 3
+    assert record["schedule"]["retrain"]["lr"] == [.02]
+    assert len(record["history"]["retrain"]) == 1 and record["accuracy"]["chosen_on"] == "test"
+    assert set(record["seconds"]) == {"importance", "pruning", "retrain"}
+    assert record["orthogonality"]["layers"].keys() == model.widths.keys()
+    assert record["environment"]["torch"] == torch.__version__
+    assert record["base"]["file"] == "pretrained/ebt/shapes/vgg-w0.125_ortho_s3.pth"
+    base, _ = load_checkpoint(root / record["base"]["file"])
+    assert record["base"]["accuracy"]["best"]["top1"] == evaluate(base, data.test_batches())["top1"]
+    assert info["classes"] == list(data.classes) and info["image_size"] == SIZE
+
+
+def test_the_output_tells_the_story(ticket):
+    _, _, record, out = ticket
+    for part in ("VGG-13, Early-Bird job", "36 training and 18 test images of 3 classes",
+                 "Train with the penalty", "ortho 1/1  lr 0.02  loss", "degree of orthogonality",
+                 "features.31", "Round 1 of 1, step 1 of 3", "Round 1 of 1, step 2 of 3",
+                 "requested 25.00%, achieved 25.00%", " -> ", "FLOPs",
+                 "test accuracy right after pruning", "step 3 of 3: retrain", "unpruned",
+                 "pruned 25.0%", record["file"], "chosen on the test images"):
+        assert part in out, part
+
+
+def test_rounds_go_on_from_each_other_and_a_seed_decides_everything(tmp_path, folder, monkeypatch):
+    results = []
+    for run, seed in enumerate((0, 0, 1)):
+        cwd = tmp_path / str(run)
+        cwd.mkdir()
+        monkeypatch.chdir(cwd)
+        assert run_main("--model=resnet-56", "--width=0.25", f"--data_path={folder}",
+                        "--pruning_type=orthoreg", "--prune_percent=50", "--n_rounds=2",
+                        f"--seed={seed}") == 0
+        base = "pretrained/iterative/shapes/resnet-56-w0.25"
+        assert {name for name in files(cwd) if name.startswith(base)} == {
+            f"{base}{s}.pth" for s in ("_s1" * seed, "_ortho" + "_s1" * seed)}
+        folder_name = cwd / "pruned_nets/iterative/shapes"
+        first, _ = load_checkpoint(folder_name / f"resnet-56-w0.25_orthoreg_33_ortho_{seed}.pth")
+        second, _ = load_checkpoint(folder_name / f"resnet-56-w0.25_orthoreg_50_{seed}.pth")
+        for a, b in zip(second.filter_groups(), first.filter_groups()):
+            assert a.conv.out_channels <= b.conv.out_channels
+        results.append(second.state_dict())
+    first, again, other = results
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["linear.bias"], other["linear.bias"])
+
+
+def test_iterative_orthoreg_uses_the_base_that_is_there(tmp_path, folder, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ("--width=0.125", f"--data_path={folder}")
+    assert run_main(*flags, "--only_train=base") == 0
+    base = tmp_path / "pretrained/iterative/shapes/vgg-w0.125.pth"
+    before = base.read_bytes()
+    capsys.readouterr()
+    assert run_main(*flags, "--pruning_type=orthoreg", "--prune_percent=20") == 0
+    out = capsys.readouterr().out
+    assert "Load the trained network" in out and "Train the plain network" not in out
+    assert base.read_bytes() == before
+    assert run_main(*flags, "--only_train=ortho", "--batch_size=18") == 0
+    assert "trained with other settings" in capsys.readouterr().out
+    assert base.read_bytes() != before
+
+
+def test_a_target_beyond_the_floors_says_how_far_it_went(tmp_path, folder, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ("--model=resnet-56", "--width=0.25", f"--data_path={folder}", "--pruning_type=l1")
+    assert run_main(*flags, "--thresholds=[0, 90, 95]") == 0
+    out = capsys.readouterr().out
+    assert out.count("More cannot go than 80.8%") == 2
+    assert out.count("This round removes nothing") == 2  # the first, and the last
+
+
+# -------------------------------------------------------------------------------- as processes
+
+
+def test_processes_train_prune_and_measure(tmp_path, folder):
+    flags = ("--preset=quick", f"--data_path={folder}", "--image_size=16", "--width=0.125")
+    done = process("main.py", *flags, "--ebt=true", "--model=vgg", "--pretrained=FALSE",
+                   "--pruning_type=fisher", "--prune_percent=50", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    path = "pruned_nets/ebt/shapes/vgg-w0.125_fisher_50_0.pth"
+    assert path in done.stdout and "base 4/4" in done.stdout
+    record = json.loads((tmp_path / path).with_suffix(".json").read_text())
+
+    shown = process("eval.py", "--model", "vgg", "--pruned", "True", "--model_path", path,
+                    "--train_acc", "True", "--test_acc", "True", "--flops", "True",
+                    "--compression", "True", "--eval_ortho", "True", cwd=tmp_path)
+    assert shown.returncode == 0 and shown.stderr == "", shown.stderr
+    assert f"test images: top-1 {record['accuracy']['best']['top1']:.2f}%" in shown.stdout
+    for part in (f"{record['parameters']:,}", f"{record['macs']:,}", f"{record['flops']:,}",
+                 "MACs (multiply-adds)", "FLOPs (2 per MAC)", "36 train images",
+                 f"{record['compression']['file']:.2f}x", "degree of orthogonality",
+                 f"{record['orthogonality']['mean']:.3f}", "pruned VGG-13"):
+        assert part in shown.stdout, part
+
+    base = "pretrained/ebt/shapes/vgg-w0.125.pth"
+    before = files(tmp_path)
+    for wrong in (("--model", "resnet", "--model_path", path),
+                  ("--pruned", "False", "--model_path", path),
+                  ("--pruned", "True", "--model_path", base),
+                  ("--model_path", path, "--data_path", "digits", "--test_acc", "True"),
+                  ("--model_path", "missing.pth")):
+        refused = process("eval.py", *wrong, cwd=tmp_path)
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
+    assert "holds: pruned VGG-13" in process("eval.py", "--model", "resnet", "--model_path", path,
+                                             cwd=tmp_path).stderr
+    assert files(tmp_path) == before
+
+
+BASIC = ("--pruning_type=l1", "--prune_percent=25", "--data_path=digits")
+
+
+@pytest.mark.parametrize("flags, message", [
+    (("--prune_percent=-1", "--pruning_type=l1"), "0 to 95"),
+    (("--prune_percent=96", "--pruning_type=l1"), "0 to 95"),
+    (("--prune_percent=12.5", "--pruning_type=l1"), "integer"),
+    (("--pruning_percent=abc", "--pruning_type=l1"), "integer"),
+    ((*BASIC, "--n_rounds=0"), "from 1 up"), ((*BASIC, "--ebt=maybe"), "neither True nor False"),
+    ((*BASIC, "--model=alexnet"), "vgg"), ((*BASIC, "--pruning_type=l7"), "orthoreg"),
+    ((*BASIC, "--preset=slow"), "paper"), ((*BASIC, "--nonsense=1"), "--nonsense"),
+    ((*BASIC, "--seed=x"), "integer"), ((*BASIC, "--GraSP_T=0"), "above 0"),
+    ((*BASIC, "--only_train=all"), "base, ortho, False"), ((*BASIC, "--imp_samples=0"), "from 1"),
+    (("--pruning_type=l1", "--thresholds=[]"), "rising list"),
+    (("--pruning_type=l1", "--thresholds=[50, 10]"), "rising list"),
+    (("--pruning_type=l1", "--thresholds=[10, 96]"), "rising list"),
+    (("--pruning_type=l1", "--thresholds=50"), "rising list"),
+    (("--pruning_type=l1", "--thresholds=__import__('os').abort()"), "rising list"),
+    ((*BASIC, "--thresholds=[10]"), "contradict"), (("--prune_percent=25",), "--pruning_type"),
+    (("--pruning_type=l1",), "--prune_percent is missing"),
+    ((*BASIC, "--ebt=True", "--n_rounds=2"), "prunes once"),
+    ((*BASIC, "--only_train=base"), "leave out --pruning_type"),
+    (("--only_train=base", "--pretrained=True"), "leave out --pretrained"),
+])
+def test_wrong_flags_get_one_line_and_code_2(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main.main(list(flags))
+    except SystemExit as stopped:  # argparse's own way
+        code = stopped.code
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1 and message in error, error
+    assert not files(tmp_path)
+
+
+@pytest.mark.parametrize("flags, message", [
+    ((*BASIC, "--num_classes=7"), "digits has 10 classes"),
+    ((*BASIC, "--pretrained=True"), "--only_train=base"),
+    ((*BASIC[:2], "--data_path=nowhere"), "neither a folder"),
+    (("--pruning_type=l1", "--prune_percent=1", "--n_rounds=5", "--data_path=digits"),
+     "fewer rounds"),
+    ((*BASIC, "--pruning_type=grasp", "--imp_samples=5", "--pretrained=True"), "pretrained"),
+])
+def test_what_only_the_data_can_tell_is_refused_too(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(list(flags)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error, error
+    assert not files(tmp_path)
+
+
+def test_a_base_network_of_something_else_is_refused(tmp_path, folder, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ("--width=0.125", f"--data_path={folder}")
+    assert run_main(*flags, "--only_train=base") == 0
+    path = tmp_path / "pretrained/iterative/shapes/vgg-w0.125.pth"
+    start = ("--pretrained=True", "--pruning_type=l1", "--prune_percent=25")
+    before = files(tmp_path)
+    assert main.main(["--preset=test", *flags, *start, "--image_size=24"]) == 2
+    assert "--image_size=16 fits it" in capsys.readouterr().err
+    other = path.with_name("mobilenet-w0.125.pth")
+    other.write_bytes(path.read_bytes())
+    assert run_main(*flags, *start, "--model=mobilenet") == 2
+    assert "holds: unpruned VGG-13" in capsys.readouterr().err
+    other.unlink()
+    assert files(tmp_path) == before
+
+
+def test_a_diverged_training_ends_with_3_and_keeps_the_last_good_file(tmp_path, folder,
+                                                                      monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ("--width=0.125", f"--data_path={folder}", "--only_train=base")
+    assert run_main(*flags) == 0
+    before = files(tmp_path)
+    capsys.readouterr()
+    wild = Recipe(lr=[1e30], epochs=[2], weight_decay=0, adam_lr=[1])
+    schedule = Schedule(base=wild, ortho=wild, retrain=wild)
+    monkeypatch.setitem(config.PRESETS, "test", Preset(schedule, schedule, 16))
+    assert run_main(*flags) == 3
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "in base, epoch 1 of 2, at learning rate 1e+30" in error
+    assert files(tmp_path) == before
+
+
+def test_ctrl_c_ends_with_130(tmp_path, folder, monkeypatch, capsys):
+    import train
+
+    def interrupt(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "train_epoch", interrupt)
+    assert run_main("--width=0.125", f"--data_path={folder}", "--only_train=base") == 130
+    assert capsys.readouterr().err == "main.py: interrupted\n"
+
+
+@pytest.mark.parametrize("script, module", [("main.py", main), ("eval.py", measure)])
+def test_help_names_every_flag_without_importing_torch(script, module, tmp_path):
+    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {module.__name__} as m\n"
+            "try: m.main(['--help'])\n"
+            "finally: print('torch' in sys.modules)")
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                           cwd=tmp_path)
+    assert shown.stdout.endswith("False\n")
+    flags = {"main.py": ["--model", "-m", "--ebt", "--pretrained", "--data_path", "--pruning_type",
+                         "--prune_percent", "--pruning_percent", "--n_rounds", "--thresholds",
+                         "--seed", "--only_train", "--imp_samples", "--GraSP_T", "--num_classes"],
+             "eval.py": ["--model", "--pruned", "--model_path", "--data_path", "--train_acc",
+                         "--test_acc", "--flops", "--compression", "--eval_ortho"]}[script]
+    for flag in [*flags, "--device", "(default:"]:
+        assert flag in shown.stdout, flag
+
+
+def test_defaults_are_the_documented_ones():
+    flags = main.parse(["--pruning_type=l1", "--prune_percent=50"])
+    assert (flags.data_path, flags.model, flags.ebt, flags.pretrained, flags.n_rounds, flags.seed,
+            flags.only_train, flags.imp_samples, flags.GraSP_T, flags.num_classes, flags.image_size,
+            flags.preset, flags.batch_size, flags.device) == (
+        "CIFAR100", "vgg", False, False, 1, 0, False, 10000, 200, None, 32, "paper", 128, "auto")
+
+
+def test_file_names_of_the_published_jobs(digits):
+    from dataclasses import replace
+    home = replace(digits, folder="")  # CIFAR-100
+    flags = main.parse(["--model=resnet-56", "--pruning_type=orthoreg", "--prune_percent=80",
+                        "--n_rounds=3"])
+    assert [str(flags.base_file(home, ortho)) for ortho in (False, True)] == [
+        "pretrained/iterative/resnet-56.pth", "pretrained/iterative/resnet-56_ortho.pth"]
+    assert str(flags.pruned_file(home, 57.14, True)) == \
+        "pruned_nets/iterative/resnet-56_orthoreg_57_ortho_0.pth"
+    assert str(flags.pruned_file(digits, 80.0, False)) == \
+        "pruned_nets/iterative/digits/resnet-56_orthoreg_80_0.pth"
