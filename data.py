@@ -57,8 +57,8 @@ class ImageData:
         """Augmented training batches, shuffled.
 
         key: tuple of numbers and strings that the random choices are drawn from.
-        count: how many images (default, and at most, all). balanced: `count // classes` images of
-        each class instead; InputError where a class has fewer.
+        count: how many images (default, and at most, all). balanced: the same number of images of
+        each class, `count // classes` or as many as the smallest class has.
         """
         seed = seed_of(*key)
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
@@ -69,20 +69,13 @@ class ImageData:
         return Batches(self.train, order, batch_size, seed, self.flip)
 
     def _balanced(self, order, count):
-        each, labels = count // len(self.classes), self.train.labels.cpu()[order]
+        labels = self.train.labels.cpu()
+        each = min(count // len(self.classes), int(labels.bincount().min()))
         if not each:
             raise InputError(f"{count} images are fewer than one for each of the "
                              f"{len(self.classes)} classes; --imp_samples must be larger")
-        picks = [order[labels == k][:each] for k in range(len(self.classes))]
-        short = min(range(len(picks)), key=lambda k: len(picks[k]))
-        if len(picks[short]) < each:
-            raise InputError(
-                f"class {self.classes[short]!r} has {len(picks[short])} training images and "
-                f"{each} of each class are asked for; --imp_samples can be at most "
-                f"{len(picks[short]) * len(self.classes)} here")
-        chosen = torch.zeros(len(order), dtype=torch.bool)
-        chosen[torch.cat(picks)] = True
-        return order[chosen[order]]
+        chosen = torch.cat([order[labels[order] == k][:each] for k in range(len(self.classes))])
+        return order[torch.isin(order, chosen)]
 
     def test_batches(self):
         return self.plain_batches(self.test)

@@ -5,8 +5,10 @@
 
 The file knows what it holds; --model and --pruned are only checked against it.
 """
+import ast
 import os
 import sys
+from functools import lru_cache
 
 from config import (MODELS, InputError, Parser, boolean, integer, print_columns, print_table,
                     run_command)
@@ -14,18 +16,24 @@ from config import (MODELS, InputError, Parser, boolean, integer, print_columns,
 # torch and what needs it is imported inside the functions: --help answers before that.
 
 
-def measure_cost(model, image_size=32):
+def measure_cost(network, image_size=32):
     """{"filters", "parameters", "macs", "flops"} of a network, for one image.
 
     filters: of all prunable layers, carried depthwise ones included. macs: multiply-adds of
     convolutions and linear layers; flops: two for each, counted by torch's FlopCounterMode.
     """
+    return dict(_cost_of(network.name, network.num_classes, repr(network.widths), network.width,
+                         image_size))
+
+
+@lru_cache
+def _cost_of(name, num_classes, widths, width, image_size):
     import torch
     from torch.utils.flop_counter import FlopCounterMode
     from models import build_model
 
     with torch.device("meta"), torch.no_grad():  # shapes only: nothing is computed
-        twin = build_model(model.name, model.num_classes, model.widths, model.width).eval()
+        twin = build_model(name, num_classes, ast.literal_eval(widths), width).eval()
         with FlopCounterMode(display=False) as counter:
             twin(torch.empty(1, 3, image_size, image_size))
     flops = counter.get_total_flops()
@@ -40,25 +48,25 @@ def unpruned_twin(model):
     return build_model(model.name, model.num_classes, width=model.width)
 
 
-def measure_compression(model, path, info, image_size=32):
+def measure_compression(network, path, info, image_size=32):
     """How many times smaller the network at `path` is than its unpruned twin.
 
     {"parameters", "flops", "file": ratios, "file_bytes", "unpruned_file_bytes"}; the twin's file is
     one with the same entries beside the weights.
     """
     from pruner import checkpoint_bytes
-    twin = unpruned_twin(model)
-    ours, theirs = measure_cost(model, image_size), measure_cost(twin, image_size)
+    twin = unpruned_twin(network)
+    ours, theirs = measure_cost(network, image_size), measure_cost(twin, image_size)
     size, unpruned = os.path.getsize(path), len(checkpoint_bytes(twin, info))
     return {"parameters": theirs["parameters"] / ours["parameters"],
             "flops": theirs["flops"] / ours["flops"], "file": unpruned / size,
             "file_bytes": size, "unpruned_file_bytes": unpruned}
 
 
-def measure_orthogonality(model):
+def measure_orthogonality(network):
     """{"mean": over layers, "layers": {convolution: degree of orthogonality}}."""
     from train import degree_of_orthogonality
-    layers = degree_of_orthogonality(model)
+    layers = degree_of_orthogonality(network)
     return {"mean": sum(layers.values()) / len(layers), "layers": layers}
 
 
