@@ -9,6 +9,7 @@ whatever ran before.
 """
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -162,6 +163,8 @@ def _cifar(name, image_size):
         try:
             parts = [cls(FOLDER, train=train, download=True) for train in (True, False)]
         except (OSError, RuntimeError) as error:
+            with suppress(OSError):
+                Path(FOLDER).rmdir()  # torchvision made it; only an empty folder goes
             raise InputError(
                 f"{cls.__name__} is not in {FOLDER}/ and could not be downloaded from {cls.url} "
                 f"({error}); put {archive} into {Path(FOLDER).resolve()}, or use "

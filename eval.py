@@ -7,11 +7,12 @@ The file knows what it holds; --model and --pruned are only checked against it.
 """
 import ast
 import os
+import platform
 import sys
 from functools import lru_cache
 
-from config import (MODELS, InputError, Parser, boolean, integer, print_columns, print_table,
-                    run_command)
+from config import (MODELS, InputError, Parser, boolean, heading, integer, print_columns,
+                    print_table, run_command)
 
 # torch and what needs it is imported inside the functions: --help answers before that.
 
@@ -70,6 +71,18 @@ def measure_orthogonality(network):
     return {"mean": sum(layers.values()) / len(layers), "layers": layers}
 
 
+def environment(device):
+    """Versions and hardware that a result depends on."""
+    import numpy
+    import torch
+    import torchvision
+    name = (torch.cuda.get_device_name(device) if device.type == "cuda"
+            else f"{device.type}, {torch.get_num_threads()} threads")
+    return {"python": platform.python_version(), "torch": str(torch.__version__),
+            "torchvision": torchvision.__version__, "numpy": numpy.__version__,
+            "platform": platform.platform(), "device": name}
+
+
 # -------------------------------------------------------------------------------------- output
 
 
@@ -102,7 +115,46 @@ def megabytes(count):
     return f"{count / 1e6:.2f} MB"
 
 
-def parse(argv):
+def print_summary(records):
+    """The table at the end: the unpruned network beside what each round made of it."""
+    heading("Result")
+    base = records[0]
+
+    def row(name, text):
+        return [name] + [text(record) for record in records]
+
+    def percent(kind, key="top1"):
+        return lambda r: f"{r['accuracy'][kind][key]:.2f}%" if kind in r["accuracy"] else ""
+
+    def relative(key):
+        return lambda r: f"{r[key]:,}" + (
+            "" if r is base else f" ({100 * r[key] / base[key]:.1f}%)")
+
+    def after_pruning(r):
+        return f"{r['pruning']['after_pruning']['top1']:.2f}%" if "pruning" in r else ""
+
+    rows = [row("", lambda r: "unpruned" if r is base else
+                f"pruned {r['pruning']['achieved_percent']:.1f}%"),
+            row("test accuracy, best epoch", percent("best")),
+            row("test accuracy, last epoch", percent("last"))]
+    if "top5" in base["accuracy"]["best"]:
+        rows.append(row("top-5 accuracy, best epoch", percent("best", "top5")))
+    if len(records) > 1:
+        rows.append(row("accuracy right after pruning", after_pruning))
+    rows += [row("filters", relative("filters")), row("parameters", relative("parameters")),
+             row("MACs (multiply-adds)", relative("macs")), row("FLOPs", relative("flops")),
+             row("file size", lambda r: megabytes(r["compression"]["file_bytes"])),
+             row("mean degree of orthogonality", lambda r: f"{r['orthogonality']['mean']:.3f}")]
+    print_table(rows)
+    print("  The best epoch was chosen on the test images.")
+    for record in records:
+        print(f"  {record['file']}")
+
+
+# ------------------------------------------------------------------------------------- command
+
+
+def make_parser():
     parser = Parser(prog="eval.py", description=__doc__)
     add = parser.add_argument
     add("--model_path", required=True, metavar="FILE", help="the checkpoint (required)")
@@ -121,11 +173,11 @@ def parse(argv):
     add("--num_classes", type=integer(2), help="checked against the file (default: not checked)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
         help="auto takes a GPU where there is one (default: auto)")
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv=None):
-    args = parse(argv)
+    args = make_parser().parse_args(argv)
     return run_command("eval.py", lambda: run(args))
 
 

@@ -8,7 +8,6 @@
 import argparse
 import ast
 import json
-import platform
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -207,6 +206,7 @@ class Run:
                              f"{len(self.data.classes)} classes")
 
     def run(self):
+        from eval import print_summary
         self.introduce()
         network, base = self.unpruned()
         records = [base]
@@ -214,9 +214,10 @@ class Run:
             for number, target in enumerate(self.targets, 1):
                 network, record = self.prune_round(network, base, number, target)
                 records.append(record)
-        summarise(records)
+        print_summary(records)
 
     def introduce(self):
+        from eval import environment
         flags, data = self.flags, self.data
         goal = (f"prune {', '.join(f'{t:.4g}%' for t in self.targets)} by {flags.pruning_type}"
                 if flags.pruning_type else f"train the {flags.only_train} network")
@@ -260,6 +261,9 @@ class Run:
         network, info = load_checkpoint(path)
         check_holds(path, network, info, model=flags.model, pruned=False)
         check_data(path, network, info, self.data)
+        if network.width != flags.width:
+            raise InputError(f"{path} holds a network of --width={network.width:g}, "
+                             f"not {flags.width:g}")
         network.to(self.device)
         accuracy = {**info.get("accuracy", {}), "best": evaluate(network, self.data.test_batches())}
         print(f"  {path}: test {accuracy_text(accuracy['best'])}")
@@ -388,6 +392,7 @@ class Run:
     def save(self, path, network, trained, penalised, base=None, pruning=None, seconds=None):
         """Write the checkpoint and, of a pruned network, the .json beside it. Returns the record,
         which is the content of that .json."""
+        from eval import environment
         from pruner import save_checkpoint, write_atomically
         final = list(trained.values())[-1]
         accuracy = {"best": final.best, "last": final.last, "chosen_on": "test"}
@@ -419,55 +424,6 @@ class Run:
                 **measure_cost(network, size), "widths": network.widths,
                 "compression": measure_compression(network, path, info, size),
                 "orthogonality": measure_orthogonality(network)}
-
-
-def environment(device):
-    """Versions and hardware that a result depends on."""
-    import numpy
-    import torch
-    import torchvision
-    name = (torch.cuda.get_device_name(device) if device.type == "cuda"
-            else f"{device.type}, {torch.get_num_threads()} threads")
-    return {"python": platform.python_version(), "torch": str(torch.__version__),
-            "torchvision": torchvision.__version__, "numpy": numpy.__version__,
-            "platform": platform.platform(), "device": name}
-
-
-def summarise(records):
-    """The table at the end: the unpruned network beside what each round made of it."""
-    from eval import megabytes
-    heading("Result")
-    base = records[0]
-
-    def row(name, text):
-        return [name] + [text(record) for record in records]
-
-    def percent(kind, key="top1"):
-        return lambda r: f"{r['accuracy'][kind][key]:.2f}%" if kind in r["accuracy"] else ""
-
-    def relative(key):
-        return lambda r: f"{r[key]:,}" + (
-            "" if r is base else f" ({100 * r[key] / base[key]:.1f}%)")
-
-    def after_pruning(r):
-        return f"{r['pruning']['after_pruning']['top1']:.2f}%" if "pruning" in r else ""
-
-    rows = [row("", lambda r: "unpruned" if r is base else
-                f"pruned {r['pruning']['achieved_percent']:.1f}%"),
-            row("test accuracy, best epoch", percent("best")),
-            row("test accuracy, last epoch", percent("last"))]
-    if "top5" in base["accuracy"]["best"]:
-        rows.append(row("top-5 accuracy, best epoch", percent("best", "top5")))
-    if len(records) > 1:
-        rows.append(row("accuracy right after pruning", after_pruning))
-    rows += [row("filters", relative("filters")), row("parameters", relative("parameters")),
-             row("MACs (multiply-adds)", relative("macs")), row("FLOPs", relative("flops")),
-             row("file size", lambda r: megabytes(r["compression"]["file_bytes"])),
-             row("mean degree of orthogonality", lambda r: f"{r['orthogonality']['mean']:.3f}")]
-    print_table(rows)
-    print("  The best epoch was chosen on the test images.")
-    for record in records:
-        print(f"  {record['file']}")
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def select_filters(model, scores, percent):
             raise ValueError(f"{group.name} has {count} filters; its scores are "
                              f"{'missing' if score is None else f'of shape {tuple(score.shape)}'}")
         keep[group.name] = torch.ones(count, dtype=torch.bool)
-        ranked = score.detach().double().cpu().sort(stable=True)
+        ranked = score.detach().cpu().double().sort(stable=True)
         open_to = 0 if group.protected else max(0, count - group.floor)
         candidates += zip(ranked.values[:open_to].tolist(), [position] * open_to,
                           ranked.indices[:open_to].tolist())

@@ -350,3 +350,16 @@ def test_file_names_of_the_published_jobs(digits):
         "pruned_nets/iterative/resnet-56_orthoreg_57_ortho_0.pth"
     assert str(flags.pruned_file(digits, 80.0, False)) == \
         "pruned_nets/iterative/digits/resnet-56_orthoreg_80_0.pth"
+
+
+def test_the_python_of_the_readme_runs_and_its_flags_are_all_there():
+    text = (ROOT / "README.md").read_text()
+    names = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    now, dense = names["small"].filter_count()
+    assert now == dense // 2
+    for parser in (main.make_parser(), measure.make_parser()):
+        for action in parser._actions:
+            for flag in action.option_strings:
+                assert flag in ("-h", "--help") or f"`{flag}`" in text, flag
+    assert all(f"`{name}`" in text for name in (*PRUNING_TYPES, *MODELS))

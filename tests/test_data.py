@@ -141,6 +141,7 @@ def test_cifar_without_a_network_says_what_to_do(tmp_path, monkeypatch, capsys):
     assert all(part in text for part in (
         "http", "no route to host", "cifar-100-python.tar.gz", str(tmp_path / "data"),
         "--data_path=digits")) and "\n" not in text
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("damage, message", [
