@@ -213,6 +213,10 @@ def run_command(prog, body):
         code, line = 2, f"{prog}: error: {error}"
     except Diverged as error:
         code, line = 3, f"{prog}: diverged: {error}"
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "torchvision", "numpy", "tqdm"):
+            raise
+        code, line = 2, f"{prog}: error: {error.name} is missing; ./requirements.sh installs it"
     except KeyboardInterrupt:
         code, line = 130, f"{prog}: interrupted"
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`

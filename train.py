@@ -107,7 +107,7 @@ def train_epoch(model, batches, optimizer, penalty=None, label="train"):
     model.train()
     device = next(model.parameters()).device
     loss_sum, penalty_sum, hits = torch.zeros(3, device=device)  # read rarely: reading waits
-    count, shown = 0, time.monotonic()
+    count, shown = 0, 0.0
     bar = progress(batches, label)
     for images, labels in bar:
         logits = model(images)
