@@ -221,7 +221,7 @@ def run_command(prog, body):
         code, line = 130, f"{prog}: interrupted"
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        code, line = 130, f"{prog}: interrupted: nobody reads the output any more"
     print(line, file=sys.stderr)
     return code
 

@@ -111,7 +111,7 @@ class Batches:
         pixels = torch.arange(size, device=device)
         if self.seed is not None:
             pad = size // 8
-            generator = torch.Generator().manual_seed(self.seed)
+            generator = torch.Generator().manual_seed(seed_of(self.seed, "augmentation"))
             shifts = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).to(device)
             mirrored = torch.rand(count, generator=generator).to(device) < 0.5 * self.flip
         for b in range(len(self)):
@@ -159,7 +159,7 @@ def _cifar(name, image_size):
     try:
         parts = [cls(FOLDER, train=train) for train in (True, False)]
     except RuntimeError:  # not there, or damaged
-        print(f"{cls.__name__} is not in {FOLDER}/: downloading it", flush=True)
+        print(f"{cls.__name__} is not unpacked in {FOLDER}/: fetching it", flush=True)
         try:
             parts = [cls(FOLDER, train=train, download=True) for train in (True, False)]
         except (OSError, RuntimeError) as error:
@@ -192,10 +192,12 @@ def _digits(_name, image_size):
 
 def _resized(images, size):
     """N x H x W x 3 of any type -> uint8, N x size x size x 3."""
-    if images.shape[1:3] != (size, size):
-        images = F.interpolate(images.permute(0, 3, 1, 2).float(), (size, size), mode="bilinear",
-                               antialias=True).permute(0, 2, 3, 1).round_()
-    return images.to(torch.uint8).contiguous()
+    def resize(part):
+        if part.shape[1:3] != (size, size):
+            part = F.interpolate(part.permute(0, 3, 1, 2).float(), (size, size), mode="bilinear",
+                                 antialias=True).permute(0, 2, 3, 1).round_()
+        return part.to(torch.uint8).contiguous()
+    return torch.cat([resize(part) for part in images.split(1000)])  # floats of a part at a time
 
 
 def _image_folder(root, image_size):
@@ -225,8 +227,12 @@ def _image_folder(root, image_size):
         paths = [path for name in classes for path in files[name]]
         labels = [k for k, name in enumerate(classes) for _ in files[name]]
         with ThreadPoolExecutor() as pool:
-            images = list(progress(pool.map(lambda p: _decode(p, image_size), paths),
-                                   f"reading {part}"))
+            jobs = [pool.submit(_decode, path, image_size) for path in paths]
+            try:
+                images = [job.result() for job in progress(jobs, f"reading {part}")]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
         splits.append(Split(torch.from_numpy(np.stack(images)), torch.tensor(labels)))
     name = root.resolve().name
     return ImageData(name, name, classes, *splits)
@@ -250,8 +256,12 @@ def _decode(path, size):
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16 bits a pixel, which convert("RGB") would clip
-                image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+            if image.mode.startswith(("I", "F")):  # deep pixels, which convert("RGB") would clip
+                grey = np.asarray(image, dtype=np.float64)
+                factor = 1 / 257 if image.mode.startswith("I;16") or grey.max() > 255 else 1
+                if image.mode == "F" and grey.max() <= 1:
+                    factor = 255
+                image = Image.fromarray((grey * factor).clip(0, 255).astype(np.uint8))
             elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 white = Image.new("RGBA", image.size, "white")

@@ -49,8 +49,8 @@ def unpruned_twin(model):
     return build_model(model.name, model.num_classes, width=model.width)
 
 
-def measure_compression(network, path, info, image_size=32):
-    """How many times smaller the network at `path` is than its unpruned twin.
+def measure_compression(network, file_bytes, info, image_size=32):
+    """How many times smaller a network in a file of `file_bytes` is than its unpruned twin.
 
     {"parameters", "flops", "file": ratios, "file_bytes", "unpruned_file_bytes"}; the twin's file is
     one with the same entries beside the weights.
@@ -58,10 +58,10 @@ def measure_compression(network, path, info, image_size=32):
     from pruner import checkpoint_bytes
     twin = unpruned_twin(network)
     ours, theirs = measure_cost(network, image_size), measure_cost(twin, image_size)
-    size, unpruned = os.path.getsize(path), len(checkpoint_bytes(twin, info))
+    unpruned = len(checkpoint_bytes(twin, info))
     return {"parameters": theirs["parameters"] / ours["parameters"],
-            "flops": theirs["flops"] / ours["flops"], "file": unpruned / size,
-            "file_bytes": size, "unpruned_file_bytes": unpruned}
+            "flops": theirs["flops"] / ours["flops"], "file": unpruned / file_bytes,
+            "file_bytes": file_bytes, "unpruned_file_bytes": unpruned}
 
 
 def measure_orthogonality(network):
@@ -205,7 +205,7 @@ def run(args):
                      ("MACs (multiply-adds)", f"{cost['macs']:,}"),
                      ("FLOPs (2 per MAC)", f"{cost['flops']:,}")])
     if args.compression:
-        ratio = measure_compression(model, args.model_path, info, image_size)
+        ratio = measure_compression(model, os.path.getsize(args.model_path), info, image_size)
         print("Compression against the unpruned network")
         print_table([("parameters", f"{ratio['parameters']:.2f}x"),
                      ("FLOPs", f"{ratio['flops']:.2f}x"),

@@ -204,6 +204,9 @@ class Run:
         if flags.num_classes not in (None, len(self.data.classes)):
             raise InputError(f"--num_classes={flags.num_classes}, but {flags.data_path} has "
                              f"{len(self.data.classes)} classes")
+        if flags.pruning_type == "grasp" and flags.imp_samples < len(self.data.classes):
+            raise InputError(f"--imp_samples={flags.imp_samples} is less than one image for each "
+                             f"of the {len(self.data.classes)} classes, which grasp needs")
 
     def run(self):
         from eval import print_summary
@@ -231,7 +234,10 @@ class Run:
     def unpruned(self):
         """(the network that pruning starts from, its record), loaded or trained."""
         flags = self.flags
-        if flags.pretrained and not flags.only_train:
+        penalty_left = flags.penalised and not flags.ebt and not flags.base_file(
+            self.data, penalised=True).is_file() and flags.base_file(
+            self.data, penalised=False).is_file()  # an iterative job can go on from the plain one
+        if flags.pretrained and not flags.only_train and not penalty_left:
             return self.load_base(flags.penalised)
         if not flags.penalised:
             return self.train_base(self.fresh_network(), penalised=False)
@@ -240,13 +246,15 @@ class Run:
 
     def plain_base(self):
         """The plainly trained network that iterative orthoreg starts from: loaded where it is
-        there and was trained as this job would train it, else trained."""
-        if self.flags.pretrained or self.flags.base_file(self.data, penalised=False).is_file():
-            network, record = self.load_base(penalised=False)
-            if self.flags.pretrained or record["training"] in (None, self.settings("base")):
-                return network
-            print("  It was trained with other settings than this job's: training it anew")
-        return self.train_base(self.fresh_network(), penalised=False)[0]
+        there, else trained."""
+        path = self.flags.base_file(self.data, penalised=False)
+        if not self.flags.pretrained and not path.is_file():
+            return self.train_base(self.fresh_network(), penalised=False)[0]
+        network, record = self.load_base(penalised=False)
+        if record["training"] not in (None, self.settings("base")):
+            print("  Note: it was trained with other settings than this job's; the same command "
+                  "with --only_train=base and no pruning flags would train it anew")
+        return network
 
     def load_base(self, penalised):
         from eval import accuracy_text, check_data, check_holds
@@ -267,7 +275,8 @@ class Run:
         network.to(self.device)
         accuracy = {**info.get("accuracy", {}), "best": evaluate(network, self.data.test_batches())}
         print(f"  {path}: test {accuracy_text(accuracy['best'])}")
-        return network, self.record(path, network, {**info, "accuracy": accuracy})
+        return network, self.record(path, network, {**info, "accuracy": accuracy},
+                                    path.stat().st_size)
 
     def fresh_network(self):
         import torch
@@ -317,6 +326,7 @@ class Run:
                                 seconds=seconds)
 
     def importance(self, network, number, title):
+        from data import seed_of
         from imp_estimator import NEEDS_DATA, cal_importance
         flags, batches, source = self.flags, None, "weights alone"
         if flags.pruning_type in NEEDS_DATA:
@@ -329,7 +339,7 @@ class Run:
         heading(f"{title}: importance by {flags.pruning_type}, from {source}")
         try:
             return cal_importance(network, flags.pruning_type, batches, temperature=flags.GraSP_T,
-                                  seed=flags.seed)
+                                  seed=seed_of(flags.seed, "random", number))
         except ValueError as error:
             raise InputError(f"{error}; the network that was scored is of no use") from error
 
@@ -346,7 +356,8 @@ class Run:
             print(f"  More cannot go than {most:.2f}%: every layer keeps 5% of its filters, plus "
                   "one, and a ResNet's stem all of them")
         if after == before:
-            print("  This round removes nothing: the network is already as small as requested")
+            print("  This round removes nothing" + (
+                ": the network is already as small as requested" if achieved >= target else ""))
         else:
             print("  filters of each layer, before -> after")
             print_architecture(small, network)
@@ -393,7 +404,7 @@ class Run:
         """Write the checkpoint and, of a pruned network, the .json beside it. Returns the record,
         which is the content of that .json."""
         from eval import environment
-        from pruner import save_checkpoint, write_atomically
+        from pruner import checkpoint_bytes, write_atomically
         final = list(trained.values())[-1]
         accuracy = {"best": final.best, "last": final.last, "chosen_on": "test"}
         info = {
@@ -406,23 +417,25 @@ class Run:
             "seconds": {**(seconds or {}), **{p: t.seconds for p, t in trained.items()}}}
         if pruning:
             info["pruning"] = pruning
-        save_checkpoint(path, network, info)
-        record = {**self.record(path, network, info), "schedule": asdict(self.flags.schedule),
-                  "base": base}
+        content = checkpoint_bytes(network, info)
+        record = {**self.record(path, network, info, len(content)),
+                  "schedule": asdict(self.flags.schedule), "base": base}
+        write_atomically(path, content)
         if pruning:
             text = json.dumps(record, indent=1)
             write_atomically(path.with_suffix(".json"), text.encode())
         print(f"  saved {path}" + (" and the .json beside it" if pruning else ""))
         return record
 
-    def record(self, path, network, info):
+    def record(self, path, network, info, file_bytes):
         """Everything known of a network, as plain numbers, strings, lists and dicts."""
         from eval import measure_compression, measure_cost, measure_orthogonality
         size = self.data.image_size
         return {"file": str(path), "model": network.name, "num_classes": network.num_classes,
                 **{"training": None, "history": None, "seconds": None, **info},
-                **measure_cost(network, size), "widths": network.widths,
-                "compression": measure_compression(network, path, info, size),
+                **measure_cost(network, size),
+                "widths": {g.name: g.conv.out_channels for g in network.filter_groups()},
+                "compression": measure_compression(network, file_bytes, info, size),
                 "orthogonality": measure_orthogonality(network)}
 
 

@@ -52,8 +52,8 @@ def select_filters(model, scores, percent):
         included; filters that earlier rounds removed count as gone.
     All layers are ranked together; equal scores go in order of layer, then of filter. Every layer
     keeps its floor(0.05 N) + 1 highest scored filters, N counted in the unpruned network, and a
-    protected layer all of them. Never exceeds the target; falls short by less than one filter
-    (with the depthwise filter that it carries), or where the floors stop it.
+    protected layer all of them. The target, rounded to whole filters, is never exceeded, and is
+    missed by at most the depthwise filter that a last one would carry, or where the floors stop.
     Returns layer name -> rising tensor of the indices to keep.
     Raises ValueError where the scores do not fit the network.
     """
@@ -210,4 +210,5 @@ def load_checkpoint(path):
                          f"{reason}") from error
     if not all(math.isfinite(t.sum()) for t in state.values() if t.is_floating_point()):
         raise InputError(f"{path} holds weights that are not finite")
-    return model, content
+    now, dense = model.filter_count()
+    return model, {**content, "pruned": now < dense}

@@ -36,7 +36,8 @@ def degree_of_orthogonality(model):
     with torch.no_grad():
         for name, conv in convolutions(model):
             gram = gram_matrix(conv).abs()
-            degrees[name] = (gram.diagonal().sum() / gram.sum()).item()
+            total = gram.sum().clamp_min(torch.finfo(gram.dtype).tiny)
+            degrees[name] = (gram.diagonal().sum() / total).item()
     return degrees
 
 

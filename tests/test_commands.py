@@ -107,7 +107,7 @@ def test_the_record_tells_the_truth_about_the_network(ticket, folder):
     data = load_data(folder, SIZE)
     assert record["accuracy"]["best"]["top1"] == evaluate(model, data.test_batches())["top1"]
     assert record["parameters"] == sum(p.numel() for p in model.parameters())
-    assert record["widths"] == model.widths
+    assert record["widths"] == {g.name: g.conv.out_channels for g in model.filter_groups()}
     assert record["compression"]["file_bytes"] == path.stat().st_size
     assert record["flops"] == 2 * record["macs"] < record["base"]["flops"]
     assert record["pruning"]["requested_percent"] == 25
@@ -170,7 +170,11 @@ def test_iterative_orthoreg_uses_the_base_that_is_there(tmp_path, folder, monkey
     assert base.read_bytes() == before
     assert run_main(*flags, "--only_train=ortho", "--batch_size=18") == 0
     assert "trained with other settings" in capsys.readouterr().out
-    assert base.read_bytes() != before
+    base.with_name("vgg-w0.125_ortho.pth").unlink()
+    assert run_main(*flags, "--pretrained=True", "--pruning_type=orthoreg",
+                    "--prune_percent=20") == 0
+    assert "Train with the penalty" in capsys.readouterr().out
+    assert base.read_bytes() == before
 
 
 def test_a_target_beyond_the_floors_says_how_far_it_went(tmp_path, folder, monkeypatch, capsys):
@@ -260,6 +264,8 @@ def test_wrong_flags_get_one_line_and_code_2(flags, message, tmp_path, monkeypat
     ((*BASIC[:2], "--data_path=nowhere"), "neither a folder"),
     (("--pruning_type=l1", "--prune_percent=1", "--n_rounds=5", "--data_path=digits"),
      "fewer rounds"),
+    (("--pruning_type=grasp", "--prune_percent=25", "--data_path=digits", "--imp_samples=9"),
+     "which grasp needs"),
 ])
 def test_what_only_the_data_can_tell_is_refused_too(flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -48,12 +48,17 @@ def test_an_image_folder(folder, digits):
     ("RGBA", (10, 20, 30, 255), (10, 20, 30)), ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
     ("LA", (80, 255), (80, 80, 80)), ("1", 1, (255, 255, 255)), ("P", 3, None),
     ("I;16", 40_000, (155, 155, 155)), ("I;16", 200, (0, 0, 0)),
+    ("I", 200, (200, 200, 200)), ("I", 40_000, (155, 155, 155)), ("F", 0.5, (127, 127, 127)),
     ("CMYK", (0, 255, 255, 0), (255, 0, 0))])
 @pytest.mark.parametrize("size", [(32, 32), (1, 1), (300, 40)])
 def test_every_mode_and_size_becomes_rgb(tmp_path, mode, colour, expected, size):
     from PIL import Image
     path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
-    if mode == "I;16":
+    if mode in ("I", "F"):
+        path = tmp_path / "x.tif"
+        Image.fromarray(np.full(size[::-1], colour, np.int32 if mode == "I" else np.float32)
+                        ).save(path)
+    elif mode == "I;16":
         Image.fromarray(np.full(size[::-1], colour, np.uint16)).save(path)
     elif mode == "P":
         image = Image.new("P", size, colour)
