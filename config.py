@@ -7,6 +7,7 @@ To add a preset, add one entry to PRESETS; then `python main.py --preset=NAME ..
 import argparse
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Sequence
 
@@ -187,27 +188,30 @@ def integer(low, high=None):
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
         if value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"{value} is not {wanted}")
+            raise argparse.ArgumentTypeError(f"{value} is out of range: give {wanted}")
         return value
     return parse
 
 
-def positive(text):
-    """An argument type: a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
+def positive(most):
+    """An argument type: a number above 0, up to `most`."""
+    def parse(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, up to {most:g}")
+        return value
+    return parse
 
 
 def run_command(prog, body):
     """Run `body()`; return the exit code: 0 done, 2 bad input, 3 diverged, 130 interrupted."""
     try:
         body()
-        sys.stdout.flush()
+        if sys.stdout:  # None where the caller closed it
+            sys.stdout.flush()
         return 0
     except InputError as error:
         code, line = 2, f"{prog}: error: {error}"
@@ -219,9 +223,12 @@ def run_command(prog, body):
         code, line = 2, f"{prog}: error: {error.name} is missing; ./requirements.sh installs it"
     except KeyboardInterrupt:
         code, line = 130, f"{prog}: interrupted"
-    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code, line = 130, f"{prog}: interrupted: nobody reads the output any more"
+    except OSError as error:
+        code, line = 2, f"{prog}: error: {error}"
+        if isinstance(error, BrokenPipeError):  # the reader has gone, as in `... | head`
+            code, line = 130, f"{prog}: interrupted: nobody reads the output any more"
+        with suppress(OSError, ValueError):  # what is left in the buffer has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
     print(line, file=sys.stderr)
     return code
 

@@ -11,6 +11,7 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,15 @@ class ImageData:
     train: Split
     test: Split
     flip: bool = True
+
+    @cached_property
+    def fingerprint(self):
+        """A short text that tells this data set from another one of the same name."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.test):
+            for tensor in (split.images, split.labels):
+                digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()[:16]
 
     @property
     def image_size(self):
@@ -143,12 +153,12 @@ def load_data(data_path, image_size=32):
     Tiny-ImageNet download is recognised. All images become RGB of image_size x image_size.
     Raises InputError that says what is missing.
     """
-    if Path(data_path).is_dir():
-        return _image_folder(Path(data_path), image_size)
     known = {"cifar100": _cifar, "cifar10": _cifar, "digits": _digits}
-    if str(data_path).lower() in known:
+    if str(data_path).lower() in known:  # a folder of that name is ./CIFAR100
         return known[str(data_path).lower()](str(data_path).lower(), image_size)
-    raise InputError(f"--data_path: {data_path} is neither a folder nor CIFAR100, CIFAR10 or "
+    if str(data_path) and Path(data_path).is_dir():
+        return _image_folder(Path(data_path), image_size)
+    raise InputError(f"--data_path: {str(data_path)!r} is neither a folder nor CIFAR100, CIFAR10 or "
                      "digits")
 
 
@@ -217,7 +227,8 @@ def _image_folder(root, image_size):
         raise InputError(f"{root}: class {differing[0]!r} is only in {where} "
                          f"({len(differing)} such classes); both must have the same classes")
     if len(train) < 2:
-        raise InputError(f"{root}/train has {len(train)} class folder; two or more are needed")
+        raise InputError(f"{root}/train needs two or more folders, one for the images of each "
+                         f"class; it has {len(train)}")
     classes = tuple(sorted(train))
     splits = []
     for part, files in (("train", train), ("test", test)):

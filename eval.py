@@ -130,11 +130,17 @@ def print_summary(records):
         return lambda r: f"{r[key]:,}" + (
             "" if r is base else f" ({100 * r[key] / base[key]:.1f}%)")
 
+    def pruning(key):
+        return lambda r: "" if r is base else f"{r['pruning'][key]:.2f}%"
+
     def after_pruning(r):
         return f"{r['pruning']['after_pruning']['top1']:.2f}%" if "pruning" in r else ""
 
-    rows = [row("", lambda r: "unpruned" if r is base else
-                f"pruned {r['pruning']['achieved_percent']:.1f}%"),
+    rows = [row("", lambda r: "unpruned" if r is base else f"round {r['pruning']['round']}")]
+    if len(records) > 1:
+        rows += [row("percent of filters to remove", pruning("requested_percent")),
+                 row("percent removed", pruning("achieved_percent"))]
+    rows += [
             row("test accuracy, best epoch", percent("best")),
             row("test accuracy, last epoch", percent("last"))]
     if "top5" in base["accuracy"]["best"]:
@@ -190,6 +196,16 @@ def run(args):
     model, info = load_checkpoint(args.model_path)
     check_holds(args.model_path, model, info, args.model, args.pruned, args.num_classes)
     image_size = info.get("image_size", 32)
+    data = None
+    if args.train_acc or args.test_acc:
+        trained_on = info.get("data_path", "CIFAR100")
+        try:
+            data = load_data(args.data_path or trained_on, image_size)
+        except InputError as error:
+            raise error if args.data_path else InputError(
+                f"{error}; it was trained on {trained_on}, --data_path can name other images")
+        check_data(args.model_path, model, info, data)
+
     now, dense = model.filter_count()
     print(f"{args.model_path}: {describe(model, info)}")
     print(f"  trained on {info.get('data', 'unknown data')}, {model.num_classes} classes, "
@@ -206,24 +222,25 @@ def run(args):
                      ("FLOPs (2 per MAC)", f"{cost['flops']:,}")])
     if args.compression:
         ratio = measure_compression(model, os.path.getsize(args.model_path), info, image_size)
-        print("Compression against the unpruned network")
-        print_table([("parameters", f"{ratio['parameters']:.2f}x"),
-                     ("FLOPs", f"{ratio['flops']:.2f}x"),
-                     ("file size", f"{ratio['file']:.2f}x  ({megabytes(ratio['file_bytes'])} "
-                                   f"instead of {megabytes(ratio['unpruned_file_bytes'])})")])
+        twin, ours = measure_cost(unpruned_twin(model), image_size), measure_cost(model, image_size)
+        print("Compression")
+        print_table([("", "unpruned", "here", "ratio"),
+                     *((key, f"{twin[key]:,}", f"{ours[key]:,}", f"{ratio[key]:.2f}x")
+                       for key in ("parameters", "flops")),
+                     ("file size", megabytes(ratio["unpruned_file_bytes"]),
+                      megabytes(ratio["file_bytes"]), f"{ratio['file']:.2f}x")])
     if args.eval_ortho:
         print("Orthogonality")
         print_orthogonality(measure_orthogonality(model))
-    if args.train_acc or args.test_acc:
-        data = load_data(args.data_path or info.get("data_path", "CIFAR100"), image_size)
-        check_data(args.model_path, model, info, data)
+    if data:
         data = data.to(device)
         model.to(device)
-        for wanted, name, split in ((args.train_acc, "train", data.train),
+        for wanted, name, split in ((args.train_acc, "training", data.train),
                                     (args.test_acc, "test", data.test)):
             if wanted:
                 figures = evaluate(model, data.plain_batches(split))
-                print(f"Accuracy on {len(split):,} {name} images: {accuracy_text(figures)}")
+                print(f"Accuracy on {len(split):,} {name} images of {data.name}: "
+                      f"{accuracy_text(figures)}")
     if not any((args.flops, args.compression, args.eval_ortho, args.train_acc, args.test_acc)):
         print("Nothing was asked for: add --test_acc, --train_acc, --flops, --compression or "
               "--eval_ortho True")

@@ -57,7 +57,7 @@ class Experiment:
 
     @property
     def network(self):
-        return self.model if self.width == 1 else f"{self.model}-w{self.width:g}"
+        return self.model if self.width == 1 else f"{self.model}-w{self.width:.15g}"
 
     def base_file(self, data, penalised):
         """Where a network before any pruning lives."""
@@ -90,7 +90,7 @@ def make_parser():
 
     train = parser.add_argument_group("training")
     flag(train, "--model", "-m", choices=MODELS, default="vgg", help="the network")
-    flag(train, "--width", type=positive, default=1.0, metavar="FACTOR",
+    flag(train, "--width", type=positive(16), default=1.0, metavar="FACTOR",
          help="multiplies the widths of the unpruned network")
     flag(train, "--ebt", type=boolean, default=False, metavar="BOOL",
          help="Early-Bird job: train briefly and prune once; else iterative pruning")
@@ -100,7 +100,7 @@ def make_parser():
          help="adam has learning rates of its own in config.py")
     flag(train, "--batch_size", type=integer(2), metavar="N", shown="the preset's",
          help="images in a training step")
-    flag(train, "--seed", type=integer(0), default=0, metavar="N", help="of all random choices")
+    flag(train, "--seed", type=integer(0, 2 ** 63 - 1), default=0, metavar="N", help="of all random choices")
     flag(train, "--only_train", type=_only_train, default=False, metavar="{base,ortho,False}",
          help="train the plain network, or the one with the penalty, and stop")
     flag(train, "--pretrained", type=boolean, default=False, metavar="BOOL",
@@ -118,7 +118,7 @@ def make_parser():
          help="the percent after each round, as in '[10, 50, 80]'")
     flag(prune, "--imp_samples", type=integer(1), default=10000, metavar="N",
          help="training images that importance is measured on, at most all there are")
-    flag(prune, "--GraSP_T", type=positive, default=200.0, metavar="T", shown=200,
+    flag(prune, "--GraSP_T", type=positive(1e6), default=200.0, metavar="T", shown=200,
          help="temperature of grasp")
 
     hardware = parser.add_argument_group("hardware")
@@ -192,7 +192,7 @@ class Run:
 
     def __init__(self, flags):
         from data import load_data
-        from pruner import round_targets
+        from pruner import check_writable, round_targets
         from train import pick_device
         self.flags, self.device = flags, pick_device(flags.device)
         self.targets = [float(t) for t in flags.thresholds] or round_targets(
@@ -200,6 +200,8 @@ class Run:
         if len({round(target) for target in self.targets}) < len(self.targets):
             raise InputError(f"{flags.n_rounds} rounds to {flags.prune_percent}% would share file "
                              "names, which hold whole percents; ask for fewer rounds")
+        check_writable("pretrained")
+        check_writable("pruned_nets")
         self.data = load_data(flags.data_path, flags.image_size).to(self.device)
         if flags.num_classes not in (None, len(self.data.classes)):
             raise InputError(f"--num_classes={flags.num_classes}, but {flags.data_path} has "
@@ -222,7 +224,7 @@ class Run:
     def introduce(self):
         from eval import environment
         flags, data = self.flags, self.data
-        goal = (f"prune {', '.join(f'{t:.4g}%' for t in self.targets)} by {flags.pruning_type}"
+        goal = (f"prune to {', '.join(f'{t:.4g}%' for t in self.targets)} by {flags.pruning_type}"
                 if flags.pruning_type else f"train the {flags.only_train} network")
         print(f"{MODELS[flags.model]}, {'Early-Bird' if flags.ebt else 'iterative'} job: {goal}\n"
               f"  data    {data.name}: {len(data.train):,} training and {len(data.test):,} test "
@@ -250,11 +252,7 @@ class Run:
         path = self.flags.base_file(self.data, penalised=False)
         if not self.flags.pretrained and not path.is_file():
             return self.train_base(self.fresh_network(), penalised=False)[0]
-        network, record = self.load_base(penalised=False)
-        if record["training"] not in (None, self.settings("base")):
-            print("  Note: it was trained with other settings than this job's; the same command "
-                  "with --only_train=base and no pruning flags would train it anew")
-        return network
+        return self.load_base(penalised=False)[0]
 
     def load_base(self, penalised):
         from eval import accuracy_text, check_data, check_holds
@@ -275,6 +273,11 @@ class Run:
         network.to(self.device)
         accuracy = {**info.get("accuracy", {}), "best": evaluate(network, self.data.test_batches())}
         print(f"  {path}: test {accuracy_text(accuracy['best'])}")
+        again = f"the same command with --only_train={phase} and no pruning flags trains it anew"
+        if info.get("training") not in (None, self.settings(phase)):
+            print(f"  Note: it was trained with other settings than this job's; {again}")
+        if info.get("fingerprint") not in (None, self.data.fingerprint):
+            print(f"  Note: it was trained on other images than {self.data.name} has now; {again}")
         return network, self.record(path, network, {**info, "accuracy": accuracy},
                                     path.stat().st_size)
 
@@ -304,7 +307,7 @@ class Run:
         scores = self.importance(network, number, f"{title}, step 1 of {steps}")
         seconds["importance"] = time.monotonic() - began
 
-        heading(f"{title}, step 2 of {steps}: remove {target:.4g}% of the filters")
+        heading(f"{title}, step 2 of {steps}: remove filters until {target:.4g}% are gone")
         began = time.monotonic()
         small = prune(network, select_filters(network, scores, target))
         seconds["pruning"] = time.monotonic() - began
@@ -353,8 +356,9 @@ class Run:
         print(f"  requested {target:.2f}%, achieved {achieved:.2f}%: {dense - after:,} of "
               f"{dense:,} filters are gone, {before - after:,} of them in this round")
         if target > most:
-            print(f"  More cannot go than {most:.2f}%: every layer keeps 5% of its filters, plus "
-                  "one, and a ResNet's stem all of them")
+            stem = any(g.protected for g in small.filter_groups())
+            print(f"  More cannot go than {most:.2f}%: every layer keeps 5% of its filters, rounded "
+                  "down, and one more" + (", and the first convolution all" if stem else ""))
         if after == before:
             print("  This round removes nothing" + (
                 ": the network is already as small as requested" if achieved >= target else ""))
@@ -409,6 +413,7 @@ class Run:
         accuracy = {"best": final.best, "last": final.last, "chosen_on": "test"}
         info = {
             "data": self.data.name, "data_path": self.flags.data_path,
+            "fingerprint": self.data.fingerprint,
             "classes": list(self.data.classes), "image_size": self.data.image_size,
             "seed": self.flags.seed, "job": self.flags.job, "penalised": penalised,
             "flags": asdict(self.flags), "training": self.settings(*trained),

@@ -156,6 +156,13 @@ def write_atomically(path, content):
         raise
 
 
+def check_writable(folder):
+    """Raise InputError where nothing could be written to `folder`, which need not exist yet."""
+    there = next(p for p in (Path(folder).resolve(), *Path(folder).resolve().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to {folder}/: {there} is no folder that can be written to")
+
+
 def _umask():
     mask = os.umask(0)
     os.umask(mask)
@@ -196,9 +203,12 @@ def load_checkpoint(path):
     if not isinstance(content, dict) or not {"net", "cfg", "model", "num_classes"} <= set(content):
         raise InputError(f"{path} was not written by this suite: it must be a dict with net, cfg, "
                          "model and num_classes")
-    if content["model"] not in NETWORKS:
+    if not isinstance(content["model"], str) or content["model"] not in NETWORKS:
         raise InputError(f"{path} holds a network {content['model']!r}; this suite has "
                          f"{', '.join(NETWORKS)}")
+    size, classes = content.get("image_size", 32), content.get("classes", [])
+    if type(size) is not int or size < 1 or not isinstance(classes, list):
+        raise InputError(f"{path} is damaged: image_size is {size!r} and classes are {classes!r}")
     state = content.pop("net")
     try:
         model = build_model(content["model"], content["num_classes"], content["cfg"],

@@ -130,7 +130,7 @@ def test_the_output_tells_the_story(ticket):
                  "features.31", "Round 1 of 1, step 1 of 3", "Round 1 of 1, step 2 of 3",
                  "requested 25.00%, achieved 25.00%", " -> ", "FLOPs",
                  "test accuracy right after pruning", "step 3 of 3: retrain", "unpruned",
-                 "pruned 25.0%", record["file"], "chosen on the test images"):
+                 "percent removed", record["file"], "chosen on the test images"):
         assert part in out, part
 
 
@@ -202,9 +202,9 @@ def test_processes_train_prune_and_measure(tmp_path, folder):
                     "--train_acc", "True", "--test_acc", "True", "--flops", "True",
                     "--compression", "True", "--eval_ortho", "True", cwd=tmp_path)
     assert shown.returncode == 0 and shown.stderr == "", shown.stderr
-    assert f"test images: top-1 {record['accuracy']['best']['top1']:.2f}%" in shown.stdout
+    assert f"18 test images of shapes: top-1 {record['accuracy']['best']['top1']:.2f}%" in shown.stdout
     for part in (f"{record['parameters']:,}", f"{record['macs']:,}", f"{record['flops']:,}",
-                 "MACs (multiply-adds)", "FLOPs (2 per MAC)", "36 train images",
+                 "MACs (multiply-adds)", "FLOPs (2 per MAC)", "36 training images",
                  f"{record['compression']['file']:.2f}x", "degree of orthogonality",
                  f"{record['orthogonality']['mean']:.3f}", "pruned VGG-13"):
         assert part in shown.stdout, part

@@ -156,7 +156,7 @@ def test_cifar_without_a_network_says_what_to_do(tmp_path, monkeypatch, capsys):
     (lambda root: (root / "test" / "four").mkdir(), "class 'four' is only in test"),
     (lambda root: [p.unlink() for p in (root / "train" / "two").iterdir()], "'two' has no images"),
     (lambda root: [shutil.rmtree(root / part / name) for part in ("train", "test")
-                   for name in ("two", "three")], "two or more are needed"),
+                   for name in ("two", "three")], "needs two or more folders"),
     (lambda root: (root / "train" / "two" / "bad.png").write_bytes(b"no"), "bad.png cannot be"),
 ])
 def test_a_folder_that_cannot_be_used_says_why(tmp_path, digits, damage, message):
