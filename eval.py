@@ -225,8 +225,8 @@ def run(args):
         twin, ours = measure_cost(unpruned_twin(model), image_size), measure_cost(model, image_size)
         print("Compression")
         print_table([("", "unpruned", "here", "ratio"),
-                     *((key, f"{twin[key]:,}", f"{ours[key]:,}", f"{ratio[key]:.2f}x")
-                       for key in ("parameters", "flops")),
+                     *((name, f"{twin[key]:,}", f"{ours[key]:,}", f"{ratio[key]:.2f}x")
+                       for key, name in (("parameters", "parameters"), ("flops", "FLOPs"))),
                      ("file size", megabytes(ratio["unpruned_file_bytes"]),
                       megabytes(ratio["file_bytes"]), f"{ratio['file']:.2f}x")])
     if args.eval_ortho:

@@ -13,7 +13,7 @@ import config
 import eval as measure
 import main
 from config import MODELS, PRUNING_TYPES, Preset, Recipe, Schedule
-from conftest import ROOT, WIDTH
+from conftest import ROOT, WIDTH, write_folder
 from data import load_data
 from pruner import load_checkpoint
 from train import evaluate
@@ -318,6 +318,37 @@ def test_ctrl_c_ends_with_130(tmp_path, folder, monkeypatch, capsys):
     monkeypatch.setattr(train, "train_epoch", interrupt)
     assert run_main("--width=0.125", f"--data_path={folder}", "--only_train=base") == 130
     assert capsys.readouterr().err == "main.py: interrupted\n"
+
+
+def test_other_images_under_the_same_name_are_noticed(tmp_path, digits, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    mine = write_folder(tmp_path / "a" / "mine", digits)
+    other = write_folder(tmp_path / "b" / "mine", digits, train=11)
+    assert run_main("--width=0.125", f"--data_path={mine}", "--only_train=base") == 0
+    prune = ("--width=0.125", "--pretrained=True", "--pruning_type=l1", "--prune_percent=20")
+    assert run_main(*prune, f"--data_path={mine}") == 0
+    assert "Note" not in capsys.readouterr().out
+    assert run_main(*prune, f"--data_path={other}") == 0
+    assert "it was trained on other images than mine has now" in capsys.readouterr().out
+
+
+def test_output_folders_are_tried_before_hours_of_training(tmp_path, folder, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pruned_nets").write_text("in the way")
+    assert run_main("--width=0.125", f"--data_path={folder}", "--pruning_type=l1",
+                    "--prune_percent=20") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "cannot write to pruned_nets/" in error
+    assert list(files(tmp_path)) == ["pruned_nets"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_one_line(tmp_path, folder):
+    command = [sys.executable, str(ROOT / "main.py"), "--preset=quick", f"--data_path={folder}",
+               "--image_size=16", "--width=0.125", "--only_train=base"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space" in done.stderr
 
 
 @pytest.mark.parametrize("script, module", [("main.py", main), ("eval.py", measure)])
