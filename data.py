@@ -83,8 +83,8 @@ class ImageData:
         labels = self.train.labels.cpu()
         each = min(count // len(self.classes), int(labels.bincount().min()))
         if not each:
-            raise InputError(f"{count} images are fewer than one for each of the "
-                             f"{len(self.classes)} classes; --imp_samples must be larger")
+            raise InputError(f"--imp_samples={count} is less than one image for each of the "
+                             f"{len(self.classes)} classes, which grasp needs")
         chosen = torch.cat([order[labels[order] == k][:each] for k in range(len(self.classes))])
         return order[torch.isin(order, chosen)]
 

@@ -5,7 +5,6 @@
 
 The file knows what it holds; --model and --pruned are only checked against it.
 """
-import ast
 import os
 import platform
 import sys
@@ -23,8 +22,9 @@ def measure_cost(network, image_size=32):
     filters: of all prunable layers, carried depthwise ones included. macs: multiply-adds of
     convolutions and linear layers; flops: two for each, counted by torch's FlopCounterMode.
     """
-    return dict(_cost_of(network.name, network.num_classes, repr(network.widths), network.width,
-                         image_size))
+    widths = tuple((name, width if isinstance(width, int) else tuple(width))
+                   for name, width in network.widths.items())  # hashable: cached by architecture
+    return dict(_cost_of(network.name, network.num_classes, widths, network.width, image_size))
 
 
 @lru_cache
@@ -34,7 +34,7 @@ def _cost_of(name, num_classes, widths, width, image_size):
     from models import build_model
 
     with torch.device("meta"), torch.no_grad():  # shapes only: nothing is computed
-        twin = build_model(name, num_classes, ast.literal_eval(widths), width).eval()
+        twin = build_model(name, num_classes, widths, width).eval()
         with FlopCounterMode(display=False) as counter:
             twin(torch.empty(1, 3, image_size, image_size))
     flops = counter.get_total_flops()
@@ -64,6 +64,11 @@ def measure_compression(network, file_bytes, info, image_size=32):
             "file_bytes": file_bytes, "unpruned_file_bytes": unpruned}
 
 
+def layer_widths(network):
+    """{layer: number of its filters}."""
+    return {group.name: group.conv.out_channels for group in network.filter_groups()}
+
+
 def measure_orthogonality(network):
     """{"mean": over layers, "layers": {convolution: degree of orthogonality}}."""
     from train import degree_of_orthogonality
@@ -89,16 +94,16 @@ def environment(device):
 def print_architecture(network, before=None):
     """Width of each layer and residual stream, beside that of the same layer of `before`: the
     network it was pruned from, by default the unpruned one."""
-    now, then = (_named_widths(n) for n in (network, before or unpruned_twin(network)))
+    now, then = ({**layer_widths(n), **_stream_widths(n)}
+                 for n in (network, before or unpruned_twin(network)))
     print_columns([(name, f"{then[name]} -> {width}" if width < then[name] else str(width))
                    for name, width in now.items()])
 
 
-def _named_widths(network):
-    groups = network.filter_groups()
-    widths = {g.name: g.conv.out_channels for g in groups}
-    streams = {g.stream.name: g.stream.width for g in groups if g.stream.name not in widths}
-    return {**widths, **{f"{name} (residual stream)": w for name, w in streams.items()}}
+def _stream_widths(network):
+    streams = {g.stream.name: g.stream.width for g in network.filter_groups()}
+    return {f"{name} (residual stream)": width for name, width in streams.items()
+            if name not in network.dense}  # in a chain the stream is called like its layer
 
 
 def print_orthogonality(figures):
@@ -140,9 +145,8 @@ def print_summary(records):
     if len(records) > 1:
         rows += [row("percent of filters to remove", pruning("requested_percent")),
                  row("percent removed", pruning("achieved_percent"))]
-    rows += [
-            row("test accuracy, best epoch", percent("best")),
-            row("test accuracy, last epoch", percent("last"))]
+    rows += [row("test accuracy, best epoch", percent("best")),
+             row("test accuracy, last epoch", percent("last"))]
     if "top5" in base["accuracy"]["best"]:
         rows.append(row("top-5 accuracy, best epoch", percent("best", "top5")))
     if len(records) > 1:
@@ -252,7 +256,7 @@ def describe(model, info):
     return f"{kind} {MODELS[model.name]} (--model {model.name}){penalty}"
 
 
-def check_holds(path, network, info, model=None, pruned=None, num_classes=None):
+def check_holds(path, network, info, model=None, pruned=None, num_classes=None, width=None):
     """Raise InputError where the file holds another network than is wanted; None: any will do."""
     holds = f"{path} holds: {describe(network, info)}, {network.num_classes} classes"
     if model not in (None, network.name):
@@ -261,6 +265,8 @@ def check_holds(path, network, info, model=None, pruned=None, num_classes=None):
         raise InputError(f"{holds}; a {'' if pruned else 'not '}pruned network was asked for")
     if num_classes not in (None, network.num_classes):
         raise InputError(f"{holds}; --num_classes={num_classes} is wrong")
+    if width not in (None, network.width):
+        raise InputError(f"{holds}, --width={network.width:g}; --width={width:g} is wrong")
 
 
 def check_data(path, network, info, data):

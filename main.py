@@ -206,9 +206,7 @@ class Run:
         if flags.num_classes not in (None, len(self.data.classes)):
             raise InputError(f"--num_classes={flags.num_classes}, but {flags.data_path} has "
                              f"{len(self.data.classes)} classes")
-        if flags.pruning_type == "grasp" and flags.imp_samples < len(self.data.classes):
-            raise InputError(f"--imp_samples={flags.imp_samples} is less than one image for each "
-                             f"of the {len(self.data.classes)} classes, which grasp needs")
+        self.importance_batches(number=1)  # refuses too few images before any training
 
     def run(self):
         from eval import print_summary
@@ -236,10 +234,10 @@ class Run:
     def unpruned(self):
         """(the network that pruning starts from, its record), loaded or trained."""
         flags = self.flags
-        penalty_left = flags.penalised and not flags.ebt and not flags.base_file(
-            self.data, penalised=True).is_file() and flags.base_file(
-            self.data, penalised=False).is_file()  # an iterative job can go on from the plain one
-        if flags.pretrained and not flags.only_train and not penalty_left:
+        wanted, plain = (flags.base_file(self.data, p) for p in (flags.penalised, False))
+        # Iterative orthoreg can go on from the plain network where that is all there is.
+        goes_on = not flags.ebt and plain.is_file() and not wanted.is_file()
+        if flags.pretrained and not flags.only_train and not goes_on:
             return self.load_base(flags.penalised)
         if not flags.penalised:
             return self.train_base(self.fresh_network(), penalised=False)
@@ -265,11 +263,8 @@ class Run:
             raise InputError(f"--pretrained=True needs {path}; the same command with "
                              f"--only_train={phase} and no pruning flags trains it")
         network, info = load_checkpoint(path)
-        check_holds(path, network, info, model=flags.model, pruned=False)
+        check_holds(path, network, info, model=flags.model, pruned=False, width=flags.width)
         check_data(path, network, info, self.data)
-        if network.width != flags.width:
-            raise InputError(f"{path} holds a network of --width={network.width:g}, "
-                             f"not {flags.width:g}")
         network.to(self.device)
         accuracy = {**info.get("accuracy", {}), "best": evaluate(network, self.data.test_batches())}
         print(f"  {path}: test {accuracy_text(accuracy['best'])}")
@@ -328,16 +323,22 @@ class Run:
         return small, self.save(path, small, trained, penalty_follows, base=base, pruning=pruning,
                                 seconds=seconds)
 
+    def importance_batches(self, number):
+        """The images of round `number`'s estimate; None for a method that needs none."""
+        from imp_estimator import NEEDS_DATA
+        flags = self.flags
+        if flags.pruning_type not in NEEDS_DATA:
+            return None
+        return self.data.train_batches(
+            flags.batch_size, key=(flags.seed, "importance", number), count=flags.imp_samples,
+            balanced=flags.pruning_type == "grasp")
+
     def importance(self, network, number, title):
         from data import seed_of
-        from imp_estimator import NEEDS_DATA, cal_importance
-        flags, batches, source = self.flags, None, "weights alone"
-        if flags.pruning_type in NEEDS_DATA:
-            batches = self.data.train_batches(
-                flags.batch_size, key=(flags.seed, "importance", number), count=flags.imp_samples,
-                balanced=flags.pruning_type == "grasp")
-            source = f"{len(batches.order):,} training images"
-        elif flags.pruning_type == "random":
+        from imp_estimator import cal_importance
+        flags, batches = self.flags, self.importance_batches(number)
+        source = f"{len(batches.order):,} training images" if batches else "weights alone"
+        if flags.pruning_type == "random":
             source = f"seed {flags.seed}"
         heading(f"{title}: importance by {flags.pruning_type}, from {source}")
         try:
@@ -434,12 +435,13 @@ class Run:
 
     def record(self, path, network, info, file_bytes):
         """Everything known of a network, as plain numbers, strings, lists and dicts."""
-        from eval import measure_compression, measure_cost, measure_orthogonality
+        from eval import (layer_widths, measure_compression, measure_cost,
+                          measure_orthogonality)
         size = self.data.image_size
         return {"file": str(path), "model": network.name, "num_classes": network.num_classes,
                 **{"training": None, "history": None, "seconds": None, **info},
                 **measure_cost(network, size),
-                "widths": {g.name: g.conv.out_channels for g in network.filter_groups()},
+                "widths": layer_widths(network),
                 "compression": measure_compression(network, file_bytes, info, size),
                 "orthogonality": measure_orthogonality(network)}
 

@@ -289,6 +289,11 @@ def test_a_base_network_of_something_else_is_refused(tmp_path, folder, monkeypat
     assert run_main(*flags, *start, "--model=mobilenet") == 2
     assert "holds: unpruned VGG-13" in capsys.readouterr().err
     other.unlink()
+    wider = path.with_name("vgg-w0.25.pth")
+    wider.write_bytes(path.read_bytes())
+    assert run_main(f"--data_path={folder}", *start, "--width=0.25") == 2
+    assert "--width=0.125; --width=0.25 is wrong" in capsys.readouterr().err
+    wider.unlink()
     assert files(tmp_path) == before
 
 

@@ -65,22 +65,14 @@ def filter_numbers(conv):
 
 
 @on_all_networks
-def test_fisher_is_the_squared_slope_along_the_filter(tiny):
+@pytest.mark.parametrize("method, scaled", [
+    ("fisher", lambda group: list(group.conv.parameters())),
+    ("tfo", lambda group: [group.bn.weight, group.bn.bias])])
+def test_fisher_and_tfo_are_squared_slopes_of_the_mean_loss(tiny, method, scaled):
     model, batches = tiny
-    scores = cal_importance(model, "fisher", batches)
+    scores = cal_importance(model, method, batches)
     for group, f in sampled_filters(model):
-        derivative = slope(lambda: losses(model, batches).mean().item(),
-                           list(group.conv.parameters()), f)
-        assert_scores(scores, group, f, derivative ** 2)
-
-
-@on_all_networks
-def test_tfo_is_the_squared_slope_along_the_batchnorm_output(tiny):
-    model, batches = tiny
-    scores = cal_importance(model, "tfo", batches)
-    for group, f in sampled_filters(model):
-        derivative = slope(lambda: losses(model, batches).mean().item(),
-                           [group.bn.weight, group.bn.bias], f)
+        derivative = slope(lambda: losses(model, batches).mean().item(), scaled(group), f)
         assert_scores(scores, group, f, derivative ** 2)
 
 
