@@ -5,10 +5,16 @@ Nothing here imports torch, so `python main.py --help` and a wrong flag answer a
 To add a preset, add one entry to PRESETS; then `python main.py --preset=NAME ...` uses it.
 """
 import argparse
+import json
 import os
+import signal
+import socket
 import sys
-from contextlib import suppress
-from dataclasses import dataclass, fields
+import threading
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, fields
+from itertools import islice
+from pathlib import Path
 from typing import Sequence
 
 # ---------------------------------------------------------------------------------- schedules
@@ -126,32 +132,37 @@ class Diverged(Exception):
 def check_preset(name):
     """Raise InputError where an entry of PRESETS cannot be run."""
     preset = PRESETS[name]
+    if not isinstance(preset, Preset):
+        raise InputError(f"config.py, preset {name!r} is {preset!r}; it must be a Preset")
     if type(preset.batch_size) is not int or preset.batch_size < 2:
         raise InputError(f"config.py, preset {name!r}: batch_size is {preset.batch_size!r}; "
                          "it must be an integer of at least 2")
     for job in ("ebt", "iterative"):
-        schedule = getattr(preset, job)
-        for field in fields(schedule):
-            recipe = getattr(schedule, field.name)
-            if recipe is not None:
-                _check_recipe(f"config.py, preset {name!r}, {job}, {field.name}", recipe)
+        schedule, where = getattr(preset, job), f"config.py, preset {name!r}, {job}"
+        if not isinstance(schedule, Schedule):
+            raise InputError(f"{where} is {schedule!r}; it must be a Schedule")
+        for phase, recipe in vars(schedule).items():
+            if isinstance(recipe, Recipe):
+                _check_recipe(f"{where}, {phase}", recipe)
+            elif recipe is not None or phase != "between":
+                raise InputError(f"{where}, {phase} is {recipe!r}; it must be a Recipe")
 
 
 def _check_recipe(where, recipe):
     def number(value):
         return isinstance(value, (int, float)) and not isinstance(value, bool)
 
-    for field in ("lr", "adam_lr", "epochs"):
-        values = getattr(recipe, field)
+    for name in ("lr", "adam_lr", "epochs"):
+        values = getattr(recipe, name)
         if not isinstance(values, (list, tuple)) or not all(map(number, values)):
-            raise InputError(f"{where}: {field} is {values!r}; it must be a list of numbers")
+            raise InputError(f"{where}: {name} is {values!r}; it must be a list of numbers")
         if len(values) != len(recipe.epochs):
-            raise InputError(f"{where}: {field} has {len(values)} values and epochs "
+            raise InputError(f"{where}: {name} has {len(values)} values and epochs "
                              f"{len(recipe.epochs)}; they must be of equal length")
-        if field == "epochs" and not all(type(v) is int and v >= 0 for v in values):
+        if name == "epochs" and not all(type(v) is int and v >= 0 for v in values):
             raise InputError(f"{where}: epochs is {values!r}; they must be integers from 0 up")
-        if field != "epochs" and not all(0 < v < float("inf") for v in values):
-            raise InputError(f"{where}: {field} is {values!r}; rates must be above 0 and finite")
+        if name != "epochs" and not all(0 < v < float("inf") for v in values):
+            raise InputError(f"{where}: {name} is {values!r}; rates must be above 0 and finite")
     if not number(recipe.weight_decay) or not 0 <= recipe.weight_decay < float("inf"):
         raise InputError(f"{where}: weight_decay is {recipe.weight_decay!r}; "
                          "it must be a number from 0 up")
@@ -170,6 +181,26 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
+    def add_flags(self, cls):
+        """Add the fields of a dataclass, each made by `flag`."""
+        groups = {}
+        for each in fields(cls):
+            options = dict(each.metadata)
+            name, names = options.pop("group"), options.pop("names")
+            if name not in groups:
+                groups[name] = self.add_argument_group(name)
+            groups[name].add_argument(f"--{each.name}", *names, default=each.default, **options)
+
+
+def flag(group, default, help, *names, shown=None, **options):
+    """A dataclass field that is a flag of the same name on the command line.
+
+    names: other names of it. shown: the default in words. options: those of add_argument.
+    """
+    shown = default if shown is None else shown
+    return field(default=default, metadata={
+        "group": group, "names": names, "help": f"{help} (default: {shown})", **options})
+
 
 def boolean(text):
     """True or False, in any case."""
@@ -187,7 +218,7 @@ def integer(low, high=None):
             value = int(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
-        if value < low or (high is not None and value > high):
+        if not low <= value <= (2 ** 63 - 1 if high is None else high):
             raise argparse.ArgumentTypeError(f"{value} is out of range: give {wanted}")
         return value
     return parse
@@ -207,36 +238,205 @@ def positive(most):
 
 
 def run_command(prog, body):
-    """Run `body()`; return the exit code: 0 done, 2 bad input, 3 diverged, 130 interrupted."""
+    """Run `body()`; return the exit code: 0 done, 2 bad input, 3 diverged, 130 interrupted.
+
+    SIGINT and SIGTERM end it as KeyboardInterrupt. What ends it is said in one line.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file name may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
-        body()
+        with _signals():
+            body()
         if sys.stdout:  # None where the caller closed it
             sys.stdout.flush()
         return 0
     except InputError as error:
-        code, line = 2, f"{prog}: error: {error}"
+        code, line = 2, f"error: {error}"
     except Diverged as error:
-        code, line = 3, f"{prog}: diverged: {error}"
+        code, line = 3, f"diverged: {error}"
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "torchvision", "numpy", "tqdm"):
             raise
-        code, line = 2, f"{prog}: error: {error.name} is missing; ./requirements.sh installs it"
-    except KeyboardInterrupt:
-        code, line = 130, f"{prog}: interrupted"
+        code, line = 2, f"error: {error.name} is missing; ./requirements.sh installs it"
+    except KeyboardInterrupt as error:
+        code, line = 130, f"interrupted{': ' * bool(str(error))}{error}"
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        code, line = 2, ("error: out of memory; a smaller --batch_size, --image_size or --width "
+                         "needs less")
     except OSError as error:
-        code, line = 2, f"{prog}: error: {error}"
+        code, line = 2, f"error: {error}"
         if isinstance(error, BrokenPipeError):  # the reader has gone, as in `... | head`
-            code, line = 130, f"{prog}: interrupted: nobody reads the output any more"
+            code, line = 130, "interrupted: nobody reads the output any more"
         with suppress(OSError, ValueError):  # what is left in the buffer has nowhere to go
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
-    print(line, file=sys.stderr)
+    print(f"{prog}: {' '.join(line.split())}", file=sys.stderr)
     return code
 
 
-def progress(iterable, label):
-    """Iterate with a tqdm bar where standard error is a terminal, silently elsewhere."""
+def _out_of_memory(error):
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(
+        text in str(error) for text in ("can't allocate memory", "not enough memory"))
+
+
+_inside = threading.local()  # .depth: of uninterrupted blocks; .signal: one came meanwhile
+
+
+@contextmanager
+def _signals():
+    """SIGINT and SIGTERM raise KeyboardInterrupt, at the end of an `uninterrupted` block."""
+    def interrupt(_number, _frame):
+        if getattr(_inside, "depth", 0):
+            _inside.signal = True
+        else:
+            raise KeyboardInterrupt
+
+    _inside.signal, previous = False, {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in previous.items():
+        if handler is not signal.SIG_IGN:  # as a shell sets it for commands in the background
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def uninterrupted():
+    """What is inside is done wholly or not at all: a signal waits for its end."""
+    _inside.depth = getattr(_inside, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _inside.depth -= 1
+    if not _inside.depth and getattr(_inside, "signal", False):
+        _inside.signal = False
+        raise KeyboardInterrupt
+
+
+# ---------------------------------------------------------------------------------------- files
+
+
+def to_json(value):
+    """JSON bytes; null takes the place of NaN and infinity, which JSON does not know."""
+    return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None),
+                      indent=1).encode()
+
+
+def write_atomically(contents):
+    """Write files, {path: bytes}: whatever happens, each holds what it held, or all of the new.
+
+    All are on the disk under temporary names before the first takes its place. The temporary names
+    are fixed, so that what a killed process left is overwritten; see `locked`.
+    Raises InputError where a folder cannot be written or the disk is full.
+    """
+    temporary = {Path(path): Path(path).with_name(f".{Path(path).name}.tmp") for path in contents}
+    path = None
+    try:
+        for path, content in zip(temporary, contents.values()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary[path], "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in temporary:
+            os.replace(temporary[path], path)
+        for folder in {path.parent for path in temporary}:
+            _sync_folder(folder)
+    except BaseException as error:
+        for name in temporary.values():
+            with suppress(OSError):
+                name.unlink()
+        if isinstance(error, OSError):
+            raise InputError(f"cannot write {path}: {error.strerror or error}; nothing there was "
+                             "changed") from error
+        raise
+
+
+def _sync_folder(folder):
+    """A new name is durable once its folder is; not every system can do this."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def check_writable(folder):
+    """Raise InputError where nothing could be written to `folder`, which need not exist yet."""
+    there = next(p for p in (Path(folder).resolve(), *Path(folder).resolve().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to {folder}/: {there} is no folder that can be written to")
+
+
+@contextmanager
+def locked(paths):
+    """Hold the right to write `paths`. Raises InputError where another run that lives holds one."""
+    with ExitStack() as held:
+        for path in sorted(set(map(Path, paths))):
+            held.enter_context(_locked(path))
+        yield
+
+
+@contextmanager
+def _locked(path):
+    new = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        with _lock_file(lock, path):
+            yield
+    finally:
+        for folder in new:
+            with suppress(OSError):  # only empty ones go
+                folder.rmdir()
+
+
+@contextmanager
+def _lock_file(lock, path):
+    """The system lets go of a lock when its process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing is locked there
+        yield
+        return
+    while True:
+        with open(lock, "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise InputError(f"{path} is being written by another run ({file.read().strip()}); "
+                                 "wait until it ends, or stop it") from None
+            except OSError:
+                pass  # a file system without locks
+            try:
+                ours = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
+            except FileNotFoundError:
+                ours = False
+            if ours:  # else its owner ended and removed it between our two steps
+                file.truncate(0)
+                print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
+                try:
+                    yield
+                finally:
+                    lock.unlink(missing_ok=True)
+                return
+
+
+def progress(iterable, label, start=0):
+    """Iterate, from item `start` on, with a tqdm bar where standard error is a terminal, silently
+    elsewhere."""
     from tqdm import tqdm
-    return tqdm(iterable, desc=f"  {label}", leave=False, disable=None, dynamic_ncols=True)
+    total = len(iterable) if hasattr(iterable, "__len__") else None
+    return tqdm(islice(iterable, start, None), desc=f"  {label}", leave=False, disable=None,
+                dynamic_ncols=True, total=total, initial=start)
 
 
 def heading(text):

@@ -8,6 +8,8 @@ Order and augmentation of an epoch follow from its key alone: the same key gives
 whatever ran before.
 """
 import hashlib
+import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -146,18 +148,19 @@ def seed_of(*key):
 # ------------------------------------------------------------------------------------- sources
 
 
-def load_data(data_path, image_size=32):
+def load_data(data_path, image_size=32, skip_bad_images=False):
     """Read a data set: "CIFAR100", "CIFAR10", "digits", or a folder of image folders.
 
     A folder has `train/` and `test/` (or `val/`), each with one folder of images per class; a raw
     Tiny-ImageNet download is recognised. All images become RGB of image_size x image_size.
+    skip_bad_images: leave out image files that cannot be read, instead of raising.
     Raises InputError that says what is missing.
     """
     known = {"cifar100": _cifar, "cifar10": _cifar, "digits": _digits}
     if str(data_path).lower() in known:  # a folder of that name is ./CIFAR100
         return known[str(data_path).lower()](str(data_path).lower(), image_size)
     if str(data_path) and Path(data_path).is_dir():
-        return _image_folder(Path(data_path), image_size)
+        return _image_folder(Path(data_path), image_size, skip_bad_images)
     raise InputError(f"--data_path: {str(data_path)!r} is neither a folder nor CIFAR100, CIFAR10 or "
                      "digits")
 
@@ -210,14 +213,11 @@ def _resized(images, size):
     return torch.cat([resize(part) for part in images.split(1000)])  # floats of a part at a time
 
 
-def _image_folder(root, image_size):
+def _image_folder(root, image_size, skip_bad_images):
     train = _class_folders(root, "train")
     annotations = root / "val" / "val_annotations.txt"
     if annotations.is_file():  # Tiny-ImageNet as it is downloaded; its test/ has no labels
-        test = {name: [] for name in train}
-        for line in annotations.read_text().splitlines():
-            file, name = line.split("\t")[:2]
-            test.setdefault(name, []).append(root / "val" / "images" / file)
+        test = _annotated(annotations, train)
     else:
         test = _class_folders(root, "test" if (root / "test").is_dir() or
                               not (root / "val").is_dir() else "val")
@@ -229,24 +229,63 @@ def _image_folder(root, image_size):
     if len(train) < 2:
         raise InputError(f"{root}/train needs two or more folders, one for the images of each "
                          f"class; it has {len(train)}")
-    classes = tuple(sorted(train))
-    splits = []
-    for part, files in (("train", train), ("test", test)):
-        for name in classes:
-            if not files[name]:
-                raise InputError(f"{root}: class {name!r} has no images in {part}")
+    classes, parts = tuple(sorted(train)), {"train": train, "test": test}
+    _require_images(root, {(name, part): len(files[name]) for part, files in parts.items()
+                           for name in classes})
+    _require_memory(root, image_size, sum(map(len, (*train.values(), *test.values()))))
+    splits, bad = {}, {}
+    for part, files in parts.items():
         paths = [path for name in classes for path in files[name]]
-        labels = [k for k, name in enumerate(classes) for _ in files[name]]
-        with ThreadPoolExecutor() as pool:
-            jobs = [pool.submit(_decode, path, image_size) for path in paths]
-            try:
-                images = [job.result() for job in progress(jobs, f"reading {part}")]
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        splits.append(Split(torch.from_numpy(np.stack(images)), torch.tensor(labels)))
-    name = root.resolve().name
-    return ImageData(name, name, classes, *splits)
+        labels = torch.tensor([k for k, name in enumerate(classes) for _ in files[name]])
+        images = torch.empty(len(paths), image_size, image_size, 3, dtype=torch.uint8)
+        damage = _decode_all(paths, images, part)
+        good = torch.tensor([path not in damage for path in paths])
+        splits[part] = Split(images[good] if damage else images, labels[good])
+        bad.update(damage)
+    if bad:
+        count = f"{len(bad):,} of {sum(map(len, splits.values())) + len(bad):,} images"
+        path, reason = next(iter(bad.items()))
+        if not skip_bad_images:
+            raise InputError(f"{root}: {count} cannot be read, the first is {path} ({reason}); mend "
+                             "or remove them, or --skip_bad_images=True leaves them out")
+        print(f"Left out: {count} cannot be read")
+        for path, reason in list(bad.items())[:10]:
+            print(f"  {path}: {reason}")
+        if len(bad) > 10:
+            print(f"  and {len(bad) - 10:,} more")
+        _require_images(root, {(name, part): int((split.labels == k).sum())
+                               for part, split in splits.items() for k, name in enumerate(classes)})
+    name = root.resolve().name or "root"
+    return ImageData(name, name, classes, splits["train"], splits["test"])
+
+
+def _require_images(root, counts):
+    for (name, part), count in counts.items():
+        if not count:
+            raise InputError(f"{root}: class {name!r} has no images in {part}")
+
+
+def _require_memory(root, image_size, count):
+    needed = count * image_size ** 2 * 3
+    with suppress(AttributeError, OSError, ValueError):  # not every system tells
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > 0.8 * there:
+            raise InputError(
+                f"{root}: {count:,} images of {image_size} x {image_size} need {needed / 1e9:.1f} "
+                f"GB, and this machine has {there / 1e9:.1f} GB; a smaller --image_size needs less")
+
+
+def _annotated(annotations, classes):
+    """Tiny-ImageNet's list of test images: {class: files}."""
+    files = {name: [] for name in classes}
+    for number, line in enumerate(annotations.read_text(errors="replace").splitlines(), 1):
+        file, _, rest = line.partition("\t")
+        name = rest.partition("\t")[0]
+        if name not in files:
+            raise InputError(f"{annotations}, line {number}: {name!r} is none of the "
+                             f"{len(files)} classes in train/")
+        files[name].append(annotations.parent / "images" / file)
+    return files
 
 
 def _class_folders(root, part):
@@ -254,30 +293,75 @@ def _class_folders(root, part):
     if not (root / part).is_dir():
         raise InputError(f"{root} has no folder {part}/; it needs train/ and test/, each with one "
                          "folder of images per class")
-    return {folder.name: sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES
-                                and not p.name.startswith("."))
-            for folder in sorted((root / part).iterdir())
-            if folder.is_dir() and not folder.name.startswith(".")}
+    found, others = {}, []
+    for folder in sorted((root / part).iterdir()):
+        if folder.name.startswith("."):
+            continue
+        if not folder.is_dir():
+            others.append(folder)
+            continue
+        files = _files_under(folder, {str((root / part).resolve())})
+        found[folder.name] = [file for file in files if file.suffix.lower() in SUFFIXES]
+        others += [file for file in files if file.suffix.lower() not in SUFFIXES]
+    if others:
+        print(f"Left out: {len(others):,} files in {root / part} that are no images by their names, "
+              f"the first is {others[0]}")
+    return found
+
+
+def _files_under(folder, above):
+    """All files below a folder, sorted, hidden ones left out; links are followed, but not in
+    circles. `above`: where the way down has been."""
+    here = os.path.realpath(folder)
+    if here in above:
+        raise InputError(f"{folder} is a link to {here}, which holds it; remove the link")
+    files = []
+    for entry in sorted(folder.iterdir()):
+        if not entry.name.startswith("."):
+            files += _files_under(entry, above | {here}) if entry.is_dir() else [entry]
+    return files
+
+
+def _decode_all(paths, images, part):
+    """Decode each file into its row of `images`; {path: why not} of those that cannot be."""
+    bad = {}
+    with ThreadPoolExecutor() as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL's about large or oddly written images
+        jobs = [pool.submit(_decode, path, images.shape[1]) for path in paths]
+        try:
+            for i, job in enumerate(progress(jobs, f"reading {part}")):
+                try:
+                    images[i] = torch.from_numpy(job.result())
+                except Exception as error:  # PIL raises many kinds for what is not an image
+                    bad[paths[i]] = _reason(error)
+                jobs[i] = None  # with its copy of the image
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return bad
+
+
+def _reason(error):
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "it is empty, damaged or no image"
+    return getattr(error, "strerror", None) or str(error) or repr(error)
 
 
 def _decode(path, size):
     """An image file -> uint8 array, size x size x 3: the shorter side scaled, the centre cut out,
     transparency laid on white."""
     from PIL import Image, ImageOps
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith(("I", "F")):  # deep pixels, which convert("RGB") would clip
-                grey = np.asarray(image, dtype=np.float64)
-                factor = 1 / 257 if image.mode.startswith("I;16") or grey.max() > 255 else 1
-                if image.mode == "F" and grey.max() <= 1:
-                    factor = 255
-                image = Image.fromarray((grey * factor).clip(0, 255).astype(np.uint8))
-            elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image)
-            return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size),
-                                           Image.Resampling.BILINEAR))
-    except Exception as error:  # PIL raises many kinds for what is not an image
-        raise InputError(f"{path} cannot be read as an image: {error}") from error
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith(("I", "F")):  # deep pixels, which convert("RGB") would clip
+            grey = np.asarray(image, dtype=np.float64)
+            factor = 1 / 257 if image.mode.startswith("I;16") or grey.max() > 255 else 1
+            if image.mode == "F" and grey.max() <= 1:
+                factor = 255
+            image = Image.fromarray((grey * factor).clip(0, 255).astype(np.uint8))
+        elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+        return np.array(ImageOps.fit(image.convert("RGB"), (size, size),
+                                     Image.Resampling.BILINEAR))

@@ -76,6 +76,17 @@ def measure_orthogonality(network):
     return {"mean": sum(layers.values()) / len(layers), "layers": layers}
 
 
+def measure_record(path, network, info, file_bytes):
+    """Everything known of a network, as plain numbers, strings, lists and dicts: what its
+    checkpoint `info` says, and what can be measured without images."""
+    size = info["image_size"]
+    return {"file": str(path), "model": network.name, "num_classes": network.num_classes,
+            **{"training": None, "history": None, "seconds": None, **info},
+            **measure_cost(network, size), "widths": layer_widths(network),
+            "compression": measure_compression(network, file_bytes, info, size),
+            "orthogonality": measure_orthogonality(network)}
+
+
 def environment(device):
     """Versions and hardware that a result depends on."""
     import numpy
@@ -104,6 +115,30 @@ def _stream_widths(network):
     streams = {g.stream.name: g.stream.width for g in network.filter_groups()}
     return {f"{name} (residual stream)": width for name, width in streams.items()
             if name not in network.dense}  # in a chain the stream is called like its layer
+
+
+def print_pruning(before, after, target, image_size):
+    """What pruning `before` to `target` percent has made of it: how far it went, and what it won."""
+    from pruner import max_percent, pruned_percent
+    (had, dense), (has, _) = before.filter_count(), after.filter_count()
+    achieved, most = pruned_percent(after), max_percent(after)
+    print(f"  requested {target:.2f}%, achieved {achieved:.2f}%: {dense - has:,} of "
+          f"{dense:,} filters are gone, {had - has:,} of them in this round")
+    if target > most:
+        stem = any(g.protected for g in after.filter_groups())
+        print(f"  More cannot go than {most:.2f}%: every layer keeps 5% of its filters, rounded "
+              "down, and one more" + (", and the first convolution all" if stem else ""))
+    if has == had:
+        print("  This round removes nothing" + (
+            ": the network is already as small as requested" if achieved >= target else ""))
+    else:
+        print("  filters of each layer, before -> after")
+        print_architecture(after, before)
+    costs = [measure_cost(network, image_size) for network in (before, after)]
+    print_table([("", "before", "after", "left")] + [
+        (name, f"{costs[0][key]:,}", f"{costs[1][key]:,}",
+         f"{100 * costs[1][key] / costs[0][key]:.1f}%")
+        for key, name in (("parameters", "parameters"), ("flops", "FLOPs"))])
 
 
 def print_orthogonality(figures):
@@ -180,6 +215,8 @@ def make_parser():
                        ("eval_ortho", "degree of orthogonality of each layer")):
         add(f"--{flag}", type=boolean, default=False, metavar="BOOL",
             help=f"{what} (default: False)")
+    add("--skip_bad_images", type=boolean, default=False, metavar="BOOL",
+        help="leave out the images of a folder that cannot be read (default: False)")
     add("--num_classes", type=integer(2), help="checked against the file (default: not checked)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
         help="auto takes a GPU where there is one (default: auto)")
@@ -204,7 +241,7 @@ def run(args):
     if args.train_acc or args.test_acc:
         trained_on = info.get("data_path", "CIFAR100")
         try:
-            data = load_data(args.data_path or trained_on, image_size)
+            data = load_data(args.data_path or trained_on, image_size, args.skip_bad_images)
         except InputError as error:
             raise error if args.data_path else InputError(
                 f"{error}; it was trained on {trained_on}, --data_path can name other images")

@@ -7,40 +7,105 @@
 """
 import argparse
 import ast
-import json
+import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from config import (MODELS, PENALTY, PRESETS, PRUNING_TYPES, InputError, Parser, boolean,
-                    check_preset, heading, integer, positive, print_table, run_command)
+                    check_preset, check_writable, flag, heading, integer, locked, positive, run_command, to_json,
+                    uninterrupted, write_atomically)
 
 # torch and what needs it is imported inside the functions: --help answers before that.
+
+
+# -------------------------------------------------------------------------------- command line
+
+
+def _only_train(text):
+    values = {"base": "base", "ortho": "ortho", "false": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of base, ortho, False")
+    return values[text.lower()]
+
+
+def _thresholds(text):
+    try:
+        values = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        values = None
+    if (not isinstance(values, (list, tuple)) or not values
+            or not all(type(v) is int and 0 <= v <= 95 for v in values)
+            or any(a >= b for a, b in zip(values, values[1:]))):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a rising list of integers from 0 to 95, as in '[10, 50, 80]'")
+    return tuple(values)
 
 
 @dataclass(frozen=True)
 class Experiment:
     """One command line, checked: the value of every flag."""
-    data_path: str
-    image_size: int
-    num_classes: int
-    model: str
-    width: float
-    ebt: bool
-    preset: str
-    optimizer: str
-    batch_size: int
-    seed: int
-    only_train: str
-    pretrained: bool
-    pruning_type: str
-    prune_percent: int
-    n_rounds: int
-    thresholds: tuple
-    imp_samples: int
-    GraSP_T: float
-    device: str
+    data_path: str = flag(
+        "data", "CIFAR100", "CIFAR100, CIFAR10, digits, or a folder with train/ and test/",
+        metavar="DATA")
+    image_size: int = flag(
+        "data", 32, "height and width that images are brought to", type=integer(1, 1024),
+        metavar="N")
+    skip_bad_images: bool = flag(
+        "data", False, "leave out the images of a folder that cannot be read, instead of stopping",
+        type=boolean, metavar="BOOL")
+    num_classes: int = flag(
+        "data", None, "only checked against the data", shown="from the data", type=integer(2),
+        metavar="N")
+
+    model: str = flag("training", "vgg", "the network", "-m", choices=MODELS)
+    width: float = flag(
+        "training", 1.0, "multiplies the widths of the unpruned network", type=positive(16),
+        metavar="FACTOR")
+    ebt: bool = flag(
+        "training", False, "Early-Bird job: train briefly and prune once; else iterative pruning",
+        type=boolean, metavar="BOOL")
+    preset: str = flag(
+        "training", "paper", "the set of schedules, see config.py", choices=PRESETS)
+    optimizer: str = flag(
+        "training", "sgd", "adam has learning rates of its own in config.py",
+        choices=("sgd", "adam"))
+    batch_size: int = flag(
+        "training", None, "images in a training step", shown="the preset's", type=integer(2),
+        metavar="N")
+    seed: int = flag("training", 0, "of all random choices", type=integer(0), metavar="N")
+    only_train: str = flag(
+        "training", False, "train the plain network, or the one with the penalty, and stop",
+        type=_only_train, metavar="{base,ortho,False}")
+    pretrained: bool = flag(
+        "training", False, "load the network to start from from pretrained/ instead of training it",
+        type=boolean, metavar="BOOL")
+    resume: bool = flag(
+        "training", False, "go on with the run of this command that was stopped, with the same "
+        "result", type=boolean, metavar="BOOL")
+
+    pruning_type: str = flag(
+        "pruning", None, "importance estimator: " + ", ".join(PRUNING_TYPES),
+        shown="none; required to prune", choices=PRUNING_TYPES, metavar="TYPE")
+    prune_percent: int = flag(
+        "pruning", None, "percent of all filters to remove, 0 to 95", "--pruning_percent",
+        shown="none; this or --thresholds is required to prune", type=integer(0, 95), metavar="N")
+    n_rounds: int = flag(
+        "pruning", None, "rounds of pruning and retraining", shown=1, type=integer(1, 95),
+        metavar="N")
+    thresholds: tuple = flag(
+        "pruning", (), "the percent after each round, as in '[10, 50, 80]'", shown="none",
+        type=_thresholds, metavar="LIST")
+    imp_samples: int = flag(
+        "pruning", 10000, "training images that importance is measured on, at most all there are",
+        type=integer(1), metavar="N")
+    GraSP_T: float = flag(
+        "pruning", 200.0, "temperature of grasp", shown=200, type=positive(1e6), metavar="T")
+
+    device: str = flag(
+        "hardware", "auto", "auto takes a GPU where there is one",
+        choices=("auto", "cpu", "cuda", "mps"))
 
     @property
     def job(self):
@@ -70,81 +135,10 @@ class Experiment:
         return Path("pruned_nets") / self.job / data.folder / f"{name}_{self.seed}.pth"
 
 
-# -------------------------------------------------------------------------------- command line
-
-
 def make_parser():
     parser = Parser(prog="main.py", description=__doc__)
-
-    def flag(group, *names, help, default=None, shown=None, **kwargs):
-        shown = default if shown is None else shown
-        group.add_argument(*names, default=default, help=f"{help} (default: {shown})", **kwargs)
-
-    data = parser.add_argument_group("data")
-    flag(data, "--data_path", default="CIFAR100", metavar="DATA",
-         help="CIFAR100, CIFAR10, digits, or a folder with train/ and test/")
-    flag(data, "--image_size", type=integer(1, 1024), default=32, metavar="N",
-         help="height and width that images are brought to")
-    flag(data, "--num_classes", type=integer(2), metavar="N", shown="from the data",
-         help="only checked against the data")
-
-    train = parser.add_argument_group("training")
-    flag(train, "--model", "-m", choices=MODELS, default="vgg", help="the network")
-    flag(train, "--width", type=positive(16), default=1.0, metavar="FACTOR",
-         help="multiplies the widths of the unpruned network")
-    flag(train, "--ebt", type=boolean, default=False, metavar="BOOL",
-         help="Early-Bird job: train briefly and prune once; else iterative pruning")
-    flag(train, "--preset", choices=PRESETS, default="paper",
-         help="the set of schedules, see config.py")
-    flag(train, "--optimizer", choices=("sgd", "adam"), default="sgd",
-         help="adam has learning rates of its own in config.py")
-    flag(train, "--batch_size", type=integer(2), metavar="N", shown="the preset's",
-         help="images in a training step")
-    flag(train, "--seed", type=integer(0, 2 ** 63 - 1), default=0, metavar="N", help="of all random choices")
-    flag(train, "--only_train", type=_only_train, default=False, metavar="{base,ortho,False}",
-         help="train the plain network, or the one with the penalty, and stop")
-    flag(train, "--pretrained", type=boolean, default=False, metavar="BOOL",
-         help="load the network to start from from pretrained/ instead of training it")
-
-    prune = parser.add_argument_group("pruning")
-    flag(prune, "--pruning_type", choices=PRUNING_TYPES, shown="none; required to prune",
-         metavar="TYPE", help="importance estimator: " + ", ".join(PRUNING_TYPES))
-    flag(prune, "--prune_percent", "--pruning_percent", type=integer(0, 95), metavar="N",
-         shown="none; this or --thresholds is required to prune",
-         help="percent of all filters to remove, 0 to 95")
-    flag(prune, "--n_rounds", type=integer(1), metavar="N", shown=1,
-         help="rounds of pruning and retraining")
-    flag(prune, "--thresholds", type=_thresholds, default=(), metavar="LIST", shown="none",
-         help="the percent after each round, as in '[10, 50, 80]'")
-    flag(prune, "--imp_samples", type=integer(1), default=10000, metavar="N",
-         help="training images that importance is measured on, at most all there are")
-    flag(prune, "--GraSP_T", type=positive(1e6), default=200.0, metavar="T", shown=200,
-         help="temperature of grasp")
-
-    hardware = parser.add_argument_group("hardware")
-    flag(hardware, "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
-         help="auto takes a GPU where there is one")
+    parser.add_flags(Experiment)
     return parser
-
-
-def _only_train(text):
-    values = {"base": "base", "ortho": "ortho", "false": False}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of base, ortho, False")
-    return values[text.lower()]
-
-
-def _thresholds(text):
-    try:
-        values = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        values = None
-    if (not isinstance(values, (list, tuple)) or not values
-            or not all(type(v) is int and 0 <= v <= 95 for v in values)
-            or any(a >= b for a, b in zip(values, values[1:]))):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a rising list of integers from 0 to 95, as in '[10, 50, 80]'")
-    return tuple(values)
 
 
 def parse(argv):
@@ -181,20 +175,23 @@ def parse(argv):
 
 
 def main(argv=None):
-    return run_command("main.py", lambda: Run(parse(argv)).run())
+    argv = sys.argv[1:] if argv is None else argv
+    return run_command("main.py", lambda: Run(parse(argv), argv).run())
 
 
 # ----------------------------------------------------------------------------- steps of the job
 
 
 class Run:
-    """One experiment under way. `run` has the steps in order; each method is one of them."""
+    """One experiment under way: `steps` is the job, the methods that it names change `network` and
+    `state`."""
 
-    def __init__(self, flags):
-        from data import load_data
-        from pruner import check_writable, round_targets
-        from train import pick_device
-        self.flags, self.device = flags, pick_device(flags.device)
+    def __init__(self, flags, argv=()):
+        with uninterrupted():  # libraries do not survive an interruption while they load
+            from data import load_data
+            from pruner import round_targets
+            from train import State, pick_device
+        self.flags, self.argv, self.device = flags, argv, pick_device(flags.device)
         self.targets = [float(t) for t in flags.thresholds] or round_targets(
             flags.prune_percent or 0, flags.n_rounds)
         if len({round(target) for target in self.targets}) < len(self.targets):
@@ -202,22 +199,73 @@ class Run:
                              "names, which hold whole percents; ask for fewer rounds")
         check_writable("pretrained")
         check_writable("pruned_nets")
-        self.data = load_data(flags.data_path, flags.image_size).to(self.device)
+        self.data = load_data(flags.data_path, flags.image_size, flags.skip_bad_images).to(
+            self.device)
         if flags.num_classes not in (None, len(self.data.classes)):
             raise InputError(f"--num_classes={flags.num_classes}, but {flags.data_path} has "
                              f"{len(self.data.classes)} classes")
         self.importance_batches(number=1)  # refuses too few images before any training
+        self.network, self.state = None, State(self.origin())
 
     def run(self):
         from eval import print_summary
+        if self.flags.resume and self.is_finished():
+            return
         self.introduce()
-        network, base = self.unpruned()
-        records = [base]
-        if not self.flags.only_train:
-            for number, target in enumerate(self.targets, 1):
-                network, record = self.prune_round(network, base, number, target)
-                records.append(record)
-        print_summary(records)
+        self.resume()
+        steps, resume_file = self.steps(), self.resume_file
+        files = [self.file(*arguments) for step, *arguments in steps if step == self.save]
+        with locked([*files, resume_file]):
+            try:
+                while self.state.done < len(steps):
+                    step, *arguments = steps[self.state.done]
+                    step(*arguments)
+                    self.state.done += 1
+                    if step != self.train:  # which keeps every epoch itself
+                        self.keep()
+            except KeyboardInterrupt as stop:
+                if not resume_file.is_file():
+                    raise
+                again = shlex.join([*self.argv, *["--resume=True"] * (not self.flags.resume)])
+                raise KeyboardInterrupt(f"the state is saved, this goes on: python main.py "
+                                        f"{again}") from stop
+            resume_file.unlink()
+        print_summary(self.state.records)
+
+    def origin(self):
+        """Where the unpruned network comes from: pairs of "load" or "train" and a phase."""
+        flags = self.flags
+        final = "ortho" if flags.penalised else "base"
+        load = flags.pretrained and not flags.only_train
+        if final == "base" or flags.ebt:
+            return [["load" if load else "train", final]]
+        # In the iterative job the penalty goes on from the plain network, where it is there.
+        ortho, plain = (self.file(phase, 0).is_file() for phase in ("ortho", "base"))
+        if load and (ortho or not plain):
+            return [["load", "ortho"]]
+        return [["load" if plain or flags.pretrained else "train", "base"], ["train", "ortho"]]
+
+    def steps(self):
+        """The job in its order: each step a method and its arguments, which are a phase, and the
+        number of a round, 0 for what precedes all pruning."""
+        steps = []
+        for action, phase in self.state.begin:
+            steps += [(self.load, phase)] if action == "load" else [
+                (self.train, phase, 0), (self.save, phase, 0)]
+        for number in range(1, 1 + len(self.targets) * (not self.flags.only_train)):
+            phases = ("between", "ortho") if self.penalty_follows(number) else ("retrain",)
+            steps += [(self.estimate, number), (self.prune, number),
+                      *((self.train, phase, number) for phase in phases),
+                      (self.save, phases[-1], number)]
+        return steps
+
+    def penalty_follows(self, number):
+        """Whether round `number` ends with the penalty's training, for a round to come."""
+        return self.flags.penalised and number < len(self.targets)
+
+    def announce(self, number, step, text):
+        steps = 4 if self.penalty_follows(number) else 3
+        heading(f"Round {number} of {len(self.targets)}, step {step} of {steps}: {text}")
 
     def introduce(self):
         from eval import environment
@@ -231,41 +279,19 @@ class Run:
               f"  recipe  preset {flags.preset}, {flags.optimizer}, batch {flags.batch_size}, "
               f"seed {flags.seed}")
 
-    def unpruned(self):
-        """(the network that pruning starts from, its record), loaded or trained."""
-        flags = self.flags
-        wanted, plain = (flags.base_file(self.data, p) for p in (flags.penalised, False))
-        # Iterative orthoreg can go on from the plain network where that is all there is.
-        goes_on = not flags.ebt and plain.is_file() and not wanted.is_file()
-        if flags.pretrained and not flags.only_train and not goes_on:
-            return self.load_base(flags.penalised)
-        if not flags.penalised:
-            return self.train_base(self.fresh_network(), penalised=False)
-        network = self.fresh_network() if flags.ebt else self.plain_base()
-        return self.train_base(network, penalised=True)
-
-    def plain_base(self):
-        """The plainly trained network that iterative orthoreg starts from: loaded where it is
-        there, else trained."""
-        path = self.flags.base_file(self.data, penalised=False)
-        if not self.flags.pretrained and not path.is_file():
-            return self.train_base(self.fresh_network(), penalised=False)[0]
-        return self.load_base(penalised=False)[0]
-
-    def load_base(self, penalised):
-        from eval import accuracy_text, check_data, check_holds
+    def load(self, phase):
+        from eval import accuracy_text, check_data, check_holds, measure_record
         from pruner import load_checkpoint
         from train import evaluate
-        flags, path = self.flags, self.flags.base_file(self.data, penalised)
-        phase = "ortho" if penalised else "base"
+        flags, path = self.flags, self.file(phase, 0)
         heading("Load the trained network")
         if not path.is_file():
             raise InputError(f"--pretrained=True needs {path}; the same command with "
                              f"--only_train={phase} and no pruning flags trains it")
         network, info = load_checkpoint(path)
-        check_holds(path, network, info, model=flags.model, pruned=False, width=flags.width)
+        check_holds(path, network, info, model=flags.model, width=flags.width)
         check_data(path, network, info, self.data)
-        network.to(self.device)
+        self.network = network.to(self.device)
         accuracy = {**info.get("accuracy", {}), "best": evaluate(network, self.data.test_batches())}
         print(f"  {path}: test {accuracy_text(accuracy['best'])}")
         again = f"the same command with --only_train={phase} and no pruning flags trains it anew"
@@ -273,55 +299,41 @@ class Run:
             print(f"  Note: it was trained with other settings than this job's; {again}")
         if info.get("fingerprint") not in (None, self.data.fingerprint):
             print(f"  Note: it was trained on other images than {self.data.name} has now; {again}")
-        return network, self.record(path, network, {**info, "accuracy": accuracy},
-                                    path.stat().st_size)
+        if info["pruned"]:
+            print("  Note: it is pruned already; percents count the unpruned network's filters")
+        self.state.records = [measure_record(path, network, {
+            **info, "accuracy": accuracy, "image_size": self.data.image_size}, path.stat().st_size)]
 
-    def fresh_network(self):
-        import torch
+    def train(self, phase, number):
+        """Train by the schedule's recipe for `phase`, with the penalty where it is "ortho"."""
         from data import seed_of
+        from eval import measure_orthogonality, print_orthogonality
         from models import build_model
-        flags = self.flags
-        torch.manual_seed(seed_of(flags.seed, "initialisation"))
-        return build_model(flags.model, len(self.data.classes), width=flags.width).to(self.device)
-
-    def train_base(self, network, penalised):
-        phase = "ortho" if penalised else "base"
-        heading("Train with the penalty" if penalised else "Train the plain network")
-        trained = {phase: self.train(network, phase)}
-        path = self.flags.base_file(self.data, penalised)
-        return network, self.save(path, network, trained, penalised)
-
-    def prune_round(self, network, base, number, target):
-        """Estimate, prune, retrain, save: (the smaller network, its record)."""
-        from pruner import prune, select_filters
-        flags, seconds = self.flags, {}
-        penalty_follows = flags.penalised and number < len(self.targets)
-        steps, title = 4 if penalty_follows else 3, f"Round {number} of {len(self.targets)}"
-
-        began = time.monotonic()
-        scores = self.importance(network, number, f"{title}, step 1 of {steps}")
-        seconds["importance"] = time.monotonic() - began
-
-        heading(f"{title}, step 2 of {steps}: remove filters until {target:.4g}% are gone")
-        began = time.monotonic()
-        small = prune(network, select_filters(network, scores, target))
-        seconds["pruning"] = time.monotonic() - began
-        pruning = {"round": number, "rounds": len(self.targets), "requested_percent": target,
-                   **self.report_pruning(network, small, target)}
-
-        trained = {}
-        if penalty_follows:
-            heading(f"{title}, step 3 of {steps}: retrain")
-            trained["between"] = self.train(small, "between", number)
-            heading(f"{title}, step 4 of {steps}: train with the penalty, for the next round")
-            trained["ortho"] = self.train(small, "ortho", number)
+        from train import OrthonormalityPenalty, Training, fit
+        import torch
+        flags, penalty = self.flags, None
+        if not number:
+            heading("Train with the penalty" if phase == "ortho" else "Train the plain network")
+        elif phase == "ortho":
+            self.announce(number, 4, "train with the penalty, for the next round")
         else:
-            note = ", without the penalty since no round follows" if flags.penalised else ""
-            heading(f"{title}, step 3 of {steps}: retrain{note}")
-            trained["retrain"] = self.train(small, "retrain", number)
-        path = flags.pruned_file(self.data, target, penalty_follows)
-        return small, self.save(path, small, trained, penalty_follows, base=base, pruning=pruning,
-                                seconds=seconds)
+            last = flags.penalised and phase == "retrain"
+            self.announce(number, 3, "retrain" + (
+                ", without the penalty since no round follows" if last else ""))
+        if self.network is None:
+            torch.manual_seed(seed_of(flags.seed, "initialisation"))
+            self.network = build_model(flags.model, len(self.data.classes),
+                                       width=flags.width).to(self.device)
+        if phase == "ortho":
+            penalty = OrthonormalityPenalty(self.network, PENALTY[flags.model])
+        trained = fit(self.network, self.data, self.recipe(phase), key=(flags.seed, phase, number),
+                      batch_size=flags.batch_size, optimizer=flags.optimizer, penalty=penalty,
+                      label=f"round {number}, " * (number > 0) + phase,
+                      training=self.state.trained.setdefault(phase, Training()), keep=self.keep)
+        print(f"  best epoch, chosen on the test images: {trained.best['epoch']} with "
+              f"{trained.best['top1']:.2f}%; last epoch {trained.last['top1']:.2f}%")
+        if penalty:
+            print_orthogonality(measure_orthogonality(self.network))
 
     def importance_batches(self, number):
         """The images of round `number`'s estimate; None for a method that needs none."""
@@ -333,63 +345,37 @@ class Run:
             flags.batch_size, key=(flags.seed, "importance", number), count=flags.imp_samples,
             balanced=flags.pruning_type == "grasp")
 
-    def importance(self, network, number, title):
+    def estimate(self, number):
         from data import seed_of
         from imp_estimator import cal_importance
-        flags, batches = self.flags, self.importance_batches(number)
+        flags, batches, began = self.flags, self.importance_batches(number), time.monotonic()
         source = f"{len(batches.order):,} training images" if batches else "weights alone"
         if flags.pruning_type == "random":
             source = f"seed {flags.seed}"
-        heading(f"{title}: importance by {flags.pruning_type}, from {source}")
+        self.announce(number, 1, f"importance by {flags.pruning_type}, from {source}")
         try:
-            return cal_importance(network, flags.pruning_type, batches, temperature=flags.GraSP_T,
-                                  seed=seed_of(flags.seed, "random", number))
+            self.state.scores = cal_importance(
+                self.network, flags.pruning_type, batches, temperature=flags.GraSP_T,
+                seed=seed_of(flags.seed, "random", number))
         except ValueError as error:
             raise InputError(f"{error}; the network that was scored is of no use") from error
+        self.state.seconds["importance"] = time.monotonic() - began
 
-    def report_pruning(self, network, small, target):
-        """Print what a pruning did; return it as a dict for the record."""
-        from eval import accuracy_text, measure_cost, print_architecture
-        from pruner import max_percent, pruned_percent
+    def prune(self, number):
+        from eval import accuracy_text, print_pruning
+        from pruner import max_percent, prune, pruned_percent, select_filters
         from train import evaluate
-        (before, dense), (after, _) = network.filter_count(), small.filter_count()
-        achieved, most = pruned_percent(small), max_percent(small)
-        print(f"  requested {target:.2f}%, achieved {achieved:.2f}%: {dense - after:,} of "
-              f"{dense:,} filters are gone, {before - after:,} of them in this round")
-        if target > most:
-            stem = any(g.protected for g in small.filter_groups())
-            print(f"  More cannot go than {most:.2f}%: every layer keeps 5% of its filters, rounded "
-                  "down, and one more" + (", and the first convolution all" if stem else ""))
-        if after == before:
-            print("  This round removes nothing" + (
-                ": the network is already as small as requested" if achieved >= target else ""))
-        else:
-            print("  filters of each layer, before -> after")
-            print_architecture(small, network)
-        costs = [measure_cost(n, self.data.image_size) for n in (network, small)]
-        print_table([("", "before", "after", "left")] + [
-            (name, f"{costs[0][key]:,}", f"{costs[1][key]:,}",
-             f"{100 * costs[1][key] / costs[0][key]:.1f}%")
-            for key, name in (("parameters", "parameters"), ("flops", "FLOPs"))])
-        accuracy = evaluate(small, self.data.test_batches())
+        target, began = self.targets[number - 1], time.monotonic()
+        self.announce(number, 2, f"remove filters until {target:.4g}% are gone")
+        small = prune(self.network, select_filters(self.network, self.state.scores, target))
+        self.state.seconds["pruning"] = time.monotonic() - began
+        print_pruning(self.network, small, target, self.data.image_size)
+        self.network, accuracy = small, evaluate(small, self.data.test_batches())
         print(f"  test accuracy right after pruning: {accuracy_text(accuracy)}")
-        return {"achieved_percent": achieved, "max_percent": most, "after_pruning": accuracy}
-
-    def train(self, network, phase, number=0):
-        """Train by the schedule's recipe for `phase`, with the penalty where it is "ortho"."""
-        from eval import measure_orthogonality, print_orthogonality
-        from train import OrthonormalityPenalty, fit
-        flags, penalty = self.flags, None
-        if phase == "ortho":
-            penalty = OrthonormalityPenalty(network, PENALTY[flags.model])
-        trained = fit(network, self.data, self.recipe(phase), key=(flags.seed, phase, number),
-                      batch_size=flags.batch_size, optimizer=flags.optimizer, penalty=penalty,
-                      label=phase)
-        print(f"  best epoch, chosen on the test images: {trained.best['epoch']} with "
-              f"{trained.best['top1']:.2f}%; last epoch {trained.last['top1']:.2f}%")
-        if penalty:
-            print_orthogonality(measure_orthogonality(network))
-        return trained
+        self.state.scores, self.state.pruning = None, {
+            "round": number, "rounds": len(self.targets), "requested_percent": target,
+            "achieved_percent": pruned_percent(small), "max_percent": max_percent(small),
+            "after_pruning": accuracy}
 
     def recipe(self, phase):
         schedule = self.flags.schedule
@@ -405,45 +391,89 @@ class Run:
 
     # ---------------------------------------------------------------------------------- files
 
-    def save(self, path, network, trained, penalised, base=None, pruning=None, seconds=None):
-        """Write the checkpoint and, of a pruned network, the .json beside it. Returns the record,
-        which is the content of that .json."""
-        from eval import environment
-        from pruner import checkpoint_bytes, write_atomically
-        final = list(trained.values())[-1]
-        accuracy = {"best": final.best, "last": final.last, "chosen_on": "test"}
-        info = {
-            "data": self.data.name, "data_path": self.flags.data_path,
-            "fingerprint": self.data.fingerprint,
-            "classes": list(self.data.classes), "image_size": self.data.image_size,
-            "seed": self.flags.seed, "job": self.flags.job, "penalised": penalised,
-            "flags": asdict(self.flags), "training": self.settings(*trained),
-            "accuracy": accuracy, "environment": environment(self.device),
-            "history": {phase: training.history for phase, training in trained.items()},
-            "seconds": {**(seconds or {}), **{p: t.seconds for p, t in trained.items()}}}
-        if pruning:
-            info["pruning"] = pruning
-        content = checkpoint_bytes(network, info)
-        record = {**self.record(path, network, info, len(content)),
-                  "schedule": asdict(self.flags.schedule), "base": base}
-        write_atomically(path, content)
-        if pruning:
-            text = json.dumps(record, indent=1)
-            write_atomically(path.with_suffix(".json"), text.encode())
-        print(f"  saved {path}" + (" and the .json beside it" if pruning else ""))
-        return record
+    def file(self, phase, number):
+        """Where the network lives that training `phase` of round `number` ends with."""
+        if not number:
+            return self.flags.base_file(self.data, phase == "ortho")
+        return self.flags.pruned_file(self.data, self.targets[number - 1], phase == "ortho")
 
-    def record(self, path, network, info, file_bytes):
-        """Everything known of a network, as plain numbers, strings, lists and dicts."""
-        from eval import (layer_widths, measure_compression, measure_cost,
-                          measure_orthogonality)
-        size = self.data.image_size
-        return {"file": str(path), "model": network.name, "num_classes": network.num_classes,
-                **{"training": None, "history": None, "seconds": None, **info},
-                **measure_cost(network, size),
-                "widths": layer_widths(network),
-                "compression": measure_compression(network, file_bytes, info, size),
-                "orthogonality": measure_orthogonality(network)}
+    def save(self, phase, number):
+        """Write the checkpoint and, of a pruned network, the .json beside it."""
+        from eval import environment, measure_record
+        from pruner import checkpoint_bytes
+        from train import State
+        state, flags, path = self.state, self.flags, self.file(phase, number)
+        accuracy = {"best": state.trained[phase].best, "last": state.trained[phase].last,
+                    "chosen_on": "test"}
+        info = {
+            **self.identity, "data": self.data.name, "data_path": flags.data_path,
+            "classes": list(self.data.classes), "image_size": self.data.image_size,
+            "seed": flags.seed, "job": flags.job, "penalised": phase == "ortho",
+            "training": self.settings(*state.trained),
+            "accuracy": accuracy, "environment": environment(self.device),
+            "history": {phase: training.history for phase, training in state.trained.items()},
+            "seconds": {**state.seconds, **{p: t.seconds for p, t in state.trained.items()}}}
+        if number:
+            info["pruning"] = state.pruning
+        contents = {path: checkpoint_bytes(self.network, info)}
+        record = measure_record(path, self.network, info, len(contents[path]))
+        if number:
+            record["base"] = state.records[0]
+            contents[path.with_suffix(".json")] = to_json(record)
+        write_atomically(contents)
+        print(f"  saved {path}" + (" and the .json beside it" if number else ""))
+        self.state = State(state.begin, state.done, [*state.records * (number > 0), record])
+
+    # --------------------------------------------------------------------------------- resume
+
+    @property
+    def identity(self):
+        """What makes two runs the same: the entries of a checkpoint by which they are compared."""
+        flags = {name: value for name, value in asdict(self.flags).items() if name != "resume"}
+        return {"flags": flags, "schedule": asdict(self.flags.schedule),
+                "fingerprint": self.data.fingerprint}
+
+    @property
+    def resume_file(self):
+        return self.last_file().with_suffix(".resume")
+
+    def last_file(self):
+        _save, *arguments = self.steps()[-1]
+        return self.file(*arguments)
+
+    def keep(self, _training=None):
+        from train import write_resume_file
+        write_resume_file(self.resume_file, self.network, self.state, self.identity)
+
+    def resume(self):
+        from train import read_resume_file
+        path, wanted = self.resume_file, self.flags.resume
+        if wanted and path.is_file():
+            network, self.state = read_resume_file(path, self.identity, self.origins())
+            self.network, steps = network.to(self.device), self.steps()
+            step, *arguments = steps[self.state.done]
+            under_way = self.state.trained.get(arguments[0]) if step == self.train else None
+            epochs = f", and {len(under_way.history)} epochs of the next" if under_way else ""
+            print(f"  resumed from {path}: {self.state.done} of {len(steps)} steps are done{epochs}")
+        elif wanted:
+            print(f"  there is no {path} to resume from: this run begins at the beginning")
+        elif path.is_file():
+            print(f"  Note: {path} is of a run that was stopped, and --resume=True goes on from it; "
+                  "this run begins anew and will replace it")
+
+    def is_finished(self):
+        """Say so where the last file of this very command is there and nothing is under way."""
+        from eval import accuracy_text
+        from pruner import load_checkpoint
+        path = self.last_file()
+        if self.resume_file.is_file() or not path.is_file():
+            return False
+        _network, info = load_checkpoint(path)
+        if any(to_json(info.get(key)) != to_json(value) for key, value in self.identity.items()):
+            return False
+        print(f"This run is finished: {path}, test {accuracy_text(info['accuracy']['best'])}; "
+              "without --resume=True it is run anew")
+        return True
 
 
 if __name__ == "__main__":

@@ -90,12 +90,15 @@ class Network(nn.Module):
     def _channels(self, name, full):
         """The channels that layer `name` writes, ascending; all of them unless widths say less."""
         self.dense[name] = max(1, round(full * self.width))
-        plan = self._plan.get(name, self.dense[name])
-        channels = list(range(plan)) if isinstance(plan, int) else [int(c) for c in plan]
-        if not channels or channels[0] < 0 or sorted(set(channels)) != channels:
-            raise ValueError(f"the width of {name} must be a number above 0 or a rising list of "
-                             f"stream channels, not {plan!r}")
-        return channels
+        most = self.dense[name]
+        plan = self._plan.get(name, most)
+        if type(plan) is int and 1 <= plan <= most:
+            return list(range(plan))
+        if not isinstance(plan, (list, tuple)) or not plan or not all(
+                type(c) is int and 0 <= c < most for c in plan) or sorted(set(plan)) != list(plan):
+            raise ValueError(f"the width of {name} must be a number from 1 to {most} or a rising "
+                             f"list of its stream's channels below that, not {plan!r}")
+        return list(plan)
 
     def _width(self, name, full):
         return len(self._channels(name, full))
@@ -109,6 +112,12 @@ class Network(nn.Module):
 
     def filter_groups(self):
         """All prunable layers in order, as a list of FilterGroup, made afresh on each call."""
+        raise NotImplementedError
+
+    def published_widths(self, cfg):
+        """Layer -> filters, from the `cfg` of a published checkpoint of this network. Layers that
+        write into a residual stream are left out: there all filters stay, removed ones as zeros.
+        Raises ValueError and others where it does not fit."""
         raise NotImplementedError
 
     @property
@@ -150,6 +159,11 @@ class VGG(Network):
         names = list(self.dense)
         return [self._group(name, f"features.{int(name.split('.')[1]) + 2}", [reader])
                 for name, reader in zip(names, names[1:] + ["classifier"])]
+
+    def published_widths(self, cfg):  # [64, 64, "M", 128, ...]
+        if [item == "M" for item in cfg] != [item == "M" for item in self.layout]:
+            raise ValueError(f"cfg is {cfg}; {self.name} has the layers {list(self.layout)}")
+        return dict(zip(self.dense, (item for item in cfg if item != "M")))
 
 
 class DepthwiseSeparable(nn.Module):
@@ -197,6 +211,12 @@ class MobileNet(Network):
                 *(group(f"layers.{i}.conv2", f"layers.{i}.bn2", f"layers.{i + 1}")
                   for i in range(last)),
                 self._group(f"layers.{last}.conv2", f"layers.{last}.bn2", ["linear"])]
+
+    def published_widths(self, cfg):  # [32, 64, (128, 2), 128, ...]
+        items = [item if isinstance(item, (list, tuple)) else (item, 1) for item in cfg]
+        if [stride for _, stride in items] != [1] + [stride for _, stride in self.layout]:
+            raise ValueError(f"cfg is {cfg}; its strides are not those of {self.name}")
+        return dict(zip(self.dense, (width for width, _ in items)))
 
 
 class BasicBlock(nn.Module):
@@ -300,6 +320,16 @@ class ResNet(Network):
                                               stream=stream,
                                               channels=block.shortcut_outputs))
         return groups
+
+    def published_widths(self, cfg):  # {"base": .., "l1": [conv1, conv2, conv1, ..], "l2s": ..}
+        widths = {}
+        for stage, (count, _) in enumerate(self.layout, 1):
+            if len(cfg[f"l{stage}"]) != 2 * count:
+                raise ValueError(f"cfg names {len(cfg[f'l{stage}'])} layers in stage {stage}; "
+                                 f"{self.name} has {2 * count}")
+            widths.update((f"layer{stage}.{i}.conv1", width)
+                          for i, width in enumerate(cfg[f"l{stage}"][::2]))
+        return widths
 
 
 class ResNet34(ResNet):

@@ -6,14 +6,13 @@
     small, info = load_checkpoint("small.pth")
 """
 import io
-import math
-import os
-import tempfile
+import warnings
+import zipfile
 from pathlib import Path
 
 import torch
 
-from config import InputError
+from config import InputError, write_atomically
 from models import NETWORKS, build_model
 
 # ---------------------------------------------------------------------------------- selection
@@ -128,97 +127,205 @@ def prune(model, kept):
 
 # -------------------------------------------------------------------------------- checkpoints
 
-
-def write_atomically(path, content):
-    """Write bytes to a temporary file beside `path`, then put it in `path`'s place.
-
-    Whatever happens, `path` holds either what it held before or all of the new content.
-    Raises InputError where the folder cannot be written or the disk is full.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.",
-                                         delete=False) as file:
-            temporary = file.name
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # temporary files are private to their owner
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise InputError(f"cannot write {path}: {error.strerror or error}; nothing there was "
-                             "changed") from error
-        raise
-
-
-def check_writable(folder):
-    """Raise InputError where nothing could be written to `folder`, which need not exist yet."""
-    there = next(p for p in (Path(folder).resolve(), *Path(folder).resolve().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write to {folder}/: {there} is no folder that can be written to")
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+# What using the content of a file can raise where it is not what this suite wrote.
+NOT_AS_WRITTEN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def checkpoint_bytes(model, info):
     """The content of a checkpoint file: one dict with `net` the state dict, `cfg` the widths,
     `model`, `width`, `num_classes`, `pruned`, and the entries of `info`."""
+    return to_bytes({**info, **network_content(model)})
+
+
+def network_content(model):
+    """All that is needed to build `model` again with `rebuild`, as plain values and tensors."""
     now, dense = model.filter_count()
     state = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
+    return {"net": state, "cfg": model.widths, "model": model.name, "width": model.width,
+            "num_classes": model.num_classes, "pruned": now < dense}
+
+
+def to_bytes(content):
     buffer = io.BytesIO()
-    torch.save({**info, "net": state, "cfg": model.widths, "model": model.name,
-                "width": model.width, "num_classes": model.num_classes, "pruned": now < dense},
-               buffer)
+    torch.save(content, buffer)
     return buffer.getvalue()
 
 
 def save_checkpoint(path, model, info):
     """Write `model` and `info` (plain numbers, strings, lists, dicts) to `path`, atomically."""
-    write_atomically(path, checkpoint_bytes(model, info))
+    write_atomically({path: checkpoint_bytes(model, info)})
 
 
 def load_checkpoint(path):
-    """Rebuild the network of a checkpoint that this suite wrote. Returns (model, info).
+    """Rebuild the network of a checkpoint, of this suite's form or of the published one.
 
-    Nothing in the file is run: it is read with weights_only=True.
+    A published file is {"net": state dict}, with "cfg" where it is pruned; its residual layers have
+    all filters, and those that are zero are removed here, which leaves the logits as they are.
+    Nothing in the file is run: it is read with weights_only=True. Returns (model, info).
     Raises InputError where there is no such file or it holds something else.
     """
+    content = read_safely(path)
+    try:
+        model = rebuild(content) if "model" in content else _rebuild_published(content)
+    except NOT_AS_WRITTEN as error:
+        raise InputError(f"{path} cannot be used: {error or 'it is damaged'}"[:300]) from error
+    info = {key: value for key, value in content.items() if key != "net" and _is_plain(value)}
+    for key, (kind, fits) in INFO.items():
+        if key in info and not (type(info[key]) is kind and fits(info[key], model)):
+            raise InputError(f"{path} is damaged: its {key} cannot be {str(info[key])[:80]}")
+    now, dense = model.filter_count()
+    return model, {**info, "pruned": now < dense}
+
+
+def rebuild(content):
+    """The network of `network_content`. Raises ValueError and others where it is contradictory."""
+    name, classes, width = content["model"], content["num_classes"], content.get("width", 1.0)
+    if name not in NETWORKS:
+        raise ValueError(f"it holds a network {name!r}; this suite has {', '.join(NETWORKS)}")
+    if type(classes) is not int or not 1 <= classes <= 1_000_000:
+        raise ValueError(f"num_classes is {classes!r}")
+    if type(width) not in (int, float) or not 0 < width <= 16:
+        raise ValueError(f"width is {width!r}")
+    with torch.device("meta"):  # shapes only: whatever the file says, nothing is allocated yet
+        expected = build_model(name, classes, content["cfg"], width).state_dict()
+    state = content["net"]
+    for key, wanted in expected.items():
+        tensor = state.get(key)
+        if tensor is None and key.endswith("num_batches_tracked"):
+            continue  # files from before torch 0.4.1 have none, and nothing depends on it
+        if not isinstance(tensor, torch.Tensor) or tensor.shape != wanted.shape:
+            raise ValueError(f"{key} is {_shape(tensor)}, where its widths ask for {_shape(wanted)}")
+        if tensor.layout != torch.strided or tensor.is_quantized or (
+                tensor.is_floating_point() != wanted.is_floating_point()) or (
+                tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()):
+            raise ValueError(f"{key} is not a plain tensor of type {wanted.dtype}")
+        if not tensor.to(wanted.dtype).isfinite().all():
+            raise ValueError(f"{key} holds values that are not finite")
+    unknown = [key for key in state if key not in expected]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no weight of {name}")
+    model = build_model(name, classes, content["cfg"], width)
+    model.load_state_dict(state, strict=False)
+    return model
+
+
+def _shape(tensor):
+    return " x ".join(map(str, tensor.shape)) or "one number" if isinstance(
+        tensor, torch.Tensor) else "missing"
+
+
+def _rebuild_published(content):
+    state = {key.removeprefix("module."): tensor for key, tensor in content["net"].items()}
+
+    def weights(keys):
+        return {key for key in keys if not key.endswith("num_batches_tracked")}
+
+    with torch.device("meta"):
+        networks = [build_model(name) for name in NETWORKS]
+    twin = next((n for n in networks if weights(n.state_dict()) == weights(state)), None)
+    if twin is None:
+        raise ValueError(f"its weights are those of none of {', '.join(NETWORKS)}")
+    widths = twin.published_widths(content["cfg"]) if "cfg" in content else {}
+    head = [key for key in twin.state_dict() if key.endswith(".bias")][-1]
+    model = rebuild({"model": twin.name, "num_classes": len(state[head]), "cfg": widths,
+                     "net": state})
+    return _without_zeros(model)
+
+
+def _without_zeros(model):
+    """Remove the filters that add nothing to a residual stream."""
+    kept = {}
+    for group in model.filter_groups():
+        used = torch.ones(len(group.channels), dtype=torch.bool)
+        if group.stream.name != group.name and not group.protected:
+            silent = (group.conv.weight == 0).all((1, 2, 3)) & (group.bn.running_mean == 0)
+            used = ((group.bn.weight != 0) & ~silent) | (group.bn.bias != 0)
+            used[0] |= not used.any()
+        kept[group.name] = used.nonzero().flatten()
+    return prune(model, kept)
+
+
+def read_safely(path):
+    """The dict in a file that torch.save wrote. Nothing in it is run: tensors, plain values and
+    NumPy's integers, which are read as Python's, are all that it may hold. Raises InputError."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_INTEGERS):
+            warnings.simplefilter("ignore")
+            _check_archive(path)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise InputError(f"{path} may not be read: {error.strerror}") from error
     except Exception as error:  # torch.load documents no closed set of errors
         raise InputError(f"{path} is not a readable checkpoint: it is damaged, or holds more than "
                          "tensors and plain values, which would not be safe to load") from error
-    if not isinstance(content, dict) or not {"net", "cfg", "model", "num_classes"} <= set(content):
-        raise InputError(f"{path} was not written by this suite: it must be a dict with net, cfg, "
-                         "model and num_classes")
-    if not isinstance(content["model"], str) or content["model"] not in NETWORKS:
-        raise InputError(f"{path} holds a network {content['model']!r}; this suite has "
-                         f"{', '.join(NETWORKS)}")
-    size, classes = content.get("image_size", 32), content.get("classes", [])
-    if type(size) is not int or size < 1 or not isinstance(classes, list):
-        raise InputError(f"{path} is damaged: image_size is {size!r} and classes are {classes!r}")
-    state = content.pop("net")
-    try:
-        model = build_model(content["model"], content["num_classes"], content["cfg"],
-                            content.get("width", 1.0))
-        model.load_state_dict(state)
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).strip().split("\n")[-1].strip()[:200]
-        raise InputError(f"{path}: the weights do not fit the widths that it names: "
-                         f"{reason}") from error
-    if not all(math.isfinite(t.sum()) for t in state.values() if t.is_floating_point()):
-        raise InputError(f"{path} holds weights that are not finite")
-    now, dense = model.filter_count()
-    return model, {**content, "pruned": now < dense}
+    if not isinstance(content, dict) or not isinstance(content.get("net"), dict):
+        raise InputError(f"{path} is no checkpoint of a network: it has no weights under net")
+    return content
+
+
+def _check_archive(path):
+    """Raise where a record is damaged, which torch.load does not look for, or packed, which
+    torch.save never does and a small file could use to fill the memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() or sum(record.file_size for record in archive.infolist()) > \
+                    path.stat().st_size:
+                raise ValueError("damaged")
+
+
+class _Integer:
+    """Reads what NumPy wrote as one integer: scalar(dtype, its bytes)."""
+    def __new__(cls, kind, content):
+        return int.from_bytes(content, kind.order, signed=kind.signed)
+
+
+class _IntegerType:
+    """Reads numpy.dtype("i8"), with its byte order; refuses all that is no integer."""
+    def __init__(self, code, *_):
+        if code not in {kind + size for kind in "iu" for size in "1248"}:
+            raise ValueError(f"{code!r} is no type of integer")
+        self.signed, self.order = code[0] == "i", "little"
+
+    def __setstate__(self, state):
+        self.order = "big" if state[1] == ">" else "little"
+
+
+# Stand-ins under the names that NumPy 1 and 2 write into files; none of NumPy's own code is called.
+NUMPY_INTEGERS = [type("dtype", (_IntegerType,), {"__module__": "numpy"})] + [
+    type("scalar", (_Integer,), {"__module__": f"numpy.{core}.multiarray"})
+    for core in ("core", "_core")]
+
+
+def _is_plain(value, depth=20):
+    """Whether a value is made of what JSON knows, and not endlessly nested."""
+    if isinstance(value, dict):
+        return depth > 0 and all(isinstance(key, str) and _is_plain(item, depth - 1)
+                                 for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _is_accuracy(figures, _model):
+    return all(type(figures[epoch]) is dict and type(figures[epoch].get("top1")) is float
+               for epoch in ("best", "last") if epoch in figures)
+
+
+def _anything(_value, _model):
+    return True
+
+
+# What a checkpoint may say of itself: the type, and what must hold of the value and the network.
+INFO = {
+    "image_size": (int, lambda size, _: 1 <= size <= 1024),
+    "classes": (list, lambda names, model: len(names) == model.num_classes and all(
+        type(name) is str for name in names)),
+    "accuracy": (dict, _is_accuracy),
+    "penalised": (bool, _anything),
+    **dict.fromkeys(("data", "data_path", "fingerprint", "job"), (str, _anything)),
+    **dict.fromkeys(("flags", "schedule", "training", "environment", "history", "seconds",
+                     "pruning"), (dict, _anything)),
+}

@@ -1,19 +1,23 @@
-"""One training loop, the orthonormality penalty, and the accuracy of a network.
+"""One training loop, the orthonormality penalty, the accuracy of a network, and resume files.
 
     penalty = OrthonormalityPenalty(model, strength=1e-2)
     trained = fit(model, data, recipe, key=(0, "ortho"), penalty=penalty)
     trained.best["top1"], degree_of_orthogonality(model)
 """
 import math
+import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from config import MOMENTUM, Diverged, InputError, progress
+from config import (MOMENTUM, Diverged, InputError, progress, to_json, uninterrupted,
+                    write_atomically)
 from models import filter_matrix
+from pruner import NOT_AS_WRITTEN, network_content, read_safely, rebuild, to_bytes
 
 # ------------------------------------------------------------------------------ orthonormality
 
@@ -99,37 +103,47 @@ def evaluate(model, batches):
     return {**figures, "top5": top5} if logits.shape[1] > 5 else figures
 
 
-def train_epoch(model, batches, optimizer, penalty=None, label="train"):
+def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=None):
     """Train once over `batches`: {"loss", "top1", "penalty"}, means over the images, in train mode.
 
     "loss" is the cross-entropy; `penalty`, a callable without arguments, is added to it.
-    Raises Diverged, within the epoch, where the loss is not finite.
+    sums: an `epoch_sums` that says how far the epoch has come, and is kept up to date; a signal
+    stops it between two batches. Raises Diverged, within the epoch, where the loss is not finite.
     """
     model.train()
     device = next(model.parameters()).device
-    loss_sum, penalty_sum, hits = torch.zeros(3, device=device)  # read rarely: reading waits
-    count, shown = 0, 0.0
-    bar = progress(batches, label)
+    sums, shown = sums if sums is not None else epoch_sums(), 0.0
+    for name in ("loss", "penalty", "hits"):  # read rarely: reading waits for the device
+        sums[name] = torch.as_tensor(sums[name], dtype=torch.float32, device=device)
+    bar = progress(batches, label, start=sums["batches"])
     for images, labels in bar:
-        logits = model(images)
-        loss = F.cross_entropy(logits, labels)
-        extra = penalty() if penalty else torch.zeros((), device=device)
-        optimizer.zero_grad(set_to_none=True)
-        (loss + extra).backward()
-        optimizer.step()
-        with torch.no_grad():
-            loss_sum += loss * len(labels)
-            penalty_sum += extra * len(labels)
-            hits += (logits.argmax(1) == labels).sum()
-        count += len(labels)
+        with uninterrupted():
+            logits = model(images)
+            loss = F.cross_entropy(logits, labels)
+            extra = penalty() if penalty else torch.zeros((), device=device)
+            optimizer.zero_grad(set_to_none=True)
+            (loss + extra).backward()
+            optimizer.step()
+            with torch.no_grad():
+                sums["loss"] += loss * len(labels)
+                sums["penalty"] += extra * len(labels)
+                sums["hits"] += (logits.argmax(1) == labels).sum()
+            sums["images"] += len(labels)
+            sums["batches"] += 1
         if time.monotonic() - shown > 0.5:
             shown = time.monotonic()
-            _require_finite(loss_sum + penalty_sum)
-            bar.set_postfix(loss=f"{loss_sum.item() / count:.3f}",
-                            accuracy=f"{100 * hits.item() / count:.1f}%")
-    _require_finite(loss_sum + penalty_sum)
-    figures = {"loss": loss_sum.item() / count, "top1": 100 * hits.item() / count}
-    return {**figures, "penalty": penalty_sum.item() / count} if penalty else figures
+            _require_finite(sums["loss"] + sums["penalty"])
+            bar.set_postfix(loss=f"{sums['loss'].item() / sums['images']:.3f}",
+                            accuracy=f"{100 * sums['hits'].item() / sums['images']:.1f}%")
+    _require_finite(sums["loss"] + sums["penalty"])
+    count = sums["images"]
+    figures = {"loss": sums["loss"].item() / count, "top1": 100 * sums["hits"].item() / count}
+    return {**figures, "penalty": sums["penalty"].item() / count} if penalty else figures
+
+
+def epoch_sums():
+    """Of an epoch that begins: what it has seen, and sums over these images."""
+    return {"batches": 0, "images": 0, "loss": 0.0, "penalty": 0.0, "hits": 0.0, "seconds": 0.0}
 
 
 def _require_finite(loss):
@@ -137,53 +151,148 @@ def _require_finite(loss):
         raise Diverged("the loss is not finite")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Training:
-    """What `fit` did: one dict per epoch, and the test accuracies of the best and last epoch."""
-    history: list
-    best: dict
-    last: dict
-    seconds: float
+    """A training, done or under way.
+
+    history: one dict per finished epoch. best, last: epoch, loss and accuracies on the test images.
+    The others are only there while it is under way: the weights of the best epoch, the optimizer's
+    state, and the epoch that has begun (see `epoch_sums`).
+    """
+    history: list = field(default_factory=list)
+    best: dict = None
+    last: dict = None
+    weights: dict = None
+    optimizer: dict = None
+    sums: dict = None
+
+    @property
+    def seconds(self):
+        return sum(epoch["seconds"] for epoch in self.history)
 
 
-def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=None, label="train"):
+def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=None, label="train",
+        training=None, keep=None):
     """Train `model` in place by `recipe` and leave it with the weights of its best epoch.
 
     data: an ImageData on the model's device. recipe: a config.Recipe. key: what the order of the
     images is drawn from, together with the epoch. penalty: as in `train_epoch`.
+    training: one under way, to go on with; `model` has the weights that belong to it.
+    keep: called with the Training after every epoch, and when KeyboardInterrupt ends it; with it
+    and the model's weights the training can go on later, and ends with the same bits.
     The best epoch is the one with the highest top-1 accuracy on the test images, of equals the
-    latest. Prints one line per epoch. Returns a Training. Raises Diverged.
+    latest. Prints one line per epoch. Returns the Training. Raises Diverged.
     """
-    rates, started = recipe.rates(optimizer), time.monotonic()
+    rates, training, keep = recipe.rates(optimizer), training or Training(), keep or (lambda _: None)
     if optimizer == "adam":
         steps = torch.optim.Adam(model.parameters(), weight_decay=recipe.weight_decay)
     else:
         steps = torch.optim.SGD(model.parameters(), lr=1.0, momentum=MOMENTUM,
                                 weight_decay=recipe.weight_decay)
-    history = []
-    last = best = {"epoch": 0, **evaluate(model, data.test_batches())} if not rates else None
-    for epoch, rate in enumerate(rates, 1):
-        began = time.monotonic()
+    if training.optimizer:
+        steps.load_state_dict(training.optimizer)
+    if not rates:
+        training.last = training.best = {"epoch": 0, **evaluate(model, data.test_batches())}
+    for epoch in range(len(training.history) + 1, len(rates) + 1):
+        rate, began = rates[epoch - 1], time.monotonic()
         for group in steps.param_groups:
             group["lr"] = rate
         where = (f"in {label}, epoch {epoch} of {len(rates)}, at learning rate {rate:g}; a lower "
                  "rate in config.py may help")
+        training.sums = training.sums or epoch_sums()
         try:
             train = train_epoch(model, data.train_batches(batch_size, key=(*key, epoch)), steps,
-                                penalty, f"{label} {epoch}/{len(rates)}")
+                                penalty, f"{label} {epoch}/{len(rates)}", training.sums)
+            test = evaluate(model, data.test_batches())
+        except KeyboardInterrupt:
+            with uninterrupted():
+                training.sums["seconds"] += time.monotonic() - began
+                training.optimizer = steps.state_dict()
+                keep(training)
+            raise
         except Diverged as error:
             raise Diverged(f"{error} {where}") from None
-        last = {"epoch": epoch, **evaluate(model, data.test_batches())}
-        if not math.isfinite(last["loss"]):
+        if not math.isfinite(test["loss"]):
             raise Diverged(f"the test loss is not finite {where}")
-        if best is None or last["top1"] >= best["top1"]:
-            best, state = last, {k: v.clone() for k, v in model.state_dict().items()}
-        seconds = time.monotonic() - began
-        history.append({"epoch": epoch, "lr": rate, "seconds": seconds, "train": train,
-                        "test": {k: v for k, v in last.items() if k != "epoch"}})
-        extra = f" + penalty {train['penalty']:.3f}" if penalty else ""
-        print(f"  {label} {epoch}/{len(rates)}  lr {rate:g}  loss {train['loss']:.3f}{extra}  "
-              f"train {train['top1']:.1f}%  test {last['top1']:.1f}%  {seconds:.1f} s", flush=True)
-    if rates and best is not last:
-        model.load_state_dict(state)
-    return Training(history, best, last, time.monotonic() - started)
+        with uninterrupted():
+            training.last = {"epoch": epoch, **test}
+            if training.best is None or test["top1"] >= training.best["top1"]:
+                training.best = training.last
+                training.weights = {k: v.clone() for k, v in model.state_dict().items()}
+            seconds = training.sums["seconds"] + time.monotonic() - began
+            training.history.append({"epoch": epoch, "lr": rate, "seconds": seconds,
+                                     "train": train, "test": test})
+            extra = f" + penalty {train['penalty']:.3f}" if penalty else ""
+            print(f"  {label} {epoch}/{len(rates)}  lr {rate:g}  loss {train['loss']:.3f}{extra}  "
+                  f"train {train['top1']:.1f}%  test {test['top1']:.1f}%  {seconds:.1f} s",
+                  flush=True)
+            training.sums, training.optimizer = None, steps.state_dict()
+            keep(training)
+    if training.weights:
+        model.load_state_dict(training.weights)
+    training.weights = training.optimizer = None
+    return training
+
+
+# -------------------------------------------------------------------------------------- resume
+
+
+@dataclass
+class State:
+    """How far a run has come. With the network it is what the resume file holds."""
+    begin: list  # where the unpruned network comes from
+    done: int = 0  # steps of the job
+    records: list = field(default_factory=list)  # of the networks that are finished
+    scores: dict = None  # these and the following are of the round under way
+    pruning: dict = None
+    seconds: dict = field(default_factory=dict)
+    trained: dict = field(default_factory=dict)  # phase -> Training, done or under way
+
+
+def write_resume_file(path, network, state, identity):
+    """Write all that is needed to go on, atomically. identity: entries that tell a command from
+    another one, nested dicts of plain values."""
+    trained = {phase: vars(training) for phase, training in state.trained.items()}
+    kind, keys, *rest = np.random.get_state()
+    states = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest),
+              "torch": torch.get_rng_state(),
+              "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    write_atomically({path: to_bytes({**network_content(network), **identity, "random": states,
+                                      "state": {**vars(state), "trained": trained}})})
+
+
+def read_resume_file(path, identity):
+    """(network on the CPU, State) of a resume file; the random generators go on from theirs.
+
+    Raises InputError where it is damaged, or of another command: then it names the difference.
+    """
+    content = read_safely(path)
+    change = next(filter(None, (_difference(content.get(key), now, _SPOKEN.get(key, key))
+                                for key, now in identity.items())), None)
+    if change:
+        raise InputError(f"{path} is of another command: {change} now; give what it was, or leave "
+                         "out --resume=True to begin anew")
+    try:
+        state = State(**content["state"])
+        state.trained = {phase: Training(**of) for phase, of in state.trained.items()}
+        states = content["random"]
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])
+        torch.set_rng_state(states["torch"])
+        if len(states["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(states["cuda"])
+        return rebuild(content), state
+    except NOT_AS_WRITTEN as error:
+        raise InputError(f"{path} is damaged; leave out --resume=True to begin anew") from error
+
+
+_SPOKEN = {"flags": "--", "schedule": "in config.py, ", "fingerprint": "the fingerprint of the images"}
+
+
+def _difference(then, now, name):
+    """The first difference of two nested dicts, in words; None where there is none."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        changes = (_difference(then.get(key), now.get(key), f"{name}{key}" if name in
+                               _SPOKEN.values() else f"{name}.{key}") for key in {**now, **then})
+        return next(filter(None, changes), None)
+    return None if to_json(then) == to_json(now) else f"{name} was {then!r} and is {now!r}"

@@ -9,14 +9,23 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import MODELS  # noqa: E402
+from config import MODELS, Preset, Recipe, Schedule  # noqa: E402
 from data import load_data  # noqa: E402
 from models import build_model  # noqa: E402
+from shell import Shell  # noqa: E402
 
 torch.set_num_threads(2)
 
 # Multipliers that leave every architecture a few filters per layer.
 WIDTH = {"vgg": 1 / 8, "mobilenet": 1 / 8, "resnet": 1 / 8, "resnet-56": 1 / 2}
+
+
+def short_preset(epochs=1):
+    """One epoch of everything."""
+    def recipe(weight_decay=1e-4):
+        return Recipe(lr=[.02], epochs=[epochs], weight_decay=weight_decay, adam_lr=[1e-3])
+    schedule = Schedule(base=recipe(), ortho=recipe(0), retrain=recipe(), between=recipe())
+    return Preset(schedule, schedule, batch_size=16)
 
 
 def narrow(name, num_classes=4, width=None, seed=0):
@@ -71,3 +80,10 @@ def write_folder(root, digits, classes=("one", "two", "three"), train=12, test=6
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory, digits):
     return write_folder(tmp_path_factory.mktemp("images") / "shapes", digits)
+
+
+@pytest.fixture(scope="session")
+def shell():
+    shell = Shell()
+    yield shell
+    shell.close()

@@ -3,6 +3,7 @@ processes of their own."""
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ import config
 import eval as measure
 import main
 from config import MODELS, PRUNING_TYPES, Preset, Recipe, Schedule
-from conftest import ROOT, WIDTH, write_folder
+from conftest import ROOT, WIDTH, short_preset, write_folder
 from data import load_data
 from pruner import load_checkpoint
 from train import evaluate
@@ -37,11 +38,7 @@ def files(root):
 
 @pytest.fixture(autouse=True)
 def preset(monkeypatch):
-    """One epoch of everything."""
-    def recipe(weight_decay=1e-4):
-        return Recipe(lr=[.02], epochs=[1], weight_decay=weight_decay, adam_lr=[1e-3])
-    schedule = Schedule(base=recipe(), ortho=recipe(0), retrain=recipe(), between=recipe())
-    monkeypatch.setitem(config.PRESETS, "test", Preset(schedule, schedule, batch_size=16))
+    monkeypatch.setitem(config.PRESETS, "test", short_preset())
 
 
 @pytest.fixture(scope="session")
@@ -231,7 +228,7 @@ BASIC = ("--pruning_type=l1", "--prune_percent=25", "--data_path=digits")
     (("--prune_percent=96", "--pruning_type=l1"), "0 to 95"),
     (("--prune_percent=12.5", "--pruning_type=l1"), "integer"),
     (("--pruning_percent=abc", "--pruning_type=l1"), "integer"),
-    ((*BASIC, "--n_rounds=0"), "from 1 up"), ((*BASIC, "--ebt=maybe"), "neither True nor False"),
+    ((*BASIC, "--n_rounds=0"), "from 1 to 95"), ((*BASIC, "--ebt=maybe"), "neither True nor False"),
     ((*BASIC, "--model=alexnet"), "vgg"), ((*BASIC, "--pruning_type=l7"), "orthoreg"),
     ((*BASIC, "--preset=slow"), "paper"), ((*BASIC, "--nonsense=1"), "--nonsense"),
     ((*BASIC, "--seed=x"), "integer"), ((*BASIC, "--GraSP_T=0"), "above 0"),
@@ -321,8 +318,11 @@ def test_ctrl_c_ends_with_130(tmp_path, folder, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "train_epoch", interrupt)
-    assert run_main("--width=0.125", f"--data_path={folder}", "--only_train=base") == 130
-    assert capsys.readouterr().err == "main.py: interrupted\n"
+    flags = ("--width=0.125", f"--data_path={folder}", "--only_train=base")
+    assert run_main(*flags) == 130
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("main.py: interrupted: the state is saved")
+    assert shlex.join(flags) + " --resume=True" in error
 
 
 def test_other_images_under_the_same_name_are_noticed(tmp_path, digits, monkeypatch, capsys):
