@@ -182,6 +182,10 @@ def main(argv=None):
 # ----------------------------------------------------------------------------- steps of the job
 
 
+ORIGINS = ("load base", "train base", "load ortho", "train ortho", "load base, train ortho",
+           "train base, train ortho")
+
+
 class Run:
     """One experiment under way: `steps` is the job, the methods that it names change `network` and
     `state`."""
@@ -233,23 +237,23 @@ class Run:
         print_summary(self.state.records)
 
     def origin(self):
-        """Where the unpruned network comes from: pairs of "load" or "train" and a phase."""
+        """Where the unpruned network comes from: one of ORIGINS."""
         flags = self.flags
         final = "ortho" if flags.penalised else "base"
         load = flags.pretrained and not flags.only_train
         if final == "base" or flags.ebt:
-            return [["load" if load else "train", final]]
+            return f"{'load' if load else 'train'} {final}"
         # In the iterative job the penalty goes on from the plain network, where it is there.
         ortho, plain = (self.file(phase, 0).is_file() for phase in ("ortho", "base"))
         if load and (ortho or not plain):
-            return [["load", "ortho"]]
-        return [["load" if plain or flags.pretrained else "train", "base"], ["train", "ortho"]]
+            return "load ortho"
+        return ("load" if plain or flags.pretrained else "train") + " base, train ortho"
 
     def steps(self):
         """The job in its order: each step a method and its arguments, which are a phase, and the
         number of a round, 0 for what precedes all pruning."""
         steps = []
-        for action, phase in self.state.begin:
+        for action, phase in map(str.split, self.state.begin.split(", ")):
             steps += [(self.load, phase)] if action == "load" else [
                 (self.train, phase, 0), (self.save, phase, 0)]
         for number in range(1, 1 + len(self.targets) * (not self.flags.only_train)):
@@ -449,7 +453,9 @@ class Run:
         from train import read_resume_file
         path, wanted = self.resume_file, self.flags.resume
         if wanted and path.is_file():
-            network, self.state = read_resume_file(path, self.identity, self.origins())
+            network, self.state = read_resume_file(path, self.identity)
+            if self.state.begin not in ORIGINS or self.state.done not in range(len(self.steps())):
+                raise InputError(f"{path} is damaged; leave out --resume=True to begin anew")
             self.network, steps = network.to(self.device), self.steps()
             step, *arguments = steps[self.state.done]
             under_way = self.state.trained.get(arguments[0]) if step == self.train else None

@@ -6,13 +6,14 @@
     small, info = load_checkpoint("small.pth")
 """
 import io
+import json
 import warnings
 import zipfile
 from pathlib import Path
 
 import torch
 
-from config import InputError, write_atomically
+from config import InputError, to_json, write_atomically
 from models import NETWORKS, build_model
 
 # ---------------------------------------------------------------------------------- selection
@@ -133,8 +134,10 @@ NOT_AS_WRITTEN = (ArithmeticError, AttributeError, LookupError, RuntimeError, Ty
 
 def checkpoint_bytes(model, info):
     """The content of a checkpoint file: one dict with `net` the state dict, `cfg` the widths,
-    `model`, `width`, `num_classes`, `pruned`, and the entries of `info`."""
-    return to_bytes({**info, **network_content(model)})
+    `model`, `width`, `num_classes`, `pruned`, and the entries of `info`, as JSON knows them."""
+    # By way of JSON: pickle writes an object twice that is there twice, but only once where both
+    # are the same one, so the size of a file would depend on how its content came about.
+    return to_bytes({**json.loads(to_json(info)), **network_content(model)})
 
 
 def network_content(model):

@@ -240,7 +240,7 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
 @dataclass
 class State:
     """How far a run has come. With the network it is what the resume file holds."""
-    begin: list  # where the unpruned network comes from
+    begin: str  # where the unpruned network comes from
     done: int = 0  # steps of the job
     records: list = field(default_factory=list)  # of the networks that are finished
     scores: dict = None  # these and the following are of the round under way

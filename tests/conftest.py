@@ -20,6 +20,11 @@ torch.set_num_threads(2)
 WIDTH = {"vgg": 1 / 8, "mobilenet": 1 / 8, "resnet": 1 / 8, "resnet-56": 1 / 2}
 
 
+def files(root):
+    """{name: content} of all files under a folder."""
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
 def short_preset(epochs=1):
     """One epoch of everything."""
     def recipe(weight_decay=1e-4):

@@ -14,7 +14,7 @@ import config
 import eval as measure
 import main
 from config import MODELS, PRUNING_TYPES, Preset, Recipe, Schedule
-from conftest import ROOT, WIDTH, short_preset, write_folder
+from conftest import ROOT, WIDTH, files, short_preset, write_folder
 from data import load_data
 from pruner import load_checkpoint
 from train import evaluate
@@ -30,10 +30,6 @@ def process(script, *flags, cwd):
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     return subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=cwd,
                           capture_output=True, text=True, timeout=300, env=environment)
-
-
-def files(root):
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 @pytest.fixture(autouse=True)
