@@ -198,7 +198,7 @@ def rebuild(content):
             continue  # files from before torch 0.4.1 have none, and nothing depends on it
         if not isinstance(tensor, torch.Tensor) or tensor.shape != wanted.shape:
             raise ValueError(f"{key} is {_shape(tensor)}, where its widths ask for {_shape(wanted)}")
-        if tensor.layout != torch.strided or tensor.is_quantized or (
+        if tensor.layout != torch.strided or (
                 tensor.is_floating_point() != wanted.is_floating_point()) or (
                 tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()):
             raise ValueError(f"{key} is not a plain tensor of type {wanted.dtype}")

@@ -23,6 +23,7 @@ class Shell:
 
     die_at: SIGKILL itself at the n-th of the events in `_die_at`. stop: a signal to send itself at
     the n-th training step, (number, n). file_limit: the largest file it can write, in bytes.
+    fresh: import the suite's modules anew, from beside the script.
     """
 
     def __init__(self):
@@ -45,13 +46,11 @@ class Shell:
 
 
 def _serve():
-    import sklearn.datasets  # noqa: F401
+    import importlib
+    for slow in ("sklearn.datasets", "torchvision.datasets", "train", "data", "eval"):
+        importlib.import_module(slow)
     import torch
-    import torchvision.datasets  # noqa: F401
     import config
-    import eval  # noqa: F401
-    import pruner  # noqa: F401
-    import train  # noqa: F401
     from conftest import short_preset
     torch.set_num_threads(1)
     config.PRESETS["test"] = short_preset(epochs=2)
@@ -63,7 +62,7 @@ def _serve():
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def _run(argv, cwd, output, die_at=None, stop=None, file_limit=None):
+def _run(argv, cwd, output, die_at=None, stop=None, file_limit=None, fresh=False):
     code = 1
     try:
         os.chdir(cwd)
@@ -78,7 +77,10 @@ def _run(argv, cwd, output, die_at=None, stop=None, file_limit=None):
         if file_limit:
             import resource
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-        sys.argv = argv
+        if fresh:
+            for name in ("config", "data", "eval", "main", "models", "pruner", "train"):
+                sys.modules.pop(name, None)
+        sys.argv, sys.path[0] = argv, os.path.dirname(argv[0])
         try:
             runpy.run_path(argv[0], run_name="__main__")
         except SystemExit as stopped:

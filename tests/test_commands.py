@@ -216,58 +216,6 @@ def test_processes_train_prune_and_measure(tmp_path, folder):
     assert files(tmp_path) == before
 
 
-BASIC = ("--pruning_type=l1", "--prune_percent=25", "--data_path=digits")
-
-
-@pytest.mark.parametrize("flags, message", [
-    (("--prune_percent=-1", "--pruning_type=l1"), "0 to 95"),
-    (("--prune_percent=96", "--pruning_type=l1"), "0 to 95"),
-    (("--prune_percent=12.5", "--pruning_type=l1"), "integer"),
-    (("--pruning_percent=abc", "--pruning_type=l1"), "integer"),
-    ((*BASIC, "--n_rounds=0"), "from 1 to 95"), ((*BASIC, "--ebt=maybe"), "neither True nor False"),
-    ((*BASIC, "--model=alexnet"), "vgg"), ((*BASIC, "--pruning_type=l7"), "orthoreg"),
-    ((*BASIC, "--preset=slow"), "paper"), ((*BASIC, "--nonsense=1"), "--nonsense"),
-    ((*BASIC, "--seed=x"), "integer"), ((*BASIC, "--GraSP_T=0"), "above 0"),
-    ((*BASIC, "--only_train=all"), "base, ortho, False"), ((*BASIC, "--imp_samples=0"), "from 1"),
-    (("--pruning_type=l1", "--thresholds=[]"), "rising list"),
-    (("--pruning_type=l1", "--thresholds=[50, 10]"), "rising list"),
-    (("--pruning_type=l1", "--thresholds=[10, 96]"), "rising list"),
-    (("--pruning_type=l1", "--thresholds=50"), "rising list"),
-    (("--pruning_type=l1", "--thresholds=__import__('os').abort()"), "rising list"),
-    ((*BASIC, "--thresholds=[10]"), "contradict"), (("--prune_percent=25",), "--pruning_type"),
-    (("--pruning_type=l1",), "--prune_percent is missing"),
-    ((*BASIC, "--ebt=True", "--n_rounds=2"), "prunes once"),
-    ((*BASIC, "--only_train=base"), "leave out --pruning_type"),
-    (("--only_train=base", "--pretrained=True"), "leave out --pretrained"),
-])
-def test_wrong_flags_get_one_line_and_code_2(flags, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    try:
-        code = main.main(list(flags))
-    except SystemExit as stopped:  # argparse's own way
-        code = stopped.code
-    error = capsys.readouterr().err
-    assert code == 2 and error.count("\n") == 1 and message in error, error
-    assert not files(tmp_path)
-
-
-@pytest.mark.parametrize("flags, message", [
-    ((*BASIC, "--num_classes=7"), "digits has 10 classes"),
-    ((*BASIC, "--pretrained=True"), "--only_train=base"),
-    ((*BASIC[:2], "--data_path=nowhere"), "neither a folder"),
-    (("--pruning_type=l1", "--prune_percent=1", "--n_rounds=5", "--data_path=digits"),
-     "fewer rounds"),
-    (("--pruning_type=grasp", "--prune_percent=25", "--data_path=digits", "--imp_samples=9"),
-     "which grasp needs"),
-])
-def test_what_only_the_data_can_tell_is_refused_too(flags, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main.main(list(flags)) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and message in error, error
-    assert not files(tmp_path)
-
-
 def test_a_base_network_of_something_else_is_refused(tmp_path, folder, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = ("--width=0.125", f"--data_path={folder}")

@@ -149,23 +149,6 @@ def test_cifar_without_a_network_says_what_to_do(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda root: shutil.rmtree(root / "test"), "no folder test/"),
-    (lambda root: shutil.rmtree(root / "train"), "no folder train/"),
-    (lambda root: shutil.rmtree(root / "test" / "two"), "class 'two' is only in train"),
-    (lambda root: (root / "test" / "four").mkdir(), "class 'four' is only in test"),
-    (lambda root: [p.unlink() for p in (root / "train" / "two").iterdir()], "'two' has no images"),
-    (lambda root: [shutil.rmtree(root / part / name) for part in ("train", "test")
-                   for name in ("two", "three")], "needs two or more folders"),
-    (lambda root: (root / "train" / "two" / "bad.png").write_bytes(b"no"), "1 of 55 images cannot be read, the first is .*bad.png"),
-])
-def test_a_folder_that_cannot_be_used_says_why(tmp_path, digits, damage, message):
-    root = write_folder(tmp_path / "images", digits)
-    damage(root)
-    with pytest.raises(InputError, match=message):
-        load_data(root, 16)
-
-
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(InputError, match="CIFAR100, CIFAR10 or digits"):
         load_data("no/such/folder")

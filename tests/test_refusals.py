@@ -1,0 +1,319 @@
+"""Bad input through the real command line: one line that says what would be right, exit code 2, no
+traceback, nothing written."""
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from config import InputError
+from conftest import ROOT, files, write_folder
+from data import load_data
+from pruner import load_checkpoint
+
+PRUNE = ("--pruning_type=l1", "--prune_percent=25", "--data_path=digits")
+
+
+def refused(shell, script, *flags, cwd, says):
+    before = sorted(cwd.rglob("*")), files(cwd)
+    ended = shell(script, *flags, cwd=cwd)
+    assert ended.returncode == 2, ended
+    assert ended.stderr.count("\n") == 1 and "Traceback" not in ended.stderr, ended.stderr
+    assert ended.stderr.startswith(f"{script}: error: ") and says in ended.stderr, ended.stderr
+    assert (sorted(cwd.rglob("*")), files(cwd)) == before  # not even an empty folder is left
+    return ended
+
+
+# ----------------------------------------------------------------------------------------- flags
+
+INTEGERS = {"image_size": (0, 1025), "num_classes": (1, -2), "batch_size": (1, 0), "seed": (-1,),
+            "prune_percent": (-1, 96, 12.5), "pruning_percent": (-1, 96), "n_rounds": (0, 96),
+            "imp_samples": (0, 10 ** 30)}
+NUMBERS = {"width": (0, -1, "nan", "inf", 17), "GraSP_T": (0, -200, "nan", "inf")}
+BOOLEANS = ("ebt", "pretrained", "resume", "skip_bad_images")
+CHOICES = {"model": "vgg", "preset": "paper", "optimizer": "adam", "pruning_type": "orthoreg",
+           "device": "cuda", "only_train": "base, ortho, False"}
+
+
+@pytest.mark.parametrize("flag, value, says", [
+    *((name, value, "an integer from") for name, values in INTEGERS.items()
+      for value in (*values, "abc", "", "1e3", "0x10")),
+    *((name, value, "a number above 0") for name, values in NUMBERS.items()
+      for value in (*values, "wide", "")),
+    *((name, value, "neither True nor False") for name in BOOLEANS for value in ("yes", "1", "")),
+    *((name, "nonsense", says) for name, says in CHOICES.items()),
+    *(("thresholds", value, "rising list") for value in (
+        "", "[]", "()", "[50, 10]", "[10, 10]", "[10, 96]", "[-1]", "50", "[1.5]", "['a']",
+        "[True]", "{1}", "[[1]]", "[1", "__import__('os').mkdir('pwned')", "[" * 5000)),
+    ("data_path", "nowhere", "neither a folder"), ("data_path", "", "neither a folder"),
+    ("unknown", "1", "--unknown"), ("prune_perc", "20", "--prune_perc")])
+def test_every_flag_of_main(flag, value, says, shell, tmp_path):
+    refused(shell, "main.py", *PRUNE, f"--{flag}={value}", cwd=tmp_path, says=says)
+
+
+@pytest.mark.parametrize("flags, says", [
+    (("--model_path",), "--model_path"), ((), "--model_path"),
+    *(((f"--{name}=maybe", "--model_path=x"), "neither True nor False") for name in (
+        "pruned", "train_acc", "test_acc", "flops", "compression", "eval_ortho")),
+    (("--model=alexnet", "--model_path=x"), "vgg"), (("--num_classes=1", "--model_path=x"), "2"),
+    (("--device=abacus", "--model_path=x"), "cuda"), (("--model_path=x",), "no checkpoint at x"),
+    (("stray", "--model_path=x"), "stray")])
+def test_every_flag_of_eval(flags, says, shell, tmp_path):
+    refused(shell, "eval.py", *flags, cwd=tmp_path, says=says)
+
+
+@pytest.mark.parametrize("flags, says", [
+    ((), "--pruning_type is missing"), (("--prune_percent=25",), "--pruning_type is missing"),
+    (("--thresholds=[10]",), "--pruning_type is missing"),
+    (("--pruning_type=l1",), "--prune_percent is missing"),
+    (("--pruning_type=l1", "--n_rounds=2"), "--prune_percent is missing"),
+    ((*PRUNE, "--thresholds=[10]"), "contradict"), ((*PRUNE, "--ebt=True", "--n_rounds=2"), "once"),
+    (("--pruning_type=l1", "--thresholds=[10, 20]", "--ebt=True"), "prunes once"),
+    (("--pruning_type=l1", "--thresholds=[10, 20]", "--n_rounds=3"), "leave out --n_rounds"),
+    *(((f"--only_train={net}", flag), f"leave out {flag.split('=')[0]}") for net in ("base", "ortho")
+      for flag in ("--pruning_type=l1", "--prune_percent=25", "--n_rounds=2", "--thresholds=[5]")),
+    (("--only_train=base", "--pretrained=True"), "leave out --pretrained"),
+    ((*PRUNE, "--num_classes=7"), "digits has 10 classes"),
+    ((*PRUNE, "--pretrained=True"), "--only_train=base"),
+    ((*PRUNE[::2], "--prune_percent=1", "--n_rounds=5"), "fewer rounds"),
+    (("--pruning_type=grasp", "--prune_percent=25", "--data_path=digits", "--imp_samples=9"),
+     "which grasp needs"),
+    *([((*PRUNE, "--device=cuda"), "--device=cpu always works")]
+      * (not torch.cuda.is_available()))])
+def test_flags_that_contradict_each_other_or_the_data(flags, says, shell, tmp_path):
+    refused(shell, "main.py", *flags, cwd=tmp_path, says=says)
+
+
+@pytest.mark.parametrize("old, new, says", [
+    ("lr=[.02, .002], epochs=[3, 1]", "lr=[.02], epochs=[3, 1]", "lr has 1 values and epochs 2"),
+    ("epochs=[3, 1], weight_decay=1e-4, adam_lr=[1e-3, 1e-4]",
+     "epochs=[3, 1], weight_decay=1e-4, adam_lr=[]", "adam_lr has 0 values and epochs 2"),
+    ("epochs=[3, 1]", "epochs=[-3, 1]", "from 0 up"), ("epochs=[3, 1]", "epochs='31'", "a list"),
+    ("epochs=[3, 1]", "epochs=[3, 1.5]", "integers"), ("lr=[.02, .002]", "lr='fast'", "a list"),
+    ("lr=[.02, .002]", "lr=['.02', .002]", "a list of numbers"),
+    ("lr=[.02, .002]", "lr=[-.02, .002]", "above 0"), ("lr=[.02, .002]", "lr=[1e999, 1]", "finite"),
+    ("lr=[.02, .002]", "lr=None", "a list"), ("weight_decay=1e-4", "weight_decay='1e-4'", "number"),
+    ("weight_decay=1e-4", "weight_decay=-1", "from 0 up"), ("batch_size=64", "batch_size=1", "2"),
+    ("batch_size=64", "batch_size='64'", "integer"), ("ebt=Schedule(", "ebt=str(", "a Schedule"),
+    ("base=Recipe(", "base=dict(", "a Recipe")])
+def test_a_schedule_that_cannot_be_run(old, new, says, shell, tmp_path):
+    """A user's config.py: the quick preset is changed."""
+    text = (ROOT / "config.py").read_text()
+    place = text.index('"quick": Preset')
+    changed = text[:place] + text[place:].replace(old, new, 1)
+    assert changed != text
+    if new == "ebt=str(":
+        start = place + changed[place:].index("ebt=str(")
+        changed = changed[:start] + "ebt='no', " + changed[changed.index("iterative=", start):]
+    suite, work = tmp_path / "suite", tmp_path / "work"
+    suite.mkdir(), work.mkdir()
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, suite)
+    (suite / "config.py").write_text(changed)
+    ended = shell(suite / "main.py", *PRUNE, "--preset=quick", cwd=work, fresh=True)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and says in ended.stderr, ended
+    assert "config.py, preset 'quick'" in ended.stderr and not list(work.iterdir())
+
+
+# ------------------------------------------------------------------------------------------ data
+
+
+def keep_classes(root, count):
+    for part in ("train", "test"):
+        for folder in sorted((root / part).iterdir())[count:]:
+            shutil.rmtree(folder)
+
+
+def bad(name, content=b""):
+    def spoil(root):
+        (root / "train" / "two" / name).write_bytes(content)
+    return spoil
+
+
+def cut_short(root):
+    path = sorted((root / "test" / "one").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def too_large(root):
+    """A valid head of a PNG of 60,000 x 60,000 pixels: 10 GB, were it decoded."""
+    path = root / "train" / "one" / "huge.png"
+    Image.new("L", (1, 1)).save(path)
+    content = path.read_bytes()
+    import zlib
+    head = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + content[24:29]
+    path.write_bytes(content[:12] + head + zlib.crc32(head).to_bytes(4, "big") + content[33:])
+
+
+DAMAGED = {
+    "zero bytes": (bad("bad.png"), "1 of 55 images"),
+    "not an image": (bad("bad.jpg", b"hello, world\n" * 100), "1 of 55 images"),
+    "cut short": (cut_short, "1 of 54 images"), "too large": (too_large, "1 of 55 images"),
+    "a dead link": (lambda root: (root / "train/one/x.png").symlink_to("gone"), "1 of 55 images"),
+    "a link to itself": (lambda root: (root / "train/one/x.png").symlink_to("x.png"), "1 of 55"),
+    "several": (lambda root: [bad(f"{i}.png")(root) for i in "abc"], "3 of 57 images"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_images_that_cannot_be_read_are_counted_named_and_skipped(kind, shell, tmp_path, digits):
+    root = write_folder(tmp_path / "images", digits)
+    spoil, says = DAMAGED[kind]
+    spoil(root)
+    work = tmp_path / "work"
+    work.mkdir()
+    flags = (f"--data_path={root}", "--preset=test", "--width=0.125", "--image_size=16", "--ebt=True",
+             "--only_train=base")
+    ended = refused(shell, "main.py", *flags, cwd=work, says=says)
+    assert "the first is" in ended.stderr and "--skip_bad_images=True" in ended.stderr
+    ended = shell("main.py", *flags, "--skip_bad_images=True", cwd=work)
+    assert ended.returncode == 0 and ended.stderr == "", ended.stderr
+    assert f"Left out: {says}" in ended.stdout
+    shown = shell("eval.py", "--model_path=pretrained/ebt/images/vgg-w0.125.pth", "--test_acc=True",
+                  "--skip_bad_images=True", cwd=work)
+    assert shown.returncode == 0 and "test images of images: top-1" in shown.stdout
+
+
+def endless(root):
+    (root / "train/one/deeper").mkdir()
+    (root / "train/one/deeper/again").symlink_to(root / "train/one", target_is_directory=True)
+
+
+FOLDERS = {
+    "no test": (lambda root: shutil.rmtree(root / "test"), "no folder test/"),
+    "no train": (lambda root: shutil.rmtree(root / "train"), "no folder train/"),
+    "a class less": (lambda root: shutil.rmtree(root / "test/two"), "'two' is only in train"),
+    "a class more": (lambda root: (root / "test/four").mkdir(), "'four' is only in test"),
+    "empty class": (lambda root: [p.unlink() for p in (root / "train/two").iterdir()],
+                    "'two' has no images in train"),
+    "one class": (lambda root: keep_classes(root, 1), "two or more folders"),
+    "no class": (lambda root: keep_classes(root, 0), "two or more folders"),
+    "a circle": (endless, "is a link to"),
+    "a class that links to all": (
+        lambda root: [(root / part / "all").symlink_to("..") for part in ("train", "test")],
+        "is a link to"),
+    "train is a file": (lambda root: [shutil.rmtree(root / "train"),
+                                      (root / "train").write_text("")], "no folder train/"),
+    "all skipped": (lambda root: [p.write_bytes(b"") for p in (root / "train/two").iterdir()],
+                    "'two' has no images in train")}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_folders_that_are_no_data_set(kind, shell, tmp_path, digits):
+    root = write_folder(tmp_path / "images", digits)
+    spoil, says = FOLDERS[kind]
+    spoil(root)
+    work = tmp_path / "work"
+    work.mkdir()
+    refused(shell, "main.py", f"--data_path={root}", "--preset=test", "--only_train=base",
+            "--skip_bad_images=True", cwd=work, says=says)
+
+
+def test_a_data_set_that_memory_cannot_hold(folder, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 100, "SC_PAGE_SIZE": 4096}.get)
+    with pytest.raises(InputError, match="54 images of 64 x 64 .* a smaller --image_size"):
+        load_data(folder, 64)
+
+
+def test_odd_images_and_other_files_are_no_obstacle(shell, tmp_path, digits):
+    root = write_folder(tmp_path / "images", digits)
+    pixels = np.random.RandomState(0).randint(0, 255, (9, 7, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    for mode in ("L", "P", "LA", "RGBA", "CMYK", "1", "I;16", "I", "F", "YCbCr"):
+        odd = (Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257) if mode == "I;16"
+               else image.convert("L").convert(mode) if mode in "I F LA" else image.convert(mode))
+        name = "tif" if mode in ("F", "I", "CMYK", "YCbCr") else "png"
+        odd.save(root / "train/one" / f"mode-{mode.replace(';', '')}.{name}")
+    Image.new("RGB", (1, 1), "red").save(root / "train/two/tiny.png")
+    Image.new("RGB", (5000, 5000), "red").save(root / "train/two/large.png")
+    (root / "train/two/notes.txt").write_text("hello")
+    (root / "train/readme.md").write_text("hello")
+    (root / "train/three/.DS_Store").write_bytes(b"\0")
+    (root / "train/one/linked").symlink_to(tmp_path / "more", target_is_directory=True)
+    (tmp_path / "more").mkdir()
+    image.save(tmp_path / "more/linked.png")
+    ended = shell("main.py", f"--data_path={root}", "--preset=test", "--width=0.125", "--ebt=True",
+                  "--image_size=16", "--pruning_type=l1", "--prune_percent=20", cwd=tmp_path)
+    assert ended.returncode == 0 and ended.stderr == "", ended.stderr
+    assert "49 training and 18 test images" in ended.stdout
+    assert "2 files in" in ended.stdout and "no images by their names" in ended.stdout
+    data = load_data(root, 16)
+    red = (data.train.images == torch.tensor([255, 0, 0], dtype=torch.uint8)).all(-1).all((1, 2))
+    assert red.sum() == 2  # of 1 x 1 and of 5000 x 5000 pixels
+    # 49 images in batches of 16: the last one, alone, must not reach BatchNorm at 1 x 1 pixels.
+    ended = shell("main.py", f"--data_path={root}", "--preset=test", "--width=0.125", "--ebt=True",
+                  "--image_size=1", "--only_train=base", cwd=tmp_path)
+    assert ended.returncode == 0 and ended.stderr == "", ended.stderr
+
+
+def test_few_images_are_enough(shell, tmp_path, digits):
+    """Fewer than a batch, than --imp_samples, and than grasp would take of each class."""
+    root = write_folder(tmp_path / "images", digits, train=2, test=1)
+    for method in ("grasp", "rdt", "theis"):
+        ended = shell("main.py", f"--data_path={root}", "--preset=quick", "--width=0.125",
+                      "--ebt=True", "--image_size=8", f"--pruning_type={method}",
+                      "--prune_percent=20", cwd=tmp_path)
+        assert ended.returncode == 0 and ended.stderr == "", ended.stderr
+        assert "from 6 training images" in ended.stdout
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_files_that_may_not_be_read(shell, tmp_path, digits):
+    root = write_folder(tmp_path / "images", digits)
+    next((root / "train/one").iterdir()).chmod(0)
+    (tmp_path / "net.pth").touch(mode=0)
+    refused(shell, "main.py", *PRUNE[:2], f"--data_path={root}", cwd=tmp_path, says="Permission")
+    refused(shell, "eval.py", "--model_path=net.pth", cwd=tmp_path, says="Permission")
+
+
+# -------------------------------------------------------------------------------------- at random
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, shell, folder):
+    """A folder with a trained base network and a pruned one."""
+    root = tmp_path_factory.mktemp("workplace")
+    ended = shell("main.py", "--preset=test", "--image_size=8", "--width=0.125", "--ebt=True",
+                  f"--data_path={folder}", "--pruning_type=l1", "--prune_percent=20", cwd=root)
+    assert ended.returncode == 0
+    return root
+
+
+VALUES = ("True", "False", "0", "1", "-1", "2", "16", "1e9", "abc", "", "[10, 20]", "[20, 10]",
+          "vgg", "resnet", "l1", "random", "test", "quick", "base", "ortho", "sgd", "cpu", "mps",
+          "digits", "CIFAR10", "\udcff", "a b", "é", "../..", "/")
+FLAGS = ("model", "ebt", "pretrained", "data_path", "pruning_type", "prune_percent", "n_rounds",
+         "thresholds", "seed", "only_train", "imp_samples", "GraSP_T", "num_classes", "image_size",
+         "width", "preset", "optimizer", "batch_size", "resume", "skip_bad_images", "device", "x")
+EVAL = ("model", "pruned", "model_path", "data_path", "train_acc", "test_acc", "flops",
+        "compression", "eval_ortho", "num_classes", "skip_bad_images", "device", "x")
+
+
+def some(names):
+    return st.lists(st.tuples(st.sampled_from(names), st.sampled_from(VALUES)), max_size=4)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(script=st.sampled_from(("main.py", "eval.py")), main=some(FLAGS), evaluate=some(EVAL),
+       valid=st.booleans())
+def test_any_flags_end_orderly(script, main, evaluate, valid, shell, folder, workplace):
+    flags = {"main.py": main, "eval.py": evaluate}[script]
+    start = {"main.py": ("--preset=test", "--image_size=8", "--width=0.125", "--ebt=True",
+                         f"--data_path={folder}", "--pretrained=True", "--pruning_type=random",
+                         "--prune_percent=20"),
+             "eval.py": ("--model_path=pruned_nets/ebt/shapes/vgg-w0.125_l1_20_0.pth",)}[script]
+    before = files(workplace)
+    ended = shell(script, *start * valid, *(f"--{name}={value}" for name, value in flags),
+                  cwd=workplace)
+    assert ended.returncode in (0, 2, 3, 130), ended
+    assert "Traceback" not in ended.stderr and "Traceback" not in ended.stdout, ended.stderr
+    if ended.returncode:
+        assert ended.stderr.count("\n") == 1 and files(workplace) == before, ended.stderr
+    for name in set(files(workplace)) - set(before):
+        if name.endswith(".pth"):
+            load_checkpoint(workplace / name)
+        os.unlink(workplace / name)
