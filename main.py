@@ -209,7 +209,7 @@ class Run:
             raise InputError(f"--num_classes={flags.num_classes}, but {flags.data_path} has "
                              f"{len(self.data.classes)} classes")
         self.importance_batches(number=1)  # refuses too few images before any training
-        self.network, self.state = None, State(self.origin())
+        self.network, self.state, self.kept = None, State(self.origin()), False
 
     def run(self):
         from eval import print_summary
@@ -225,15 +225,15 @@ class Run:
                     step, *arguments = steps[self.state.done]
                     step(*arguments)
                     self.state.done += 1
-                    if step != self.train:  # which keeps every epoch itself
-                        self.keep()
+                    if step != self.train and self.state.done < len(steps):
+                        self.keep()  # `train` does so itself, after every epoch
             except KeyboardInterrupt as stop:
-                if not resume_file.is_file():
+                if not self.kept:
                     raise
                 again = shlex.join([*self.argv, *["--resume=True"] * (not self.flags.resume)])
                 raise KeyboardInterrupt(f"the state is saved, this goes on: python main.py "
                                         f"{again}") from stop
-            resume_file.unlink()
+            resume_file.unlink(missing_ok=True)
         print_summary(self.state.records)
 
     def origin(self):
@@ -448,6 +448,7 @@ class Run:
     def keep(self, _training=None):
         from train import write_resume_file
         write_resume_file(self.resume_file, self.network, self.state, self.identity)
+        self.kept = True
 
     def resume(self):
         from train import read_resume_file
@@ -456,7 +457,7 @@ class Run:
             network, self.state = read_resume_file(path, self.identity)
             if self.state.begin not in ORIGINS or self.state.done not in range(len(self.steps())):
                 raise InputError(f"{path} is damaged; leave out --resume=True to begin anew")
-            self.network, steps = network.to(self.device), self.steps()
+            self.network, steps, self.kept = network.to(self.device), self.steps(), True
             step, *arguments = steps[self.state.done]
             under_way = self.state.trained.get(arguments[0]) if step == self.train else None
             epochs = f", and {len(under_way.history)} epochs of the next" if under_way else ""
