@@ -5,13 +5,13 @@ Nothing here imports torch, so `python main.py --help` and a wrong flag answer a
 To add a preset, add one entry to PRESETS; then `python main.py --preset=NAME ...` uses it.
 """
 import argparse
+import ast
 import json
 import os
 import signal
-import socket
 import sys
 import threading
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -131,6 +131,10 @@ class Diverged(Exception):
 
 def check_preset(name):
     """Raise InputError where an entry of PRESETS cannot be run."""
+    for what, value in (("MOMENTUM", MOMENTUM), *((f"PENALTY[{m!r}]", PENALTY.get(m))
+                                                  for m in MODELS)):
+        if not _is_number(value) or not 0 <= value < float("inf"):
+            raise InputError(f"config.py: {what} is {value!r}; it must be a number from 0 up")
     preset = PRESETS[name]
     if not isinstance(preset, Preset):
         raise InputError(f"config.py, preset {name!r} is {preset!r}; it must be a Preset")
@@ -148,22 +152,24 @@ def check_preset(name):
                 raise InputError(f"{where}, {phase} is {recipe!r}; it must be a Recipe")
 
 
-def _check_recipe(where, recipe):
-    def number(value):
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
-    for name in ("lr", "adam_lr", "epochs"):
+
+def _check_recipe(where, recipe):
+    for name in ("epochs", "lr", "adam_lr"):
         values = getattr(recipe, name)
-        if not isinstance(values, (list, tuple)) or not all(map(number, values)):
+        if not isinstance(values, (list, tuple)) or not all(map(_is_number, values)):
             raise InputError(f"{where}: {name} is {values!r}; it must be a list of numbers")
         if len(values) != len(recipe.epochs):
             raise InputError(f"{where}: {name} has {len(values)} values and epochs "
                              f"{len(recipe.epochs)}; they must be of equal length")
         if name == "epochs" and not all(type(v) is int and v >= 0 for v in values):
             raise InputError(f"{where}: epochs is {values!r}; they must be integers from 0 up")
-        if name != "epochs" and not all(0 < v < float("inf") for v in values):
-            raise InputError(f"{where}: {name} is {values!r}; rates must be above 0 and finite")
-    if not number(recipe.weight_decay) or not 0 <= recipe.weight_decay < float("inf"):
+        if name != "epochs" and not all(0 < v < 1e38 for v in values):
+            raise InputError(f"{where}: {name} is {values!r}; rates must be above 0, and finite in "
+                             "single precision")
+    if not _is_number(recipe.weight_decay) or not 0 <= recipe.weight_decay < float("inf"):
         raise InputError(f"{where}: weight_decay is {recipe.weight_decay!r}; "
                          "it must be a number from 0 up")
 
@@ -179,7 +185,7 @@ class Parser(argparse.ArgumentParser):
                          formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.splitlines())}\n")
 
     def add_flags(self, cls):
         """Add the fields of a dataclass, each made by `flag`."""
@@ -202,12 +208,17 @@ def flag(group, default, help, *names, shown=None, **options):
         "group": group, "names": names, "help": f"{help} (default: {shown})", **options})
 
 
-def boolean(text):
-    """True or False, in any case."""
-    values = {"true": True, "false": False}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-    return values[text.lower()]
+def one_of(*values):
+    """An argument type: one of some values, in any case."""
+    def parse(text):
+        for value in values:
+            if text.lower() == str(value).lower():
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(map(str, values))}")
+    return parse
+
+
+boolean = one_of(True, False)
 
 
 def integer(low, high=None):
@@ -234,6 +245,22 @@ def positive(most):
         if not 0 < value <= most:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, up to {most:g}")
         return value
+    return parse
+
+
+def rising(low, high):
+    """An argument type: a rising list of integers from `low` to `high`, as a tuple."""
+    def parse(text):
+        try:
+            values = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            values = None
+        if (not isinstance(values, (list, tuple)) or not values
+                or not all(type(v) is int and low <= v <= high for v in values)
+                or any(a >= b for a, b in zip(values, values[1:]))):
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a rising list of integers from "
+                                             f"{low} to {high}, as in '[10, 50, 80]'")
+        return tuple(values)
     return parse
 
 
@@ -270,10 +297,17 @@ def run_command(prog, body):
         code, line = 2, f"error: {error}"
         if isinstance(error, BrokenPipeError):  # the reader has gone, as in `... | head`
             code, line = 130, "interrupted: nobody reads the output any more"
-        with suppress(OSError, ValueError):  # what is left in the buffer has nowhere to go
+        with suppress(AttributeError, OSError, ValueError):  # what is left in the buffer has nowhere to go
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
-    print(f"{prog}: {' '.join(line.split())}", file=sys.stderr)
+    print(f"{prog}: {' '.join(line.splitlines())}", file=sys.stderr)
     return code
+
+
+def exit_with(code):
+    """End a script. A signal changes nothing any more, however long the libraries take to end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _out_of_memory(error):
@@ -336,7 +370,7 @@ def write_atomically(contents):
     Raises InputError where a folder cannot be written or the disk is full.
     """
     temporary = {Path(path): Path(path).with_name(f".{Path(path).name}.tmp") for path in contents}
-    path = None
+    path, unchanged = None, "; nothing there was changed"
     try:
         for path, content in zip(temporary, contents.values()):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -344,8 +378,10 @@ def write_atomically(contents):
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        for path in temporary:
-            os.replace(temporary[path], path)
+        with uninterrupted():
+            for path in temporary:
+                os.replace(temporary[path], path)
+                unchanged = ""
         for folder in {path.parent for path in temporary}:
             _sync_folder(folder)
     except BaseException as error:
@@ -353,8 +389,8 @@ def write_atomically(contents):
             with suppress(OSError):
                 name.unlink()
         if isinstance(error, OSError):
-            raise InputError(f"cannot write {path}: {error.strerror or error}; nothing there was "
-                             "changed") from error
+            raise InputError(f"cannot write {path}: {error.strerror or error}"
+                             f"{unchanged}") from error
         raise
 
 
@@ -368,75 +404,13 @@ def _sync_folder(folder):
             os.close(handle)
 
 
-def check_writable(folder):
-    """Raise InputError where nothing could be written to `folder`, which need not exist yet."""
-    there = next(p for p in (Path(folder).resolve(), *Path(folder).resolve().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write to {folder}/: {there} is no folder that can be written to")
-
-
-@contextmanager
-def locked(paths):
-    """Hold the right to write `paths`. Raises InputError where another run that lives holds one."""
-    with ExitStack() as held:
-        for path in sorted(set(map(Path, paths))):
-            held.enter_context(_locked(path))
-        yield
-
-
-@contextmanager
-def _locked(path):
-    new = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    try:
-        with _lock_file(lock, path):
-            yield
-    finally:
-        for folder in new:
-            with suppress(OSError):  # only empty ones go
-                folder.rmdir()
-
-
-@contextmanager
-def _lock_file(lock, path):
-    """The system lets go of a lock when its process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: nothing is locked there
-        yield
-        return
-    while True:
-        with open(lock, "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise InputError(f"{path} is being written by another run ({file.read().strip()}); "
-                                 "wait until it ends, or stop it") from None
-            except OSError:
-                pass  # a file system without locks
-            try:
-                ours = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
-            except FileNotFoundError:
-                ours = False
-            if ours:  # else its owner ended and removed it between our two steps
-                file.truncate(0)
-                print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
-                try:
-                    yield
-                finally:
-                    lock.unlink(missing_ok=True)
-                return
-
-
 def progress(iterable, label, start=0):
     """Iterate, from item `start` on, with a tqdm bar where standard error is a terminal, silently
     elsewhere."""
     from tqdm import tqdm
     total = len(iterable) if hasattr(iterable, "__len__") else None
-    return tqdm(islice(iterable, start, None), desc=f"  {label}", leave=False, disable=None,
-                dynamic_ncols=True, total=total, initial=start)
+    return tqdm(islice(iterable, start, None), desc=f"  {label}", leave=False, dynamic_ncols=True,
+                disable=None if sys.stderr else True, total=total, initial=start)
 
 
 def heading(text):

@@ -173,11 +173,13 @@ def _cifar(name, image_size):
         parts = [cls(FOLDER, train=train) for train in (True, False)]
     except RuntimeError:  # not there, or damaged
         print(f"{cls.__name__} is not unpacked in {FOLDER}/: fetching it", flush=True)
+        new = not Path(FOLDER).exists()
         try:
             parts = [cls(FOLDER, train=train, download=True) for train in (True, False)]
         except (OSError, RuntimeError) as error:
             with suppress(OSError):
-                Path(FOLDER).rmdir()  # torchvision made it; only an empty folder goes
+                if new:  # torchvision made it; only an empty folder goes
+                    Path(FOLDER).rmdir()
             raise InputError(
                 f"{cls.__name__} is not in {FOLDER}/ and could not be downloaded from {cls.url} "
                 f"({error}); put {archive} into {Path(FOLDER).resolve()}, or use "
@@ -210,6 +212,7 @@ def _resized(images, size):
             part = F.interpolate(part.permute(0, 3, 1, 2).float(), (size, size), mode="bilinear",
                                  antialias=True).permute(0, 2, 3, 1).round_()
         return part.to(torch.uint8).contiguous()
+    _require_memory(len(images), size)
     return torch.cat([resize(part) for part in images.split(1000)])  # floats of a part at a time
 
 
@@ -232,7 +235,7 @@ def _image_folder(root, image_size, skip_bad_images):
     classes, parts = tuple(sorted(train)), {"train": train, "test": test}
     _require_images(root, {(name, part): len(files[name]) for part, files in parts.items()
                            for name in classes})
-    _require_memory(root, image_size, sum(map(len, (*train.values(), *test.values()))))
+    _require_memory(sum(map(len, (*train.values(), *test.values()))), image_size)
     splits, bad = {}, {}
     for part, files in parts.items():
         paths = [path for name in classes for path in files[name]]
@@ -265,13 +268,13 @@ def _require_images(root, counts):
             raise InputError(f"{root}: class {name!r} has no images in {part}")
 
 
-def _require_memory(root, image_size, count):
+def _require_memory(count, image_size):
     needed = count * image_size ** 2 * 3
     with suppress(AttributeError, OSError, ValueError):  # not every system tells
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if needed > 0.8 * there:
             raise InputError(
-                f"{root}: {count:,} images of {image_size} x {image_size} need {needed / 1e9:.1f} "
+                f"{count:,} images of {image_size} x {image_size} need {needed / 1e9:.1f} "
                 f"GB, and this machine has {there / 1e9:.1f} GB; a smaller --image_size needs less")
 
 
@@ -315,6 +318,8 @@ def _files_under(folder, above):
     here = os.path.realpath(folder)
     if here in above:
         raise InputError(f"{folder} is a link to {here}, which holds it; remove the link")
+    if len(above) > 50:
+        raise InputError(f"{folder} is more than 50 folders deep")
     files = []
     for entry in sorted(folder.iterdir()):
         if not entry.name.startswith("."):
@@ -324,9 +329,13 @@ def _files_under(folder, above):
 
 def _decode_all(paths, images, part):
     """Decode each file into its row of `images`; {path: why not} of those that cannot be."""
+    from PIL import Image
     bad = {}
-    with ThreadPoolExecutor() as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PIL's about large or oddly written images
+    pool = ThreadPoolExecutor(os.cpu_count())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Each thread holds a whole image: what PIL would only warn of is not read.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         jobs = [pool.submit(_decode, path, images.shape[1]) for path in paths]
         try:
             for i, job in enumerate(progress(jobs, f"reading {part}")):
@@ -335,9 +344,8 @@ def _decode_all(paths, images, part):
                 except Exception as error:  # PIL raises many kinds for what is not an image
                     bad[paths[i]] = _reason(error)
                 jobs[i] = None  # with its copy of the image
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # a file may never answer
     return bad
 
 
@@ -351,10 +359,12 @@ def _decode(path, size):
     """An image file -> uint8 array, size x size x 3: the shorter side scaled, the centre cut out,
     transparency laid on white."""
     from PIL import Image, ImageOps
+    if path.exists() and not path.is_file():
+        raise OSError("it is no file")
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
         if image.mode.startswith(("I", "F")):  # deep pixels, which convert("RGB") would clip
-            grey = np.asarray(image, dtype=np.float64)
+            grey = np.asarray(image, dtype=np.float32)
             factor = 1 / 257 if image.mode.startswith("I;16") or grey.max() > 255 else 1
             if image.mode == "F" and grey.max() <= 1:
                 factor = 255

@@ -7,10 +7,9 @@ The file knows what it holds; --model and --pruned are only checked against it.
 """
 import os
 import platform
-import sys
 from functools import lru_cache
 
-from config import (MODELS, InputError, Parser, boolean, heading, integer, print_columns,
+from config import (MODELS, InputError, Parser, boolean, exit_with, heading, integer, print_columns,
                     print_table, run_command)
 
 # torch and what needs it is imported inside the functions: --help answers before that.
@@ -174,7 +173,7 @@ def print_summary(records):
         return lambda r: "" if r is base else f"{r['pruning'][key]:.2f}%"
 
     def after_pruning(r):
-        return f"{r['pruning']['after_pruning']['top1']:.2f}%" if "pruning" in r else ""
+        return "" if r is base else f"{r['pruning']['after_pruning']['top1']:.2f}%"
 
     rows = [row("", lambda r: "unpruned" if r is base else f"round {r['pruning']['round']}")]
     if len(records) > 1:
@@ -321,4 +320,4 @@ def check_data(path, network, info, data):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main())

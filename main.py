@@ -5,42 +5,21 @@
     python main.py --model=vgg --pruning_type=orthoreg --prune_percent=50 --n_rounds=2
     python main.py --model=resnet --only_train=ortho
 """
-import argparse
-import ast
+import os
 import shlex
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from config import (MODELS, PENALTY, PRESETS, PRUNING_TYPES, InputError, Parser, boolean,
-                    check_preset, check_writable, flag, heading, integer, locked, positive, run_command, to_json,
-                    uninterrupted, write_atomically)
+from config import (MODELS, MOMENTUM, PENALTY, PRESETS, PRUNING_TYPES, InputError, Parser, boolean,
+                    check_preset, exit_with, flag, heading, integer, one_of, positive, rising, run_command,
+                    to_json, uninterrupted, write_atomically)
 
 # torch and what needs it is imported inside the functions: --help answers before that.
 
 
 # -------------------------------------------------------------------------------- command line
-
-
-def _only_train(text):
-    values = {"base": "base", "ortho": "ortho", "false": False}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of base, ortho, False")
-    return values[text.lower()]
-
-
-def _thresholds(text):
-    try:
-        values = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        values = None
-    if (not isinstance(values, (list, tuple)) or not values
-            or not all(type(v) is int and 0 <= v <= 95 for v in values)
-            or any(a >= b for a, b in zip(values, values[1:]))):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a rising list of integers from 0 to 95, as in '[10, 50, 80]'")
-    return tuple(values)
 
 
 @dataclass(frozen=True)
@@ -61,7 +40,7 @@ class Experiment:
 
     model: str = flag("training", "vgg", "the network", "-m", choices=MODELS)
     width: float = flag(
-        "training", 1.0, "multiplies the widths of the unpruned network", type=positive(16),
+        "training", 1.0, "multiplies the widths of the unpruned network", type=positive(4),
         metavar="FACTOR")
     ebt: bool = flag(
         "training", False, "Early-Bird job: train briefly and prune once; else iterative pruning",
@@ -77,7 +56,7 @@ class Experiment:
     seed: int = flag("training", 0, "of all random choices", type=integer(0), metavar="N")
     only_train: str = flag(
         "training", False, "train the plain network, or the one with the penalty, and stop",
-        type=_only_train, metavar="{base,ortho,False}")
+        type=one_of("base", "ortho", False), metavar="{base,ortho,False}")
     pretrained: bool = flag(
         "training", False, "load the network to start from from pretrained/ instead of training it",
         type=boolean, metavar="BOOL")
@@ -96,7 +75,7 @@ class Experiment:
         metavar="N")
     thresholds: tuple = flag(
         "pruning", (), "the percent after each round, as in '[10, 50, 80]'", shown="none",
-        type=_thresholds, metavar="LIST")
+        type=rising(0, 95), metavar="LIST")
     imp_samples: int = flag(
         "pruning", 10000, "training images that importance is measured on, at most all there are",
         type=integer(1), metavar="N")
@@ -146,10 +125,10 @@ def parse(argv):
     args = make_parser().parse_args(argv)
     check_preset(args.preset)
     if args.only_train:
-        for name in ("pruning_type", "prune_percent", "n_rounds", "thresholds"):
-            if getattr(args, name) not in (None, ()):
+        for each in fields(Experiment):
+            if each.metadata["group"] == "pruning" and getattr(args, each.name) != each.default:
                 raise InputError(f"--only_train={args.only_train} trains and stops, it does not "
-                                 f"prune; leave out --{name}")
+                                 f"prune; leave out --{each.name}")
         if args.pretrained and (args.only_train == "base" or args.ebt):
             raise InputError(f"--only_train={args.only_train} trains from scratch here, so there "
                              "is nothing to load; leave out --pretrained=True")
@@ -201,8 +180,6 @@ class Run:
         if len({round(target) for target in self.targets}) < len(self.targets):
             raise InputError(f"{flags.n_rounds} rounds to {flags.prune_percent}% would share file "
                              "names, which hold whole percents; ask for fewer rounds")
-        check_writable("pretrained")
-        check_writable("pruned_nets")
         self.data = load_data(flags.data_path, flags.image_size, flags.skip_bad_images).to(
             self.device)
         if flags.num_classes not in (None, len(self.data.classes)):
@@ -213,28 +190,38 @@ class Run:
 
     def run(self):
         from eval import print_summary
+        from train import check_writable, locked
+        before = self.resume_stamp()
         if self.flags.resume and self.is_finished():
             return
         self.introduce()
         self.resume()
-        steps, resume_file = self.steps(), self.resume_file
-        files = [self.file(*arguments) for step, *arguments in steps if step == self.save]
-        with locked([*files, resume_file]):
-            try:
-                while self.state.done < len(steps):
-                    step, *arguments = steps[self.state.done]
-                    step(*arguments)
-                    self.state.done += 1
-                    if step != self.train and self.state.done < len(steps):
-                        self.keep()  # `train` does so itself, after every epoch
-            except KeyboardInterrupt as stop:
-                if not self.kept:
-                    raise
-                again = shlex.join([*self.argv, *["--resume=True"] * (not self.flags.resume)])
-                raise KeyboardInterrupt(f"the state is saved, this goes on: python main.py "
-                                        f"{again}") from stop
-            resume_file.unlink(missing_ok=True)
+        files = [*self.outputs(), self.resume_file]
+        for path in files:
+            check_writable(path.parent)
+        with locked(files):
+            if self.resume_stamp() != before:
+                raise InputError(f"another run has just changed {self.resume_file}; try again")
+            self.go_on()
+            self.resume_file.unlink(missing_ok=True)
         print_summary(self.state.records)
+
+    def go_on(self):
+        """Do the steps that are not done yet; keep what is needed to go on from where this ends."""
+        steps = self.steps()
+        try:
+            while self.state.done < len(steps):
+                step, *arguments = steps[self.state.done]
+                step(*arguments)
+                self.state.done += 1
+                if step != self.train and self.state.done < len(steps):
+                    self.keep()  # `train` does so itself, after every epoch
+        except KeyboardInterrupt as stop:
+            if not self.kept:
+                raise
+            again = shlex.join(["python", os.path.relpath(__file__), *self.argv,
+                                *["--resume=True"] * (not self.flags.resume)])
+            raise KeyboardInterrupt(f"the state is saved, this goes on: {again}") from stop
 
     def origin(self):
         """Where the unpruned network comes from: one of ORIGINS."""
@@ -382,15 +369,15 @@ class Run:
             "after_pruning": accuracy}
 
     def recipe(self, phase):
-        schedule = self.flags.schedule
-        return getattr(schedule, phase) or schedule.retrain
+        return getattr(self.flags.schedule, phase) or self.flags.schedule.retrain
 
     def settings(self, *phases):
         """What a network is trained by: phase -> everything that shapes that training."""
         flags = self.flags
         return {phase: {"lr": self.recipe(phase).rates(flags.optimizer),
                         "weight_decay": self.recipe(phase).weight_decay,
-                        "optimizer": flags.optimizer, "batch_size": flags.batch_size}
+                        "optimizer": flags.optimizer, "batch_size": flags.batch_size,
+                        "penalty": PENALTY[flags.model] if phase == "ortho" else 0}
                 for phase in phases}
 
     # ---------------------------------------------------------------------------------- files
@@ -434,18 +421,24 @@ class Run:
     def identity(self):
         """What makes two runs the same: the entries of a checkpoint by which they are compared."""
         flags = {name: value for name, value in asdict(self.flags).items() if name != "resume"}
-        return {"flags": flags, "schedule": asdict(self.flags.schedule),
-                "fingerprint": self.data.fingerprint}
+        return {"flags": flags, "fingerprint": self.data.fingerprint, "schedule": {
+            **asdict(self.flags.schedule), "penalty": PENALTY[self.flags.model],
+            "momentum": MOMENTUM}}
 
     @property
     def resume_file(self):
-        return self.last_file().with_suffix(".resume")
+        return self.outputs()[-1].with_suffix(".resume")
 
-    def last_file(self):
-        _save, *arguments = self.steps()[-1]
-        return self.file(*arguments)
+    def outputs(self):
+        """The files that the job writes, in order."""
+        return [self.file(*arguments) for step, *arguments in self.steps() if step == self.save]
 
-    def keep(self, _training=None):
+    def resume_stamp(self):
+        """What changes whenever the resume file does."""
+        path = self.resume_file
+        return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
+
+    def keep(self):
         from train import write_resume_file
         write_resume_file(self.resume_file, self.network, self.state, self.identity)
         self.kept = True
@@ -463,7 +456,9 @@ class Run:
             epochs = f", and {len(under_way.history)} epochs of the next" if under_way else ""
             print(f"  resumed from {path}: {self.state.done} of {len(steps)} steps are done{epochs}")
         elif wanted:
-            print(f"  there is no {path} to resume from: this run begins at the beginning")
+            others = ", ".join(str(other) for other in sorted(path.parent.glob("*.resume")))
+            print(f"  there is no {path} to resume from: this run begins at the beginning" + (
+                f"; other commands left {others}" if others else ""))
         elif path.is_file():
             print(f"  Note: {path} is of a run that was stopped, and --resume=True goes on from it; "
                   "this run begins anew and will replace it")
@@ -472,11 +467,12 @@ class Run:
         """Say so where the last file of this very command is there and nothing is under way."""
         from eval import accuracy_text
         from pruner import load_checkpoint
-        path = self.last_file()
+        path = self.outputs()[-1]
         if self.resume_file.is_file() or not path.is_file():
             return False
         _network, info = load_checkpoint(path)
-        if any(to_json(info.get(key)) != to_json(value) for key, value in self.identity.items()):
+        if "accuracy" not in info or to_json(
+                {key: info.get(key) for key in self.identity}) != to_json(self.identity):
             return False
         print(f"This run is finished: {path}, test {accuracy_text(info['accuracy']['best'])}; "
               "without --resume=True it is run anew")
@@ -484,4 +480,4 @@ class Run:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main())

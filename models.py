@@ -10,6 +10,7 @@ read that stream. In a plain chain a stream has one writer; in a ResNet all bloc
 into the same one. Each network lists its filters in `filter_groups()`; penalty, estimators,
 selection, surgery and reports are loops over that list.
 """
+import reprlib
 from dataclasses import dataclass
 
 import torch
@@ -97,7 +98,7 @@ class Network(nn.Module):
         if not isinstance(plan, (list, tuple)) or not plan or not all(
                 type(c) is int and 0 <= c < most for c in plan) or sorted(set(plan)) != list(plan):
             raise ValueError(f"the width of {name} must be a number from 1 to {most} or a rising "
-                             f"list of its stream's channels below that, not {plan!r}")
+                             f"list of its stream's channels below that, not {reprlib.repr(plan)}")
         return list(plan)
 
     def _width(self, name, full):
@@ -162,7 +163,7 @@ class VGG(Network):
 
     def published_widths(self, cfg):  # [64, 64, "M", 128, ...]
         if [item == "M" for item in cfg] != [item == "M" for item in self.layout]:
-            raise ValueError(f"cfg is {cfg}; {self.name} has the layers {list(self.layout)}")
+            raise ValueError(f"cfg is {reprlib.repr(cfg)}; {self.name} has the layers {list(self.layout)}")
         return dict(zip(self.dense, (item for item in cfg if item != "M")))
 
 
@@ -215,7 +216,7 @@ class MobileNet(Network):
     def published_widths(self, cfg):  # [32, 64, (128, 2), 128, ...]
         items = [item if isinstance(item, (list, tuple)) else (item, 1) for item in cfg]
         if [stride for _, stride in items] != [1] + [stride for _, stride in self.layout]:
-            raise ValueError(f"cfg is {cfg}; its strides are not those of {self.name}")
+            raise ValueError(f"cfg is {reprlib.repr(cfg)}; its strides are not those of {self.name}")
         return dict(zip(self.dense, (width for width, _ in items)))
 
 

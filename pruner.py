@@ -7,6 +7,9 @@
 """
 import io
 import json
+import mmap
+import reprlib
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -169,13 +172,16 @@ def load_checkpoint(path):
     """
     content = read_safely(path)
     try:
-        model = rebuild(content) if "model" in content else _rebuild_published(content)
+        ours = {"model", "num_classes", "cfg"} <= content.keys()
+        model = rebuild(content) if ours else _rebuild_published(content)
     except NOT_AS_WRITTEN as error:
         raise InputError(f"{path} cannot be used: {error or 'it is damaged'}"[:300]) from error
-    info = {key: value for key, value in content.items() if key != "net" and _is_plain(value)}
+    info = {key: value for key, value in content.items() if key != "net" and is_plain(value)}
+    if not ours:  # entries that happen to be called like ours mean something else
+        info = {key: value for key, value in info.items() if key not in INFO}
     for key, (kind, fits) in INFO.items():
         if key in info and not (type(info[key]) is kind and fits(info[key], model)):
-            raise InputError(f"{path} is damaged: its {key} cannot be {str(info[key])[:80]}")
+            raise InputError(f"{path} is damaged: its {key} cannot be {reprlib.repr(info[key])}")
     now, dense = model.filter_count()
     return model, {**info, "pruned": now < dense}
 
@@ -184,11 +190,11 @@ def rebuild(content):
     """The network of `network_content`. Raises ValueError and others where it is contradictory."""
     name, classes, width = content["model"], content["num_classes"], content.get("width", 1.0)
     if name not in NETWORKS:
-        raise ValueError(f"it holds a network {name!r}; this suite has {', '.join(NETWORKS)}")
+        raise ValueError(f"it holds a network {reprlib.repr(name)}; this suite has {', '.join(NETWORKS)}")
     if type(classes) is not int or not 1 <= classes <= 1_000_000:
-        raise ValueError(f"num_classes is {classes!r}")
-    if type(width) not in (int, float) or not 0 < width <= 16:
-        raise ValueError(f"width is {width!r}")
+        raise ValueError(f"num_classes is {reprlib.repr(classes)}")
+    if type(width) not in (int, float) or not 0 < width <= 4:
+        raise ValueError(f"width is {reprlib.repr(width)}")
     with torch.device("meta"):  # shapes only: whatever the file says, nothing is allocated yet
         expected = build_model(name, classes, content["cfg"], width).state_dict()
     state = content["net"]
@@ -204,9 +210,11 @@ def rebuild(content):
             raise ValueError(f"{key} is not a plain tensor of type {wanted.dtype}")
         if not tensor.to(wanted.dtype).isfinite().all():
             raise ValueError(f"{key} holds values that are not finite")
+        if key.endswith("running_var") and (tensor < 0).any():
+            raise ValueError(f"{key} holds variances below 0")
     unknown = [key for key in state if key not in expected]
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is no weight of {name}")
+        raise ValueError(f"{reprlib.repr(unknown[0])} is no weight of {name}")
     model = build_model(name, classes, content["cfg"], width)
     model.load_state_dict(state, strict=False)
     return model
@@ -250,15 +258,16 @@ def _without_zeros(model):
 
 def read_safely(path):
     """The dict in a file that torch.save wrote. Nothing in it is run: tensors, plain values and
-    NumPy's integers, which are read as Python's, are all that it may hold. Raises InputError."""
+    NumPy's numbers, which are read as Python's, are all that it may hold. Raises InputError."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_INTEGERS):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_NUMBERS):
             warnings.simplefilter("ignore")
             _check_archive(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
+            _require_bounded(content)
     except PermissionError as error:
         raise InputError(f"{path} may not be read: {error.strerror}") from error
     except Exception as error:  # torch.load documents no closed set of errors
@@ -270,51 +279,68 @@ def read_safely(path):
 
 
 def _check_archive(path):
-    """Raise where a record is damaged, which torch.load does not look for, or packed, which
-    torch.save never does and a small file could use to fill the memory."""
+    """Raise where a record is damaged, which torch.load does not look for, or where a small file
+    would fill the memory: by a packed record, or a bytearray of any size, neither of which
+    torch.save writes, but torch.load accepts."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip() or sum(record.file_size for record in archive.infolist()) > \
-                    path.stat().st_size:
+            if archive.testzip() or any(record.compress_type != zipfile.ZIP_STORED
+                                        for record in archive.infolist()):
                 raise ValueError("damaged")
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"bytearray") >= 0:
+            raise ValueError("a bytearray")
 
 
-class _Integer:
-    """Reads what NumPy wrote as one integer: scalar(dtype, its bytes)."""
+class _Number:
+    """Reads what NumPy wrote as one number: scalar(dtype, its bytes)."""
     def __new__(cls, kind, content):
-        return int.from_bytes(content, kind.order, signed=kind.signed)
+        return struct.unpack(kind.order + _NUMBERS[kind.code], content)[0]
 
 
-class _IntegerType:
-    """Reads numpy.dtype("i8"), with its byte order; refuses all that is no integer."""
+class _NumberType:
+    """Reads numpy.dtype("i8"), with its byte order; refuses all that is no number."""
     def __init__(self, code, *_):
-        if code not in {kind + size for kind in "iu" for size in "1248"}:
-            raise ValueError(f"{code!r} is no type of integer")
-        self.signed, self.order = code[0] == "i", "little"
+        self.code, self.order = code, "<"
+        _NUMBERS[code]  # KeyError
 
     def __setstate__(self, state):
-        self.order = "big" if state[1] == ">" else "little"
+        self.order = ">" if state[1] == ">" else "<"
 
+
+_NUMBERS = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I",
+            "u8": "Q", "f2": "e", "f4": "f", "f8": "d"}
 
 # Stand-ins under the names that NumPy 1 and 2 write into files; none of NumPy's own code is called.
-NUMPY_INTEGERS = [type("dtype", (_IntegerType,), {"__module__": "numpy"})] + [
-    type("scalar", (_Integer,), {"__module__": f"numpy.{core}.multiarray"})
+NUMPY_NUMBERS = [type("dtype", (_NumberType,), {"__module__": "numpy"})] + [
+    type("scalar", (_Number,), {"__module__": f"numpy.{core}.multiarray"})
     for core in ("core", "_core")]
 
 
-def _is_plain(value, depth=20):
-    """Whether a value is made of what JSON knows, and not endlessly nested."""
+def is_plain(value):
+    """Whether a value is made of what JSON knows."""
     if isinstance(value, dict):
-        return depth > 0 and all(isinstance(key, str) and _is_plain(item, depth - 1)
-                                 for key, item in value.items())
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
+        return all(map(is_plain, value))
     return value is None or type(value) in (bool, int, float, str)
+
+
+def _require_bounded(value, depth=50, items=2_000_000):
+    """Raise ValueError where a value is nested deeply, or has endlessly many items because it
+    holds the same list again and again. Returns how many more items there may be."""
+    if isinstance(value, (dict, list, tuple)):
+        items -= len(value)
+        if depth == 0 or items < 0:
+            raise ValueError("endless")
+        for item in value.values() if isinstance(value, dict) else value:
+            items = _require_bounded(item, depth - 1, items)
+    return items
 
 
 def _is_accuracy(figures, _model):
     return all(type(figures[epoch]) is dict and type(figures[epoch].get("top1")) is float
-               for epoch in ("best", "last") if epoch in figures)
+               for epoch in ("best", "last") if epoch in figures) and "best" in figures
 
 
 def _anything(_value, _model):

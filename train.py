@@ -4,10 +4,15 @@
     trained = fit(model, data, recipe, key=(0, "ortho"), penalty=penalty)
     trained.best["top1"], degree_of_orthogonality(model)
 """
+import copy
 import math
+import os
 import random
+import socket
 import time
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +22,7 @@ from torch.nn import functional as F
 from config import (MOMENTUM, Diverged, InputError, progress, to_json, uninterrupted,
                     write_atomically)
 from models import filter_matrix
-from pruner import NOT_AS_WRITTEN, network_content, read_safely, rebuild, to_bytes
+from pruner import NOT_AS_WRITTEN, is_plain, network_content, read_safely, rebuild, to_bytes
 
 # ------------------------------------------------------------------------------ orthonormality
 
@@ -178,12 +183,12 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
     data: an ImageData on the model's device. recipe: a config.Recipe. key: what the order of the
     images is drawn from, together with the epoch. penalty: as in `train_epoch`.
     training: one under way, to go on with; `model` has the weights that belong to it.
-    keep: called with the Training after every epoch, and when KeyboardInterrupt ends it; with it
-    and the model's weights the training can go on later, and ends with the same bits.
+    keep: called after every epoch, and when KeyboardInterrupt ends it; who keeps `training` and the
+    model's weights then can go on with them later, and ends with the same bits.
     The best epoch is the one with the highest top-1 accuracy on the test images, of equals the
     latest. Prints one line per epoch. Returns the Training. Raises Diverged.
     """
-    rates, training, keep = recipe.rates(optimizer), training or Training(), keep or (lambda _: None)
+    rates, training, keep = recipe.rates(optimizer), training or Training(), keep or (lambda: None)
     if optimizer == "adam":
         steps = torch.optim.Adam(model.parameters(), weight_decay=recipe.weight_decay)
     else:
@@ -204,16 +209,17 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
             train = train_epoch(model, data.train_batches(batch_size, key=(*key, epoch)), steps,
                                 penalty, f"{label} {epoch}/{len(rates)}", training.sums)
             test = evaluate(model, data.test_batches())
+            if not math.isfinite(test["loss"]):
+                raise Diverged("the test loss is not finite")
         except KeyboardInterrupt:
             with uninterrupted():
                 training.sums["seconds"] += time.monotonic() - began
                 training.optimizer = steps.state_dict()
-                keep(training)
+                if all(v.isfinite().all() for v in model.state_dict().values()):
+                    keep()  # else the last epoch's weights stay the kept ones
             raise
         except Diverged as error:
             raise Diverged(f"{error} {where}") from None
-        if not math.isfinite(test["loss"]):
-            raise Diverged(f"the test loss is not finite {where}")
         with uninterrupted():
             training.last = {"epoch": epoch, **test}
             if training.best is None or test["top1"] >= training.best["top1"]:
@@ -222,19 +228,19 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
             seconds = training.sums["seconds"] + time.monotonic() - began
             training.history.append({"epoch": epoch, "lr": rate, "seconds": seconds,
                                      "train": train, "test": test})
+            training.sums, training.optimizer = None, steps.state_dict()
+            keep()
             extra = f" + penalty {train['penalty']:.3f}" if penalty else ""
             print(f"  {label} {epoch}/{len(rates)}  lr {rate:g}  loss {train['loss']:.3f}{extra}  "
                   f"train {train['top1']:.1f}%  test {test['top1']:.1f}%  {seconds:.1f} s",
                   flush=True)
-            training.sums, training.optimizer = None, steps.state_dict()
-            keep(training)
     if training.weights:
         model.load_state_dict(training.weights)
     training.weights = training.optimizer = None
     return training
 
 
-# -------------------------------------------------------------------------------------- resume
+# ----------------------------------------------------------------------------- resume and locks
 
 
 @dataclass
@@ -267,23 +273,52 @@ def read_resume_file(path, identity):
     Raises InputError where it is damaged, or of another command: then it names the difference.
     """
     content = read_safely(path)
+    if not all(is_plain(content.get(key)) for key in identity):
+        raise InputError(f"{path} is damaged; leave out --resume=True to begin anew")
     change = next(filter(None, (_difference(content.get(key), now, _SPOKEN.get(key, key))
                                 for key, now in identity.items())), None)
     if change:
         raise InputError(f"{path} is of another command: {change} now; give what it was, or leave "
                          "out --resume=True to begin anew")
     try:
-        state = State(**content["state"])
-        state.trained = {phase: Training(**of) for phase, of in state.trained.items()}
+        network, state = rebuild(content), _checked(State, content["state"])
+        state.trained = {phase: _checked(Training, of) for phase, of in state.trained.items()}
+        for training in state.trained.values():
+            _check_training(training, network)
         states = content["random"]
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
         torch.set_rng_state(states["torch"])
         if len(states["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(states["cuda"])
-        return rebuild(content), state
+        return network, state
     except NOT_AS_WRITTEN as error:
         raise InputError(f"{path} is damaged; leave out --resume=True to begin anew") from error
+
+
+def _checked(cls, values):
+    for each in fields(cls):
+        if type(values[each.name]) not in (each.type, type(each.default)):
+            raise TypeError(f"{each.name} is {type(values[each.name])}")
+    return cls(**values)
+
+
+def _check_training(training, network):
+    """Raise where it is not what `fit` can go on with."""
+    for epoch in training.history:
+        epoch["seconds"] + epoch["train"]["top1"] + epoch["test"]["top1"]
+    for figures in (training.best, training.last):
+        if figures is not None:
+            figures["epoch"] + figures["top1"]
+    if training.sums is not None:
+        [training.sums[name] + 0 for name in epoch_sums()]
+        range(training.sums["batches"])
+    if training.weights is not None:
+        copy.deepcopy(network).load_state_dict(training.weights)
+    if training.optimizer is not None:
+        kind = torch.optim.Adam if "betas" in training.optimizer["param_groups"][0] else \
+            torch.optim.SGD
+        kind(network.parameters(), lr=1.0).load_state_dict(training.optimizer)
 
 
 _SPOKEN = {"flags": "--", "schedule": "in config.py, ", "fingerprint": "the fingerprint of the images"}
@@ -296,3 +331,66 @@ def _difference(then, now, name):
                                _SPOKEN.values() else f"{name}.{key}") for key in {**now, **then})
         return next(filter(None, changes), None)
     return None if to_json(then) == to_json(now) else f"{name} was {then!r} and is {now!r}"
+
+
+def check_writable(folder):
+    """Raise InputError where nothing could be written to `folder`, which need not exist yet."""
+    path = Path(os.path.realpath(folder))
+    there = next(p for p in (path, *path.parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to {folder}/: {there} is no folder that can be written to")
+
+
+@contextmanager
+def locked(paths):
+    """Hold the right to write `paths`. Raises InputError where another run that lives holds one."""
+    with ExitStack() as held:
+        for path in sorted(set(map(Path, paths))):
+            held.enter_context(_locked(path))
+        yield
+
+
+@contextmanager
+def _locked(path):
+    new = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        with _lock_file(lock, path):
+            yield
+    finally:
+        for folder in new:
+            with suppress(OSError):  # only empty ones go
+                folder.rmdir()
+
+
+@contextmanager
+def _lock_file(lock, path):
+    """The system lets go of a lock when its process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing is locked there
+        yield
+        return
+    while True:
+        with open(lock, "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise InputError(f"{path} is being written by another run ({file.read().strip()}); "
+                                 "wait until it ends, or stop it") from None
+            except OSError:
+                pass  # a file system without locks
+            try:
+                ours = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
+            except FileNotFoundError:
+                ours = False
+            if ours:  # else its owner ended and removed it between our two steps
+                file.truncate(0)
+                print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
+                try:
+                    yield
+                finally:
+                    lock.unlink(missing_ok=True)
+                return

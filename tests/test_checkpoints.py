@@ -1,4 +1,5 @@
 """Published checkpoints load, and nothing that a checkpoint holds does harm."""
+import functools
 import io
 import itertools
 import os
@@ -42,8 +43,7 @@ def published_cfg(model, kept=None):
 
 def publish(path, model, **more):
     """Write a network as the published files are: every key begins with "module."."""
-    net = {f"module.{key}": tensor.contiguous() for key, tensor in model.state_dict().items()}
-    torch.save({"net": net, **more}, path)
+    torch.save({"net": torch.nn.DataParallel(model).state_dict(), **more}, path)
     return path
 
 
@@ -75,9 +75,24 @@ def images():
 @pytest.mark.parametrize("name", MODELS)
 def test_published_dense_files_load(name, images, tmp_path):
     dense = narrow(name, 7, width=1)
-    loaded, info = load_checkpoint(publish(tmp_path / "net.pth", dense))
-    assert loaded.name == name and loaded.num_classes == 7 and not info["pruned"]
+    path = publish(tmp_path / "net.pth", dense, accuracy=73.4, classes=7, history=[1],
+                   acc=np.float64(70.5), epoch=np.int64(139))
+    loaded, info = load_checkpoint(path)
+    assert loaded.name == name and loaded.num_classes == 7
+    assert info == {"acc": 70.5, "epoch": 139, "pruned": False}
     assert torch.equal(loaded.eval()(images), dense(images))
+
+
+def test_older_and_smaller_forms_load_too(images, tmp_path):
+    dense = narrow("vgg", 7, width=1)
+    path = tmp_path / "net.pth"
+    torch.save({"net": dense.state_dict()}, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(load_checkpoint(path)[0].eval()(images), dense(images))
+    publish(path, dense.half())
+    assert torch.equal(load_checkpoint(path)[0].eval()(images), dense.float()(images))
+    old = {k: v for k, v in dense.state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save({"net": old}, path)  # from before torch 0.4.1
+    assert torch.equal(load_checkpoint(path)[0].eval()(images), dense(images))
 
 
 @pytest.mark.parametrize("zero_scale", [True, False])
@@ -132,27 +147,29 @@ def test_a_cfg_that_does_not_fit_is_refused(name, cfg, tmp_path):
         load_checkpoint(path)
 
 
-def test_published_files_work_in_both_scripts(shell, folder, tmp_path):
-    flags = ("--preset=test", f"--data_path={folder}", "--image_size=8")
-    for job, name in (("ebt", "resnet-56"), ("iterative", "mobilenet")):
-        base = tmp_path / "pretrained" / job / "shapes"
-        base.mkdir(parents=True)
-        pruned, kept = published_pruned(name, 3)
-        had = sum(len(kept[g.name]) * g.cost for g in pruned.filter_groups())
-        gone = 100 * (1 - had / pruned.filter_count()[1])
-        path = publish(base / f"{name}.pth", pruned, cfg=published_cfg(pruned))
-        ended = shell("main.py", *flags, f"--model={name}", f"--ebt={job == 'ebt'}",
-                      "--pretrained=True", "--pruning_type=bn", "--prune_percent=60", cwd=tmp_path)
-        assert ended.returncode == 0 and ended.stderr == "", ended.stderr
-        assert "it is pruned already" in ended.stdout
-        smaller, _ = load_checkpoint(tmp_path / f"pruned_nets/{job}/shapes/{name}_bn_60_0.pth")
-        now, whole = smaller.filter_count()
-        assert now < had and now / whole == pytest.approx(.4, abs=.001)
-        shown = shell("eval.py", "--model", name, "--pruned", "True", "--model_path", path,
-                      "--data_path", folder, "--test_acc", "True", "--compression", "True",
-                      "--flops", "True", "--eval_ortho", "True", cwd=tmp_path)
-        assert shown.returncode == 0 and shown.stderr == "", shown.stderr
-        assert f"({gone:.2f}% pruned)" in shown.stdout and "18 test images" in shown.stdout
+@pytest.mark.parametrize("name, job, suffix, method", [
+    ("vgg", "ebt", "_ortho", "orthoreg"), ("mobilenet", "iterative", "", "bn"),
+    ("resnet", "ebt", "", "l1"), ("resnet-56", "iterative", "_ortho", "orthoreg")])
+def test_published_files_work_in_both_scripts(name, job, suffix, method, shell, folder, tmp_path):
+    base = tmp_path / "pretrained" / job / "shapes"
+    base.mkdir(parents=True)
+    pruned, kept = published_pruned(name, 3)
+    had = sum(len(kept[g.name]) * g.cost for g in pruned.filter_groups())
+    gone = 100 * (1 - had / pruned.filter_count()[1])
+    path = publish(base / f"{name}{suffix}.pth", pruned, cfg=published_cfg(pruned))
+    ended = shell("main.py", "--preset=test", f"--data_path={folder}", "--image_size=8",
+                  f"--model={name}", f"--ebt={job == 'ebt'}", "--pretrained=True",
+                  f"--pruning_type={method}", "--prune_percent=60", cwd=tmp_path)
+    assert ended.returncode == 0 and ended.stderr == "", ended.stderr
+    assert "it is pruned already" in ended.stdout
+    smaller, _ = load_checkpoint(tmp_path / f"pruned_nets/{job}/shapes/{name}_{method}_60_0.pth")
+    now, whole = smaller.filter_count()
+    assert now < had and now / whole == pytest.approx(.4, abs=.001)
+    shown = shell("eval.py", "--model", name, "--pruned", "True", "--model_path", path,
+                  "--data_path", folder, "--test_acc", "True", "--compression", "True",
+                  "--flops", "True", "--eval_ortho", "True", cwd=tmp_path)
+    assert shown.returncode == 0 and shown.stderr == "", shown.stderr
+    assert f"({gone:.2f}% pruned)" in shown.stdout and "18 test images" in shown.stdout
 
 
 # -------------------------------------------------------------------------------------- hostile
@@ -190,6 +207,14 @@ def packed(content):
     return buffer.getvalue()
 
 
+def bytearray_of_gigabytes():
+    """A few bytes for which the unpickler, allowed to, would fill 100 GB."""
+    class Large:
+        def __reduce__(self):
+            return bytearray, (100_000_000_000,)
+    return altered(more=Large())
+
+
 def one_byte_changed(content):
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         record = next(r for r in archive.infolist() if r.file_size > 10_000)
@@ -200,7 +225,12 @@ def one_byte_changed(content):
 WHOLE = checkpoint_bytes(small(), {"data": "digits"})
 NAN = torch.full((8, 3, 3, 3), float("nan"))
 HUGE = torch.zeros(1).expand(10 ** 9, 64)
+ENDLESS = functools.reduce(lambda inside, _: [inside] * 40, range(18), ["x"])
 HOSTILE = {
+    "endless": altered(more=ENDLESS), "endless cfg": altered(cfg=ENDLESS),
+    "endless classes": altered(classes=ENDLESS),
+    "deep": altered(more=functools.reduce(lambda inside, _: [inside], range(90), [])),
+    "large": bytearray_of_gigabytes(), "variance": with_weight(-torch.ones(8), "features.2.running_var"),
     "empty": b"", "text": b"weights\n", "random": bytes(np.random.RandomState(0).bytes(5000)),
     "code": pickle.dumps(Code()), "code in net": pickle.dumps({"net": Code()}),
     "half": WHOLE[:len(WHOLE) // 2], "almost": WHOLE[:-1], "no head": WHOLE[100:],
@@ -219,7 +249,7 @@ HOSTILE = {
         **small().state_dict(), "classifier.weight": HUGE, "classifier.bias": HUGE[:, 0]}),
     "classes zero": altered(num_classes=0), "classes negative": altered(num_classes=-3),
     "width nan": altered(width=float("nan")),
-    "width text": altered(width="1/8"), "width huge": altered(width=1e300),
+    "width text": altered(width="1/8"), "width huge": altered(width=1e300), "width large": altered(width=8.0),
     "nan": with_weight(NAN), "inf": with_weight(NAN.fill_(float("inf"))),
     "too large for float32": with_weight(torch.full((8, 3, 3, 3), 1e300, dtype=torch.float64)),
     "integers": with_weight(torch.ones(8, 3, 3, 3, dtype=torch.int64)),
@@ -231,7 +261,7 @@ HOSTILE = {
     "not a tensor": with_weight("text"), "image size text": altered(image_size="big"),
     "image size huge": altered(image_size=10 ** 9), "image size true": altered(image_size=True),
     "names of too few classes": altered(classes=["a"]), "class names": altered(classes=[1, 2, 3]),
-    "accuracy": altered(accuracy={"last": {"top1": "good"}}), "accuracy 2": altered(accuracy=[9]),
+    "accuracy": altered(accuracy={"last": {"top1": "good"}}), "accuracy 2": altered(accuracy=[9]), "accuracy 3": altered(accuracy={}),
     "data": altered(data={"a": 1}), "data path": altered(data_path=7),
 }
 

@@ -182,7 +182,7 @@ def test_a_target_beyond_the_floors_says_how_far_it_went(tmp_path, folder, monke
 # -------------------------------------------------------------------------------- as processes
 
 
-def test_processes_train_prune_and_measure(tmp_path, folder):
+def test_processes_train_prune_and_measure(tmp_path, folder, shell):
     flags = ("--preset=quick", f"--data_path={folder}", "--image_size=16", "--width=0.125")
     done = process("main.py", *flags, "--ebt=true", "--model=vgg", "--pretrained=FALSE",
                    "--pruning_type=fisher", "--prune_percent=50", cwd=tmp_path)
@@ -191,7 +191,7 @@ def test_processes_train_prune_and_measure(tmp_path, folder):
     assert path in done.stdout and "base 4/4" in done.stdout
     record = json.loads((tmp_path / path).with_suffix(".json").read_text())
 
-    shown = process("eval.py", "--model", "vgg", "--pruned", "True", "--model_path", path,
+    shown = shell("eval.py", "--model", "vgg", "--pruned", "True", "--model_path", path,
                     "--train_acc", "True", "--test_acc", "True", "--flops", "True",
                     "--compression", "True", "--eval_ortho", "True", cwd=tmp_path)
     assert shown.returncode == 0 and shown.stderr == "", shown.stderr
@@ -209,9 +209,9 @@ def test_processes_train_prune_and_measure(tmp_path, folder):
                   ("--pruned", "True", "--model_path", base),
                   ("--model_path", path, "--data_path", "digits", "--test_acc", "True"),
                   ("--model_path", "missing.pth")):
-        refused = process("eval.py", *wrong, cwd=tmp_path)
+        refused = shell("eval.py", *wrong, cwd=tmp_path)
         assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
-    assert "holds: pruned VGG-13" in process("eval.py", "--model", "resnet", "--model_path", path,
+    assert "holds: pruned VGG-13" in shell("eval.py", "--model", "resnet", "--model_path", path,
                                              cwd=tmp_path).stderr
     assert files(tmp_path) == before
 
@@ -287,7 +287,7 @@ def test_output_folders_are_tried_before_hours_of_training(tmp_path, folder, mon
     assert run_main("--width=0.125", f"--data_path={folder}", "--pruning_type=l1",
                     "--prune_percent=20") == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "cannot write to pruned_nets/" in error
+    assert error.count("\n") == 1 and "cannot write to pruned_nets/iterative/shapes/" in error
     assert list(files(tmp_path)) == ["pruned_nets"]
 
 

@@ -1,7 +1,9 @@
 """Nothing is lost: whatever ends a run, and wherever, --resume=True ends with the same bits."""
+import itertools
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ROOT, files
-from pruner import load_checkpoint
+import main
+from config import Diverged, Recipe
+from conftest import ROOT, files, narrow
+from data import ImageData
+from models import build_model
+from train import State, fit, read_resume_file, train_epoch, write_resume_file
 
 TICKET = ("--ebt=True", "--pruning_type=orthoreg", "--prune_percent=25")
 ROUNDS = ("--pruning_type=orthoreg", "--thresholds=[20, 40]")
 NO_PENALTY = ("--pruning_type=theis", "--prune_percent=30", "--n_rounds=2")
+RESIDUAL = ("--model=resnet-56", "--width=0.25", "--optimizer=adam", *ROUNDS)
 KILLED = -signal.SIGKILL
 
 
@@ -66,21 +73,24 @@ def uninterrupted(shell, folder, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("job, points", [(TICKET, range(1, 48, 2)), (ROUNDS, range(20, 110, 9)),
-                                         (NO_PENALTY, range(2, 80, 13))])
-def test_killed_anywhere_and_resumed_the_bits_are_the_same(job, points, shell, flags, uninterrupted,
-                                                           tmp_path):
-    whole, killed = uninterrupted(job, *flags), 0
-    for point in points:
+@pytest.mark.parametrize("job, first, stride, least", [
+    (TICKET, 1, 3, 50), (ROUNDS, 20, 11, 120), (NO_PENALTY, 2, 13, 70), (RESIDUAL, 30, 47, 120)])
+def test_killed_anywhere_and_resumed_the_bits_are_the_same(job, first, stride, least, shell, flags,
+                                                           uninterrupted, tmp_path):
+    """Killed at every `stride`-th of the events and at the last four."""
+    whole, counted = uninterrupted(job, *flags), tmp_path / "counted"
+    counted.mkdir()
+    ended = shell("main.py", *flags, *job, cwd=counted, die_at=10 ** 9)
+    assert ended.returncode == 0 and results(counted) == whole
+    last = int(ended.stderr)  # the number of events
+    assert last > least
+    for point in sorted({*range(first, last, stride), *range(last - 3, last + 1)}):
         root = tmp_path / str(point)
         root.mkdir()
-        ended = shell("main.py", *flags, *job, cwd=root, die_at=point)
-        assert ended.returncode in (KILLED, 0)
-        killed += ended.returncode == KILLED
+        assert shell("main.py", *flags, *job, cwd=root, die_at=point).returncode == KILLED
         ended = shell("main.py", *flags, *job, "--resume=True", cwd=root)
         assert ended.returncode == 0 and ended.stderr == "", (point, ended.stderr)
         assert results(root) == whole, point
-    assert killed == len(points)
 
 
 def test_a_run_that_is_killed_again_and_again_still_ends_with_the_same_bits(
@@ -141,14 +151,23 @@ def test_other_images_are_another_run(shell, flags, tmp_path, digits):
 
 
 def test_a_damaged_resume_file_is_refused(shell, flags, tmp_path):
-    assert shell("main.py", *flags, *TICKET, cwd=tmp_path, die_at=30).returncode == KILLED
+    assert shell("main.py", *flags, *TICKET, cwd=tmp_path, die_at=14).returncode == KILLED
     path = tmp_path / "pruned_nets/ebt/shapes/vgg-w0.125_orthoreg_25_0.resume"
     whole = path.read_bytes()
     state = torch.load(path, weights_only=True)
-    torch.save({**state, "state": {**state["state"], "done": "all"}}, tmp_path / "hostile")
-    torch.save({**state, "state": {**state["state"], "begin": "steal"}}, tmp_path / "strange")
-    for content in (whole[:len(whole) // 2], b"", b"x" * 1000, whole[:5000] + b"!" + whole[5001:],
-                    *((tmp_path / name).read_bytes() for name in ("hostile", "strange"))):
+    damaged = [whole[:len(whole) // 2], b"", b"x" * 1000, whole[:5000] + b"!" + whole[5001:]]
+    forged = [{"state": {**state["state"], **part}} for part in (
+        {"done": "all"}, {"done": 99}, {"done": 1.0}, {"begin": "steal"}, {"trained": {"ortho": 3}},
+        *({"trained": {"ortho": {**state["state"]["trained"]["ortho"], **part}}} for part in (
+            {"history": 5}, {"history": [5]}, {"optimizer": {"a": 1}}, {"best": {}},
+            {"sums": {"x": 1}}, {"weights": {"a": torch.zeros(1)}})))]
+    forged += [{"flags": {"model": torch.zeros(1)}}, {"random": {}}, {"random": 4}]
+    for part in forged:
+        torch.save({**state, **part}, tmp_path / "forged")
+        content = (tmp_path / "forged").read_bytes()
+        (tmp_path / "forged").unlink()
+        damaged.append(content)
+    for content in damaged:
         path.write_bytes(content)
         before = files(tmp_path)
         ended = shell("main.py", *flags, *TICKET, "--resume=True", cwd=tmp_path)
@@ -169,13 +188,14 @@ def test_a_signal_stops_at_the_next_batch_and_costs_nothing(number, shell, flags
             break
         assert ended.returncode == 130 and ended.stderr.count("\n") == 1, ended.stderr
         assert "the state is saved" in ended.stderr
-        again = ended.stderr.split("python main.py ")[1].strip()
-        assert again == shlex.join([*flags, *ROUNDS, "--resume=True"])
+        _python, script, *again = shlex.split(ended.stderr.split("this goes on: ")[1])
+        assert again == [*flags, *ROUNDS, "--resume=True"]
+        assert (tmp_path / script).resolve() == ROOT / "main.py"
     assert step == 13
     state = torch.load(next(tmp_path.glob("pruned_nets/*/*/*.resume")), weights_only=True)["state"]
     sums = [training["sums"] for training in state["trained"].values() if training["sums"]]
     assert sums and sums[0]["batches"] in (1, 2)  # of 3: what the epoch has done is kept
-    assert shell("main.py", *shlex.split(again), cwd=tmp_path).returncode == 0
+    assert shell("main.py", *again, cwd=tmp_path).returncode == 0
     assert results(tmp_path) == whole
 
 
@@ -202,17 +222,31 @@ def test_two_runs_that_write_the_same_files(shell, flags, tmp_path, folder):
     assert not [name for name in files(tmp_path) if name.endswith((".lock", ".tmp", ".resume"))]
 
 
-def test_two_real_runs_at_once(flags, tmp_path):
-    command = [sys.executable, str(ROOT / "main.py"), "--preset=quick", *flags[1:],
-               "--only_train=base"]
-    runs = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-            for _ in range(2)]
-    texts = [run.communicate()[1] for run in runs]
-    codes = [run.returncode for run in runs]
-    assert set(codes) <= {0, 2} and 0 in codes  # both 0 where one ended before the other began
-    assert all(("another run" in text) == (code == 2) for text, code in zip(texts, codes))
-    load_checkpoint(tmp_path / "pretrained/iterative/shapes/vgg-w0.125.pth")
+def start(folder, *flags):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "main.py"), "--preset=paper", *flags, "--only_train=base"],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_two_real_runs_at_once_and_a_real_signal(shell, flags, tmp_path):
+    """The second run stops at its start; then the first, stopped from outside, at its next batch."""
+    first = start(tmp_path, *flags[1:])
+    try:
+        for line in first.stdout:
+            if "base 2/" in line:
+                break
+        second = shell("main.py", "--preset=paper", *flags[1:], "--only_train=base", cwd=tmp_path)
+        assert second.returncode == 2 and second.stderr.count("\n") == 1
+        assert f"another run (process {first.pid} on " in second.stderr
+        began = time.monotonic()
+        first.terminate()
+        _, error = first.communicate(timeout=60)
+        assert time.monotonic() - began < 5
+    finally:
+        first.kill()
+    assert first.returncode == 130 and error.count("\n") == 1 and "--resume=True" in error
+    assert list(tmp_path.rglob("*.resume")) and not list(tmp_path.rglob("*.lock"))
 
 
 def test_a_full_disk_leaves_the_previous_files(shell, flags, tmp_path):
@@ -224,26 +258,106 @@ def test_a_full_disk_leaves_the_previous_files(shell, flags, tmp_path):
     assert files(tmp_path) == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder_is_one_line(shell, flags, tmp_path):
-    (tmp_path / "pretrained").mkdir(mode=0o500)
-    ended = shell("main.py", *flags, *TICKET, cwd=tmp_path)
-    assert ended.returncode == 2 and "cannot write to pretrained/" in ended.stderr
+def test_closed_streams_and_a_second_signal(flags, tmp_path):
+    """Output that nobody reads does not stop a run; impatience does not change the exit code."""
+    command = shlex.join([sys.executable, str(ROOT / "main.py"), "--preset=quick", *flags[1:],
+                          "--only_train=base"])
+    ended = subprocess.run(command + " >&- 2>&-", shell=True, cwd=tmp_path)
+    assert ended.returncode == 0 and len(files(tmp_path)) == 1
+    run = start(tmp_path, *flags[1:])
+    for line in run.stdout:
+        if "base 1/" in line:
+            break
+    for _ in range(20):
+        run.send_signal(signal.SIGINT)
+        time.sleep(.02)
+    run.communicate(timeout=60)
+    assert run.returncode == 130
+
+
+def test_no_permission_is_one_line(flags, tmp_path, folder, monkeypatch, capsys):
+    """What a read-only folder does to all but root, who may write everywhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert main.main(["--preset=quick", *flags[1:], *TICKET]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "cannot write to pretrained/ebt/shapes" in error
     assert not files(tmp_path)
 
 
-def test_a_signal_does_not_wait_for_more_than_a_batch(flags, tmp_path):
-    """A real process, stopped by a real SIGTERM from outside while it trains."""
-    run = subprocess.Popen(
-        [sys.executable, str(ROOT / "main.py"), "--preset=paper", *flags[1:], "--only_train=base"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"})
-    for line in run.stdout:
-        if "base 2/" in line:
-            break
-    began = time.monotonic()
-    run.terminate()
-    _, error = run.communicate(timeout=60)
-    assert time.monotonic() - began < 5
-    assert run.returncode == 130 and error.count("\n") == 1 and "--resume=True" in error
-    assert list(tmp_path.rglob("*.resume"))
+def test_random_states_come_back(tmp_path):
+    import random
+    import numpy as np
+    network = build_model("vgg", 3, width=1 / 8)
+
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    draw()
+    write_resume_file(tmp_path / "x.resume", network, State("train base"), {"flags": {}})
+    expected = draw()
+    draw()
+    again, state = read_resume_file(tmp_path / "x.resume", {"flags": {}})
+    assert draw() == expected and state == State("train base")
+    assert all(map(torch.equal, again.state_dict().values(), network.state_dict().values()))
+
+
+def test_a_signal_while_the_weights_diverge_keeps_the_last_good_ones(tmp_path, digits):
+    """The epoch before is what the resume file must still hold."""
+    model, kept = narrow("vgg", 10), []
+
+    def keep():
+        kept.append(all(v.isfinite().all() for v in model.state_dict().values()))
+
+    class Interrupted(ImageData):
+        def train_batches(self, *args, key, **kwargs):
+            batches = super().train_batches(*args, key=key, **kwargs)
+            for i, batch in enumerate(batches):
+                if key[-1] == 2 and i == 4:
+                    raise KeyboardInterrupt
+                yield batch
+
+    data = Interrupted(**vars(digits))
+    recipe = Recipe(lr=[.01, 1e30], epochs=[1, 1], weight_decay=0, adam_lr=[1, 1])
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, data, recipe, key=(0,), batch_size=256, keep=keep)
+    assert kept == [True]
+
+
+def test_a_diverging_epoch_is_not_trained_to_its_end(digits, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    model = narrow("vgg", 10)
+    seen = []
+
+    def batches():
+        for batch in digits.train_batches(16, key=(0,)):
+            seen.append(batch)
+            yield batch
+    wild = torch.optim.SGD(model.parameters(), lr=1e30)
+    with pytest.raises(Diverged):
+        train_epoch(model, batches(), wild)
+    assert len(seen) < 5
+
+
+def test_a_diverging_run_ends_with_3_and_its_files_stay(shell, flags, tmp_path):
+    suite, work = tmp_path / "suite", tmp_path / "work"
+    suite.mkdir(), work.mkdir()
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, suite)
+    job = ("--preset=quick", *flags[1:], "--ebt=True", "--only_train=base")
+    assert shell(suite / "main.py", *job, cwd=work, fresh=True).returncode == 0
+    before = files(work)
+    text = (suite / "config.py").read_text()
+    (suite / "config.py").write_text(text.replace("lr=[.02, .002]", "lr=[1e30, .002]"))
+    ended = shell(suite / "main.py", *job, cwd=work, fresh=True)
+    assert ended.returncode == 3 and ended.stderr.count("\n") == 1, ended
+    assert "in base, epoch 1 of 4, at learning rate 1e+30" in ended.stderr
+    assert files(work) == before
+    # Changed settings are another command, too: a resume file knows what it was trained by.
+    (suite / "config.py").write_text(text)
+    prune = (*job[:-1], "--pruning_type=orthoreg", "--prune_percent=20")
+    assert shell(suite / "main.py", *prune, cwd=work, fresh=True, die_at=20).returncode == KILLED
+    (suite / "config.py").write_text(text.replace('"vgg": 1e-2', '"vgg": 1e-1'))
+    ended = shell(suite / "main.py", *prune, "--resume=True", cwd=work, fresh=True)
+    assert ended.returncode == 2 and "in config.py, penalty was 0.01 and is 0.1" in ended.stderr
