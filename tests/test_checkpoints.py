@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import MODELS, InputError
@@ -298,39 +298,60 @@ def test_a_sound_file_of_something_else_is_one_line(tmp_path, shell, folder):
         assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(damage=st.one_of(
+damages = st.one_of(
     st.tuples(st.just("cut"), st.integers(0, len(WHOLE) - 1)),
     st.tuples(st.just("bytes"), st.lists(st.tuples(st.integers(0, len(WHOLE) - 1),
                                                    st.integers(1, 255)), min_size=1, max_size=30)),
     st.tuples(st.just("random"), st.binary(max_size=400)),
-    st.tuples(st.just("tail"), st.binary(min_size=1, max_size=400))))
-def test_damage_is_an_input_error_or_does_not_matter(damage, tmp_path):
-    kind, how = damage
-    content = bytearray(WHOLE)
+    st.tuples(st.just("tail"), st.binary(min_size=1, max_size=400)))
+
+
+def damaged(kind, how):
     if kind == "cut":
-        content = content[:how]
-    elif kind == "bytes":
-        for place, change in how:
-            content[place] ^= change
-    elif kind == "random":
-        content = how
-    else:
-        content += how
-    path = tmp_path / "net.pth"
-    path.write_bytes(content)
+        return WHOLE[:how]
+    if kind == "random":
+        return how
+    content = bytearray(WHOLE)
+    for place, change in how if kind == "bytes" else ():
+        content[place] ^= change
+    return bytes(content) + (how if kind == "tail" else b"")
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(damage=damages)
+def test_damage_is_refused_or_does_not_matter(damage, folder_of_its_own):
+    path = folder_of_its_own / "net.pth"
+    path.write_bytes(damaged(*damage))
     try:
         model, _ = load_checkpoint(path)
     except InputError as error:
         assert "net.pth" in str(error)
     else:  # what is read is what was written
-        original, _ = load_checkpoint(io_path(tmp_path))
+        path.write_bytes(WHOLE)
+        original, _ = load_checkpoint(path)
         assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(),
                                                      original.state_dict().values(), strict=True))
 
 
-def io_path(folder):
-    path = folder / "whole.pth"
-    path.write_bytes(WHOLE)
-    return path
+@pytest.fixture(scope="module")
+def folder_of_its_own(tmp_path_factory):
+    return tmp_path_factory.mktemp("damaged")
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@given(damage=damages, script=st.sampled_from(("main.py", "eval.py")))
+def test_damage_through_the_command_line(damage, script, folder_of_its_own, shell, folder):
+    name = "pretrained/ebt/shapes/vgg-w0.125.pth"
+    path = folder_of_its_own / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(damaged(*damage))
+    before = files(folder_of_its_own)
+    flags = {"eval.py": ("--model_path", name, "--eval_ortho", "True", "--compression", "True"),
+             "main.py": ("--preset=test", "--width=0.125", f"--data_path={folder}", "--ebt=True",
+                         "--image_size=8", "--pretrained=True", "--pruning_type=random",
+                         "--prune_percent=20")}[script]
+    ended = shell(script, *flags, cwd=folder_of_its_own)
+    assert ended.returncode in (0, 2) and "Traceback" not in ended.stderr + ended.stdout
+    if ended.returncode:
+        assert ended.stderr.count("\n") == 1 and files(folder_of_its_own) == before
+    assert path.read_bytes() == before[name]

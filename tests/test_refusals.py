@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import pruner
 from config import InputError
 from conftest import ROOT, files, write_folder
 from data import load_data
@@ -287,6 +288,26 @@ def test_files_that_may_not_be_read(shell, tmp_path, digits):
     (tmp_path / "net.pth").touch(mode=0)
     refused(shell, "main.py", *PRUNE[:2], f"--data_path={root}", cwd=tmp_path, says="Permission")
     refused(shell, "eval.py", "--model_path=net.pth", cwd=tmp_path, says="Permission")
+
+
+def test_no_permission_to_read_is_said(tmp_path, digits, monkeypatch):
+    """The same for root, who may read everything."""
+    root, opened = write_folder(tmp_path / "images", digits), Image.open
+
+    def denied(path, *args):
+        if path == forbidden:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *args)
+
+    forbidden = sorted((root / "train/one").iterdir())[0]
+    monkeypatch.setattr(Image, "open", denied)
+    with pytest.raises(InputError, match=f"{forbidden.name} .Permission denied"):
+        load_data(root, 16)
+    (tmp_path / "net.pth").write_bytes(b"x")
+    forbidden = tmp_path / "net.pth"
+    monkeypatch.setattr(pruner, "open", denied, raising=False)
+    with pytest.raises(InputError, match="net.pth may not be read: Permission denied"):
+        load_checkpoint(forbidden)
 
 
 # -------------------------------------------------------------------------------------- at random
