@@ -117,6 +117,7 @@ def test_a_silent_looking_filter_that_adds_a_constant_stays(images, tmp_path):
     with torch.no_grad():
         group.conv.weight[0] = 0
         group.bn.weight[0], group.bn.bias[0], group.bn.running_mean[0] = 1, 0, 3
+        group.bn.weight[1], group.bn.bias[1] = 0, 2
     loaded, _ = load_checkpoint(publish(tmp_path / "net.pth", pruned, cfg=published_cfg(pruned)))
     torch.testing.assert_close(loaded.eval()(images), pruned(images), atol=1e-5, rtol=1e-4)
 
@@ -208,10 +209,10 @@ def packed(content):
 
 
 def bytearray_of_gigabytes():
-    """A few bytes for which the unpickler, allowed to, would fill 100 GB."""
+    """A few bytes for which the unpickler, allowed to, would fill 3 GB."""
     class Large:
         def __reduce__(self):
-            return bytearray, (100_000_000_000,)
+            return bytearray, (3_000_000_000,)
     return altered(more=Large())
 
 

@@ -1,4 +1,5 @@
 """Nothing is lost: whatever ends a run, and wherever, --resume=True ends with the same bits."""
+import copy
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ from config import Diverged, Recipe
 from conftest import ROOT, files, narrow
 from data import ImageData
 from models import build_model
-from train import State, fit, read_resume_file, train_epoch, write_resume_file
+from train import State, Training, fit, read_resume_file, train_epoch, write_resume_file
 
 TICKET = ("--ebt=True", "--pruning_type=orthoreg", "--prune_percent=25")
 ROUNDS = ("--pruning_type=orthoreg", "--thresholds=[20, 40]")
@@ -300,6 +301,29 @@ def test_random_states_come_back(tmp_path):
     again, state = read_resume_file(tmp_path / "x.resume", {"flags": {}})
     assert draw() == expected and state == State("train base")
     assert all(map(torch.equal, again.state_dict().values(), network.state_dict().values()))
+
+
+def test_a_best_epoch_of_before_the_interruption_stays_the_best(digits):
+    recipe = Recipe(lr=[.01, 30], epochs=[1, 1], weight_decay=0, adam_lr=[1, 1])
+
+    def train(model, **how):
+        return fit(model, digits, recipe, key=(0,), batch_size=128, **how)
+
+    whole = narrow("vgg", 10)
+    assert train(whole).best["epoch"] == 1
+    stopped, training = narrow("vgg", 10), Training()
+    copies = []
+
+    def keep():
+        copies.append(copy.deepcopy((stopped, training)))
+        if len(copies) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, training=training, keep=keep)
+    model, training = copies[0]
+    assert train(model, training=training).best["epoch"] == 1
+    assert all(map(torch.equal, model.state_dict().values(), whole.state_dict().values()))
 
 
 def test_a_signal_while_the_weights_diverge_keeps_the_last_good_ones(tmp_path, digits):
