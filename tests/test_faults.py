@@ -304,7 +304,7 @@ def test_random_states_come_back(tmp_path):
 
 
 def test_a_best_epoch_of_before_the_interruption_stays_the_best(digits):
-    recipe = Recipe(lr=[.01, 30], epochs=[1, 1], weight_decay=0, adam_lr=[1, 1])
+    recipe = Recipe(lr=[.01, 1], epochs=[1, 1], weight_decay=0, adam_lr=[1, 1])
 
     def train(model, **how):
         return fit(model, digits, recipe, key=(0,), batch_size=128, **how)

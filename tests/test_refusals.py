@@ -155,22 +155,19 @@ def cut_short(root):
     path.write_bytes(path.read_bytes()[:-40])
 
 
-def too_large(size):
-    """A valid head of a PNG of size x size pixels; 60,000 are 10 GB, were it decoded."""
-    def spoil(root):
-        path = root / "train" / "one" / "huge.png"
-        Image.new("L", (1, 1)).save(path)
-        content = path.read_bytes()
-        head = b"IHDR" + size.to_bytes(4, "big") * 2 + content[24:29]
-        path.write_bytes(content[:12] + head + zlib.crc32(head).to_bytes(4, "big") + content[33:])
-    return spoil
+def too_large(root):
+    """A valid head of a PNG of 60,000 x 60,000 pixels: 10 GB, were it decoded."""
+    path = root / "train" / "one" / "huge.png"
+    Image.new("L", (1, 1)).save(path)
+    content = path.read_bytes()
+    head = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + content[24:29]
+    path.write_bytes(content[:12] + head + zlib.crc32(head).to_bytes(4, "big") + content[33:])
 
 
 DAMAGED = {
     "zero bytes": (bad("bad.png"), "1 of 55 images"),
     "not an image": (bad("bad.jpg", b"hello, world\n" * 100), "1 of 55 images"),
-    "cut short": (cut_short, "1 of 54 images"), "huge": (too_large(60_000), "1 of 55 images"),
-    "too large": (too_large(12_000), "1 of 55 images"),
+    "cut short": (cut_short, "1 of 54 images"), "huge": (too_large, "1 of 55 images"),
     "a dead link": (lambda root: (root / "train/one/x.png").symlink_to("gone"), "1 of 55 images"),
     "a link to itself": (lambda root: (root / "train/one/x.png").symlink_to("x.png"), "1 of 55"),
     "a pipe": (lambda root: os.mkfifo(root / "train/one/x.png"), "1 of 55 images"),
@@ -288,6 +285,14 @@ def test_files_that_may_not_be_read(shell, tmp_path, digits):
     (tmp_path / "net.pth").touch(mode=0)
     refused(shell, "main.py", *PRUNE[:2], f"--data_path={root}", cwd=tmp_path, says="Permission")
     refused(shell, "eval.py", "--model_path=net.pth", cwd=tmp_path, says="Permission")
+
+
+def test_images_of_which_pil_would_only_warn_are_not_decoded(tmp_path, digits, monkeypatch):
+    root = write_folder(tmp_path / "images", digits)
+    Image.new("L", (20, 15)).save(root / "train/one/large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 16 * 16)
+    with pytest.raises(InputError, match="1 of 55 images .*large.png .*300 pixels"):
+        load_data(root, 16)
 
 
 def test_no_permission_to_read_is_said(tmp_path, digits, monkeypatch):
