@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import main
+import train as train_module
 from config import Diverged, Recipe
 from conftest import ROOT, files, narrow
 from data import ImageData
@@ -303,12 +304,14 @@ def test_random_states_come_back(tmp_path):
     assert all(map(torch.equal, again.state_dict().values(), network.state_dict().values()))
 
 
-def test_a_best_epoch_of_before_the_interruption_stays_the_best(digits):
-    recipe = Recipe(lr=[.01, 1], epochs=[1, 1], weight_decay=0, adam_lr=[1, 1])
+def test_a_best_epoch_of_before_the_interruption_stays_the_best(digits, monkeypatch):
+    recipe = Recipe(lr=[.01, .01], epochs=[1, 1], weight_decay=0, adam_lr=[1, 1])
 
     def train(model, **how):
         return fit(model, digits, recipe, key=(0,), batch_size=128, **how)
 
+    accuracies = iter([90., 50., 90., 50.])  # of both epochs of the first, and of the second
+    monkeypatch.setattr(train_module, "evaluate", lambda *_: {"loss": 1., "top1": next(accuracies)})
     whole = narrow("vgg", 10)
     assert train(whole).best["epoch"] == 1
     stopped, training = narrow("vgg", 10), Training()
