@@ -363,7 +363,7 @@ def build_model(name, num_classes=100, widths=None, width=1.0):
 
 
 def filter_matrix(conv):
-    """A convolution's filters as the rows of a matrix: out_channels x (weights of one filter,
-    and its bias as one more column where there is one)."""
-    matrix = conv.weight.flatten(1)
+    """A convolution's filters as the rows of a matrix: out_channels x (weights of one filter, in
+    their order in channels-last memory, and its bias as one more column where there is one)."""
+    matrix = conv.weight.permute(0, 2, 3, 1).flatten(1)
     return matrix if conv.bias is None else torch.cat((matrix, conv.bias[:, None]), 1)

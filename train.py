@@ -32,11 +32,18 @@ def convolutions(model):
     return [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
 
 
-def gram_matrix(conv):
-    """W W^T of the filters W = filter_matrix(conv) where they are fewer than their weights, else
+def gram_matrix(matrix):
+    """W W^T of a matrix W whose rows are filters, where they are fewer than its columns, else
     W^T W: square, on the smaller side."""
-    w = filter_matrix(conv)
-    return w @ w.T if w.shape[0] < w.shape[1] else w.T @ w
+    w = matrix if matrix.shape[0] < matrix.shape[1] else matrix.T
+    count, half = len(w), len(w) // 2
+    if count < 256:
+        return w @ w.T
+    gram = w.new_empty(count, count)  # symmetric: three quarters of the products are enough
+    torch.mm(w[:half], w.T, out=gram[:half])
+    torch.mm(w[half:], w[half:].T, out=gram[half:, half:])
+    gram[half:, :half] = gram[:half, half:].T
+    return gram
 
 
 def degree_of_orthogonality(model):
@@ -44,7 +51,7 @@ def degree_of_orthogonality(model):
     degrees = {}
     with torch.no_grad():
         for name, conv in convolutions(model):
-            gram = gram_matrix(conv).abs()
+            gram = gram_matrix(filter_matrix(conv)).abs()
             total = gram.sum().clamp_min(torch.finfo(gram.dtype).tiny)
             degrees[name] = (gram.diagonal().sum() / total).item()
     return degrees
@@ -65,12 +72,28 @@ class OrthonormalityPenalty:
         self.terms = [(conv, strength * root / sum(roots)) for conv, root in zip(convs, roots)]
 
     def __call__(self):
-        total = 0
-        for conv, weight in self.terms:
-            gram = gram_matrix(conv)
-            identity = torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
-            total = total + weight * (gram - identity).abs().sum()
-        return total
+        return sum(weight * _DistanceFromOrthonormal.apply(filter_matrix(conv))
+                   for conv, weight in self.terms)
+
+
+class _DistanceFromOrthonormal(torch.autograd.Function):
+    """sum_ij |G_ij - I_ij|, G = gram_matrix(W). Since G is symmetric its gradient is
+    2 sign(G - I) W, or 2 W sign(G - I): one matrix product, where autograd would take two."""
+
+    @staticmethod
+    def forward(ctx, matrix):
+        gram = gram_matrix(matrix)
+        gram.diagonal().sub_(1)
+        distance = torch.linalg.vector_norm(gram, 1)
+        ctx.save_for_backward(matrix, gram.sign_())
+        return distance
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slope):
+        matrix, signs = ctx.saved_tensors
+        wide = matrix.shape[0] < matrix.shape[1]
+        return (signs @ matrix if wide else matrix @ signs).mul_(2 * slope)
 
 
 # ------------------------------------------------------------------------------------ training
