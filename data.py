@@ -24,6 +24,7 @@ from config import InputError, progress
 
 FOLDER = "data"  # where CIFAR is looked for and downloaded to
 EVAL_BATCH = 256
+CACHE_FROM = 2000  # images of a folder; fewer are decoded in a second
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
 
@@ -236,13 +237,14 @@ def _image_folder(root, image_size, skip_bad_images):
     _require_images(root, {(name, part): len(files[name]) for part, files in parts.items()
                            for name in classes})
     _require_memory(sum(map(len, (*train.values(), *test.values()))), image_size)
+    paths = {part: [path for name in classes for path in files[name]]
+             for part, files in parts.items()}
+    decoded = _decoded(root, paths, image_size)
     splits, bad = {}, {}
     for part, files in parts.items():
-        paths = [path for name in classes for path in files[name]]
+        images, damage = decoded[part]
         labels = torch.tensor([k for k, name in enumerate(classes) for _ in files[name]])
-        images = torch.empty(len(paths), image_size, image_size, 3, dtype=torch.uint8)
-        damage = _decode_all(paths, images, part)
-        good = torch.tensor([path not in damage for path in paths])
+        good = torch.tensor([path not in damage for path in paths[part]])
         splits[part] = Split(images[good] if damage else images, labels[good])
         bad.update(damage)
     if bad:
@@ -287,7 +289,7 @@ def _annotated(annotations, classes):
         if name not in files:
             raise InputError(f"{annotations}, line {number}: {name!r} is none of the "
                              f"{len(files)} classes in train/")
-        files[name].append(annotations.parent / "images" / file)
+        files[name].append(str(annotations.parent / "images" / file))
     return files
 
 
@@ -304,39 +306,96 @@ def _class_folders(root, part):
             others.append(folder)
             continue
         files = _files_under(folder, {str((root / part).resolve())})
-        found[folder.name] = [file for file in files if file.suffix.lower() in SUFFIXES]
-        others += [file for file in files if file.suffix.lower() not in SUFFIXES]
+        found[folder.name] = [file for file in files if _suffix(file) in SUFFIXES]
+        others += [file for file in files if _suffix(file) not in SUFFIXES]
     if others:
         print(f"Left out: {len(others):,} files in {root / part} that are no images by their names, "
               f"the first is {others[0]}")
     return found
 
 
+def _suffix(file):
+    return os.path.splitext(file)[1].lower()
+
+
 def _files_under(folder, above):
-    """All files below a folder, sorted, hidden ones left out; links are followed, but not in
-    circles. `above`: where the way down has been."""
+    """The paths of all files below a folder, sorted, hidden ones left out; links are followed, but
+    not in circles. `above`: where the way down has been."""
     here = os.path.realpath(folder)
     if here in above:
         raise InputError(f"{folder} is a link to {here}, which holds it; remove the link")
     if len(above) > 50:
         raise InputError(f"{folder} is more than 50 folders deep")
     files = []
-    for entry in sorted(folder.iterdir()):
-        if not entry.name.startswith("."):
-            files += _files_under(entry, above | {here}) if entry.is_dir() else [entry]
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not entry.name.startswith("."):
+                files += (_files_under(entry.path, above | {here}) if _is_folder(entry)
+                          else [entry.path])
     return files
 
 
-def _decode_all(paths, images, part):
-    """Decode each file into its row of `images`; {path: why not} of those that cannot be."""
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _decoded(root, paths, image_size):
+    """{part: (images, {path: why not})} of the files of each part.
+
+    Many images are decoded only once: they are kept in the user's cache folder, and taken from
+    there as long as no file's name, size or time has changed.
+    """
+    if sum(map(len, paths.values())) < CACHE_FROM:
+        return {part: _decode_all(files, image_size, part) for part, files in paths.items()}
+    from PIL import __version__
+    key = repr((1, __version__, image_size, {part: [(file, *_stamp(file)) for file in files]
+                                             for part, files in paths.items()}))
+    key = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
+    name = seed_of(str(root.resolve()), image_size)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orthoreg"
+    path = cache / f"{name:016x}.pt"
+    with suppress(Exception):  # not there, or of no use
+        content = torch.load(path, weights_only=True, mmap=True)
+        if content["key"] == key:
+            return content["decoded"]
+    decoded = {part: _decode_all(files, image_size, part) for part, files in paths.items()}
+    half = path.with_suffix(f".{os.getpid()}")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with open(half, "wb") as file:
+            torch.save({"key": key, "decoded": decoded}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(half, path)
+    except (OSError, RuntimeError):
+        print(f"The decoded images could not be kept in {cache}; the next run decodes them again")
+    finally:
+        with suppress(OSError):
+            half.unlink()
+    return decoded
+
+
+def _stamp(file):
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None, None
+    return status.st_size, status.st_mtime_ns
+
+
+def _decode_all(paths, image_size, part):
+    """(images of the files, {path: why not} of those that cannot be read)."""
     from PIL import Image
-    bad = {}
+    images, bad = torch.empty(len(paths), image_size, image_size, 3, dtype=torch.uint8), {}
     pool = ThreadPoolExecutor(os.cpu_count())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Each thread holds a whole image: what PIL would only warn of is not read.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        jobs = [pool.submit(_decode, path, images.shape[1]) for path in paths]
+        jobs = [pool.submit(_decode, path, image_size) for path in paths]
         try:
             for i, job in enumerate(progress(jobs, f"reading {part}")):
                 try:
@@ -346,7 +405,7 @@ def _decode_all(paths, images, part):
                 jobs[i] = None  # with its copy of the image
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # a file may never answer
-    return bad
+    return images, bad
 
 
 def _reason(error):
@@ -359,7 +418,7 @@ def _decode(path, size):
     """An image file -> uint8 array, size x size x 3: the shorter side scaled, the centre cut out,
     transparency laid on white."""
     from PIL import Image, ImageOps
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise OSError("it is no file")
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)

@@ -17,13 +17,14 @@ from config import progress
 from models import filter_matrix
 
 
-def cal_importance(model, pruning_type, batches=None, *, temperature=200.0, seed=0):
+def cal_importance(model, pruning_type, batches=None, *, temperature=200.0, projections=3, seed=0):
     """Score every filter of `model`.
 
     pruning_type: a key of ESTIMATORS.
     batches: iterable of (images N x 3 x H x W, labels N), on the model's device, that gives the
         same batches each time it is iterated; None will do for the methods not in NEEDS_DATA.
-    temperature: of the logits, for "grasp". seed: for "random".
+    temperature: of the logits, for "grasp". projections: backward passes per minibatch of "rdt",
+        0 for the exact computation with one for each class. seed: for "random" and "rdt".
     Returns a dict: dotted name of the convolution -> 1-D float32 tensor on the model's device.
     The model's weights, buffers, modes and gradients are left as they were.
     Raises ValueError for an unknown type, missing batches, or scores that are not finite.
@@ -35,7 +36,7 @@ def cal_importance(model, pruning_type, batches=None, *, temperature=200.0, seed
     groups = model.filter_groups()
     with _as_evaluated(model):
         scores = ESTIMATORS[pruning_type](model, groups, batches, temperature=temperature,
-                                          seed=seed)
+                                          projections=projections, seed=seed)
     for group, score in zip(groups, scores, strict=True):
         if not score.isfinite().all():
             raise ValueError(f"{pruning_type}: the scores of {group.name} are not finite")
@@ -177,25 +178,47 @@ def grasp(model, groups, batches, *, temperature, **_):
     return _per_filter(groups, [w * hg for w, hg in zip(filters, product)])
 
 
-def rdt(model, groups, batches, **_):
+def rdt(model, groups, batches, *, projections, seed, **_):
     """sum_w w^2 I_w, I_w = mean over minibatches of sum_k p_k (d log p_k / dw)^2.
 
-    p_k and log p_k are the minibatch means of softmax and log-softmax (Gao et al. 2019).
-    One backward pass per class and minibatch.
+    p_k and log p_k are the minibatch means of softmax and log-softmax (Gao et al. 2019). With
+    projections=0 one backward pass per class and minibatch. Otherwise that many for all classes:
+    for random signs e_k, (sum_k e_k sqrt(p_k) d log p_k / dw)^2 has the sum over k as its mean.
     """
     parameters = _filter_parameters(groups)
     information, count = [torch.zeros_like(p) for p in parameters], 0
     for images, _labels in progress(batches, "gradients"):
         log_p = F.log_softmax(model(images), 1)
-        mean_p = log_p.detach().exp().mean(0).tolist()
-        log_p = log_p.mean(0)
-        for k, p in enumerate(mean_p):
-            slopes = torch.autograd.grad(log_p[k], parameters, retain_graph=k + 1 < len(mean_p))
-            torch._foreach_addcmul_(information, slopes, slopes, value=p)
+        root_p = log_p.detach().exp().mean(0).sqrt()
+        log_p, classes = log_p.mean(0), len(root_p)
+        if 0 < projections < classes:
+            signs = _signs(classes, count * projections, projections, seed).to(root_p)
+            directions = signs * root_p / projections ** .5
+        else:
+            directions = root_p.diag()
+        for i, direction in enumerate(directions):
+            slopes = torch.autograd.grad(direction @ log_p, parameters,
+                                         retain_graph=i + 1 < len(directions))
+            torch._foreach_addcmul_(information, slopes, slopes)
         count += 1
     if not count:
         raise ValueError("there are no images to measure importance on")
     return _per_filter(groups, [w.square() * i / count for w, i in zip(parameters, information)])
+
+
+def _signs(classes, start, count, seed):
+    """`count` rows, from row `start` on, of an endless matrix of random signs with `classes`
+    columns. Rows of the same block are orthogonal to each other but for the columns cut off (a
+    Hadamard matrix, rows and columns shuffled), so that few rows already average well."""
+    order = 1 << (classes - 1).bit_length()
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(order, generator=generator)
+    columns = torch.randperm(order, generator=generator)[:classes]
+    flips = torch.randint(0, 2, (classes,), generator=generator) * 2 - 1
+    chosen = rows[(start + torch.arange(count)) % order]
+    shared = chosen[:, None] & columns  # the sign of entry (i, j) is the parity of i & j
+    parity = sum((shared >> bit) & 1 for bit in range(order.bit_length())) % 2
+    return (1 - 2 * parity) * flips
 
 
 def random(model, groups, batches, *, seed, **_):

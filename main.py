@@ -81,6 +81,9 @@ class Experiment:
         type=integer(1), metavar="N")
     GraSP_T: float = flag(
         "pruning", 200.0, "temperature of grasp", shown=200, type=positive(1e6), metavar="T")
+    rdt_projections: int = flag(
+        "pruning", 3, "backward passes of rdt per minibatch; 0: one for each class, exact",
+        type=integer(0, 1000), metavar="N")
 
     device: str = flag(
         "hardware", "auto", "auto takes a GPU where there is one",
@@ -347,7 +350,7 @@ class Run:
         try:
             self.state.scores = cal_importance(
                 self.network, flags.pruning_type, batches, temperature=flags.GraSP_T,
-                seed=seed_of(flags.seed, "random", number))
+                projections=flags.rdt_projections, seed=seed_of(flags.seed, "random", number))
         except ValueError as error:
             raise InputError(f"{error}; the network that was scored is of no use") from error
         self.state.seconds["importance"] = time.monotonic() - began

@@ -152,3 +152,44 @@ def test_cifar_without_a_network_says_what_to_do(tmp_path, monkeypatch, capsys):
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(InputError, match="CIFAR100, CIFAR10 or digits"):
         load_data("no/such/folder")
+
+
+def test_decoded_images_are_kept_until_a_file_changes(tmp_path, digits, monkeypatch, capsys):
+    root = write_folder(tmp_path / "images", digits)
+    (root / "train/one/bad.png").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(data, "CACHE_FROM", 10)
+    decode, decoded = data._decode, []
+
+    def counted(path, size):
+        decoded.append(path)
+        return decode(path, size)
+
+    monkeypatch.setattr(data, "_decode", counted)
+
+    def load(expected, size=16):
+        decoded.clear()
+        loaded = load_data(root, size, skip_bad_images=True)
+        assert bool(decoded) == expected
+        return loaded
+
+    first, again = load(True), load(False)
+    assert first.fingerprint == again.fingerprint and len(again.train) == 36
+    assert "1 of 55 images cannot be read" in capsys.readouterr().out.split("Left out")[-1]
+    load(True, size=8)
+    load(False)
+    picture = sorted((root / "test/two").iterdir())[0]
+    picture.write_bytes(sorted((root / "test/one").iterdir())[0].read_bytes())
+    changed = load(True)
+    assert changed.fingerprint != first.fingerprint
+    load(False)
+    picture.rename(picture.with_name("renamed.png"))
+    load(True)
+    for cache in (tmp_path / "cache/orthoreg").iterdir():
+        cache.write_bytes(cache.read_bytes()[:1000])
+    load(True)
+    load(False)
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no folder
+    load(True)
+    assert "could not be kept" in capsys.readouterr().out

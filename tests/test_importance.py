@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 import config
 from conftest import narrow
-from imp_estimator import ESTIMATORS, NEEDS_DATA, cal_importance
+from imp_estimator import ESTIMATORS, NEEDS_DATA, _signs, cal_importance
+from pruner import select_filters
 from models import NETWORKS
 
 
@@ -114,7 +115,7 @@ def test_grasp_is_the_change_of_gradient_flow_along_the_filter(tiny):
 @on_vgg
 def test_rdt_is_the_information_of_every_single_weight(tiny):
     model, batches = tiny
-    scores = cal_importance(model, "rdt", batches)
+    scores = cal_importance(model, "rdt", batches, projections=0)
 
     def mean_log_p(x):
         with torch.no_grad():
@@ -133,6 +134,46 @@ def test_rdt_is_the_information_of_every_single_weight(tiny):
                         change = slope(lambda: mean_log_p(x), [parameter], (f, *index))
                         expected += (mean_p * change ** 2).sum().item() / len(batches)
             assert_scores(scores, group, f, expected)
+
+
+@on_vgg
+def test_projected_rdt_is_right_on_average(tiny):
+    model, batches = tiny
+    exact = cal_importance(model, "rdt", batches, projections=0)
+    for enough in (4, 9):  # one backward pass per class already is the exact computation
+        same = cal_importance(model, "rdt", batches, projections=enough)
+        assert all(torch.equal(exact[name], same[name]) for name in exact)
+    draws = [cal_importance(model, "rdt", batches, projections=1, seed=seed) for seed in range(150)]
+    for name, score in exact.items():
+        mean = torch.stack([draw[name] for draw in draws]).mean(0)
+        assert (mean - score).abs().sum() < 0.15 * score.sum(), name
+        assert not torch.equal(draws[0][name], draws[1][name])
+    again = cal_importance(model, "rdt", batches, projections=1, seed=1)
+    assert all(torch.equal(again[name], draws[1][name]) for name in exact)
+
+
+@pytest.mark.parametrize("classes", [2, 4, 64])
+def test_the_signs_of_rdt_are_orthogonal_and_differ_from_batch_to_batch(classes):
+    rows = torch.cat([_signs(classes, start, 2, seed=3) for start in range(0, classes, 2)]).float()
+    assert torch.equal(rows.abs(), torch.ones(classes, classes))
+    assert torch.equal(rows @ rows.T, classes * torch.eye(classes))
+    assert set(_signs(5, 0, 100, seed=0).unique().tolist()) == {-1, 1}  # 5 is no power of two
+
+
+def test_projected_rdt_keeps_the_filters_that_the_exact_one_keeps():
+    model = narrow("vgg", num_classes=20, width=1 / 4)
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(16, 3, 16, 16, generator=generator), torch.zeros(16, dtype=int))
+               for _ in range(10)]
+    exact = cal_importance(model, "rdt", batches, projections=0)
+    kept = select_filters(model, exact, 50)
+    for seed in range(3):
+        scores = cal_importance(model, "rdt", batches, seed=seed)
+        ranks = [torch.cat(list(s.values())).argsort().argsort().double() for s in (exact, scores)]
+        assert torch.corrcoef(torch.stack(ranks))[0, 1] > 0.98
+        chosen = select_filters(model, scores, 50)
+        same = sum(torch.isin(chosen[name], kept[name]).sum() for name in kept)
+        assert same >= 0.95 * sum(map(len, kept.values()))
 
 
 @on_all_networks

@@ -36,7 +36,7 @@ def refused(shell, script, *flags, cwd, says, **how):
 
 INTEGERS = {"image_size": (0, 1025), "num_classes": (1, -2), "batch_size": (1, 0), "seed": (-1,),
             "prune_percent": (-1, 96, 12.5), "pruning_percent": (-1, 96), "n_rounds": (0, 96),
-            "imp_samples": (0, 10 ** 30)}
+            "imp_samples": (0, 10 ** 30), "rdt_projections": (-1, 1001)}
 NUMBERS = {"width": (0, -1, "nan", "inf", 17), "GraSP_T": (0, -200, "nan", "inf")}
 BOOLEANS = ("ebt", "pretrained", "resume", "skip_bad_images")
 CHOICES = {"model": "vgg", "preset": "paper", "optimizer": "adam", "pruning_type": "orthoreg",
