@@ -300,7 +300,7 @@ def test_no_permission_to_read_is_said(tmp_path, digits, monkeypatch):
     root, opened = write_folder(tmp_path / "images", digits), Image.open
 
     def denied(path, *args):
-        if path == forbidden:
+        if str(path) == str(forbidden):
             raise PermissionError(13, "Permission denied")
         return opened(path, *args)
 
