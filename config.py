@@ -297,7 +297,8 @@ def run_command(prog, body):
         code, line = 2, f"error: {error}"
         if isinstance(error, BrokenPipeError):  # the reader has gone, as in `... | head`
             code, line = 130, "interrupted: nobody reads the output any more"
-        with suppress(AttributeError, OSError, ValueError):  # what is left in the buffer has nowhere to go
+        # What is left in the buffer has nowhere to go.
+        with suppress(AttributeError, OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
     print(f"{prog}: {' '.join(line.splitlines())}", file=sys.stderr)
     return code

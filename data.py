@@ -355,7 +355,9 @@ def _decoded(root, paths, image_size):
                                              for part, files in paths.items()}))
     key = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
     name = seed_of(str(root.resolve()), image_size)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orthoreg"
+    # "~" stays where there is no home: a folder of that name must not come into being.
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache = Path(os.devnull if home.startswith("~") else home) / "orthoreg"
     path = cache / f"{name:016x}.pt"
     with suppress(Exception):  # not there, or of no use
         content = torch.load(path, weights_only=True, mmap=True)

@@ -190,7 +190,8 @@ def rebuild(content):
     """The network of `network_content`. Raises ValueError and others where it is contradictory."""
     name, classes, width = content["model"], content["num_classes"], content.get("width", 1.0)
     if name not in NETWORKS:
-        raise ValueError(f"it holds a network {reprlib.repr(name)}; this suite has {', '.join(NETWORKS)}")
+        raise ValueError(f"it holds a network {reprlib.repr(name)}; this suite has "
+                         f"{', '.join(NETWORKS)}")
     if type(classes) is not int or not 1 <= classes <= 1_000_000:
         raise ValueError(f"num_classes is {reprlib.repr(classes)}")
     if type(width) not in (int, float) or not 0 < width <= 4:

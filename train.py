@@ -296,14 +296,14 @@ def read_resume_file(path, identity):
     Raises InputError where it is damaged, or of another command: then it names the difference.
     """
     content = read_safely(path)
-    if not all(is_plain(content.get(key)) for key in identity):
-        raise InputError(f"{path} is damaged; leave out --resume=True to begin anew")
-    change = next(filter(None, (_difference(content.get(key), now, _SPOKEN.get(key, key))
-                                for key, now in identity.items())), None)
-    if change:
-        raise InputError(f"{path} is of another command: {change} now; give what it was, or leave "
-                         "out --resume=True to begin anew")
     try:
+        if not all(is_plain(content.get(key)) for key in identity):
+            raise TypeError("what identifies the command is not plain")
+        change = next(filter(None, (_difference(content.get(key), now, _SPOKEN.get(key, key))
+                                    for key, now in identity.items())), None)
+        if change:
+            raise InputError(f"{path} is of another command: {change} now; give what it was, or "
+                             "leave out --resume=True to begin anew")
         network, state = rebuild(content), _checked(State, content["state"])
         state.trained = {phase: _checked(Training, of) for phase, of in state.trained.items()}
         for training in state.trained.values():
@@ -344,7 +344,8 @@ def _check_training(training, network):
         kind(network.parameters(), lr=1.0).load_state_dict(training.optimizer)
 
 
-_SPOKEN = {"flags": "--", "schedule": "in config.py, ", "fingerprint": "the fingerprint of the images"}
+_SPOKEN = {"flags": "--", "schedule": "in config.py, ",
+           "fingerprint": "the fingerprint of the images"}
 
 
 def _difference(then, now, name):

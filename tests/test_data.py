@@ -193,3 +193,12 @@ def test_decoded_images_are_kept_until_a_file_changes(tmp_path, digits, monkeypa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no folder
     load(True)
     assert "could not be kept" in capsys.readouterr().out
+
+
+def test_without_a_home_images_are_decoded_each_time(folder, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(data.os.path, "expanduser", lambda path: path)  # as where HOME is unknown
+    monkeypatch.setattr(data, "CACHE_FROM", 10)
+    assert len(load_data(folder, 16).train) == 36
+    assert "could not be kept" in capsys.readouterr().out and not list(tmp_path.iterdir())

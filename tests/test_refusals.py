@@ -138,6 +138,14 @@ def test_other_settings_that_cannot_be_used(old, new, says, shell, tmp_path):
     refused(shell, tmp_path / "main.py", *PRUNE, cwd=tmp_path, fresh=True, says=says)
 
 
+def spoiled(place, digits, spoil, says):
+    """(a data set after `spoil`, an empty folder to work in, what must be said)."""
+    root, work = write_folder(place / "images", digits), place / "work"
+    spoil(root)
+    work.mkdir()
+    return root, work, says
+
+
 def keep_classes(root, count):
     for part in ("train", "test"):
         for folder in sorted((root / part).iterdir())[count:]:
@@ -177,11 +185,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_images_that_cannot_be_read_are_counted_named_and_skipped(kind, shell, tmp_path, digits):
-    root = write_folder(tmp_path / "images", digits)
-    spoil, says = DAMAGED[kind]
-    spoil(root)
-    work = tmp_path / "work"
-    work.mkdir()
+    root, work, says = spoiled(tmp_path, digits, *DAMAGED[kind])
     flags = (f"--data_path={root}", "--preset=test", "--width=0.125", "--image_size=16", "--ebt=True",
              "--only_train=base")
     ended = refused(shell, "main.py", *flags, cwd=work, says=says)
@@ -221,11 +225,7 @@ FOLDERS = {
 
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_folders_that_are_no_data_set(kind, shell, tmp_path, digits):
-    root = write_folder(tmp_path / "images", digits)
-    spoil, says = FOLDERS[kind]
-    spoil(root)
-    work = tmp_path / "work"
-    work.mkdir()
+    root, work, says = spoiled(tmp_path, digits, *FOLDERS[kind])
     refused(shell, "main.py", f"--data_path={root}", "--preset=test", "--only_train=base",
             "--skip_bad_images=True", cwd=work, says=says)
 
