@@ -176,8 +176,8 @@ class DepthwiseSeparable(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
 
     def forward(self, x):
-        x = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(x)))
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(x)), inplace=True)
 
 
 class MobileNet(Network):
@@ -199,7 +199,7 @@ class MobileNet(Network):
         self.linear = nn.Linear(channels, self.num_classes)
 
     def forward(self, x):
-        x = self.layers(F.relu(self.bn1(self.conv1(x))))
+        x = self.layers(F.relu(self.bn1(self.conv1(x)), inplace=True))
         return self.linear(x.mean((2, 3)))
 
     def filter_groups(self):
@@ -245,13 +245,13 @@ class BasicBlock(nn.Module):
                                  persistent=False)
 
     def forward(self, x):
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
         # Every second pixel, then a 1x1 convolution of stride 1: the same as stride 2. The CPU
         # kernel for the weights of a strided 1x1 convolution writes past its memory in
         # channels-last (torch 2.15, batches of 3, 5 and 7 of 8 x 16 x 16).
         strided = x[:, :, ::self.stride, ::self.stride] if self.stride > 1 else x
         return F.relu(self._add(self.shortcut(strided), self.shortcut_channels,
-                                out, self.conv2_channels))
+                                out, self.conv2_channels), inplace=True)
 
     def _add(self, a, a_channels, b, b_channels):
         if b_channels is None:
@@ -295,7 +295,7 @@ class ResNet(Network):
                 self._channels(f"{name}.shortcut.0", full) if shortcut else None)
 
     def forward(self, x):
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         for stage in range(1, len(self.layout) + 1):
             x = getattr(self, f"layer{stage}")(x)
         return self.linear(x.mean((2, 3)))

@@ -1,5 +1,8 @@
 """The penalty, the training loop and the batches that feed it."""
 import math
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -7,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import PRESETS, Diverged, InputError, Recipe, check_preset
-from conftest import narrow
+from conftest import ROOT, narrow
 from data import Batches, Split
 from models import build_model
 from train import (OrthonormalityPenalty, convolutions, degree_of_orthogonality, evaluate, fit,
@@ -231,3 +234,24 @@ def test_importance_images_are_as_many_as_asked_and_balanced_for_grasp(digits):
     assert labels.bincount().tolist() == [smallest] * 10
     with pytest.raises(InputError, match="imp_samples"):
         digits.train_batches(64, (0,), count=9, balanced=True)
+
+
+def test_a_batch_takes_the_memory_that_the_last_one_freed():
+    """Getting it anew from the system, page by page, costs up to half of a training step."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("only glibc is told to keep what is freed")
+    count = """
+import resource, torch
+from train import pick_device
+{}
+def use():
+    torch.ones(25_000_000)  # 100 MB: 24,400 pages
+for _ in range(10): use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20): use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = [int(subprocess.run([sys.executable, "-c", count.format(first)], cwd=ROOT, text=True,
+                                 capture_output=True, check=True).stdout)
+              for first in ("", "pick_device('cpu')")]
+    assert faults[1] < faults[0] / 4
