@@ -258,10 +258,16 @@ class BasicBlock(nn.Module):
             a, a_channels, b, b_channels = b, b_channels, a, a_channels
         if b_channels is None:
             return a + b
+        size, a, b = (a.shape[0], *a.shape[2:]), _pixels(a), _pixels(b)
         if a_channels is not None:  # neither covers the stream
-            a = a.new_zeros(a.shape[0], self.stream, *a.shape[2:]).to(
-                memory_format=torch.channels_last).index_add_(1, a_channels, a)
-        return a.index_add(1, b_channels, b)
+            a = a.new_zeros(len(a), self.stream).index_add_(1, a_channels, a)
+        return a.index_add(1, b_channels, b).unflatten(0, size).permute(0, 3, 1, 2)
+
+
+def _pixels(x):
+    """N x C x H x W -> NHW x C: a view of channels-last memory. index_add on four dimensions
+    answers in the default layout, which the next convolution would have to copy back."""
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 class ResNet(Network):
