@@ -106,8 +106,10 @@ def theis(model, groups, batches, **_):
 
     def watch(score):
         def hook(_module, _inputs, activation):
+            values = activation.detach()  # its own hook must not hold it: the graph would stay
+
             def add(gradient):
-                score.add_((activation.detach() * gradient).sum((2, 3)).square().sum(0))
+                score.add_((values * gradient).sum((2, 3)).square().sum(0))
             activation.register_hook(add)
         return hook
 

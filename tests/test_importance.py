@@ -1,5 +1,6 @@
 """Each estimator against a computation that shares nothing with it: finite differences of the
 loss in double precision, or loops over numbers."""
+import gc
 import itertools
 import math
 
@@ -248,6 +249,23 @@ def test_temperature_matters_for_grasp_only(network, few):
     for method in ("grasp", "fisher"):
         a, b = (cal_importance(network, method, [few], temperature=t) for t in (1.0, 200.0))
         assert (method == "fisher") == all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("method", sorted(NEEDS_DATA))
+def test_no_activation_outlives_its_batch(network, few, method):
+    """Else the memory of all batches adds up until Python's collector comes by."""
+    def living():
+        return {id(o) for o in gc.get_objects() if issubclass(type(o), torch.Tensor)}
+
+    cal_importance(network, method, [few])
+    gc.collect()
+    gc.disable()
+    try:
+        before = living()
+        scores = cal_importance(network, method, [few] * 2)
+        assert len(living() - before) <= len(scores)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("method", ["fisher", "l1", "theis"])
