@@ -289,10 +289,13 @@ def run_command(prog, body):
     except KeyboardInterrupt as error:
         code, line = 130, f"interrupted{': ' * bool(str(error))}{error}"
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        code = 2
+        if _out_of_memory(error):
+            line = "error: out of memory; a smaller --batch_size, --image_size or --width needs less"
+        elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            line = f"error: --compile=True does not work here: {str(error).splitlines()[0]}"
+        else:
             raise
-        code, line = 2, ("error: out of memory; a smaller --batch_size, --image_size or --width "
-                         "needs less")
     except OSError as error:
         code, line = 2, f"error: {error}"
         if isinstance(error, BrokenPipeError):  # the reader has gone, as in `... | head`

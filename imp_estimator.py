@@ -47,12 +47,14 @@ def cal_importance(model, pruning_type, batches=None, *, temperature=200.0, proj
 def _as_evaluated(model):
     modes = {module: module.training for module in model.modules()}
     frozen = [p for p in model.parameters() if not p.requires_grad]
+    rounded, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     model.eval()
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:
         yield
     finally:
+        torch.backends.cudnn.allow_tf32 = rounded  # scores with all bits of float32
         for parameter in frozen:
             parameter.requires_grad_(False)
         for module, training in modes.items():

@@ -88,6 +88,16 @@ class Experiment:
     device: str = flag(
         "hardware", "auto", "auto takes a GPU where there is one",
         choices=("auto", "cpu", "cuda", "mps"))
+    amp: str = flag(
+        "hardware", False, "train in this precision where autocast finds it safe; penalty, "
+        "importance and accuracy stay float32", type=one_of("bfloat16", "float16", False),
+        metavar="{bfloat16,float16,False}")
+    compile: bool = flag(
+        "hardware", False, "train through torch.compile, which takes a minute at the start of each "
+        "training", type=boolean, metavar="BOOL")
+    deterministic: bool = flag(
+        "hardware", False, "the same bits again on a GPU too, where it is slower", type=boolean,
+        metavar="BOOL")
 
     @property
     def job(self):
@@ -177,7 +187,8 @@ class Run:
             from data import load_data
             from pruner import round_targets
             from train import State, pick_device
-        self.flags, self.argv, self.device = flags, argv, pick_device(flags.device)
+        self.flags, self.argv = flags, argv
+        self.device = pick_device(flags.device, flags.deterministic)
         self.targets = [float(t) for t in flags.thresholds] or round_targets(
             flags.prune_percent or 0, flags.n_rounds)
         if len({round(target) for target in self.targets}) < len(self.targets):
@@ -322,7 +333,8 @@ class Run:
             penalty = OrthonormalityPenalty(self.network, PENALTY[flags.model])
         trained = fit(self.network, self.data, self.recipe(phase), key=(flags.seed, phase, number),
                       batch_size=flags.batch_size, optimizer=flags.optimizer, penalty=penalty,
-                      label=f"round {number}, " * (number > 0) + phase,
+                      label=f"round {number}, " * (number > 0) + phase, amp=flags.amp,
+                      compiled=flags.compile,
                       training=self.state.trained.setdefault(phase, Training()), keep=self.keep)
         print(f"  best epoch, chosen on the test images: {trained.best['epoch']} with "
               f"{trained.best['top1']:.2f}%; last epoch {trained.last['top1']:.2f}%")
@@ -380,6 +392,7 @@ class Run:
         return {phase: {"lr": self.recipe(phase).rates(flags.optimizer),
                         "weight_decay": self.recipe(phase).weight_decay,
                         "optimizer": flags.optimizer, "batch_size": flags.batch_size,
+                        "amp": flags.amp,
                         "penalty": PENALTY[flags.model] if phase == "ortho" else 0}
                 for phase in phases}
 

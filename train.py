@@ -100,8 +100,12 @@ class _DistanceFromOrthonormal(torch.autograd.Function):
 # ------------------------------------------------------------------------------------ training
 
 
-def pick_device(name="auto"):
-    """The torch device for --device; "auto" is a GPU where there is one. Raises InputError."""
+def pick_device(name="auto", deterministic=False):
+    """The torch device for --device; "auto" is a GPU where there is one. Raises InputError.
+
+    Sets what makes it fast. deterministic: on a GPU, only what gives the same bits again; a CPU
+    always does.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
                  "cpu": True}
     if name == "auto":
@@ -110,6 +114,10 @@ def pick_device(name="auto"):
         raise InputError(f"--device={name}: there is none here; --device=cpu always works")
     if name == "cpu":
         _keep_freed_memory()
+    torch.backends.cudnn.benchmark = not deterministic
+    if name == "cuda" and deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by cuBLAS
+        torch.use_deterministic_algorithms(True, warn_only=True)
     return torch.device(name)
 
 
@@ -145,27 +153,44 @@ def evaluate(model, batches):
     return {**figures, "top5": top5} if logits.shape[1] > 5 else figures
 
 
-def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=None):
+def autocast(model, amp=False, compiled=False):
+    """images -> float32 logits of `model`, computed in `amp` ("bfloat16", "float16" or False)
+    where autocast finds that safe, and by torch.compile if `compiled`."""
+    network = torch.compile(model) if compiled else model
+    device = next(model.parameters()).device.type
+
+    def forward(images):
+        with torch.autocast(device, getattr(torch, amp or "bfloat16"), enabled=bool(amp)):
+            logits = network(images)
+        return logits.float() if amp else logits
+    return forward
+
+
+def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=None, forward=None,
+                scaler=None):
     """Train once over `batches`: {"loss", "top1", "penalty"}, means over the images, in train mode.
 
     "loss" is the cross-entropy; `penalty`, a callable without arguments, is added to it.
+    forward: how logits are computed, see `autocast`; scaler: a GradScaler, for float16.
     sums: an `epoch_sums` that says how far the epoch has come, and is kept up to date; a signal
     stops it between two batches. Raises Diverged, within the epoch, where the loss is not finite.
     """
     model.train()
     device = next(model.parameters()).device
     sums, shown = sums if sums is not None else epoch_sums(), 0.0
+    forward, scaler = forward or model, scaler or torch.amp.GradScaler(enabled=False)
     for name in ("loss", "penalty", "hits"):  # read rarely: reading waits for the device
         sums[name] = torch.as_tensor(sums[name], dtype=torch.float32, device=device)
     bar = progress(batches, label, start=sums["batches"])
     for images, labels in bar:
         with uninterrupted():
-            logits = model(images)
+            logits = forward(images)
             loss = F.cross_entropy(logits, labels)
             extra = penalty() if penalty else torch.zeros((), device=device)
             optimizer.zero_grad(set_to_none=True)
-            (loss + extra).backward()
-            optimizer.step()
+            scaler.scale(loss + extra).backward()
+            scaler.step(optimizer)
+            scaler.update()
             with torch.no_grad():
                 sums["loss"] += loss * len(labels)
                 sums["penalty"] += extra * len(labels)
@@ -198,14 +223,15 @@ class Training:
     """A training, done or under way.
 
     history: one dict per finished epoch. best, last: epoch, loss and accuracies on the test images.
-    The others are only there while it is under way: the weights of the best epoch, the optimizer's
-    state, and the epoch that has begun (see `epoch_sums`).
+    The others are only there while it is under way: the weights of the best epoch, the states of
+    the optimizer and of float16's scaler, and the epoch that has begun (see `epoch_sums`).
     """
     history: list = field(default_factory=list)
     best: dict = None
     last: dict = None
     weights: dict = None
     optimizer: dict = None
+    scaler: dict = None
     sums: dict = None
 
     @property
@@ -214,11 +240,12 @@ class Training:
 
 
 def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=None, label="train",
-        training=None, keep=None):
+        amp=False, compiled=False, training=None, keep=None):
     """Train `model` in place by `recipe` and leave it with the weights of its best epoch.
 
     data: an ImageData on the model's device. recipe: a config.Recipe. key: what the order of the
-    images is drawn from, together with the epoch. penalty: as in `train_epoch`.
+    images is drawn from, together with the epoch. penalty: as in `train_epoch`. amp, compiled: as
+    in `autocast`; penalty and accuracy are float32.
     training: one under way, to go on with; `model` has the weights that belong to it.
     keep: called after every epoch, and when KeyboardInterrupt ends it; who keeps `training` and the
     model's weights then can go on with them later, and ends with the same bits.
@@ -226,13 +253,17 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
     latest. Prints one line per epoch. Returns the Training. Raises Diverged.
     """
     rates, training, keep = recipe.rates(optimizer), training or Training(), keep or (lambda: None)
+    device = next(model.parameters()).device.type
+    options = {"weight_decay": recipe.weight_decay, "fused": device == "cuda" or None}
     if optimizer == "adam":
-        steps = torch.optim.Adam(model.parameters(), weight_decay=recipe.weight_decay)
+        steps = torch.optim.Adam(model.parameters(), **options)
     else:
-        steps = torch.optim.SGD(model.parameters(), lr=1.0, momentum=MOMENTUM,
-                                weight_decay=recipe.weight_decay)
-    if training.optimizer:
-        steps.load_state_dict(training.optimizer)
+        steps = torch.optim.SGD(model.parameters(), lr=1.0, momentum=MOMENTUM, **options)
+    forward = autocast(model, amp, compiled)
+    scaler = torch.amp.GradScaler(device, enabled=amp == "float16")
+    for each, state in ((steps, training.optimizer), (scaler, training.scaler)):
+        if state:
+            each.load_state_dict(state)
     if not rates:
         training.last = training.best = {"epoch": 0, **evaluate(model, data.test_batches())}
     for epoch in range(len(training.history) + 1, len(rates) + 1):
@@ -244,14 +275,15 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
         training.sums = training.sums or epoch_sums()
         try:
             train = train_epoch(model, data.train_batches(batch_size, key=(*key, epoch)), steps,
-                                penalty, f"{label} {epoch}/{len(rates)}", training.sums)
+                                penalty, f"{label} {epoch}/{len(rates)}", training.sums, forward,
+                                scaler)
             test = evaluate(model, data.test_batches())
             if not math.isfinite(test["loss"]):
                 raise Diverged("the test loss is not finite")
         except KeyboardInterrupt:
             with uninterrupted():
                 training.sums["seconds"] += time.monotonic() - began
-                training.optimizer = steps.state_dict()
+                training.optimizer, training.scaler = steps.state_dict(), scaler.state_dict()
                 if all(v.isfinite().all() for v in model.state_dict().values()):
                     keep()  # else the last epoch's weights stay the kept ones
             raise
@@ -265,7 +297,8 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
             seconds = training.sums["seconds"] + time.monotonic() - began
             training.history.append({"epoch": epoch, "lr": rate, "seconds": seconds,
                                      "train": train, "test": test})
-            training.sums, training.optimizer = None, steps.state_dict()
+            training.optimizer, training.scaler = steps.state_dict(), scaler.state_dict()
+            training.sums = None
             keep()
             extra = f" + penalty {train['penalty']:.3f}" if penalty else ""
             print(f"  {label} {epoch}/{len(rates)}  lr {rate:g}  loss {train['loss']:.3f}{extra}  "
@@ -273,7 +306,7 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
                   flush=True)
     if training.weights:
         model.load_state_dict(training.weights)
-    training.weights = training.optimizer = None
+    training.weights = training.optimizer = training.scaler = None
     return training
 
 
@@ -352,6 +385,9 @@ def _check_training(training, network):
         range(training.sums["batches"])
     if training.weights is not None:
         copy.deepcopy(network).load_state_dict(training.weights)
+    if training.scaler:
+        torch.amp.GradScaler(enabled=False).load_state_dict(training.scaler)
+        training.scaler["scale"] + training.scaler["_growth_tracker"]
     if training.optimizer is not None:
         kind = torch.optim.Adam if "betas" in training.optimizer["param_groups"][0] else \
             torch.optim.SGD

@@ -226,7 +226,8 @@ def test_two_runs_that_write_the_same_files(shell, flags, tmp_path, folder):
 
 def start(folder, *flags):
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "main.py"), "--preset=paper", *flags, "--only_train=base"],
+        [sys.executable, str(ROOT / "main.py"), "--preset=paper", *flags, "--only_train=base",
+         "--batch_size=2"],  # so that it lasts
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"})
 
@@ -328,6 +329,29 @@ def test_a_best_epoch_of_before_the_interruption_stays_the_best(digits, monkeypa
     assert train(model, training=training).best["epoch"] == 1
     for left in (whole, model):  # with the weights of the first epoch
         assert all(map(torch.equal, left.state_dict().values(), stopped.state_dict().values()))
+
+
+def test_a_training_in_float16_goes_on_with_its_scale(digits):
+    recipe = Recipe(lr=[.01], epochs=[3], weight_decay=0, adam_lr=[1])
+
+    def train(model, **how):
+        return fit(model, digits, recipe, key=(0,), batch_size=128, amp="float16", **how)
+
+    whole, stopped, training, copies = narrow("vgg", 10), narrow("vgg", 10), Training(), []
+    wild = dict(whole.state_dict())["features.0.weight"].mul_(1e4)  # overflows: the scale falls
+    stopped.features[0].weight.data.copy_(wild)
+    train(whole)
+
+    def keep():
+        copies.append(copy.deepcopy((stopped, training)))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, training=training, keep=keep)
+    model, training = copies[0]
+    assert training.scaler["scale"] < 2 ** 16
+    train(model, training=training)
+    assert all(map(torch.equal, whole.state_dict().values(), model.state_dict().values()))
 
 
 def test_a_signal_while_the_weights_diverge_keeps_the_last_good_ones(tmp_path, digits):

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from config import PRESETS, Diverged, InputError, Recipe, check_preset
+from config import PRESETS, Diverged, InputError, Recipe, check_preset, run_command
 from conftest import ROOT, narrow
 from data import Batches, Split
+from imp_estimator import cal_importance
 from models import build_model
-from train import (OrthonormalityPenalty, convolutions, degree_of_orthogonality, evaluate, fit,
-                   train_epoch)
+from train import (OrthonormalityPenalty, autocast, convolutions, degree_of_orthogonality,
+                   evaluate, fit, train_epoch)
 
 RECIPE = Recipe(lr=[.05, .01], epochs=[1, 1], weight_decay=1e-4, adam_lr=[1e-3, 1e-4])
 
@@ -116,6 +117,83 @@ def test_adam_takes_its_own_rates(digits):
     model = build_model("vgg", 10, width=1 / 8)
     result = fit(model, digits, RECIPE, key=(0,), optimizer="adam", label="test")
     assert [epoch["lr"] for epoch in result.history] == [1e-3, 1e-4]
+
+
+def types_of(model, run):
+    """The types that the first convolution answers in: (in training, in tests)."""
+    seen = {True: set(), False: set()}
+    handle = model.features[0].register_forward_hook(
+        lambda module, _inputs, output: seen[module.training].add(output.dtype))
+    run()
+    handle.remove()
+    return seen[True], seen[False]
+
+
+@pytest.mark.parametrize("amp", ["bfloat16", "float16"])
+def test_low_precision_is_for_the_training_only(digits, amp):
+    model = narrow("vgg", 10)
+    images, _labels = next(iter(digits.test_batches()))
+    precise, rounded = model(images), autocast(model, amp)(images)
+    assert rounded.dtype == torch.float32 and not torch.equal(precise, rounded)
+    assert (rounded - precise).norm() < 0.05 * precise.norm()
+    penalty = OrthonormalityPenalty(model, 1e-3)
+
+    def checked():
+        value = penalty()
+        assert value.dtype == torch.float32
+        return value
+
+    assert types_of(model, lambda: fit(model, digits, RECIPE, key=(0,), amp=amp, penalty=checked,
+                                       label="test")) == ({getattr(torch, amp)}, {torch.float32})
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    scored = types_of(model, lambda: cal_importance(model, "fisher", [(
+        torch.randn(8, 3, 16, 16), torch.arange(8))]))
+    assert scored == (set(), {torch.float32})
+
+
+def test_a_compiled_training_is_the_same_and_leaves_no_mark(digits, monkeypatch):
+    calls = []
+
+    def compile(model):
+        calls.append(model)
+        return compiler(model, backend="aot_eager")  # all of it but the code generation: seconds
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", compile)
+    plain, model = (build_model("vgg", 10, width=1 / 8) for _ in range(2))
+    model.load_state_dict(plain.state_dict())
+    recipe = Recipe(lr=[.02], epochs=[1], weight_decay=0, adam_lr=[1])
+    a = fit(plain, digits, recipe, key=(0,), batch_size=256, label="test")
+    assert not calls
+    b = fit(model, digits, recipe, key=(0,), batch_size=256, compiled=True, label="test")
+    assert calls == [model]
+    assert a.last["loss"] == pytest.approx(b.last["loss"], rel=0.05)
+    assert list(model.state_dict()) == list(plain.state_dict())
+
+
+def test_a_compiler_that_is_not_there_is_one_line(capsys):
+    def body():
+        from torch._dynamo.exc import InternalTorchDynamoError
+        raise InternalTorchDynamoError("no C++ compiler found\nmore")
+    assert run_command("main.py", body) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("main.py: error: --compile=True does not work here: ")
+    assert message.count("\n") == 1
+
+
+def test_batches_do_not_wait_for_the_device(digits):
+    """Reading a number waits until a GPU is done: it happens by the clock, not by the batch."""
+    model = narrow("vgg", 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=.01)
+
+    def reads(batch_size):
+        with torch.profiler.profile() as profile:
+            train_epoch(model, digits.train_batches(batch_size, key=(0,), count=400), optimizer)
+            evaluate(model, digits.train_batches(batch_size, key=(0,), count=400))
+        return sum(event.count for event in profile.key_averages()
+                   if event.key in ("aten::item", "aten::_local_scalar_dense", "aten::nonzero"))
+
+    assert 0 < reads(200) and reads(10) < 30  # of 80 batches
 
 
 def test_evaluate_counts_by_hand(few):
