@@ -50,12 +50,13 @@ class ImageData:
     train: Split
     test: Split
     flip: bool = True
+    validation: Split = None  # what `hold_out` took from the training images
 
     @cached_property
     def fingerprint(self):
         """A short text that tells this data set from another one of the same name."""
         digest = hashlib.sha256()
-        for split in (self.train, self.test):
+        for split in filter(None, (self.train, self.test, self.validation)):
             for tensor in (split.images, split.labels):
                 digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]
@@ -64,8 +65,34 @@ class ImageData:
     def image_size(self):
         return self.train.images.shape[1]
 
+    @property
+    def chosen_on(self):
+        """Which images the best epoch is chosen on: "validation" where there are any, or "test"."""
+        return "validation" if self.validation else "test"
+
     def to(self, device):
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
+        return replace(self, train=self.train.to(device), test=self.test.to(device),
+                       validation=self.validation and self.validation.to(device))
+
+    def hold_out(self, percent, seed):
+        """The same data with `percent` of each class's training images, drawn from `seed`, as
+        validation images. Raises InputError where that is none of a class's images, or all."""
+        if not percent:
+            return self
+        labels = self.train.labels.cpu()
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(
+            seed_of(seed, "validation")))
+        held = torch.zeros(len(labels), dtype=torch.bool)
+        for k, name in enumerate(self.classes):
+            images = order[labels[order] == k]
+            count = round(len(images) * percent / 100)
+            if not 0 < count < len(images):
+                raise InputError(f"--val_percent={percent} of the {len(images)} training images of "
+                                 f"class {name!r} are {count}; both parts need some")
+            held[images[:count]] = True
+        train, validation = (Split(self.train.images[part], self.train.labels[part])
+                             for part in (~held, held))
+        return replace(self, train=train, validation=validation)
 
     def train_batches(self, batch_size, key, count=None, balanced=False):
         """Augmented training batches, shuffled.
@@ -93,6 +120,10 @@ class ImageData:
 
     def test_batches(self):
         return self.plain_batches(self.test)
+
+    def choice_batches(self):
+        """Those that the best epoch is chosen on."""
+        return self.plain_batches(self.validation or self.test)
 
     @staticmethod
     def plain_batches(split):

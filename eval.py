@@ -5,12 +5,15 @@
 
 The file knows what it holds; --model and --pruned are only checked against it.
 """
+import json
 import os
 import platform
+import statistics
 from functools import lru_cache
+from pathlib import Path
 
-from config import (MODELS, InputError, Parser, boolean, exit_with, heading, integer, print_columns,
-                    print_table, run_command)
+from config import (MODELS, PRUNING_TYPES, InputError, Parser, boolean, exit_with, heading, integer,
+                    print_columns, print_table, run_command, to_json, write_atomically)
 
 # torch and what needs it is imported inside the functions: --help answers before that.
 
@@ -155,7 +158,8 @@ def megabytes(count):
 
 
 def print_summary(records):
-    """The table at the end: the unpruned network beside what each round made of it."""
+    """The table at the end: the first network, unpruned but for one that a control repeats, beside
+    what each round made of it."""
     heading("Result")
     base = records[0]
 
@@ -173,9 +177,15 @@ def print_summary(records):
         return lambda r: "" if r is base else f"{r['pruning'][key]:.2f}%"
 
     def after_pruning(r):
-        return "" if r is base else f"{r['pruning']['after_pruning']['top1']:.2f}%"
+        figures = r["pruning"]["after_pruning"] if "pruning" in r else None
+        return f"{figures['top1']:.2f}%" if figures else ""
 
-    rows = [row("", lambda r: "unpruned" if r is base else f"round {r['pruning']['round']}")]
+    def name(r):
+        if "pruning" not in r:
+            return "unpruned"
+        return r["pruning"]["control"] or ("pruned" if r is base else f"round {r['pruning']['round']}")
+
+    rows = [row("", name)]
     if len(records) > 1:
         rows += [row("percent of filters to remove", pruning("requested_percent")),
                  row("percent removed", pruning("achieved_percent"))]
@@ -183,16 +193,473 @@ def print_summary(records):
              row("test accuracy, last epoch", percent("last"))]
     if "top5" in base["accuracy"]["best"]:
         rows.append(row("top-5 accuracy, best epoch", percent("best", "top5")))
-    if len(records) > 1:
+    if any(map(after_pruning, records)):
         rows.append(row("accuracy right after pruning", after_pruning))
     rows += [row("filters", relative("filters")), row("parameters", relative("parameters")),
              row("MACs (multiply-adds)", relative("macs")), row("FLOPs", relative("flops")),
              row("file size", lambda r: megabytes(r["compression"]["file_bytes"])),
              row("mean degree of orthogonality", lambda r: f"{r['orthogonality']['mean']:.3f}")]
     print_table(rows)
-    print("  The best epoch was chosen on the test images.")
+    print(f"  The best epoch was chosen on the {records[-1]['accuracy']['chosen_on']} images.")
     for record in records:
         print(f"  {record['file']}")
+
+
+# --------------------------------------------------------------- is a group the sum of its members?
+
+GROUP_SIZES = tuple(2 ** k for k in range(9))
+GROUP_KINDS = {("network", "random"): "over all layers, random",
+               ("network", "lowest"): "over all layers, of the lowest scores",
+               ("layer", "random"): "within a layer, random",
+               ("layer", "lowest"): "within a layer, of the lowest scores"}
+
+
+def check_groups(model, batches, pruning_type, seed=0, draws=16, pool=512, layers=4):
+    """Whether the importance of a group of filters is the sum of its members' importances, which
+    every loss-based method takes for granted (Lubana et al. 2020).
+
+    Groups of 1, 2, 4 ... 256 filters are drawn `draws` times for each of GROUP_KINDS: from `pool`
+    filters of the network, taken at random or those that the method would remove first, or from
+    one of `layers` layers, or the half of it that scores lowest. A group is removed by setting the
+    scales and shifts of its BatchNorms to zero. Its actual change of the loss on `batches`, in eval
+    mode, is compared with the sum of its members' scores, scaled by one factor so that both sums
+    are equal over all single filters, and with the sum of the members' own actual changes.
+    Returns {"loss", "images", "pruning_type", "kinds": {name: [{"size", "n", "change": mean of the
+    absolute change, "rank_scores", "rank_changes": Spearman, "error_scores", "error_changes":
+    median of |estimate - change| / |change|}]}}. The model is left as it was.
+    """
+    import torch
+    from config import progress
+    from imp_estimator import cal_importance
+    from train import evaluate
+    scores = cal_importance(model, pruning_type, batches, seed=seed)
+    groups = [g for g in model.filter_groups() if not g.protected]
+    score = {(g.name, i): s for g in groups for i, s in enumerate(scores[g.name].tolist())}
+    by_name = {g.name: g for g in groups}
+    generator, loss = torch.Generator().manual_seed(seed), evaluate(model, batches)["loss"]
+
+    def shuffled(items):
+        items = list(items)
+        return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
+
+    def change(members):
+        norms = [(bn, i) for name, i in members for bn in by_name[name].bns]
+        kept = [(bn.weight[i].item(), bn.bias[i].item()) for bn, i in norms]
+        with torch.no_grad():
+            for bn, i in norms:
+                bn.weight[i] = bn.bias[i] = 0
+            try:
+                return evaluate(model, batches)["loss"] - loss
+            finally:
+                for (bn, i), (scale, shift) in zip(norms, kept):
+                    bn.weight[i], bn.bias[i] = scale, shift
+
+    def removable(group):
+        """A layer's filters but for those that its floor keeps, the lowest first."""
+        members = sorted(((group.name, i) for i in range(group.conv.out_channels)), key=score.get)
+        return members[:max(0, len(members) - group.floor)]
+
+    everything = [member for g in groups for member in removable(g)]
+    big = sorted(groups, key=lambda g: len(removable(g)))[-2 * layers:]
+    some = [g for g in groups if g in big][::2]  # spread over the depth
+    orders = {kind: [] for kind in GROUP_KINDS}
+    pools = {"random": shuffled(everything)[:pool],
+             "lowest": sorted(everything, key=score.get)[:pool]}
+    for draw in range(draws):
+        layer = removable(some[draw % len(some)])
+        for kind, members in (("random", layer), ("lowest", layer[:max(1, len(layer) // 2)])):
+            orders["network", kind].append(shuffled(pools[kind])[:GROUP_SIZES[-1]])
+            orders["layer", kind].append(shuffled(members)[:GROUP_SIZES[-1]])
+    members = sorted({m for order in orders.values() for members in order for m in members})
+    alone = {member: change([member]) for member in progress(members, "filters")}
+    factor = sum(map(abs, alone.values())) / (sum(abs(score[m]) for m in members) or 1)
+
+    kinds = {}
+    for kind, name in GROUP_KINDS.items():
+        kinds[name] = []
+        for size in progress(GROUP_SIZES, name):
+            drawn = [order[:size] for order in orders[kind] if len(order) >= size]
+            if len(drawn) < 3:
+                continue
+            actual = torch.tensor([change(m) if size > 1 else alone[m[0]] for m in drawn]).double()
+            by_scores = factor * torch.tensor([sum(score[f] for f in m) for m in drawn]).double()
+            by_changes = torch.tensor([sum(alone[f] for f in m) for m in drawn]).double()
+            size_of = actual.abs()
+
+            def error(estimate, truth):
+                return ((estimate - truth).abs() / truth.abs().clamp_min(1e-12)).median().item()
+            kinds[name].append({
+                "size": size, "n": len(drawn), "change": size_of.mean().item(),
+                "rank_scores": spearman(by_scores, size_of),
+                "rank_changes": spearman(by_changes, actual),
+                "error_scores": error(by_scores, size_of),
+                "error_changes": error(by_changes, actual)})
+    return {"loss": loss, "images": sum(len(labels) for _, labels in batches),
+            "pruning_type": pruning_type, "kinds": kinds}
+
+
+def spearman(a, b):
+    """The rank correlation of two tensors; ties share no rank."""
+    import torch
+    ranks = torch.stack([values.argsort().argsort().double() for values in (a, b)])
+    return torch.corrcoef(ranks)[0, 1].item()
+
+
+def print_groups(figures):
+    for name, rows in figures["kinds"].items():
+        print(f"Groups {name}")
+        print_table([("filters", "groups", "change of loss", "rank corr.", "rel. error",
+                      "rank corr.", "rel. error"), *(
+            (str(r["size"]), str(r["n"]), f"{r['change']:.2e}", f"{r['rank_scores']:.2f}",
+             f"{r['error_scores']:.2f}", f"{r['rank_changes']:.2f}", f"{r['error_changes']:.2f}")
+            for r in rows)])
+    print("  The first pair: sum of the scores against the group's change of the loss; the second: "
+          "sum of the members' own changes against it.")
+
+
+def plot_groups(figures, path):
+    """Draw {label: result of check_groups} to `path`; says so where matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("matplotlib is missing, so there is no plot; install it with: pip install matplotlib")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    figure, axes = pyplot.subplots(2, len(GROUP_KINDS), figsize=(13, 6), layout="constrained",
+                                   sharex=True, sharey="row")
+    for column, name in enumerate(GROUP_KINDS.values()):
+        for (label, of), colour, marker in zip(figures.items(), COLOURS, MARKERS):
+            rows = of["kinds"][name]
+            for measure, line, estimate in (("scores", "-", "sum of scores"),
+                                            ("changes", "--", "sum of single changes")):
+                for axis, kind in zip(axes[:, column], ("rank", "error")):
+                    axis.plot([r["size"] for r in rows], [r[f"{kind}_{measure}"] for r in rows],
+                              color=colour, marker=marker, linestyle=line, markersize=4,
+                              label=f"{label}: {estimate}")
+        axes[0, column].set_title(name, fontsize=9)
+        axes[1, column].set(xlabel="filters in the group", xscale="log", yscale="log")
+        axes[1, column].set_xticks(GROUP_SIZES, GROUP_SIZES, fontsize=7)
+        axes[1, column].minorticks_off()
+    axes[0, 0].set_ylabel("rank correlation with the\nchange of the loss")
+    axes[1, 0].set_ylabel("median relative error")
+    for axis in axes.flat:
+        axis.grid(alpha=.3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
+                  fontsize=8)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+# -------------------------------------------------------------------------------------- report
+
+
+def read_results(folder):
+    """(the records of all .json files below a folder that main.py wrote, the files left out)."""
+    results, others = [], []
+    for path in sorted(Path(folder).rglob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+            record["pruning"]["requested_percent"], record["accuracy"]["best"]["top1"]
+            record["flags"]["pruning_type"], record["environment"]["torch"]
+        except (OSError, ValueError, LookupError, TypeError):
+            others.append(path)
+            continue
+        within = path.relative_to(folder).parts
+        run_in = within[:within.index("pruned_nets")] if "pruned_nets" in within else within[:-1]
+        results.append({**record, "run_in": "/".join(run_in) or "."})
+    return results, others
+
+
+def write_report(folder):
+    """Write report.md, and plots beside it where matplotlib is installed; print what was written.
+
+    Raises InputError where there are no results.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"--report={folder} is no folder")
+    results, others = read_results(folder)
+    if not results:
+        raise InputError(f"--report={folder}: no results below it; main.py writes a .json beside "
+                         "each pruned network")
+    sections = {}
+    for r in results:
+        sections.setdefault((r["run_in"], r["data"], r["job"], r["flags"]["preset"]), []).append(r)
+    lines, written = ["# Comparison of pruning methods"], []
+    for number, ((run_in, data, job, preset), records) in enumerate(sorted(sections.items()), 1):
+        lines += ["", f"## {data}, {JOBS[job]} job, preset {preset}"
+                  + f", in {run_in}" * (run_in != "."), "", *describe_section(records)]
+        suffix = f"_{number}" * (len(sections) > 1)
+        for name, caption in plot_section(records, folder, suffix):
+            lines += ["", f"![{caption}]({name})"]
+            written.append(name)
+    environments = {f"{e['device']}, torch {e['torch']}, Python {e['python']}"
+                    for e in (r["environment"] for r in results)}
+    lines += ["", f"{len(results)} results; {'; '.join(sorted(environments))}.", ""]
+    try:
+        write_atomically({Path(folder) / "report.md": "\n".join(lines).encode()})
+    except UnicodeError as error:
+        raise InputError(f"--report={folder}: {error}") from error
+    print("\n".join(lines))
+    print(f"Written: {Path(folder) / 'report.md'}" + f" and {len(written)} plots" * bool(written))
+    if others:
+        print(f"Left out: {len(others)} .json files that hold no result, the first is {others[0]}")
+
+
+JOBS = {"ebt": "Early-Bird", "iterative": "iterative"}
+
+
+def method_of(record):
+    """The pruning type, or the name of a control."""
+    control = record["pruning"].get("control")
+    if control == "unpruned":
+        return UNPRUNED[record["flags"]["pruning_type"] == "orthoreg"]
+    return record["flags"]["pruning_type"] + (f", {control}" if control else "")
+
+
+UNPRUNED = ("unpruned, trained as long", "unpruned with penalty, trained as long")
+
+
+def network_of(record):
+    width = record["flags"]["width"]
+    return MODELS[record["model"]] + (f" x {width:g}" if width != 1 else "")
+
+
+def spread(values, digits=1):
+    """Mean and standard deviation over seeds in words."""
+    values = [v for v in values if v is not None]
+    if not values:
+        return ""
+    text = f"{statistics.mean(values):.{digits}f}"
+    return text + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def top1(record):
+    return record["accuracy"]["best"]["top1"]
+
+
+def describe_section(records):
+    """The tables of one comparison, as lines of Markdown."""
+    cells, models = {}, list(dict.fromkeys(map(network_of, records)))
+    for r in records:
+        key = network_of(r), method_of(r), round(r["pruning"]["requested_percent"], 2)
+        cells.setdefault(key, []).append(r)
+    order = {name: i for i, name in enumerate(PRUNING_TYPES)}
+    methods = sorted({r["flags"]["pruning_type"] for r in records
+                      if r["pruning"].get("control") != "unpruned"}, key=order.get)
+    percents = sorted({key[2] for key in cells if key[1] not in UNPRUNED})
+    seeds = sorted({r["flags"]["seed"] for r in records})
+    chosen = sorted({r["accuracy"].get("chosen_on", "test") for r in records})
+    lines = [f"Test accuracy (%) of the best epoch, chosen on the {' and '.join(chosen)} images"
+             + (f"; mean ± standard deviation over seeds {', '.join(map(str, seeds))}"
+                if len(seeds) > 1 else f"; seed {seeds[0]}") + ".", ""]
+    for model in models:
+        unpruned = {}
+        for r in records:
+            if network_of(r) == model and "base" in r:
+                kind = "with penalty" if r["base"].get("penalised") else "plain"
+                unpruned.setdefault(kind, {})[r["flags"]["seed"]] = top1(r["base"])
+        lines.append(f"Unpruned {model}: " + "; ".join(
+            f"{kind} {spread(of.values())} (n = {len(of)})" for kind, of in unpruned.items()) + ".")
+    header = [f"{model} {' / '.join(methods)}" for model in models]
+    lines += ["", f"| pruned | {' | '.join(header)} |", "|---" * (len(models) + 1) + "|"]
+
+    def row(name, choose):
+        row = [" / ".join(spread(map(top1, choose(model, m))) or "–" for m in methods)
+               for model in models]
+        if any(set(text) - set(" /–") for text in row):
+            lines.append(f"| {name} | {' | '.join(row)} |")
+
+    for percent in percents:
+        row(f"{percent:g}%", lambda model, m: cells.get((model, m, percent), []))
+    for percent in percents:
+        row(f"{percent:g}%, from scratch",
+            lambda model, m: cells.get((model, f"{m}, scratch", percent), []))
+    row("none, trained as long",
+        lambda model, m: cells.get((model, UNPRUNED[m == "orthoreg"], 0), []))
+
+    lines += ["", "| network | method | asked for (%) | removed (%) | parameters left (%) | "
+              "FLOPs left (%) | right after pruning | best epoch | last epoch | top-5 | n |",
+              "|---" * 11 + "|"]
+    for (model, method, percent), of in sorted(cells.items(), key=lambda item: (
+            models.index(item[0][0]), item[0][2], order.get(item[0][1], 99), item[0][1])):
+        after = [r["pruning"]["after_pruning"] for r in of]
+        lines.append("| " + " | ".join([
+            model, method, f"{percent:g}", spread((r["pruning"]["achieved_percent"] for r in of), 2),
+            spread(100 / r["compression"]["parameters"] for r in of),
+            spread(100 / r["compression"]["flops"] for r in of),
+            spread(a and a["top1"] for a in after), spread(map(top1, of)),
+            spread(r["accuracy"]["last"]["top1"] for r in of),
+            spread(r["accuracy"]["best"].get("top5") for r in of), str(len(of))]) + " |")
+    return lines
+
+
+# Okabe and Ito's colours, which stay apart in colour-blind eyes; markers and lines tell, too.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "osD^vP*Xh<>"
+
+
+def style_of(method):
+    i = list(PRUNING_TYPES).index(method.partition(",")[0])
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i],
+            "linestyle": ("-", "--")[i // len(COLOURS)], "markersize": 5, "linewidth": 1.4}
+
+
+def plot_section(records, folder, suffix=""):
+    """Draw the plots of one comparison: [(file name, caption)]; none without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("matplotlib is missing, so there are tables only; install it with: "
+              "pip install matplotlib")
+        return []
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    models = list(dict.fromkeys(map(network_of, records)))
+    files = []
+    for name, (caption, draw) in PLOTS.items():
+        figure, axes = pyplot.subplots(1, len(models), squeeze=False, layout="constrained",
+                                       figsize=(max(6.5, 4.5 * len(models)), 4.8))
+        drawn = [draw(axis, [r for r in records if network_of(r) == model])
+                 for axis, model in zip(axes[0], models)]
+        if any(drawn):
+            handles = {}
+            for axis, model in zip(axes[0], models):
+                axis.set_title(model)
+                axis.grid(alpha=.3)
+                handles |= {label: line for line, label in zip(*axis.get_legend_handles_labels())}
+            figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=8,
+                          ncols=3 * len(models) if len(models) < 3 else 6)
+            files.append((f"{name}{suffix}.png", caption))
+            figure.savefig(Path(folder) / files[-1][0], dpi=130)
+        pyplot.close(figure)
+    return files
+
+
+def by_method(records, control=False):
+    """{pruning type: its records}, in the order of PRUNING_TYPES; of a control, or of none."""
+    of = {method: [r for r in records if r["flags"]["pruning_type"] == method
+                   and r["pruning"].get("control", False) == control] for method in PRUNING_TYPES}
+    return {method: records for method, records in of.items() if records}
+
+
+def most_pruned(records):
+    """Of each method the record of the highest percent, of the lowest seed."""
+    return {method: max(of, key=lambda r: (r["pruning"]["requested_percent"], -r["flags"]["seed"]))
+            for method, of in by_method(records).items()}
+
+
+def plot_accuracy(axis, records, label, x_of):
+    def points(records):
+        cells = {}
+        for r in records:
+            cells.setdefault(r["pruning"]["requested_percent"], []).append(r)
+        for _percent, of in sorted(cells.items()):
+            values = list(map(top1, of))
+            yield (statistics.mean(map(x_of, of)), statistics.mean(values),
+                   statistics.stdev(values) if len(values) > 1 else 0)
+
+    for method, of in by_method(records).items():
+        x, y, error = zip(*points(of))
+        axis.errorbar(x, y, error if any(error) else None, capsize=3, label=method,
+                      **style_of(method))
+    for method, of in by_method(records, "scratch").items():
+        x, y, error = zip(*points(of))
+        axis.errorbar(x, y, error if any(error) else None, capsize=3, label=f"{method}, scratch",
+                      **{**style_of(method), "linestyle": ":", "markerfacecolor": "none"})
+    for kind, line in zip(UNPRUNED, (":", "-.")):
+        of = [r for r in records if method_of(r) == kind]
+        if of:
+            axis.axhline(statistics.mean(map(top1, of)), color="0.4", linestyle=line, label=kind)
+    axis.set(xlabel=label, ylabel="test accuracy, best epoch (%)")
+    return True
+
+
+def plot_layers(axis, lines, ylabel):
+    """Lines over the layers of a network: {label: ({layer: value}, style)}."""
+    for label, (values, style) in lines.items():
+        axis.plot(range(len(values)), list(values.values()), label=label, **style)
+    names = list(next(iter(lines.values()))[0])
+    every = -(-len(names) // 30)  # more names would lie upon each other
+    axis.set_xticks(range(0, len(names), every), names[::every], rotation=90, fontsize=6)
+    axis.set(xlabel="layer", ylabel=ylabel)
+    axis.set_ylim(bottom=0)
+    return True
+
+
+GREY = {"color": "0.5", "linewidth": 3}
+
+
+def plot_widths(axis, records):
+    chosen = most_pruned(records)
+    if not chosen:
+        return False
+    lines = {f"{method}, {r['pruning']['requested_percent']:g}%": (r["widths"], style_of(method))
+             for method, r in chosen.items()}
+    before = next((r["base"]["widths"] for r in chosen.values() if "base" in r), None)
+    if before:
+        lines = {"unpruned": (before, GREY), **lines}
+    return plot_layers(axis, lines, "filters")
+
+
+def plot_orthogonality(axis, records):
+    chosen = most_pruned(records)
+    lines = {}
+    for r in chosen.values():
+        if "base" in r:
+            penalised = bool(r["base"].get("penalised"))
+            lines.setdefault("unpruned with penalty" if penalised else "unpruned", (
+                r["base"]["orthogonality"]["layers"],
+                {**GREY, "linestyle": "--" if penalised else "-"}))
+    lines |= {f"{method}, {r['pruning']['requested_percent']:g}%": (
+        r["orthogonality"]["layers"], style_of(method)) for method, r in chosen.items()}
+    return bool(lines) and plot_layers(axis, lines, "degree of orthogonality (1: orthogonal)")
+
+
+def plot_training(axis, records):
+    chosen = most_pruned(records)
+    for method, r in chosen.items():
+        before = [e for of in (r.get("base", {}).get("history") or {}).values() for e in of]
+        after = [e for of in (r["history"] or {}).values() for e in of]
+        epochs = before + after
+        accuracy = [(e.get("validation") or e["test"])["top1"] for e in epochs]
+        axis.plot(range(1, len(epochs) + 1), accuracy, markevery=0.1,
+                  label=f"{method}, {r['pruning']['requested_percent']:g}%", **style_of(method))
+        if before:
+            axis.axvline(len(before) + .5, color="0.6", linewidth=.8)
+    images = " and ".join(sorted({r["accuracy"].get("chosen_on", "test") for r in records}))
+    axis.set(xlabel="epoch, of both trainings (a line: pruning)", ylabel=f"{images} accuracy (%)")
+    return bool(chosen)
+
+
+def plot_masks(axis, records):
+    found = False
+    for method, r in most_pruned(records).items():
+        history = [e for of in (r.get("base", {}).get("history") or {}).values() for e in of]
+        distances = {e["epoch"]: max(e["mask_distances"]) for e in history
+                     if e.get("mask_distances")}
+        if distances:
+            axis.plot(list(distances), list(distances.values()), label=method, **style_of(method))
+            found = r["flags"]["eb_epsilon"]
+    if found:
+        axis.axhline(found, color="0.4", linestyle=":", label="--eb_epsilon")
+        axis.set_ylim(bottom=0)
+        axis.set(xlabel="epoch", ylabel="share of filters that differ, the largest of four")
+    return bool(found)
+
+
+PLOTS = {
+    "accuracy": ("Test accuracy against the share of filters removed", lambda axis, records:
+                 plot_accuracy(axis, records, "filters removed (%)",
+                               lambda r: r["pruning"]["achieved_percent"])),
+    "flops": ("Test accuracy against the FLOPs left", lambda axis, records:
+              plot_accuracy(axis, records, "FLOPs left (% of the unpruned network's)",
+                            lambda r: 100 / r["compression"]["flops"])),
+    "widths": ("Filters of each layer, before and after", plot_widths),
+    "orthogonality": ("Degree of orthogonality of each layer", plot_orthogonality),
+    "training": ("Accuracy during the trainings", plot_training),
+    "masks": ("Distance of each epoch's mask from the four before", plot_masks),
+}
 
 
 # ------------------------------------------------------------------------------------- command
@@ -201,7 +668,8 @@ def print_summary(records):
 def make_parser():
     parser = Parser(prog="eval.py", description=__doc__)
     add = parser.add_argument
-    add("--model_path", required=True, metavar="FILE", help="the checkpoint (required)")
+    add("--model_path", metavar="FILE", help="the checkpoint (required, but for --report)")
+    add("--report", metavar="FOLDER", help="compare the results below a folder: report.md and plots")
     add("--model", "-m", choices=MODELS, help="what the file should hold (default: any)")
     add("--pruned", type=boolean, metavar="BOOL",
         help="whether it should hold a pruned network (default: either)")
@@ -211,9 +679,19 @@ def make_parser():
                        ("test_acc", "accuracy on the test images"),
                        ("flops", "parameters, multiply-adds (MACs) and FLOPs of one image"),
                        ("compression", "against the unpruned network: parameters, FLOPs, file"),
-                       ("eval_ortho", "degree of orthogonality of each layer")):
+                       ("eval_ortho", "degree of orthogonality of each layer"),
+                       ("group_check", "whether a group's importance is the sum of its members'")):
         add(f"--{flag}", type=boolean, default=False, metavar="BOOL",
             help=f"{what} (default: False)")
+    add("--compare", metavar="FILE", help="a second checkpoint for --group_check, as the network "
+        "with the penalty beside the plain one (default: none)")
+    add("--pruning_type", choices=PRUNING_TYPES, default="fisher", metavar="TYPE",
+        help="estimator of --group_check (default: fisher)")
+    add("--imp_samples", type=integer(1), default=256, metavar="N",
+        help="training images of --group_check, which tests thousands of removals on them (default: "
+        "256)")
+    add("--seed", type=integer(0), default=0, metavar="N",
+        help="of the groups that --group_check draws (default: 0)")
     add("--skip_bad_images", type=boolean, default=False, metavar="BOOL",
         help="leave out the images of a folder that cannot be read (default: False)")
     add("--num_classes", type=integer(2), help="checked against the file (default: not checked)")
@@ -228,6 +706,12 @@ def main(argv=None):
 
 
 def run(args):
+    if args.report:
+        if args.model_path:
+            raise InputError("--report and --model_path contradict each other; leave out one of them")
+        return write_report(args.report)
+    if not args.model_path:
+        raise InputError("--model_path is missing: a checkpoint; or --report, a folder of results")
     from data import load_data
     from pruner import load_checkpoint
     from train import evaluate, pick_device
@@ -237,7 +721,7 @@ def run(args):
     check_holds(args.model_path, model, info, args.model, args.pruned, args.num_classes)
     image_size = info.get("image_size", 32)
     data = None
-    if args.train_acc or args.test_acc:
+    if args.train_acc or args.test_acc or args.group_check:
         trained_on = info.get("data_path", "CIFAR100")
         try:
             data = load_data(args.data_path or trained_on, image_size, args.skip_bad_images)
@@ -281,9 +765,31 @@ def run(args):
                 figures = evaluate(model, data.plain_batches(split))
                 print(f"Accuracy on {len(split):,} {name} images of {data.name}: "
                       f"{accuracy_text(figures)}")
-    if not any((args.flops, args.compression, args.eval_ortho, args.train_acc, args.test_acc)):
-        print("Nothing was asked for: add --test_acc, --train_acc, --flops, --compression or "
-              "--eval_ortho True")
+    if args.group_check:
+        run_group_check(args, data)
+    if not any((args.flops, args.compression, args.eval_ortho, args.train_acc, args.test_acc,
+                args.group_check)):
+        print("Nothing was asked for: add --test_acc, --train_acc, --flops, --compression, "
+              "--eval_ortho or --group_check True")
+
+
+def run_group_check(args, data):
+    from pruner import load_checkpoint
+    batches = data.train_batches(128, key=(args.seed, "groups"), count=args.imp_samples,
+                                 balanced=args.pruning_type == "grasp")
+    figures = {}
+    for path in filter(None, (args.model_path, args.compare)):
+        network, info = load_checkpoint(path)
+        check_data(path, network, info, data)
+        network.to(data.train.images.device)
+        print(f"Is the importance of a group the sum of its members'? {path}, {args.pruning_type}, "
+              f"{len(batches.order):,} images")
+        figures[path] = check_groups(network, batches, args.pruning_type, args.seed)
+        print_groups(figures[path])
+    target = f"{args.model_path.removesuffix('.pth')}_groups_{args.pruning_type}"
+    write_atomically({f"{target}.json": to_json(figures)})
+    plot_groups({Path(path).stem: of for path, of in figures.items()}, f"{target}.png")
+    print(f"  saved {target}.json" + " and the .png beside it" * Path(f"{target}.png").is_file())
 
 
 def describe(model, info):

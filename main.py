@@ -5,16 +5,22 @@
     python main.py --model=vgg --pruning_type=orthoreg --prune_percent=50 --n_rounds=2
     python main.py --model=resnet --only_train=ortho
 """
+import itertools
+import json
 import os
+import queue
 import shlex
+import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 
-from config import (MODELS, MOMENTUM, PENALTY, PRESETS, PRUNING_TYPES, InputError, Parser, boolean,
-                    check_preset, exit_with, flag, heading, integer, one_of, positive, rising, run_command,
-                    to_json, uninterrupted, write_atomically)
+from config import (MODELS, MOMENTUM, PENALTY, PRESETS, PRUNING_TYPES, SWEEPS, InputError, Parser,
+                    boolean, check_preset, exit_with, flag, heading, integer, one_of, positive,
+                    rising, run_command, to_json, uninterrupted, write_atomically)
 
 # torch and what needs it is imported inside the functions: --help answers before that.
 
@@ -34,6 +40,9 @@ class Experiment:
     skip_bad_images: bool = flag(
         "data", False, "leave out the images of a folder that cannot be read, instead of stopping",
         type=boolean, metavar="BOOL")
+    val_percent: int = flag(
+        "data", 0, "percent of the training images to hold out; the best epoch is then chosen on "
+        "them, and the test images are used once, at the end", type=integer(0, 50), metavar="N")
     num_classes: int = flag(
         "data", None, "only checked against the data", shown="from the data", type=integer(2),
         metavar="N")
@@ -64,6 +73,10 @@ class Experiment:
         "training", False, "go on with the run of this command that was stopped, with the same "
         "result", type=boolean, metavar="BOOL")
 
+    wait: bool = flag(
+        "training", False, "where another run writes the same files, wait until it has ended",
+        type=boolean, metavar="BOOL")
+
     pruning_type: str = flag(
         "pruning", None, "importance estimator: " + ", ".join(PRUNING_TYPES),
         shown="none; required to prune", choices=PRUNING_TYPES, metavar="TYPE")
@@ -84,6 +97,20 @@ class Experiment:
     rdt_projections: int = flag(
         "pruning", 3, "backward passes of rdt per minibatch; 0: one for each class, exact",
         type=integer(0, 1000), metavar="N")
+
+    eb_detect: bool = flag(
+        "pruning", False, "in an Early-Bird job, end the first training as soon as the filters that "
+        "would be kept no longer change", type=boolean, metavar="BOOL")
+    eb_epsilon: float = flag(
+        "pruning", 0.1, "the share of filters by which the masks of 5 epochs may differ then",
+        type=positive(1), metavar="SHARE")
+    eb_samples: int = flag(
+        "pruning", 2000, "training images that each epoch's mask is measured on", type=integer(1),
+        metavar="N")
+    control: str = flag(
+        "pruning", False, "instead of pruning: train the unpruned network on for as many epochs, or "
+        "the pruned architecture from scratch", type=one_of("unpruned", "scratch", False),
+        metavar="{unpruned,scratch,False}")
 
     device: str = flag(
         "hardware", "auto", "auto takes a GPU where there is one",
@@ -117,25 +144,57 @@ class Experiment:
         return self.model if self.width == 1 else f"{self.model}-w{self.width:.15g}"
 
     def base_file(self, data, penalised):
-        """Where a network before any pruning lives."""
-        name = (self.network + "_ortho" * penalised + f"_s{self.seed}" * (self.seed != 0))
+        """Where a network before any pruning lives; each ticket that is searched for has its own."""
+        ticket = f"_{self.pruning_type}_{self.prune_percent}_ticket" * self.eb_detect
+        name = (self.network + "_ortho" * penalised + ticket + f"_s{self.seed}" * (self.seed != 0))
         return Path("pretrained") / self.job / data.folder / f"{name}.pth"
+
+    @property
+    def method(self):
+        """What is compared under this name: the pruning type, or a control of it."""
+        if self.control == "unpruned":
+            return f"{'ortho' if self.penalised else 'base'}-unpruned"
+        return self.pruning_type + (f"-{self.control}" if self.control else "")
 
     def pruned_file(self, data, percent, penalised):
         """Where a pruned network lives; `penalised`: it got the penalty for a round to come."""
-        name = f"{self.network}_{self.pruning_type}_{round(percent)}{'_ortho' * penalised}"
+        name = f"{self.network}_{self.method}_{round(percent)}{'_ortho' * penalised}"
         return Path("pruned_nets") / self.job / data.folder / f"{name}_{self.seed}.pth"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A command line that runs many experiments."""
+    sweep: str = flag(
+        "comparison", None, "run the experiments of a JSON file, or of an entry of SWEEPS in "
+        f"config.py: {', '.join(SWEEPS)}", shown="none", metavar="FILE")
+    jobs: int = flag(
+        "comparison", 1, "how many of them at once; of several GPUs each takes one",
+        type=integer(1, 1000), metavar="N")
+    cell: int = flag(
+        "comparison", None, "only the experiment of this number, and what it needs", shown="all",
+        type=integer(1), metavar="K")
 
 
 def make_parser():
     parser = Parser(prog="main.py", description=__doc__)
     parser.add_flags(Experiment)
+    parser.add_flags(Sweep)
     return parser
 
 
 def parse(argv):
-    """The command line -> Experiment. Raises InputError where flags contradict each other."""
+    """The command line -> Experiment or Sweep. Raises InputError where flags contradict each other."""
     args = make_parser().parse_args(argv)
+    sweep = Sweep(**{each.name: vars(args).pop(each.name) for each in fields(Sweep)})
+    if sweep.sweep:
+        for each in fields(Experiment):
+            if getattr(args, each.name) != each.default:
+                raise InputError(f"--sweep runs what its file says; leave out --{each.name}, or "
+                                 "write it there")
+        return sweep
+    if sweep != Sweep():
+        raise InputError("--jobs and --cell are of a --sweep")
     check_preset(args.preset)
     if args.only_train:
         for each in fields(Experiment):
@@ -152,6 +211,10 @@ def parse(argv):
         if args.thresholds and args.prune_percent is not None:
             raise InputError("--thresholds and --prune_percent contradict each other; "
                              "leave out one of them")
+        if args.control == "unpruned":
+            if args.thresholds or args.prune_percent is not None:
+                raise InputError("--control=unpruned prunes nothing; leave out the percent")
+            args.prune_percent = 0
         if not args.thresholds and args.prune_percent is None:
             raise InputError("--prune_percent is missing: an integer from 0 to 95 "
                              "(or --thresholds, a list of them)")
@@ -162,27 +225,38 @@ def parse(argv):
     if args.ebt and rounds > 1:
         raise InputError(f"--ebt=True prunes once, and {rounds} rounds are asked for; leave out "
                          "--ebt=True to prune iteratively, or ask for one round")
+    if args.control and rounds > 1:
+        raise InputError(f"--control={args.control} is of one round; leave out --n_rounds and "
+                         "--thresholds")
+    if args.eb_detect and (args.control or args.pretrained or not args.ebt):
+        raise InputError("--eb_detect=True looks for the ticket while the network is trained in an "
+                         "Early-Bird job: it needs --ebt=True, and neither --pretrained=True nor "
+                         "--control")
     return Experiment(**vars(args) | {
         "n_rounds": rounds, "batch_size": args.batch_size or PRESETS[args.preset].batch_size})
 
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    return run_command("main.py", lambda: Run(parse(argv), argv).run())
+
+    def body():
+        flags = parse(argv)
+        run_sweep(flags) if isinstance(flags, Sweep) else Run(flags, argv).run()
+    return run_command("main.py", body)
 
 
 # ----------------------------------------------------------------------------- steps of the job
 
 
 ORIGINS = ("load base", "train base", "load ortho", "train ortho", "load base, train ortho",
-           "train base, train ortho")
+           "train base, train ortho", "scratch")
 
 
 class Run:
     """One experiment under way: `steps` is the job, the methods that it names change `network` and
     `state`."""
 
-    def __init__(self, flags, argv=()):
+    def __init__(self, flags, argv=(), data=None):
         with uninterrupted():  # libraries do not survive an interruption while they load
             from data import load_data
             from pruner import round_targets
@@ -194,30 +268,36 @@ class Run:
         if len({round(target) for target in self.targets}) < len(self.targets):
             raise InputError(f"{flags.n_rounds} rounds to {flags.prune_percent}% would share file "
                              "names, which hold whole percents; ask for fewer rounds")
-        self.data = load_data(flags.data_path, flags.image_size, flags.skip_bad_images).to(
-            self.device)
+        self.data = data or load_data(flags.data_path, flags.image_size, flags.skip_bad_images)
+        self.data = self.data.hold_out(flags.val_percent, flags.seed)
         if flags.num_classes not in (None, len(self.data.classes)):
             raise InputError(f"--num_classes={flags.num_classes}, but {flags.data_path} has "
                              f"{len(self.data.classes)} classes")
-        self.importance_batches(number=1)  # refuses too few images before any training
+        self.importance_batches(1, min(flags.imp_samples, flags.eb_samples))  # refuses too few
         self.network, self.state, self.kept = None, State(self.origin()), False
 
     def run(self):
         from eval import print_summary
         from train import check_writable, locked
         before = self.resume_stamp()
-        if self.flags.resume and self.is_finished():
+        if self.flags.resume and self.say_if_finished():
             return
         self.introduce()
         self.resume()
+        self.data = self.data.to(self.device)
         files = [*self.outputs(), self.resume_file]
         for path in files:
             check_writable(path.parent)
-        with locked(files):
-            if self.resume_stamp() != before:
+        with locked(files, self.flags.wait):
+            changed = self.resume_stamp() != before
+            if not self.flags.wait and changed:
                 raise InputError(f"another run has just changed {self.resume_file}; try again")
-            self.go_on()
-            self.resume_file.unlink(missing_ok=True)
+            changed |= self.flags.wait and self.flags.resume and bool(self.finished())
+            if not changed:
+                self.go_on()
+                self.resume_file.unlink(missing_ok=True)
+        if changed:  # by the run that was waited for: look anew
+            return Run(self.flags, self.argv).run()
         print_summary(self.state.records)
 
     def go_on(self):
@@ -240,6 +320,8 @@ class Run:
     def origin(self):
         """Where the unpruned network comes from: one of ORIGINS."""
         flags = self.flags
+        if flags.control == "scratch":
+            return "scratch"
         final = "ortho" if flags.penalised else "base"
         load = flags.pretrained and not flags.only_train
         if final == "base" or flags.ebt:
@@ -253,13 +335,17 @@ class Run:
     def steps(self):
         """The job in its order: each step a method and its arguments, which are a phase, and the
         number of a round, 0 for what precedes all pruning."""
+        if self.flags.control == "scratch":  # its epochs are those of the pruned network, in all
+            return [(self.start_afresh, 1), (self.train, "base", 1), (self.train, "retrain", 1),
+                    (self.save, "retrain", 1)]
         steps = []
         for action, phase in map(str.split, self.state.begin.split(", ")):
             steps += [(self.load, phase)] if action == "load" else [
                 (self.train, phase, 0), (self.save, phase, 0)]
         for number in range(1, 1 + len(self.targets) * (not self.flags.only_train)):
             phases = ("between", "ortho") if self.penalty_follows(number) else ("retrain",)
-            steps += [(self.estimate, number), (self.prune, number),
+            pruning = [self.keep_all] if self.flags.control else [self.estimate, self.prune]
+            steps += [*((step, number) for step in pruning),
                       *((self.train, phase, number) for phase in phases),
                       (self.save, phases[-1], number)]
         return steps
@@ -275,11 +361,13 @@ class Run:
     def introduce(self):
         from eval import environment
         flags, data = self.flags, self.data
-        goal = (f"prune to {', '.join(f'{t:.4g}%' for t in self.targets)} by {flags.pruning_type}"
-                if flags.pruning_type else f"train the {flags.only_train} network")
+        goal = (f"train the {flags.only_train} network" if flags.only_train else
+                f"the control {flags.method}" if flags.control else
+                f"prune to {', '.join(f'{t:.4g}%' for t in self.targets)} by {flags.pruning_type}")
         print(f"{MODELS[flags.model]}, {'Early-Bird' if flags.ebt else 'iterative'} job: {goal}\n"
               f"  data    {data.name}: {len(data.train):,} training and {len(data.test):,} test "
-              f"images of {len(data.classes)} classes, {data.image_size} x {data.image_size}\n"
+              f"images of {len(data.classes)} classes, {data.image_size} x {data.image_size}"
+              + (f", {len(data.validation):,} validation images" if data.validation else "") + "\n"
               f"  device  {environment(self.device)['device']}\n"
               f"  recipe  preset {flags.preset}, {flags.optimizer}, batch {flags.batch_size}, "
               f"seed {flags.seed}")
@@ -311,14 +399,13 @@ class Run:
 
     def train(self, phase, number):
         """Train by the schedule's recipe for `phase`, with the penalty where it is "ortho"."""
-        from data import seed_of
         from eval import measure_orthogonality, print_orthogonality
-        from models import build_model
         from train import OrthonormalityPenalty, Training, fit
-        import torch
         flags, penalty = self.flags, None
         if not number:
             heading("Train with the penalty" if phase == "ortho" else "Train the plain network")
+        elif flags.control:
+            heading(f"Control: train the {'fresh' if phase == 'base' else flags.control} network")
         elif phase == "ortho":
             self.announce(number, 4, "train with the penalty, for the next round")
         else:
@@ -326,50 +413,81 @@ class Run:
             self.announce(number, 3, "retrain" + (
                 ", without the penalty since no round follows" if last else ""))
         if self.network is None:
-            torch.manual_seed(seed_of(flags.seed, "initialisation"))
-            self.network = build_model(flags.model, len(self.data.classes),
-                                       width=flags.width).to(self.device)
+            self.network = self.fresh_network()
         if phase == "ortho":
             penalty = OrthonormalityPenalty(self.network, PENALTY[flags.model])
-        trained = fit(self.network, self.data, self.recipe(phase), key=(flags.seed, phase, number),
+        ticket = self.ticket() if flags.eb_detect and not number else None
+        # A network that starts afresh sees the images in the order in which the base network did.
+        key = (flags.seed, phase, number * (phase != "base"))
+        trained = fit(self.network, self.data, self.recipe(phase), key=key,
                       batch_size=flags.batch_size, optimizer=flags.optimizer, penalty=penalty,
                       label=f"round {number}, " * (number > 0) + phase, amp=flags.amp,
-                      compiled=flags.compile,
+                      compiled=flags.compile, ticket=ticket,
                       training=self.state.trained.setdefault(phase, Training()), keep=self.keep)
-        print(f"  best epoch, chosen on the test images: {trained.best['epoch']} with "
-              f"{trained.best['top1']:.2f}%; last epoch {trained.last['top1']:.2f}%")
+        print(f"  best epoch, chosen on the {self.data.chosen_on} images: {trained.best['epoch']} "
+              f"with {trained.best['top1']:.2f}%; last epoch {trained.last['top1']:.2f}%" + (
+                  ", both on the test images" if self.data.validation else ""))
+        if ticket:
+            drawn = ticket.is_drawn(trained.history)
+            print(f"  {'the ticket is drawn' if drawn else 'no ticket was found: the whole schedule ran'}"
+                  f" after {len(trained.history)} epochs; --eb_epsilon={flags.eb_epsilon:g}")
         if penalty:
             print_orthogonality(measure_orthogonality(self.network))
 
-    def importance_batches(self, number):
-        """The images of round `number`'s estimate; None for a method that needs none."""
+    def fresh_network(self, widths=None):
+        from data import seed_of
+        from models import build_model
+        import torch
+        flags = self.flags
+        torch.manual_seed(seed_of(flags.seed, "initialisation"))
+        return build_model(flags.model, len(self.data.classes), widths, flags.width).to(self.device)
+
+    def ticket(self):
+        """How this job finds its ticket: by what it would prune now, judged on the same images."""
+        from pruner import kept_mask, select_filters
+        from train import EarlyBird
+        batches = self.importance_batches(0, self.flags.eb_samples)
+
+        def mask():
+            kept = select_filters(self.network, self.scores(batches, 0), self.targets[0])
+            return kept_mask(kept, self.network)
+        return EarlyBird(mask, self.flags.eb_epsilon)
+
+    def importance_batches(self, number, count):
+        """`count` images for the estimate of round `number`, 0 for the search of a ticket; None for
+        a method that needs none."""
         from imp_estimator import NEEDS_DATA
         flags = self.flags
         if flags.pruning_type not in NEEDS_DATA:
             return None
         return self.data.train_batches(
-            flags.batch_size, key=(flags.seed, "importance", number), count=flags.imp_samples,
+            flags.batch_size, key=(flags.seed, "importance", number), count=count,
             balanced=flags.pruning_type == "grasp")
 
-    def estimate(self, number):
+    def scores(self, batches, number):
         from data import seed_of
         from imp_estimator import cal_importance
-        flags, batches, began = self.flags, self.importance_batches(number), time.monotonic()
-        source = f"{len(batches.order):,} training images" if batches else "weights alone"
-        if flags.pruning_type == "random":
-            source = f"seed {flags.seed}"
-        self.announce(number, 1, f"importance by {flags.pruning_type}, from {source}")
+        flags = self.flags
         try:
-            self.state.scores = cal_importance(
+            return cal_importance(
                 self.network, flags.pruning_type, batches, temperature=flags.GraSP_T,
                 projections=flags.rdt_projections, seed=seed_of(flags.seed, "random", number))
         except ValueError as error:
             raise InputError(f"{error}; the network that was scored is of no use") from error
+
+    def estimate(self, number):
+        flags, began = self.flags, time.monotonic()
+        batches = self.importance_batches(number, flags.imp_samples)
+        source = f"{len(batches.order):,} training images" if batches else "weights alone"
+        if flags.pruning_type == "random":
+            source = f"seed {flags.seed}"
+        self.announce(number, 1, f"importance by {flags.pruning_type}, from {source}")
+        self.state.scores = self.scores(batches, number)
         self.state.seconds["importance"] = time.monotonic() - began
 
     def prune(self, number):
         from eval import accuracy_text, print_pruning
-        from pruner import max_percent, prune, pruned_percent, select_filters
+        from pruner import prune, select_filters
         from train import evaluate
         target, began = self.targets[number - 1], time.monotonic()
         self.announce(number, 2, f"remove filters until {target:.4g}% are gone")
@@ -378,10 +496,39 @@ class Run:
         print_pruning(self.network, small, target, self.data.image_size)
         self.network, accuracy = small, evaluate(small, self.data.test_batches())
         print(f"  test accuracy right after pruning: {accuracy_text(accuracy)}")
-        self.state.scores, self.state.pruning = None, {
-            "round": number, "rounds": len(self.targets), "requested_percent": target,
-            "achieved_percent": pruned_percent(small), "max_percent": max_percent(small),
-            "after_pruning": accuracy}
+        self.state.scores = None
+        self.note_pruning(number, accuracy)
+
+    def note_pruning(self, number, accuracy=None):
+        from pruner import max_percent, pruned_percent
+        self.state.pruning = {
+            "round": number, "rounds": len(self.targets), "control": self.flags.control,
+            "requested_percent": self.targets[number - 1],
+            "achieved_percent": pruned_percent(self.network),
+            "max_percent": max_percent(self.network), "after_pruning": accuracy}
+
+    def keep_all(self, number):
+        heading("Control: nothing is pruned")
+        self.note_pruning(number)
+
+    def start_afresh(self, number):
+        """Begin with fresh weights in the architecture that the pruned network has."""
+        from eval import check_data, check_holds, measure_record
+        from pruner import load_checkpoint
+        flags = self.flags
+        path = replace(flags, control=False).pruned_file(self.data, self.targets[0], False)
+        heading("Control: the pruned architecture from scratch")
+        if not path.is_file():
+            raise InputError(f"--control=scratch needs the architecture of {path}; the same command "
+                             "without --control makes it")
+        pruned, info = load_checkpoint(path)
+        check_holds(path, pruned, info, model=flags.model, width=flags.width)
+        check_data(path, pruned, info, self.data)
+        print(f"  its architecture is that of {path}")
+        self.state.records = [measure_record(path, pruned, {
+            "image_size": self.data.image_size, **info}, path.stat().st_size)]
+        self.network = self.fresh_network(pruned.widths)
+        self.note_pruning(number)
 
     def recipe(self, phase):
         return getattr(self.flags.schedule, phase) or self.flags.schedule.retrain
@@ -411,7 +558,7 @@ class Run:
         from train import State
         state, flags, path = self.state, self.flags, self.file(phase, number)
         accuracy = {"best": state.trained[phase].best, "last": state.trained[phase].last,
-                    "chosen_on": "test"}
+                    "chosen_on": self.data.chosen_on}
         info = {
             **self.identity, "data": self.data.name, "data_path": flags.data_path,
             "classes": list(self.data.classes), "image_size": self.data.image_size,
@@ -425,7 +572,7 @@ class Run:
         contents = {path: checkpoint_bytes(self.network, info)}
         record = measure_record(path, self.network, info, len(contents[path]))
         if number:
-            record["base"] = state.records[0]
+            record["pruned" if flags.control == "scratch" else "base"] = state.records[0]
             contents[path.with_suffix(".json")] = to_json(record)
         write_atomically(contents)
         print(f"  saved {path}" + (" and the .json beside it" if number else ""))
@@ -436,7 +583,8 @@ class Run:
     @property
     def identity(self):
         """What makes two runs the same: the entries of a checkpoint by which they are compared."""
-        flags = {name: value for name, value in asdict(self.flags).items() if name != "resume"}
+        flags = {name: value for name, value in asdict(self.flags).items()
+                 if name not in ("resume", "wait")}
         return {"flags": flags, "fingerprint": self.data.fingerprint, "schedule": {
             **asdict(self.flags.schedule), "penalty": PENALTY[self.flags.model],
             "momentum": MOMENTUM}}
@@ -479,20 +627,203 @@ class Run:
             print(f"  Note: {path} is of a run that was stopped, and --resume=True goes on from it; "
                   "this run begins anew and will replace it")
 
-    def is_finished(self):
-        """Say so where the last file of this very command is there and nothing is under way."""
-        from eval import accuracy_text
+    def finished(self):
+        """The test accuracy of what this very command has left, where nothing is under way; None
+        where it is not finished."""
         from pruner import load_checkpoint
         path = self.outputs()[-1]
         if self.resume_file.is_file() or not path.is_file():
-            return False
+            return None
         _network, info = load_checkpoint(path)
-        if "accuracy" not in info or to_json(
-                {key: info.get(key) for key in self.identity}) != to_json(self.identity):
-            return False
-        print(f"This run is finished: {path}, test {accuracy_text(info['accuracy']['best'])}; "
-              "without --resume=True it is run anew")
-        return True
+        same = to_json({key: info.get(key) for key in self.identity}) == to_json(self.identity)
+        return info["accuracy"]["best"] if same and "accuracy" in info else None
+
+    def say_if_finished(self):
+        from eval import accuracy_text
+        accuracy = self.finished()
+        if accuracy:
+            print(f"This run is finished: {self.outputs()[-1]}, test {accuracy_text(accuracy)}; "
+                  "without --resume=True it is run anew")
+        return accuracy
+
+
+# -------------------------------------------------------------------------------------- sweeps
+
+
+def read_sweep(name):
+    """The cells of a sweep, in order: one dict of flags for each experiment.
+
+    A sweep is a dict, flag -> value or list of values; every combination is a cell. A control that
+    does not depend on the method or the percent is one cell. Raises InputError.
+    """
+    settings = SWEEPS.get(name)
+    if settings is None:
+        try:
+            settings = json.loads(Path(name).read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"--sweep={name} is neither in config.py ({', '.join(SWEEPS)}) nor a "
+                             f"JSON file that can be read ({error})") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"--sweep={name} holds no flags; it looks like {{\"model\": [\"vgg\"], "
+                         "...}")
+    allowed = {each.name for each in fields(Experiment)} - SET_BY_SWEEPS
+    for key in settings:
+        if key not in allowed:
+            raise InputError(f"--sweep={name}: {key!r} is no flag of an experiment that a sweep "
+                             "leaves open")
+    cells = []
+    for values in itertools.product(*(v if isinstance(v, list) else [v]
+                                      for v in settings.values())):
+        cell = dict(zip(settings, values))
+        if cell.get("control") == "unpruned":
+            cell.pop("prune_percent", None)
+            cell["pruning_type"] = "orthoreg" if cell["pruning_type"] == "orthoreg" else "fisher"
+        if cell not in cells:
+            cells.append(cell)
+    return cells
+
+
+SET_BY_SWEEPS = {"only_train", "pretrained", "resume", "wait"}
+
+
+def command_of(cell):
+    """The command line of a cell, which loads what the cells that it needs have trained."""
+    loads = not (cell.get("eb_detect") or cell.get("control") == "scratch") if (
+        "only_train" not in cell) else cell["only_train"] == "ortho" and not cell.get("ebt")
+    return [f"--{name}={value}" for name, value in cell.items()] + [
+        "--pretrained=True"] * loads + ["--resume=True", "--wait=True"]
+
+
+def needs_of(cell):
+    """The cells that must be finished before a cell can be run."""
+    flags = parse(command_of(cell))
+    if flags.control == "scratch":
+        return [{name: value for name, value in cell.items() if name != "control"}]
+    training = {each.name: cell[each.name] for each in fields(Experiment)
+                if each.name in cell and each.metadata["group"] != "pruning"}
+    if flags.only_train == "ortho" and not flags.ebt:
+        return [{**training, "only_train": "base"}]
+    if flags.only_train or flags.eb_detect:
+        return []
+    return [{**training, "only_train": "ortho" if flags.penalised else "base"}]
+
+
+def run_sweep(sweep):
+    """Run the cells of a sweep, what they need first, each as a process of its own."""
+    cells = read_sweep(sweep.sweep)
+    if sweep.cell and sweep.cell > len(cells):
+        raise InputError(f"--cell={sweep.cell}: the sweep has {len(cells)}")
+    levels = []  # cells of a level need only those of the levels before
+
+    def place(cell):
+        level = max((place(need) + 1 for need in needs_of(cell)), default=0)
+        levels.extend([] for _ in range(level + 1 - len(levels)))
+        if cell not in levels[level]:
+            levels[level].append(cell)
+        return level
+
+    for cell in cells[sweep.cell - 1:sweep.cell] if sweep.cell else cells:
+        place(cell)
+    Comparison(cells, sweep.jobs).run(levels)
+
+
+class Comparison:
+    """A sweep under way."""
+
+    def __init__(self, cells, jobs):
+        with uninterrupted():
+            from data import load_data
+        self.cells, self.jobs, self.load = cells, jobs, lru_cache(load_data)
+        self.running, self.failed, self.stopped = set(), {}, False
+        self.slots = queue.SimpleQueue()
+        for slot in range(jobs):
+            self.slots.put(slot)
+
+    def prepare(self, cell):
+        argv = command_of(cell)
+        flags = parse(argv)
+        return Run(flags, argv, self.load(flags.data_path, flags.image_size, flags.skip_bad_images))
+
+    def run(self, levels):
+        files = {}
+        for cell in itertools.chain(*levels):  # all are looked at before one is run
+            run = self.prepare(cell)
+            other = files.setdefault(run.outputs()[-1], cell)
+            if other != cell:
+                raise InputError(f"two cells of the sweep would write {run.outputs()[-1]}: {other} "
+                                 f"and {cell}; run them as sweeps of their own, in other folders")
+        print(f"{len(self.cells)} experiments, {len(files)} runs with what they need, "
+              f"{self.jobs} at once", flush=True)
+        for level in levels:
+            pool = ThreadPoolExecutor(self.jobs)
+            todo = [pool.submit(self.run_cell, cell) for cell in level]
+            try:
+                for each in as_completed(todo):
+                    print(each.result(), flush=True)
+            except KeyboardInterrupt as stop:
+                with uninterrupted():
+                    self.stopped = True
+                    for process in list(self.running):
+                        process.terminate()
+                    pool.shutdown(cancel_futures=True)
+                raise KeyboardInterrupt("the same command goes on with this sweep") from stop
+            pool.shutdown()
+        if self.failed:
+            raise InputError(f"{len(self.failed)} of {len(files)} runs failed: "
+                             f"{', '.join(self.failed)}; the .log files beside their results say why")
+
+    def name(self, cell, run):
+        number = f"cell {self.cells.index(cell) + 1}, " if cell in self.cells else ""
+        return f"{number}{run.outputs()[-1].with_suffix('')}"
+
+    def run_cell(self, cell):
+        """Run a cell unless it is finished; a line on how that went."""
+        from eval import accuracy_text
+        run, began = self.prepare(cell), time.monotonic()
+        name = self.name(cell, run)
+        try:
+            accuracy = run.finished()
+        except InputError as error:
+            self.failed[name] = 2
+            return f"  {name}: FAILED: {error}"
+        if accuracy:
+            return f"  {name}: test {accuracy_text(accuracy)}, was finished"
+        if any(self.name(need, self.prepare(need)) in self.failed for need in needs_of(cell)):
+            self.failed[name] = None
+            return f"  {name}: LEFT OUT, since what it needs failed"
+        code, log = self.execute(run)
+        accuracy = run.finished()
+        if code or not accuracy:
+            self.failed[name] = code
+            lines = log.read_text(errors="replace").splitlines() or ["no output"]
+            return f"  {name}: FAILED with exit code {code}: {lines[-1]}"
+        return f"  {name}: test {accuracy_text(accuracy)}, {time.monotonic() - began:.0f} s"
+
+    def execute(self, run):
+        import torch
+        log, slot = run.outputs()[-1].with_suffix(".log"), self.slots.get()
+        environment = dict(os.environ)
+        if torch.cuda.device_count() > 1:
+            devices = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(
+                map(str, range(torch.cuda.device_count())))
+            devices = devices.split(",")
+            environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+        if self.jobs > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // self.jobs)))
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with open(log, "a") as output:
+                if self.stopped:
+                    return 130, log
+                process = subprocess.Popen([sys.executable, __file__, *run.argv], env=environment,
+                                           stdout=output, stderr=subprocess.STDOUT,
+                                           start_new_session=True)
+                self.running.add(process)
+                code = process.wait()
+                self.running.discard(process)
+            return code, log
+        finally:
+            self.slots.put(slot)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,20 @@ def select_filters(model, scores, percent):
     return {name: mask.nonzero().flatten() for name, mask in keep.items()}
 
 
+def kept_mask(kept, model):
+    """A selection as one mask: a bool tensor over all filters of `model`, in order of layer."""
+    parts = []
+    for group in model.filter_groups():
+        parts.append(torch.zeros(group.conv.out_channels, dtype=torch.bool))
+        parts[-1][kept[group.name]] = True
+    return torch.cat(parts)
+
+
+def mask_distance(a, b):
+    """The share of filters that one of two masks keeps and the other does not."""
+    return (a != b).sum().item() / len(a)
+
+
 # ------------------------------------------------------------------------------------ surgery
 
 

@@ -14,6 +14,7 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from torch.nn import functional as F
 from config import (MOMENTUM, Diverged, InputError, progress, to_json, uninterrupted,
                     write_atomically)
 from models import filter_matrix
-from pruner import NOT_AS_WRITTEN, is_plain, network_content, read_safely, rebuild, to_bytes
+from pruner import (NOT_AS_WRITTEN, is_plain, mask_distance, network_content, read_safely, rebuild,
+                    to_bytes)
 
 # ------------------------------------------------------------------------------ orthonormality
 
@@ -222,9 +224,11 @@ def _require_finite(loss):
 class Training:
     """A training, done or under way.
 
-    history: one dict per finished epoch. best, last: epoch, loss and accuracies on the test images.
+    history: one dict per finished epoch. best, last: epoch, loss and accuracies on the test images;
+    under way, and under "validation" later, on the validation images where there are any.
     The others are only there while it is under way: the weights of the best epoch, the states of
-    the optimizer and of float16's scaler, and the epoch that has begun (see `epoch_sums`).
+    the optimizer and of float16's scaler, the last masks of an Early-Bird ticket, and the epoch
+    that has begun (see `epoch_sums`).
     """
     history: list = field(default_factory=list)
     best: dict = None
@@ -232,6 +236,7 @@ class Training:
     weights: dict = None
     optimizer: dict = None
     scaler: dict = None
+    masks: list = field(default_factory=list)
     sums: dict = None
 
     @property
@@ -239,18 +244,37 @@ class Training:
         return sum(epoch["seconds"] for epoch in self.history)
 
 
+@dataclass(frozen=True)
+class EarlyBird:
+    """When to stop a training because its ticket is found (You et al. 2020, arXiv 1909.11957).
+
+    mask: () -> which filters would be kept now, a bool tensor over all of them. The ticket is drawn
+    as soon as the mask of an epoch differs from each of the four before in at most the share
+    `epsilon` of the filters.
+    """
+    mask: Callable
+    epsilon: float = 0.1
+
+    def is_drawn(self, history):
+        distances = history[-1]["mask_distances"] if history else []
+        return len(distances) == 4 and max(distances) <= self.epsilon
+
+
 def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=None, label="train",
-        amp=False, compiled=False, training=None, keep=None):
-    """Train `model` in place by `recipe` and leave it with the weights of its best epoch.
+        amp=False, compiled=False, ticket=None, training=None, keep=None):
+    """Train `model` in place by `recipe` and leave it with the weights of its best epoch, or of the
+    one whose ticket is drawn.
 
     data: an ImageData on the model's device. recipe: a config.Recipe. key: what the order of the
     images is drawn from, together with the epoch. penalty: as in `train_epoch`. amp, compiled: as
-    in `autocast`; penalty and accuracy are float32.
+    in `autocast`; penalty and accuracy are float32. ticket: an EarlyBird.
     training: one under way, to go on with; `model` has the weights that belong to it.
     keep: called after every epoch, and when KeyboardInterrupt ends it; who keeps `training` and the
     model's weights then can go on with them later, and ends with the same bits.
-    The best epoch is the one with the highest top-1 accuracy on the test images, of equals the
-    latest. Prints one line per epoch. Returns the Training. Raises Diverged.
+    The best epoch is the one with the highest top-1 accuracy on the validation images, or the test
+    images where there are none, of equals the latest. With validation images the test images are
+    looked at once, after the training. Prints one line per epoch. Returns the Training. Raises
+    Diverged.
     """
     rates, training, keep = recipe.rates(optimizer), training or Training(), keep or (lambda: None)
     device = next(model.parameters()).device.type
@@ -265,8 +289,10 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
         if state:
             each.load_state_dict(state)
     if not rates:
-        training.last = training.best = {"epoch": 0, **evaluate(model, data.test_batches())}
+        training.last = training.best = {"epoch": 0, **evaluate(model, data.choice_batches())}
     for epoch in range(len(training.history) + 1, len(rates) + 1):
+        if ticket and ticket.is_drawn(training.history):
+            break
         rate, began = rates[epoch - 1], time.monotonic()
         for group in steps.param_groups:
             group["lr"] = rate
@@ -277,9 +303,12 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
             train = train_epoch(model, data.train_batches(batch_size, key=(*key, epoch)), steps,
                                 penalty, f"{label} {epoch}/{len(rates)}", training.sums, forward,
                                 scaler)
-            test = evaluate(model, data.test_batches())
-            if not math.isfinite(test["loss"]):
-                raise Diverged("the test loss is not finite")
+            figures = evaluate(model, data.choice_batches())
+            if not math.isfinite(figures["loss"]):
+                raise Diverged(f"the {data.chosen_on} loss is not finite")
+            masked = time.monotonic()
+            masks = [ticket.mask()] if ticket else []
+            masked = time.monotonic() - masked
         except KeyboardInterrupt:
             with uninterrupted():
                 training.sums["seconds"] += time.monotonic() - began
@@ -290,23 +319,45 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
         except Diverged as error:
             raise Diverged(f"{error} {where}") from None
         with uninterrupted():
-            training.last = {"epoch": epoch, **test}
-            if training.best is None or test["top1"] >= training.best["top1"]:
+            training.last = {"epoch": epoch, **figures}
+            if training.best is None or figures["top1"] >= training.best["top1"]:
                 training.best = training.last
                 training.weights = {k: v.clone() for k, v in model.state_dict().items()}
             seconds = training.sums["seconds"] + time.monotonic() - began
             training.history.append({"epoch": epoch, "lr": rate, "seconds": seconds,
-                                     "train": train, "test": test})
+                                     "train": train, data.chosen_on: figures})
+            extra = f" + penalty {train['penalty']:.3f}" if penalty else ""
+            line = (f"  {label} {epoch}/{len(rates)}  lr {rate:g}  loss {train['loss']:.3f}{extra}  "
+                    f"train {train['top1']:.1f}%  {data.chosen_on} {figures['top1']:.1f}%  "
+                    f"{seconds:.1f} s")
+            if ticket:
+                distances = [mask_distance(masks[0], older) for older in reversed(training.masks)]
+                training.history[-1].update(mask_distances=distances, mask_seconds=masked)
+                training.masks = (training.masks + masks)[-4:]
+                line += (", of it {:.1f} s for the mask, which differs from those before by {}".format(
+                    masked, " ".join(f"{d:.3f}" for d in distances) or "(there is none)"))
             training.optimizer, training.scaler = steps.state_dict(), scaler.state_dict()
             training.sums = None
             keep()
-            extra = f" + penalty {train['penalty']:.3f}" if penalty else ""
-            print(f"  {label} {epoch}/{len(rates)}  lr {rate:g}  loss {train['loss']:.3f}{extra}  "
-                  f"train {train['top1']:.1f}%  test {test['top1']:.1f}%  {seconds:.1f} s",
-                  flush=True)
-    if training.weights:
+            print(line, flush=True)
+
+    def tested(figures):
+        if not data.validation:
+            return figures
+        validation = {name: value for name, value in figures.items() if name != "epoch"}
+        return {"epoch": figures["epoch"], **evaluate(model, data.test_batches()),
+                "validation": validation}
+
+    best, training.last = training.best, tested(training.last)
+    if ticket and ticket.is_drawn(training.history):
+        best = training.last
+    if best["epoch"] == training.last["epoch"]:
+        training.best = training.last
+    else:
         model.load_state_dict(training.weights)
+        training.best = tested(best)
     training.weights = training.optimizer = training.scaler = None
+    training.masks = []
     return training
 
 
@@ -376,7 +427,8 @@ def _checked(cls, values):
 def _check_training(training, network):
     """Raise where it is not what `fit` can go on with."""
     for epoch in training.history:
-        epoch["seconds"] + epoch["train"]["top1"] + epoch["test"]["top1"]
+        chosen = epoch.get("validation") or epoch["test"]
+        epoch["seconds"] + epoch["train"]["top1"] + chosen["top1"]
     for figures in (training.best, training.last):
         if figures is not None:
             figures["epoch"] + figures["top1"]
@@ -385,6 +437,8 @@ def _check_training(training, network):
         range(training.sums["batches"])
     if training.weights is not None:
         copy.deepcopy(network).load_state_dict(training.weights)
+    for mask in training.masks:
+        mask_distance(mask, mask)
     if training.scaler:
         torch.amp.GradScaler(enabled=False).load_state_dict(training.scaler)
         training.scaler["scale"] + training.scaler["_growth_tracker"]
@@ -416,21 +470,22 @@ def check_writable(folder):
 
 
 @contextmanager
-def locked(paths):
-    """Hold the right to write `paths`. Raises InputError where another run that lives holds one."""
+def locked(paths, wait=False):
+    """Hold the right to write `paths`. Where another run that lives holds one: wait until it ends,
+    or raise InputError."""
     with ExitStack() as held:
         for path in sorted(set(map(Path, paths))):
-            held.enter_context(_locked(path))
+            held.enter_context(_locked(path, wait))
         yield
 
 
 @contextmanager
-def _locked(path):
+def _locked(path, wait):
     new = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     try:
-        with _lock_file(lock, path):
+        with _lock_file(lock, path, wait):
             yield
     finally:
         for folder in new:
@@ -439,7 +494,7 @@ def _locked(path):
 
 
 @contextmanager
-def _lock_file(lock, path):
+def _lock_file(lock, path, wait):
     """The system lets go of a lock when its process ends, however it ends."""
     try:
         import fcntl
@@ -452,6 +507,9 @@ def _lock_file(lock, path):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
+                if wait:
+                    time.sleep(1)
+                    continue
                 raise InputError(f"{path} is being written by another run ({file.read().strip()}); "
                                  "wait until it ends, or stop it") from None
             except OSError:

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -125,7 +126,8 @@ def measure(name, repeats):
                     times.append((baseline, ours))
         finally:
             for pipe, side in zip(pipes, sides):
-                pipe.send("stop")
+                with suppress(OSError):  # it has failed
+                    pipe.send("stop")
                 side.join()
     a, b = each.work()
     ratios = [(baseline / a) / (ours / b) for baseline, ours in times]
@@ -428,7 +430,7 @@ def second_start(ours, folder):
         if not ours:
             for cache in Path(f"{folder}/cache").rglob("*.pt"):
                 cache.unlink()
-        return [int(load_data(f"{folder}/images").fingerprint, 16)]
+        return [int(load_data(f"{folder}/images").fingerprint[:12], 16)]
     return start
 
 

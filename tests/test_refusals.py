@@ -36,11 +36,15 @@ def refused(shell, script, *flags, cwd, says, **how):
 
 INTEGERS = {"image_size": (0, 1025), "num_classes": (1, -2), "batch_size": (1, 0), "seed": (-1,),
             "prune_percent": (-1, 96, 12.5), "pruning_percent": (-1, 96), "n_rounds": (0, 96),
-            "imp_samples": (0, 10 ** 30), "rdt_projections": (-1, 1001)}
-NUMBERS = {"width": (0, -1, "nan", "inf", 17), "GraSP_T": (0, -200, "nan", "inf")}
-BOOLEANS = ("ebt", "pretrained", "resume", "skip_bad_images")
+            "imp_samples": (0, 10 ** 30), "rdt_projections": (-1, 1001), "val_percent": (-1, 51),
+            "eb_samples": (0,), "jobs": (0,), "cell": (0,)}
+NUMBERS = {"width": (0, -1, "nan", "inf", 17), "GraSP_T": (0, -200, "nan", "inf"),
+           "eb_epsilon": (0, 1.1, "nan")}
+BOOLEANS = ("ebt", "pretrained", "resume", "skip_bad_images", "wait", "eb_detect", "compile",
+            "deterministic")
 CHOICES = {"model": "vgg", "preset": "paper", "optimizer": "adam", "pruning_type": "orthoreg",
-           "device": "cuda", "only_train": "base, ortho, False"}
+           "device": "cuda", "only_train": "base, ortho, False", "amp": "bfloat16, float16, False",
+           "control": "unpruned, scratch, False"}
 
 
 @pytest.mark.parametrize("flag, value, says", [
@@ -81,7 +85,11 @@ def test_every_flag_of_eval(flags, says, shell, tmp_path):
     *(((f"--only_train={net}", flag), f"leave out {flag.split('=')[0]}") for net in ("base", "ortho")
       for flag in ("--pruning_type=l1", "--prune_percent=25", "--n_rounds=2", "--thresholds=[5]")),
     (("--only_train=base", "--pretrained=True"), "leave out --pretrained"),
-    ((*PRUNE, "--num_classes=7"), "digits has 10 classes"),
+    ((*PRUNE, "--num_classes=7"), "digits has 10 classes"), ((*PRUNE, "--jobs=2"), "of a --sweep"),
+    ((*PRUNE, "--control=unpruned"), "prunes nothing"),
+    ((*PRUNE, "--control=scratch", "--n_rounds=2"), "is of one round"),
+    ((*PRUNE, "--eb_detect=True"), "it needs --ebt=True"),
+    ((*PRUNE, "--sweep=paper"), "leave out --data_path"),
     ((*PRUNE, "--pretrained=True"), "--only_train=base"),
     ((*PRUNE[::2], "--prune_percent=1", "--n_rounds=5"), "fewer rounds"),
     (("--pruning_type=grasp", "--prune_percent=25", "--data_path=digits", "--imp_samples=9"),

@@ -1,0 +1,380 @@
+"""Fair comparisons: validation images, controls, the search for the ticket, whole sweeps."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import config
+import main
+import train as train_module
+from conftest import ROOT, files, narrow, short_preset
+from config import InputError, Recipe
+from data import Split
+from pruner import kept_mask, load_checkpoint, mask_distance, select_filters
+from train import EarlyBird, Training, fit
+
+RECIPE = Recipe(lr=[.02], epochs=[3], weight_decay=0, adam_lr=[1e-3])
+
+
+@pytest.fixture(autouse=True)
+def preset(monkeypatch):
+    monkeypatch.setitem(config.PRESETS, "test", short_preset())
+
+
+@pytest.fixture
+def flags(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return ["--preset=test", "--image_size=16", "--width=0.125", f"--data_path={folder}",
+            "--ebt=True"]
+
+
+def record(path):
+    return json.loads(path.with_suffix(".json").read_text())
+
+
+# --------------------------------------------------------------------------- validation images
+
+
+def test_held_out_images_are_balanced_fixed_by_the_seed_and_no_longer_trained_on(digits):
+    def contents(split):
+        return [image.numpy().tobytes() for image in split.images]
+
+    held, again, other = (digits.hold_out(20, seed) for seed in (1, 1, 2))
+    counts = digits.train.labels.bincount()
+    assert torch.equal(held.validation.labels.bincount(), (counts * 0.2).round().long())
+    assert len(held.train) + len(held.validation) == len(digits.train)
+    assert sorted(contents(held.train) + contents(held.validation)) == sorted(contents(digits.train))
+    assert contents(held.validation) == contents(again.validation) != contents(other.validation)
+    assert held.fingerprint != main.replace(digits).fingerprint and held.test is digits.test
+    assert digits.hold_out(0, 1) is digits and digits.chosen_on == "test"
+    few = digits.train.labels < 0
+    few[:30] = True
+    with pytest.raises(InputError, match="--val_percent=1 of the"):
+        main.replace(digits, train=Split(digits.train.images[few], digits.train.labels[few])
+                     ).hold_out(1, 0)
+
+
+def test_the_best_epoch_is_chosen_on_validation_images_and_the_test_images_are_used_once(
+        digits, monkeypatch):
+    data, used = digits.hold_out(10, 0), []
+    accuracy = {"validation": iter([50., 90., 60.]), "test": iter([11., 22.])}
+
+    def evaluate(_model, batches):
+        used.append("validation" if batches.split is data.validation else "test")
+        assert used[-1] == "validation" or batches.split is data.test
+        return {"loss": 1., "top1": next(accuracy[used[-1]])}
+
+    monkeypatch.setattr(train_module, "evaluate", evaluate)
+    model = narrow("vgg", 10)
+    weights = []
+    trained = fit(model, data, RECIPE, key=(0,), batch_size=256, keep=lambda: weights.append(
+        {k: v.clone() for k, v in model.state_dict().items()}))
+    assert used == ["validation"] * 3 + ["test"] * 2
+    assert trained.best == {"epoch": 2, "loss": 1., "top1": 22.,
+                            "validation": {"loss": 1., "top1": 90.}}
+    assert trained.last["epoch"] == 3 and trained.last["top1"] == 11.
+    assert [epoch["validation"]["top1"] for epoch in trained.history] == [50., 90., 60.]
+    assert all(map(torch.equal, model.state_dict().values(), weights[1].values()))
+
+
+def test_output_and_record_say_what_chose_the_best_epoch(flags, tmp_path, capsys):
+    for extra, images in ([], "test"), (["--val_percent=25"], "validation"):
+        assert main.main([*flags, "--pruning_type=l1", "--prune_percent=30", *extra]) == 0
+        output = capsys.readouterr().out
+        assert f"  best epoch, chosen on the {images} images: 1 with " in output
+        assert f"\n  The best epoch was chosen on the {images} images.\n" in output
+        accuracy = record(next(tmp_path.glob("pruned_nets/*/*/*.pth")))["accuracy"]
+        assert accuracy["chosen_on"] == images and accuracy["last"]["top1"] >= 0
+        assert ("validation" in accuracy["best"]) == (images == "validation")
+    assert ", 9 validation images" in output
+
+
+# --------------------------------------------------------------------------- Early-Bird ticket
+
+
+def test_the_distance_of_masks_is_the_share_of_filters_that_differ():
+    model = narrow("vgg")
+    scores = {g.name: torch.arange(g.dense) + 100. * i for i, g in enumerate(model.filter_groups())}
+    a = kept_mask(select_filters(model, scores, 30), model)
+    assert len(a) == sum(g.dense for g in model.filter_groups())
+    assert (~a).sum() == round(0.3 * len(a)) and not a[0]  # the lowest go first
+    b = a.clone()
+    b[:3] = ~b[:3]
+    assert mask_distance(a, a) == 0 and mask_distance(a, b) == pytest.approx(3 / len(a))
+
+
+def masks(*shares, count=100):
+    """() -> masks that differ from the empty one in these shares, one after the other."""
+    left = iter(shares)
+
+    def mask():
+        kept = torch.zeros(count, dtype=torch.bool)
+        kept[:round(next(left) * count)] = True
+        return kept
+    return mask
+
+
+@pytest.mark.parametrize("shares, epsilon, drawn", [
+    ([.5, .5, .5, .5, .5, .5, .5], .1, 5),  # never before there are five masks
+    ([.1, .9, .5, .45, .5, .42, .4, .4], .1, 7),  # the newest against each of the four before
+    ([.5, .5, .5, .5, .61, .5, .5, .5], .1, None),
+    ([.5, .5, .5, .5, .62, .5], .12, 5)])
+def test_the_ticket_is_drawn_when_five_masks_agree(shares, epsilon, drawn, digits, capsys):
+    recipe = Recipe(lr=[.02], epochs=[len(shares)], weight_decay=0, adam_lr=[1e-3])
+    model, kept = narrow("vgg", 10), []
+    trained = fit(model, digits, recipe, key=(0,), batch_size=512,
+                  ticket=EarlyBird(masks(*shares), epsilon),
+                  keep=lambda: kept.append({k: v.clone() for k, v in model.state_dict().items()}))
+    assert len(trained.history) == (drawn or len(shares))
+    newest = len(trained.history) - 1
+    assert trained.history[-1]["mask_distances"] == pytest.approx(
+        [abs(shares[newest] - shares[newest - back]) for back in (1, 2, 3, 4)], abs=1e-6)
+    if drawn:  # pruned is what the mask was of
+        assert trained.best == trained.last and trained.best["epoch"] == drawn
+        assert all(map(torch.equal, model.state_dict().values(), kept[-1].values()))
+    assert "mask, which differs from those before by (there is none)" in capsys.readouterr().out
+
+
+def test_the_search_goes_on_where_it_was_stopped(digits):
+    recipe = Recipe(lr=[.02], epochs=[9], weight_decay=0, adam_lr=[1e-3])
+    shares = [.9, .5, .5, .5, .5, .5, .5, .5, .5]
+
+    def train(model, mask, **how):
+        return fit(model, digits, recipe, key=(0,), batch_size=512, ticket=EarlyBird(mask, .1),
+                   **how)
+
+    for stop in range(1, 7):  # after the last one the ticket is drawn already
+        model, training, count = narrow("vgg", 10), Training(), 0
+
+        def keep():
+            nonlocal count
+            count += 1
+            if count == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(model, masks(*shares), training=training, keep=keep)
+        assert len(train(model, masks(*shares[stop:]), training=training).history) == 6
+
+
+def test_a_job_looks_for_its_ticket(flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(config.PRESETS, "test", short_preset(epochs=6))
+    job = [*flags, "--pruning_type=fisher", "--prune_percent=30", "--eb_detect=True",
+           "--eb_samples=12"]
+    assert main.main([*job, "--eb_epsilon=1"]) == 0
+    assert "  the ticket is drawn after 5 epochs; --eb_epsilon=1\n" in capsys.readouterr().out
+    base = tmp_path / "pretrained/ebt/shapes/vgg-w0.125_fisher_30_ticket.pth"
+    network, info = load_checkpoint(base)
+    history = info["history"]["base"]
+    assert [len(epoch["mask_distances"]) for epoch in history] == [0, 1, 2, 3, 4]
+    assert all(epoch["mask_seconds"] > 0 for epoch in history)
+    assert main.main([*job, "--eb_epsilon=1e-9"]) == 0
+    assert "  no ticket was found: the whole schedule ran after 6 epochs" in capsys.readouterr().out
+    for wrong in ("--pretrained=True", "--ebt=False", "--control=scratch"):
+        assert main.main([*job, wrong]) == 2
+        assert "--eb_detect=True looks for the ticket" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------ controls
+
+
+def test_controls_have_the_budget_of_what_they_control(flags, tmp_path, capsys):
+    job = [*flags, "--pruning_type=orthoreg"]
+    assert main.main([*job, "--prune_percent=50", "--control=scratch"]) == 2
+    assert "the same command without --control makes it" in capsys.readouterr().err
+    assert main.main([*job, "--prune_percent=50"]) == 0
+    folder = tmp_path / "pruned_nets/ebt/shapes"
+    pruned, _ = load_checkpoint(folder / "vgg-w0.125_orthoreg_50_0.pth")
+    trained = record(folder / "vgg-w0.125_orthoreg_50_0.pth")
+    before = files(tmp_path)
+    assert main.main([*job, "--prune_percent=50", "--control=scratch"]) == 0
+    assert main.main([*job, "--pretrained=True", "--control=unpruned"]) == 0
+    output = capsys.readouterr().out
+    assert before.items() <= files(tmp_path).items()  # nothing is replaced
+
+    scratch, _ = load_checkpoint(folder / "vgg-w0.125_orthoreg-scratch_50_0.pth")
+    assert scratch.widths == pruned.widths
+    figures = record(folder / "vgg-w0.125_orthoreg-scratch_50_0.pth")
+    assert figures["pruning"]["control"] == "scratch" and figures["pruned"]["file"] == trained["file"]
+    epochs = sum(map(len, figures["history"].values()))
+    assert epochs == len(trained["base"]["history"]["ortho"]) + len(trained["history"]["retrain"])
+    assert not any("penalty" in epoch["train"] for epoch in figures["history"]["base"])
+
+    whole, info = load_checkpoint(folder / "vgg-w0.125_ortho-unpruned_0_0.pth")
+    assert not info["pruned"] and whole.filter_count()[0] == whole.filter_count()[1]
+    assert len(info["history"]["retrain"]) == len(trained["history"]["retrain"])
+    assert "Control: nothing is pruned" in output and "  its architecture is that of " in output
+
+
+def test_a_fresh_start_is_fresh_and_sees_what_the_base_network_saw(flags, digits, monkeypatch):
+    keys, starts = [], []
+
+    def fit(model, data, recipe, *, key, training, **_):
+        keys.append(key)
+        starts.append(model.state_dict()["features.24.weight"].clone())
+        training.best = training.last = {"epoch": 0, "top1": 1., "loss": 1.}
+        return training
+
+    monkeypatch.setattr(train_module, "fit", fit)
+    job = [*flags, "--pruning_type=l1", "--prune_percent=50"]
+    assert main.main(job) == main.main([*job, "--control=scratch"]) == 0
+    assert keys == [(0, "base", 0), (0, "retrain", 1)] * 2
+    assert starts[2].shape == starts[1].shape != starts[0].shape
+    assert not torch.equal(starts[2], starts[1])
+
+
+# -------------------------------------------------------------------------------------- sweeps
+
+
+@pytest.fixture
+def sweep(folder, tmp_path, monkeypatch):
+    """(sweep file of 2 methods and 2 controls, command lines run so far); cells run in here."""
+    monkeypatch.chdir(tmp_path)
+    ran = []
+
+    class InHere:
+        def __init__(self, command, **_):
+            ran.append(command[2:])
+            self.code = main.main(command[2:])
+
+        def wait(self):
+            return self.code
+
+    monkeypatch.setattr(main.subprocess, "Popen", InHere)
+    settings = {"data_path": str(folder), "preset": "test", "image_size": 16, "width": .125,
+                "ebt": True, "model": ["vgg"], "pruning_type": ["orthoreg", "l1"],
+                "prune_percent": [30, 50], "control": [False, "unpruned"]}
+    (tmp_path / "sweep.json").write_text(json.dumps(settings))
+    return settings, ran
+
+
+def networks(root):
+    return sorted(path.stem for path in root.rglob("*.pth"))
+
+
+def test_a_sweep_shares_networks_and_skips_what_is_finished(sweep, tmp_path, capsys):
+    settings, ran = sweep
+    assert len(main.read_sweep("sweep.json")) == 6  # unpruned: once for each kind of network
+    assert main.main(["--sweep=sweep.json"]) == 0
+    output = capsys.readouterr().out
+    assert "6 experiments, 8 runs with what they need, 1 at once" in output
+    v = "vgg-w0.125"
+    assert networks(tmp_path) == sorted([
+        v, f"{v}_ortho", f"{v}_base-unpruned_0_0", f"{v}_ortho-unpruned_0_0",
+        *(f"{v}_{method}_{percent}_0" for method in ("orthoreg", "l1") for percent in (30, 50))])
+    assert sum("--only_train" in " ".join(command) for command in ran) == 2
+    assert len(re.findall(r"^  (cell|pretrained).*: test top-1 .* \d+ s$", output, re.MULTILINE)) == 8
+    before, count = files(tmp_path), len(ran)
+    assert main.main(["--sweep=sweep.json"]) == 0
+    assert len(ran) == count and files(tmp_path) == before
+    assert capsys.readouterr().out.count(", was finished") == 8
+
+
+def test_one_failed_cell_does_not_stop_the_others(sweep, tmp_path, capsys, monkeypatch):
+    prune = main.Run.prune
+
+    def fail(self, number):
+        if self.flags.prune_percent == 30 and self.flags.pruning_type == "l1":
+            raise InputError("no luck")
+        prune(self, number)
+
+    monkeypatch.setattr(main.Run, "prune", fail)
+    assert main.main(["--sweep=sweep.json", "--jobs=2"]) == 2
+    captured = capsys.readouterr()
+    assert "1 of 8 runs failed: cell 4, pruned_nets/ebt/shapes/vgg-w0.125_l1_30_0; " in captured.err
+    assert "vgg-w0.125_l1_30_0: FAILED with exit code 2" in captured.out
+    assert len(networks(tmp_path)) == 7
+    monkeypatch.setattr(main.Run, "prune", prune)
+    assert main.main(["--sweep=sweep.json"]) == 0 and len(networks(tmp_path)) == 8
+
+
+def test_what_needs_a_failed_run_is_left_out(sweep, tmp_path, capsys, monkeypatch):
+    train = main.Run.train
+
+    def fail(self, phase, number):
+        if phase == "ortho":
+            raise config.Diverged("the loss is not finite")
+        train(self, phase, number)
+
+    monkeypatch.setattr(main.Run, "train", fail)
+    assert main.main(["--sweep=sweep.json"]) == 2
+    output = capsys.readouterr().out
+    assert output.count("LEFT OUT, since what it needs failed") == 3
+    assert output.count("FAILED with exit code 3") == 1 and len(networks(tmp_path)) == 4
+
+
+def test_a_single_cell_runs_with_what_it_needs(sweep, tmp_path, capsys):
+    settings, ran = sweep
+    (tmp_path / "sweep.json").write_text(json.dumps({**settings, "control": ["scratch"]}))
+    assert main.main(["--sweep=sweep.json", "--cell=2"]) == 0
+    v = "vgg-w0.125"
+    assert networks(tmp_path) == [f"{v}_ortho", f"{v}_orthoreg-scratch_50_0", f"{v}_orthoreg_50_0"]
+    assert main.main(["--sweep=sweep.json", "--cell=5"]) == 2
+    assert "--cell=5: the sweep has 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"model": "lenet"}, "--model"), ({"colour": 1}, "'colour' is no flag"),
+    ({"resume": True}, "'resume' is no flag"), ({"seed": [0, -1]}, "--seed"),
+    ({"preset": ["test", "quick"]}, "two cells of the sweep would write")])
+def test_a_sweep_that_cannot_be_run_is_refused_before_it_begins(change, says, sweep, tmp_path,
+                                                                capsys):
+    settings, ran = sweep
+    (tmp_path / "sweep.json").write_text(json.dumps({**settings, **change}))
+    before = files(tmp_path)
+    try:
+        assert main.main(["--sweep=sweep.json"]) == 2
+    except SystemExit as error:  # argparse's way out
+        assert error.code == 2
+    assert says in capsys.readouterr().err and files(tmp_path) == before and not ran
+
+
+@pytest.mark.parametrize("content", [None, "[1]", "{", "3"])
+def test_a_sweep_file_that_is_none(content, sweep, tmp_path, capsys):
+    (tmp_path / "sweep.json").unlink()
+    if content:
+        (tmp_path / "sweep.json").write_text(content)
+    assert main.main(["--sweep=sweep.json"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main.main(["--sweep=sweep.json", "--seed=1"]) == 2
+    assert "leave out --seed" in capsys.readouterr().err
+    assert main.main(["--jobs=2"]) == 2
+
+
+def test_the_shipped_sweeps_can_be_read():
+    assert len(main.read_sweep("paper")) == 27
+    for name in config.SWEEPS:
+        for cell in main.read_sweep(name):
+            main.parse(main.command_of(cell))
+            assert main.needs_of(cell)
+
+
+def test_a_real_sweep_stopped_and_resumed(folder, tmp_path):
+    """Real processes, two at once; SIGTERM in the middle; the same command ends the work."""
+    (tmp_path / "sweep.json").write_text(json.dumps({
+        "data_path": str(folder), "preset": "quick", "image_size": 16, "width": .125, "ebt": True,
+        "batch_size": 2, "pruning_type": ["orthoreg", "l1"], "prune_percent": 30}))
+    command = [sys.executable, str(ROOT / "main.py"), "--sweep=sweep.json", "--jobs=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             text=True, env=environment)
+    until = time.monotonic() + 60
+    while not list(tmp_path.rglob("*.resume")) and time.monotonic() < until:
+        time.sleep(.05)
+    first.send_signal(signal.SIGTERM)
+    _output, error = first.communicate(timeout=60)
+    assert first.returncode == 130 and "the same command goes on with this sweep" in error
+    assert list(tmp_path.rglob("*.resume"))
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment,
+                           timeout=200)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert networks(tmp_path) == ["vgg-w0.125", "vgg-w0.125_l1_30_0", "vgg-w0.125_ortho",
+                                  "vgg-w0.125_orthoreg_30_0"]
+    logs = [path.read_text() for path in (tmp_path / "pretrained").rglob("*.log")]
+    assert any("interrupted: the state is saved" in log and "resumed from" in log for log in logs)
