@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import statistics
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -243,16 +244,8 @@ def check_groups(model, batches, pruning_type, seed=0, draws=16, pool=512, layer
         return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
 
     def change(members):
-        norms = [(bn, i) for name, i in members for bn in by_name[name].bns]
-        kept = [(bn.weight[i].item(), bn.bias[i].item()) for bn, i in norms]
-        with torch.no_grad():
-            for bn, i in norms:
-                bn.weight[i] = bn.bias[i] = 0
-            try:
-                return evaluate(model, batches)["loss"] - loss
-            finally:
-                for (bn, i), (scale, shift) in zip(norms, kept):
-                    bn.weight[i], bn.bias[i] = scale, shift
+        with removed(by_name, members):
+            return evaluate(model, batches)["loss"] - loss
 
     def removable(group):
         """A layer's filters but for those that its floor keeps, the lowest first."""
@@ -296,6 +289,24 @@ def check_groups(model, batches, pruning_type, seed=0, draws=16, pool=512, layer
                 "error_changes": error(by_changes, actual)})
     return {"loss": loss, "images": sum(len(labels) for _, labels in batches),
             "pruning_type": pruning_type, "kinds": kinds}
+
+
+@contextmanager
+def removed(groups, members):
+    """Inside, the filters `members`, pairs of a layer's name and an index, add nothing: the scales
+    and shifts of their BatchNorms are zero. groups: layer's name -> FilterGroup."""
+    import torch
+    norms = [(bn, i) for name, i in members for bn in groups[name].bns]
+    kept = [(bn.weight[i].item(), bn.bias[i].item()) for bn, i in norms]
+    with torch.no_grad():
+        for bn, i in norms:
+            bn.weight[i] = bn.bias[i] = 0
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for (bn, i), (scale, shift) in zip(norms, kept):
+                bn.weight[i], bn.bias[i] = scale, shift
 
 
 def spearman(a, b):

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +12,13 @@ import pytest
 import torch
 
 import config
+import eval as measure
 import main
 import train as train_module
 from conftest import ROOT, files, narrow, short_preset
 from config import InputError, Recipe
 from data import Split
-from pruner import kept_mask, load_checkpoint, mask_distance, select_filters
+from pruner import kept_mask, load_checkpoint, mask_distance, prune, select_filters
 from train import EarlyBird, Training, fit
 
 RECIPE = Recipe(lr=[.02], epochs=[3], weight_decay=0, adam_lr=[1e-3])
@@ -335,6 +337,19 @@ def test_a_sweep_that_cannot_be_run_is_refused_before_it_begins(change, says, sw
     assert says in capsys.readouterr().err and files(tmp_path) == before and not ran
 
 
+def test_a_run_waits_for_another_one(flags, tmp_path):
+    """Cells on several machines share a base network: one trains it, the others wait for it."""
+    command = [sys.executable, str(ROOT / "main.py"), "--preset=cpu", *flags[1:], "--batch_size=2",
+               "--only_train=base", "--resume=True", "--wait=True"]
+    runs = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+                             env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    outputs = [run.communicate(timeout=120)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert sorted("Train the plain network" in output for output in outputs) == [False, True]
+    assert sum("This run is finished: " in output for output in outputs) == 1
+    assert len(networks(tmp_path)) == 1
+
+
 @pytest.mark.parametrize("content", [None, "[1]", "{", "3"])
 def test_a_sweep_file_that_is_none(content, sweep, tmp_path, capsys):
     (tmp_path / "sweep.json").unlink()
@@ -378,3 +393,127 @@ def test_a_real_sweep_stopped_and_resumed(folder, tmp_path):
                                   "vgg-w0.125_orthoreg_30_0"]
     logs = [path.read_text() for path in (tmp_path / "pretrained").rglob("*.log")]
     assert any("interrupted: the state is saved" in log and "resumed from" in log for log in logs)
+
+
+# -------------------------------------------------------------------------------------- report
+
+
+@pytest.fixture(scope="module")
+def results(folder, tmp_path_factory):
+    """Results of two methods and a control at two percents and two seeds, and a file that is none."""
+    root = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setitem(config.PRESETS, "test", short_preset(epochs=2))
+        job = ["--preset=test", "--image_size=16", "--width=0.125", f"--data_path={folder}",
+               "--ebt=True"]
+        for seed in ("--seed=0", "--seed=1"):
+            for method in ("orthoreg", "bn"):
+                only = "ortho" if method == "orthoreg" else "base"
+                assert main.main([*job, seed, f"--only_train={only}"]) == 0
+                for percent in (30, 60):
+                    assert main.main([*job, seed, "--pretrained=True", f"--pruning_type={method}",
+                                      f"--prune_percent={percent}"]) == 0
+        assert main.main([*job, "--pretrained=True", "--pruning_type=bn", "--control=unpruned"]) == 0
+        assert main.main([*job, "--pruning_type=bn", "--prune_percent=30", "--control=scratch"]) == 0
+    (root / "other.json").write_text("[]")
+    return root
+
+
+def test_the_report_has_the_figures_of_the_records(results, capsys):
+    assert measure.main([f"--report={results}"]) == 0
+    output = capsys.readouterr().out
+    text = (results / "report.md").read_text()
+    assert "Left out: 1 .json files that hold no result" in output and text.strip() in output
+
+    def cell(method, percent):
+        of = [record(results / f"pruned_nets/ebt/shapes/vgg-w0.125_{method}_{percent}_{seed}.pth")
+              ["accuracy"]["best"]["top1"] for seed in (0, 1)]
+        mean = sum(of) / 2
+        return f"{mean:.1f} ± {(sum((a - mean) ** 2 for a in of)) ** .5:.1f}"
+
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows[0] == "| pruned | VGG-13 x 0.125 orthoreg / bn |"
+    assert f"| 30% | {cell('orthoreg', 30)} / {cell('bn', 30)} |" in rows
+    assert f"| 60% | {cell('orthoreg', 60)} / {cell('bn', 60)} |" in rows
+    assert any(row.startswith("| 30%, from scratch | – / ") for row in rows)
+    assert any(row.startswith("| none, trained as long | – / ") for row in rows)
+    one = record(results / "pruned_nets/ebt/shapes/vgg-w0.125_bn_60_0.pth")
+    details = next(row for row in rows if "| bn | 60 |" in row).split(" | ")
+    assert details[3].startswith(f"{one['pruning']['achieved_percent']:.2f}")
+    assert float(details[4].split()[0]) == pytest.approx(
+        100 * one["parameters"] / one["base"]["parameters"], abs=10)
+    assert details[-1] == "2 |"
+
+
+def test_the_plots_are_pictures_of_what_is_there(results):
+    from PIL import Image
+    measure.main([f"--report={results}"])
+    names = {"accuracy", "flops", "widths", "orthogonality", "training"}  # no ticket was looked for
+    assert {path.stem for path in results.glob("*.png")} == names
+    for name in names:
+        with Image.open(results / f"{name}.png") as image:
+            assert image.width > 600 and len(image.convert("RGB").getcolors(10 ** 6)) > 20
+        assert f"]({name}.png)" in (results / "report.md").read_text()
+
+
+def test_a_report_without_matplotlib_is_tables_alone(results, tmp_path, monkeypatch, capsys):
+    shutil.copytree(results / "pruned_nets", tmp_path / "pruned_nets")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert measure.main([f"--report={tmp_path}"]) == 0
+    assert "matplotlib is missing, so there are tables only" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.png")) and "| 30% | " in (tmp_path / "report.md").read_text()
+
+
+def test_a_report_of_nothing_is_refused(results, tmp_path, capsys):
+    for flags, says in (([f"--report={tmp_path}"], "no results below it"),
+                        ([f"--report={tmp_path / 'no'}"], "is no folder"),
+                        ([f"--report={tmp_path}", "--model_path=x"], "contradict each other")):
+        assert measure.main(flags) == 2
+        assert says in capsys.readouterr().err and not files(tmp_path)
+
+
+# ---------------------------------------------------------------------------------- group check
+
+
+def test_a_removed_group_is_what_surgery_removes(network, few):
+    model, groups = network, {g.name: g for g in network.filter_groups()}
+    chosen = [name for name, g in groups.items() if not g.protected and g.conv.out_channels > 1][1::2]
+    kept = {name: torch.arange(name in chosen, g.conv.out_channels) for name, g in groups.items()}
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with measure.removed(groups, [(name, 0) for name in chosen]):
+        logits = model(few[0])
+    torch.testing.assert_close(logits, prune(model, kept)(few[0]), rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_changes_add_up_where_the_loss_is_linear_in_the_filters(few):
+    """The last layer's filters go into the logits by addition, and small logits into the loss."""
+    model = narrow("vgg", width=1 / 4)
+    with torch.no_grad():
+        model.classifier.weight.mul_(1e-2)
+    last = model.filter_groups()[-1:]
+    model.filter_groups = lambda: last
+    figures = measure.check_groups(model, [few], "fisher", draws=8)
+    for rows in figures["kinds"].values():
+        assert [row["size"] for row in rows] == [1, 2, 4, 8, 16, 32, 64][:len(rows)]
+        assert rows[0]["error_changes"] == 0 and rows[0]["rank_changes"] == pytest.approx(1)
+        for row in rows:
+            assert row["rank_changes"] > 0.9 and row["error_changes"] < 0.1
+    del model.filter_groups
+    whole = measure.check_groups(model, [few], "l1", draws=4, pool=16, layers=1)
+    largest = whole["kinds"]["over all layers, random"][-1]
+    assert largest["size"] == 16 and largest["error_changes"] > 0.1  # not so across layers
+
+
+def test_the_group_check_of_two_networks(results, tmp_path, capsys):
+    base, ortho = (results / f"pretrained/ebt/shapes/vgg-w0.125{name}.pth" for name in ("", "_ortho"))
+    command = [f"--model_path={base}", f"--compare={ortho}", "--group_check=True",
+               "--imp_samples=12"]
+    assert measure.main(command) == 0
+    output = capsys.readouterr().out
+    assert output.count("Groups within a layer, random") == 2
+    figures = json.loads(base.with_name("vgg-w0.125_groups_fisher.json").read_text())
+    assert list(figures) == [str(base), str(ortho)]
+    assert figures[str(base)]["images"] == 12
+    assert base.with_name("vgg-w0.125_groups_fisher.png").is_file()
