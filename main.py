@@ -273,7 +273,8 @@ class Run:
         if flags.num_classes not in (None, len(self.data.classes)):
             raise InputError(f"--num_classes={flags.num_classes}, but {flags.data_path} has "
                              f"{len(self.data.classes)} classes")
-        self.importance_batches(1, min(flags.imp_samples, flags.eb_samples))  # refuses too few
+        for count in [flags.imp_samples] + [flags.eb_samples] * flags.eb_detect:
+            self.importance_batches(1, count)  # refuses too few images before any training
         self.network, self.state, self.kept = None, State(self.origin()), False
 
     def run(self):
@@ -671,13 +672,16 @@ def read_sweep(name):
         if key not in allowed:
             raise InputError(f"--sweep={name}: {key!r} is no flag of an experiment that a sweep "
                              "leaves open")
+        if settings[key] == []:
+            raise InputError(f"--sweep={name}: {key!r} has no value")
     cells = []
     for values in itertools.product(*(v if isinstance(v, list) else [v]
                                       for v in settings.values())):
         cell = dict(zip(settings, values))
         if cell.get("control") == "unpruned":
             cell.pop("prune_percent", None)
-            cell["pruning_type"] = "orthoreg" if cell["pruning_type"] == "orthoreg" else "fisher"
+            if cell.get("pruning_type") != "orthoreg":
+                cell["pruning_type"] = "fisher"  # for all that start from the plain network
         if cell not in cells:
             cells.append(cell)
     return cells

@@ -323,7 +323,8 @@ def test_a_single_cell_runs_with_what_it_needs(sweep, tmp_path, capsys):
 
 @pytest.mark.parametrize("change, says", [
     ({"model": "lenet"}, "--model"), ({"colour": 1}, "'colour' is no flag"),
-    ({"resume": True}, "'resume' is no flag"), ({"seed": [0, -1]}, "--seed"),
+    ({"resume": True}, "'resume' is no flag"), ({"seed": []}, "'seed' has no value"),
+    ({"seed": None}, "--seed"), ({"model": {"a": 1}}, "--model"), ({"seed": [0, -1]}, "--seed"),
     ({"preset": ["test", "quick"]}, "two cells of the sweep would write")])
 def test_a_sweep_that_cannot_be_run_is_refused_before_it_begins(change, says, sweep, tmp_path,
                                                                 capsys):
