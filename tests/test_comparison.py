@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -248,7 +249,8 @@ def sweep(folder, tmp_path, monkeypatch):
         def wait(self):
             return self.code
 
-    monkeypatch.setattr(main.subprocess, "Popen", InHere)
+    monkeypatch.setattr(main, "subprocess", SimpleNamespace(
+        Popen=InHere, STDOUT=subprocess.STDOUT))
     settings = {"data_path": str(folder), "preset": "test", "image_size": 16, "width": .125,
                 "ebt": True, "model": ["vgg"], "pruning_type": ["orthoreg", "l1"],
                 "prune_percent": [30, 50], "control": [False, "unpruned"]}
