@@ -419,6 +419,10 @@ def results(folder, tmp_path_factory):
                                       f"--prune_percent={percent}"]) == 0
         assert main.main([*job, "--pretrained=True", "--pruning_type=bn", "--control=unpruned"]) == 0
         assert main.main([*job, "--pruning_type=bn", "--prune_percent=30", "--control=scratch"]) == 0
+    for i, path in enumerate(sorted(root.rglob("*.json"))):  # so few images make them all alike
+        content = json.loads(path.read_text())
+        content["accuracy"]["best"]["top1"] = 20 + 3.7 * (i * 5 % 11)
+        path.write_text(json.dumps(content))
     (root / "other.json").write_text("[]")
     return root
 
