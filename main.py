@@ -112,6 +112,9 @@ class Experiment:
         "the pruned architecture from scratch", type=one_of("unpruned", "scratch", False),
         metavar="{unpruned,scratch,False}")
 
+    out: str = flag(
+        "output", ".", "the folder in which pretrained/ and pruned_nets/ are", metavar="FOLDER")
+
     device: str = flag(
         "hardware", "auto", "auto takes a GPU where there is one",
         choices=("auto", "cpu", "cuda", "mps"))
@@ -147,7 +150,7 @@ class Experiment:
         """Where a network before any pruning lives; each ticket that is searched for has its own."""
         ticket = f"_{self.pruning_type}_{self.prune_percent}_ticket" * self.eb_detect
         name = (self.network + "_ortho" * penalised + ticket + f"_s{self.seed}" * (self.seed != 0))
-        return Path("pretrained") / self.job / data.folder / f"{name}.pth"
+        return Path(self.out) / "pretrained" / self.job / data.folder / f"{name}.pth"
 
     @property
     def method(self):
@@ -159,7 +162,7 @@ class Experiment:
     def pruned_file(self, data, percent, penalised):
         """Where a pruned network lives; `penalised`: it got the penalty for a round to come."""
         name = f"{self.network}_{self.method}_{round(percent)}{'_ortho' * penalised}"
-        return Path("pruned_nets") / self.job / data.folder / f"{name}_{self.seed}.pth"
+        return Path(self.out) / "pruned_nets" / self.job / data.folder / f"{name}_{self.seed}.pth"
 
 
 @dataclass(frozen=True)
@@ -585,7 +588,7 @@ class Run:
     def identity(self):
         """What makes two runs the same: the entries of a checkpoint by which they are compared."""
         flags = {name: value for name, value in asdict(self.flags).items()
-                 if name not in ("resume", "wait")}
+                 if name not in ("resume", "wait", "out")}
         return {"flags": flags, "fingerprint": self.data.fingerprint, "schedule": {
             **asdict(self.flags.schedule), "penalty": PENALTY[self.flags.model],
             "momentum": MOMENTUM}}

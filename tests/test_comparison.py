@@ -41,6 +41,18 @@ def record(path):
     return json.loads(path.with_suffix(".json").read_text())
 
 
+def test_results_may_lie_elsewhere_and_be_moved(flags, tmp_path, capsys):
+    job = [*flags, "--pruning_type=l1", "--prune_percent=30"]
+    assert main.main([*job, "--out=a/b"]) == 0
+    names = {path.relative_to(tmp_path).parts[:3] for path in tmp_path.rglob("*.pth")}
+    assert names == {("a", "b", "pretrained"), ("a", "b", "pruned_nets")}
+    os.rename("a/b", "c")
+    assert main.main([*job, "--out=c", "--resume=True"]) == 0
+    assert "This run is finished: c/pruned_nets/ebt/shapes/" in capsys.readouterr().out
+    assert main.main([*job, "--out=c", "--pretrained=True"]) == 0
+    assert "\n  c/pretrained/ebt/shapes/vgg-w0.125.pth: test" in capsys.readouterr().out
+
+
 # --------------------------------------------------------------------------- validation images
 
 
