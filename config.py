@@ -119,13 +119,13 @@ SWEEPS = {
               "model": ["resnet", "vgg", "mobilenet"],
               "pruning_type": ["orthoreg", "fisher", "bn"], "prune_percent": [25, 50, 75],
               "seed": 0},
-    # The same question where a CPU can answer it: 20 of CIFAR-100's classes, hours.
-    "cpu": {"out": "sweeps/cpu", "data_path": "data/cifar100-20", "preset": "cpu", "ebt": True,
+    # The same question where a CPU can answer it: 10 of CIFAR-100's classes, hours.
+    "cpu": {"out": "sweeps/cpu", "data_path": "data/cifar100-10", "preset": "cpu", "ebt": True,
             "val_percent": 10, "seed": [0, 1], "model": ["vgg", "mobilenet"],
             "pruning_type": ["orthoreg", "fisher", "bn", "l1", "random"],
             "prune_percent": [25, 50, 75], "control": [False, "unpruned"]},
     # How much of it is the last epoch at a lower rate, which only the penalty's training has there.
-    "cpu-drop": {"out": "sweeps/cpu-drop", "data_path": "data/cifar100-20", "preset": "cpu-drop",
+    "cpu-drop": {"out": "sweeps/cpu-drop", "data_path": "data/cifar100-10", "preset": "cpu-drop",
                  "ebt": True, "val_percent": 10, "seed": [0, 1], "model": "vgg",
                  "pruning_type": ["orthoreg", "fisher", "bn"], "prune_percent": 75,
                  "control": [False, "unpruned", "scratch"]},
