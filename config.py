@@ -94,6 +94,7 @@ PRESETS = {
         batch_size=64),
 }
 
+
 def _tenth(base):
     """The published recipes scaled down: every training about a tenth as long."""
     def recipe(lr, epochs, weight_decay=1e-4):

@@ -329,14 +329,10 @@ def print_groups(figures):
 
 
 def plot_groups(figures, path):
-    """Draw {label: result of check_groups} to `path`; says so where matplotlib is missing."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("matplotlib is missing, so there is no plot; install it with: pip install matplotlib")
+    """Draw {label: result of check_groups} to `path`, where matplotlib is installed."""
+    pyplot = load_pyplot()
+    if pyplot is None:
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
     figure, axes = pyplot.subplots(2, len(GROUP_KINDS), figsize=(13, 6), layout="constrained",
                                    sharex=True, sharey="row")
     for column, name in enumerate(GROUP_KINDS.values()):
@@ -510,6 +506,19 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = "osD^vP*Xh<>"
 
 
+def load_pyplot():
+    """matplotlib's pyplot, drawing to files; None, and a line that says so, where it is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("matplotlib is missing, so there are tables only; install it with: "
+              "pip install matplotlib")
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    return pyplot
+
+
 def style_of(method):
     i = list(PRUNING_TYPES).index(method.partition(",")[0])
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i],
@@ -518,14 +527,9 @@ def style_of(method):
 
 def plot_section(records, folder, suffix=""):
     """Draw the plots of one comparison: [(file name, caption)]; none without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("matplotlib is missing, so there are tables only; install it with: "
-              "pip install matplotlib")
+    pyplot = load_pyplot()
+    if pyplot is None:
         return []
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
     models = list(dict.fromkeys(map(network_of, records)))
     files = []
     for name, (caption, draw) in PLOTS.items():
@@ -570,14 +574,11 @@ def plot_accuracy(axis, records, label, x_of):
             yield (statistics.mean(map(x_of, of)), statistics.mean(values),
                    statistics.stdev(values) if len(values) > 1 else 0)
 
-    for method, of in by_method(records).items():
-        x, y, error = zip(*points(of))
-        axis.errorbar(x, y, error if any(error) else None, capsize=3, label=method,
-                      **style_of(method))
-    for method, of in by_method(records, "scratch").items():
-        x, y, error = zip(*points(of))
-        axis.errorbar(x, y, error if any(error) else None, capsize=3, label=f"{method}, scratch",
-                      **{**style_of(method), "linestyle": ":", "markerfacecolor": "none"})
+    for control, marks in (False, {}), ("scratch", {"linestyle": ":", "markerfacecolor": "none"}):
+        for method, of in by_method(records, control).items():
+            x, y, error = zip(*points(of))
+            axis.errorbar(x, y, error if any(error) else None, capsize=3, label=method_of(of[0]),
+                          **{**style_of(method), **marks})
     for kind, line in zip(UNPRUNED, (":", "-.")):
         of = [r for r in records if method_of(r) == kind]
         if of:
@@ -786,15 +787,15 @@ def run(args):
 
 def run_group_check(args, data):
     from pruner import load_checkpoint
-    batches = data.train_batches(128, key=(args.seed, "groups"), count=args.imp_samples,
-                                 balanced=args.pruning_type == "grasp")
-    figures = {}
+    batches = list(data.train_batches(128, key=(args.seed, "groups"), count=args.imp_samples,
+                                      balanced=args.pruning_type == "grasp"))
+    figures, count = {}, sum(len(labels) for _, labels in batches)
     for path in filter(None, (args.model_path, args.compare)):
         network, info = load_checkpoint(path)
         check_data(path, network, info, data)
         network.to(data.train.images.device)
         print(f"Is the importance of a group the sum of its members'? {path}, {args.pruning_type}, "
-              f"{len(batches.order):,} images")
+              f"{count:,} images")
         figures[path] = check_groups(network, batches, args.pruning_type, args.seed)
         print_groups(figures[path])
     target = f"{args.model_path.removesuffix('.pth')}_groups_{args.pruning_type}"

@@ -72,7 +72,6 @@ class Experiment:
     resume: bool = flag(
         "training", False, "go on with the run of this command that was stopped, with the same "
         "result", type=boolean, metavar="BOOL")
-
     wait: bool = flag(
         "training", False, "where another run writes the same files, wait until it has ended",
         type=boolean, metavar="BOOL")
@@ -741,7 +740,8 @@ class Comparison:
         with uninterrupted():
             from data import load_data
         self.cells, self.jobs, self.load = cells, jobs, lru_cache(load_data)
-        self.running, self.failed, self.stopped = set(), {}, False
+        self.running, self.stopped = set(), False
+        self.failed = {}  # name of a run -> its cell
         self.slots = queue.SimpleQueue()
         for slot in range(jobs):
             self.slots.put(slot)
@@ -791,17 +791,17 @@ class Comparison:
         try:
             accuracy = run.finished()
         except InputError as error:
-            self.failed[name] = 2
+            self.failed[name] = cell
             return f"  {name}: FAILED: {error}"
         if accuracy:
             return f"  {name}: test {accuracy_text(accuracy)}, was finished"
-        if any(self.name(need, self.prepare(need)) in self.failed for need in needs_of(cell)):
-            self.failed[name] = None
+        if any(need in list(self.failed.values()) for need in needs_of(cell)):
+            self.failed[name] = cell
             return f"  {name}: LEFT OUT, since what it needs failed"
         code, log = self.execute(run)
         accuracy = run.finished()
         if code or not accuracy:
-            self.failed[name] = code
+            self.failed[name] = cell
             lines = log.read_text(errors="replace").splitlines() or ["no output"]
             return f"  {name}: FAILED with exit code {code}: {lines[-1]}"
         return f"  {name}: test {accuracy_text(accuracy)}, {time.monotonic() - began:.0f} s"
