@@ -778,22 +778,25 @@ def run(args):
                 print(f"Accuracy on {len(split):,} {name} images of {data.name}: "
                       f"{accuracy_text(figures)}")
     if args.group_check:
-        run_group_check(args, data)
+        run_group_check(args, model, data)
     if not any((args.flops, args.compression, args.eval_ortho, args.train_acc, args.test_acc,
                 args.group_check)):
         print("Nothing was asked for: add --test_acc, --train_acc, --flops, --compression, "
               "--eval_ortho or --group_check True")
 
 
-def run_group_check(args, data):
+def run_group_check(args, model, data):
+    """Check the groups of `model`, and of the network in --compare beside it."""
     from pruner import load_checkpoint
     batches = list(data.train_batches(128, key=(args.seed, "groups"), count=args.imp_samples,
                                       balanced=args.pruning_type == "grasp"))
-    figures, count = {}, sum(len(labels) for _, labels in batches)
-    for path in filter(None, (args.model_path, args.compare)):
-        network, info = load_checkpoint(path)
-        check_data(path, network, info, data)
-        network.to(data.train.images.device)
+    networks, figures = {args.model_path: model}, {}
+    if args.compare:
+        networks[args.compare], info = load_checkpoint(args.compare)
+        check_data(args.compare, networks[args.compare], info, data)
+        networks[args.compare].to(data.train.images.device)
+    count = sum(len(labels) for _, labels in batches)
+    for path, network in networks.items():
         print(f"Is the importance of a group the sum of its members'? {path}, {args.pruning_type}, "
               f"{count:,} images")
         figures[path] = check_groups(network, batches, args.pruning_type, args.seed)
