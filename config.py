@@ -305,8 +305,12 @@ def rising(low, high):
 def run_command(prog, body):
     """Run `body()`; return the exit code: 0 done, 2 bad input, 3 diverged, 130 interrupted.
 
-    SIGINT and SIGTERM end it as KeyboardInterrupt. What ends it is said in one line.
+    SIGINT and SIGTERM end it as KeyboardInterrupt. What ends it is said in one line. Of several
+    processes the first alone prints, but for what ends another.
     """
+    number, count = processes()
+    if number:
+        sys.stdout, prog = open(os.devnull, "w"), f"{prog}, process {number} of {count}"
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
@@ -332,6 +336,8 @@ def run_command(prog, body):
             line = "error: out of memory; a smaller --batch_size, --image_size or --width needs less"
         elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             line = f"error: --compile=True does not work here: {str(error).splitlines()[0]}"
+        elif count > 1 and any(text in str(error) for text in ("gloo", "NCCL", "Connection")):
+            code, line = 1, f"another process has ended ({str(error).splitlines()[0][:100]})"
         else:
             raise
     except OSError as error:
@@ -395,6 +401,13 @@ def uninterrupted():
         raise KeyboardInterrupt
 
 
+def processes():
+    """(number of this process, how many there are), as torchrun has started them; else (0, 1)."""
+    if "MASTER_ADDR" not in os.environ:  # some clusters set the others for every job
+        return 0, 1
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 # ---------------------------------------------------------------------------------------- files
 
 
@@ -452,7 +465,7 @@ def progress(iterable, label, start=0):
     from tqdm import tqdm
     total = len(iterable) if hasattr(iterable, "__len__") else None
     return tqdm(islice(iterable, start, None), desc=f"  {label}", leave=False, dynamic_ncols=True,
-                disable=None if sys.stderr else True, total=total, initial=start)
+                disable=None if sys.stderr and not processes()[0] else True, total=total, initial=start)
 
 
 def heading(text):

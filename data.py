@@ -7,6 +7,7 @@
 Order and augmentation of an epoch follow from its key alone: the same key gives the same batches,
 whatever ran before.
 """
+import copy
 import hashlib
 import os
 import warnings
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from config import InputError, progress
+from config import InputError, processes, progress
 
 FOLDER = "data"  # where CIFAR is looked for and downloaded to
 EVAL_PIXELS = {"cuda": 1 << 20}  # in a batch that is not trained on; elsewhere a quarter
@@ -139,15 +140,44 @@ class Batches:
     (mean and std 0.5); labels: int64, B. With a `seed`, each image is shifted by up to an eighth
     of its size (4 pixels at 32; black comes in) and, if `flip`, mirrored with probability 1/2.
     A last single image joins the batch before it, since BatchNorm cannot train on one.
+    batches[i:j:k] are some of them; `share` takes some images of each.
     """
 
     def __init__(self, split, order, batch_size, seed=None, flip=False):
         self.split, self.order, self.batch_size = split, order, batch_size
-        self.seed, self.flip = seed, flip
+        self.seed, self.flip, self.processes = seed, flip, 1
+        self.parts = self._parts(least=2)  # of the order: the images of each batch
+
+    def _parts(self, least):
+        """Slices of `batch_size` images; a last one of fewer than `least` joins the one before."""
+        count, size = len(self.order), self.batch_size
+        starts = range(0, max(min(1, count), count - least + 1), size)
+        return [slice(start, min(start + size, count)) for start in starts[:-1]] + [
+            slice(start, count) for start in starts[-1:]]
 
     def __len__(self):
-        count = len(self.order)
-        return max(min(1, count), (count + self.batch_size - 2) // self.batch_size)
+        return len(self.parts)
+
+    def __getitem__(self, which):
+        some = copy.copy(self)
+        some.parts = self.parts[which]
+        return some
+
+    def share(self, number, count):
+        """The same batches, of each of which this is the part of process `number` of `count`: at
+        least two images."""
+        some = copy.copy(self)
+        some.processes = count
+        some.parts = [slice(part.start + number, part.stop, count)
+                      for part in self._parts(least=2 * count)]
+        return some
+
+    def weight(self, b):
+        """What the mean over this process's share of batch `b` counts in the mean over the
+        processes, if that is to be the mean over the images of the whole batch."""
+        part = self.parts[b]
+        first = part.start // self.batch_size * self.batch_size
+        return len(range(*part.indices(part.stop))) * self.processes / (part.stop - first)
 
     def __iter__(self):
         images, labels = self.split.images, self.split.labels
@@ -159,9 +189,7 @@ class Batches:
             generator = torch.Generator().manual_seed(seed_of(self.seed, "augmentation"))
             shifts = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).to(device)
             mirrored = torch.rand(count, generator=generator).to(device) < 0.5 * self.flip
-        for b in range(len(self)):
-            part = slice(b * self.batch_size,
-                         count if b + 1 == len(self) else (b + 1) * self.batch_size)
+        for part in self.parts:
             batch = images[order[part]]
             if self.seed is not None:
                 batch = F.pad(batch, (0, 0, pad, pad, pad, pad))
@@ -171,6 +199,19 @@ class Batches:
                 which = torch.arange(len(batch), device=device)
                 batch = batch[which[:, None, None], rows[:, :, None], columns[:, None, :]]
             yield batch.float().div_(127.5).sub_(1).permute(0, 3, 1, 2), labels[order[part]]
+
+
+def shared(batches):
+    """Those of some batches that are this process's; all together have each of them once."""
+    number, count = processes()
+    return batches[number::count] if count > 1 else batches
+
+
+def sum_over_processes(*tensors):
+    """Add up each tensor, in place, over the processes that torchrun has started."""
+    if processes()[1] > 1:
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor)
 
 
 def seed_of(*key):

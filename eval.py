@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from config import (MODELS, PRUNING_TYPES, InputError, Parser, boolean, exit_with, heading, integer,
-                    print_columns, print_table, run_command, to_json, write_atomically)
+                    print_columns, print_table, processes, run_command, to_json, write_atomically)
 
 # torch and what needs it is imported inside the functions: --help answers before that.
 
@@ -99,7 +99,7 @@ def environment(device):
             else f"{device.type}, {torch.get_num_threads()} threads")
     return {"python": platform.python_version(), "torch": str(torch.__version__),
             "torchvision": torchvision.__version__, "numpy": numpy.__version__,
-            "platform": platform.platform(), "device": name}
+            "platform": platform.platform(), "device": name, "processes": processes()[1]}
 
 
 # -------------------------------------------------------------------------------------- output
@@ -718,6 +718,8 @@ def main(argv=None):
 
 
 def run(args):
+    if processes()[1] > 1:
+        raise InputError("it measures in one process; run it without torchrun")
     if args.report:
         if args.model_path:
             raise InputError("--report and --model_path contradict each other; leave out one of them")

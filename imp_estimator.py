@@ -6,14 +6,16 @@
 Every estimator sees the network in eval mode. In train mode a convolution followed by BatchNorm is
 scale-invariant, so that sum_w w dL/dw vanishes and gradient scores would be noise.
 In this file L is the mean cross-entropy over all images of `batches`, g its gradient, and w runs
-over a filter's weights and its bias, the rows of `models.filter_matrix`.
+over a filter's weights and its bias, the rows of `models.filter_matrix`. Of several processes each
+takes some of the batches; sums over images are made sums over all processes.
 """
 from contextlib import contextmanager
 
 import torch
 from torch.nn import functional as F
 
-from config import progress
+from config import processes, progress
+from data import shared, sum_over_processes
 from models import filter_matrix
 
 
@@ -79,14 +81,22 @@ def _per_filter(groups, values):
 def _mean_gradient(model, parameters, batches, temperature=1.0):
     """(gradient of L for each of `parameters`, number of images); L takes logits / temperature."""
     total, count = [torch.zeros_like(p) for p in parameters], 0
-    for images, labels in progress(batches, "gradients"):
+    for images, labels in progress(shared(batches), "gradients"):
         loss = F.cross_entropy(model(images) / temperature, labels, reduction="sum")
         torch._foreach_add_(total, torch.autograd.grad(loss, parameters))
         count += len(labels)
-    if not count:
-        raise ValueError("there are no images to measure importance on")
+    count = _over_processes(total, count)
     torch._foreach_div_(total, count)
     return total, count
+
+
+def _over_processes(sums, count):
+    """Make the tensors `sums` those of all processes; how many images, or batches, they are of."""
+    count = torch.tensor(float(count), device=sums[0].device)
+    sum_over_processes(*sums, count)
+    if not count:
+        raise ValueError("there are no images to measure importance on")
+    return int(count)
 
 
 # ----------------------------------------------------------------------------------- estimators
@@ -120,15 +130,14 @@ def theis(model, groups, batches, **_):
     first = [groups[0].conv.weight]
     count = 0
     try:
-        for images, labels in progress(batches, "gradients"):
+        for images, labels in progress(shared(batches), "gradients"):
             loss = F.cross_entropy(model(images), labels, reduction="sum")
             torch.autograd.grad(loss, first)
             count += len(labels)
     finally:
         for handle in handles:
             handle.remove()
-    if not count:
-        raise ValueError("there are no images to measure importance on")
+    count = _over_processes(scores, count)
     return [score / (2 * count) for score in scores]
 
 
@@ -174,11 +183,12 @@ def grasp(model, groups, batches, *, temperature, **_):
     everything, filters = list(model.parameters()), _filter_parameters(groups)
     gradient, count = _mean_gradient(model, everything, batches, temperature)
     product = [torch.zeros_like(p) for p in filters]
-    for images, labels in progress(batches, "Hessian"):
+    for images, labels in progress(shared(batches), "Hessian"):
         loss = F.cross_entropy(model(images) / temperature, labels, reduction="sum") / count
         slopes = torch.autograd.grad(loss, everything, create_graph=True)
         inner = sum((slope * g).sum() for slope, g in zip(slopes, gradient))
         torch._foreach_add_(product, torch.autograd.grad(inner, filters))
+    sum_over_processes(*product)
     return _per_filter(groups, [w * hg for w, hg in zip(filters, product)])
 
 
@@ -191,12 +201,14 @@ def rdt(model, groups, batches, *, projections, seed, **_):
     """
     parameters = _filter_parameters(groups)
     information, count = [torch.zeros_like(p) for p in parameters], 0
-    for images, _labels in progress(batches, "gradients"):
+    process, step = processes()
+    for images, _labels in progress(shared(batches), "gradients"):
         log_p = F.log_softmax(model(images), 1)
         root_p = log_p.detach().exp().mean(0).sqrt()
         log_p, classes = log_p.mean(0), len(root_p)
         if 0 < projections < classes:
-            signs = _signs(classes, count * projections, projections, seed).to(root_p)
+            row = (process + step * count) * projections
+            signs = _signs(classes, row, projections, seed).to(root_p)
             directions = signs * root_p / projections ** .5
         else:
             directions = root_p.diag()
@@ -205,8 +217,7 @@ def rdt(model, groups, batches, *, projections, seed, **_):
                                          retain_graph=i + 1 < len(directions))
             torch._foreach_addcmul_(information, slopes, slopes)
         count += 1
-    if not count:
-        raise ValueError("there are no images to measure importance on")
+    count = _over_processes(information, count)
     return _per_filter(groups, [w.square() * i / count for w, i in zip(parameters, information)])
 
 

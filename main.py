@@ -14,13 +14,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
 from config import (MODELS, MOMENTUM, PENALTY, PRESETS, PRUNING_TYPES, SWEEPS, InputError, Parser,
                     boolean, check_preset, exit_with, flag, heading, integer, one_of, positive,
-                    rising, run_command, to_json, uninterrupted, write_atomically)
+                    processes, rising, run_command, to_json, uninterrupted, write_atomically)
 
 # torch and what needs it is imported inside the functions: --help answers before that.
 
@@ -194,6 +195,8 @@ def parse(argv):
             if getattr(args, each.name) != each.default:
                 raise InputError(f"--sweep runs what its file says; leave out --{each.name}, or "
                                  "write it there")
+        if processes()[1] > 1:
+            raise InputError("--sweep starts processes itself; run it without torchrun")
         return sweep
     if sweep != Sweep():
         raise InputError("--jobs and --cell are of a --sweep")
@@ -234,8 +237,11 @@ def parse(argv):
         raise InputError("--eb_detect=True looks for the ticket while the network is trained in an "
                          "Early-Bird job: it needs --ebt=True, and neither --pretrained=True nor "
                          "--control")
-    return Experiment(**vars(args) | {
-        "n_rounds": rounds, "batch_size": args.batch_size or PRESETS[args.preset].batch_size})
+    batch_size = args.batch_size or PRESETS[args.preset].batch_size
+    if batch_size < 2 * processes()[1]:
+        raise InputError(f"--batch_size={batch_size} is less than two images for each of the "
+                         f"{processes()[1]} processes")
+    return Experiment(**vars(args) | {"n_rounds": rounds, "batch_size": batch_size})
 
 
 def main(argv=None):
@@ -243,7 +249,12 @@ def main(argv=None):
 
     def body():
         flags = parse(argv)
-        run_sweep(flags) if isinstance(flags, Sweep) else Run(flags, argv).run()
+        if isinstance(flags, Sweep):
+            return run_sweep(flags)
+        Run(flags, argv).run()
+        if processes()[1] > 1:
+            from train import leave_processes
+            leave_processes()
     return run_command("main.py", body)
 
 
@@ -262,43 +273,56 @@ class Run:
         with uninterrupted():  # libraries do not survive an interruption while they load
             from data import load_data
             from pruner import round_targets
-            from train import State, pick_device
+            from train import (State, as_first, first_alone, join_processes, pick_device,
+                               require_same)
         self.flags, self.argv = flags, argv
         self.device = pick_device(flags.device, flags.deterministic)
+        join_processes(self.device)
         self.targets = [float(t) for t in flags.thresholds] or round_targets(
             flags.prune_percent or 0, flags.n_rounds)
         if len({round(target) for target in self.targets}) < len(self.targets):
             raise InputError(f"{flags.n_rounds} rounds to {flags.prune_percent}% would share file "
                              "names, which hold whole percents; ask for fewer rounds")
-        self.data = data or load_data(flags.data_path, flags.image_size, flags.skip_bad_images)
+        with first_alone():  # it may have to download them
+            self.data = data or load_data(flags.data_path, flags.image_size, flags.skip_bad_images)
         self.data = self.data.hold_out(flags.val_percent, flags.seed)
         if flags.num_classes not in (None, len(self.data.classes)):
             raise InputError(f"--num_classes={flags.num_classes}, but {flags.data_path} has "
                              f"{len(self.data.classes)} classes")
         for count in [flags.imp_samples] + [flags.eb_samples] * flags.eb_detect:
             self.importance_batches(1, count)  # refuses too few images before any training
-        self.network, self.state, self.kept = None, State(self.origin()), False
+        if len(self.data.train) < 2 * processes()[1]:
+            raise InputError(f"{len(self.data.train)} training images are less than two for each of "
+                             f"the {processes()[1]} processes")
+        require_same("the command, the schedules or the images", self.identity)
+        self.network, self.state, self.kept = None, State(as_first(self.origin())), False
 
     def run(self):
         from eval import print_summary
-        from train import check_writable, locked
+        from train import as_first, check_writable, is_first, locked, require_same
         before = self.resume_stamp()
-        if self.flags.resume and self.say_if_finished():
+        if as_first(self.flags.resume and bool(self.say_if_finished())):
             return
         self.introduce()
         self.resume()
+        require_same("the resume file", [self.state.begin, self.state.done])  # read by all by now
         self.data = self.data.to(self.device)
         files = [*self.outputs(), self.resume_file]
-        for path in files:
-            check_writable(path.parent)
-        with locked(files, self.flags.wait):
-            changed = self.resume_stamp() != before
-            if not self.flags.wait and changed:
-                raise InputError(f"another run has just changed {self.resume_file}; try again")
-            changed |= self.flags.wait and self.flags.resume and bool(self.finished())
+        with ExitStack() as stack:
+            changed = False
+            if is_first():
+                for path in files:
+                    check_writable(path.parent)
+                stack.enter_context(locked(files, self.flags.wait))
+                changed = self.resume_stamp() != before
+                if not self.flags.wait and changed:
+                    raise InputError(f"another run has just changed {self.resume_file}; try again")
+                changed |= self.flags.wait and self.flags.resume and bool(self.finished())
+            changed = as_first(changed)
             if not changed:
                 self.go_on()
-                self.resume_file.unlink(missing_ok=True)
+                if is_first():
+                    self.resume_file.unlink(missing_ok=True)
         if changed:  # by the run that was waited for: look anew
             return Run(self.flags, self.argv).run()
         print_summary(self.state.records)
@@ -316,6 +340,9 @@ class Run:
         except KeyboardInterrupt as stop:
             if not self.kept:
                 raise
+            if processes()[1] > 1:
+                raise KeyboardInterrupt("the last epoch's state is saved, the same torchrun command "
+                                        "goes on from it with --resume=True") from stop
             again = shlex.join(["python", os.path.relpath(__file__), *self.argv,
                                 *["--resume=True"] * (not self.flags.resume)])
             raise KeyboardInterrupt(f"the state is saved, this goes on: {again}") from stop
@@ -371,7 +398,8 @@ class Run:
               f"  data    {data.name}: {len(data.train):,} training and {len(data.test):,} test "
               f"images of {len(data.classes)} classes, {data.image_size} x {data.image_size}"
               + (f", {len(data.validation):,} validation images" if data.validation else "") + "\n"
-              f"  device  {environment(self.device)['device']}\n"
+              f"  device  {environment(self.device)['device']}"
+              + f", in each of {processes()[1]} processes" * (processes()[1] > 1) + "\n"
               f"  recipe  preset {flags.preset}, {flags.optimizer}, batch {flags.batch_size}, "
               f"seed {flags.seed}")
 
@@ -491,10 +519,12 @@ class Run:
     def prune(self, number):
         from eval import accuracy_text, print_pruning
         from pruner import prune, select_filters
-        from train import evaluate
+        from train import evaluate, require_same
         target, began = self.targets[number - 1], time.monotonic()
         self.announce(number, 2, f"remove filters until {target:.4g}% are gone")
-        small = prune(self.network, select_filters(self.network, self.state.scores, target))
+        kept = select_filters(self.network, self.state.scores, target)
+        require_same("the filters to keep", {name: of.tolist() for name, of in kept.items()})
+        small = prune(self.network, kept)
         self.state.seconds["pruning"] = time.monotonic() - began
         print_pruning(self.network, small, target, self.data.image_size)
         self.network, accuracy = small, evaluate(small, self.data.test_batches())
@@ -558,7 +588,7 @@ class Run:
         """Write the checkpoint and, of a pruned network, the .json beside it."""
         from eval import environment, measure_record
         from pruner import checkpoint_bytes
-        from train import State
+        from train import State, is_first
         state, flags, path = self.state, self.flags, self.file(phase, number)
         accuracy = {"best": state.trained[phase].best, "last": state.trained[phase].last,
                     "chosen_on": self.data.chosen_on}
@@ -577,7 +607,8 @@ class Run:
         if number:
             record["pruned" if flags.control == "scratch" else "base"] = state.records[0]
             contents[path.with_suffix(".json")] = to_json(record)
-        write_atomically(contents)
+        if is_first():
+            write_atomically(contents)
         print(f"  saved {path}" + (" and the .json beside it" if number else ""))
         self.state = State(state.begin, state.done, [*state.records * (number > 0), record])
 
@@ -606,8 +637,9 @@ class Run:
         return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
 
     def keep(self):
-        from train import write_resume_file
-        write_resume_file(self.resume_file, self.network, self.state, self.identity)
+        from train import is_first, write_resume_file
+        if is_first():
+            write_resume_file(self.resume_file, self.network, self.state, self.identity)
         self.kept = True
 
     def resume(self):

@@ -6,23 +6,29 @@
 """
 import copy
 import ctypes
+import hashlib
 import math
 import os
 import random
 import socket
 import time
+import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
-from config import (MOMENTUM, Diverged, InputError, progress, to_json, uninterrupted,
+from config import (MOMENTUM, Diverged, InputError, processes, progress, to_json, uninterrupted,
                     write_atomically)
+from data import shared, sum_over_processes
 from models import filter_matrix
 from pruner import (NOT_AS_WRITTEN, is_plain, mask_distance, network_content, read_safely, rebuild,
                     to_bytes)
@@ -110,16 +116,27 @@ def pick_device(name="auto", deterministic=False):
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
                  "cpu": True}
+    several = processes()[1] > 1
     if name == "auto":
-        name = next(device for device, there in available.items() if there)
+        name = next(device for device, there in available.items()
+                    if there and not (several and device == "mps"))
     if not available[name]:
         raise InputError(f"--device={name}: there is none here; --device=cpu always works")
+    if several and name == "mps":
+        raise InputError("--device=mps serves one process; --device=cpu serves several")
     if name == "cpu":
         _keep_freed_memory()
     torch.backends.cudnn.benchmark = not deterministic
     if name == "cuda" and deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by cuBLAS
         torch.use_deterministic_algorithms(True, warn_only=True)
+    if several and name == "cuda":
+        here, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if here >= there:
+            raise InputError(f"torchrun has started more processes than this machine has GPUs: "
+                             f"--nproc_per_node={there}, or --device=cpu")
+        torch.cuda.set_device(here)
+        return torch.device(name, here)
     return torch.device(name)
 
 
@@ -141,31 +158,45 @@ def evaluate(model, batches):
     """
     training = model.training
     model.eval()
-    loss, hits, count = 0, 0, 0
+    sums = torch.zeros(4, device=next(model.parameters()).device)
     with torch.no_grad():
-        for images, labels in progress(batches, "test"):
+        for images, labels in progress(shared(batches), "test"):
             logits = model(images)
-            loss = loss + F.cross_entropy(logits, labels, reduction="sum")
+            loss = F.cross_entropy(logits, labels, reduction="sum")
             ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-            hits = hits + torch.stack((ranked[:, 0].sum(), ranked.sum()))
-            count += len(labels)
+            sums[:3] += torch.stack((loss, ranked[:, 0].sum(), ranked.sum()))
+            sums[3] += len(labels)
     model.train(training)
-    top1, top5 = (100 * hits / count).tolist()
-    figures = {"loss": loss.item() / count, "top1": top1}
-    return {**figures, "top5": top5} if logits.shape[1] > 5 else figures
+    sum_over_processes(sums)
+    loss, top1, top5, count = sums.tolist()
+    figures = {"loss": loss / count, "top1": 100 * top1 / count}
+    return {**figures, "top5": 100 * top5 / count} if model.num_classes > 5 else figures
 
 
 def autocast(model, amp=False, compiled=False):
     """images -> float32 logits of `model`, computed in `amp` ("bfloat16", "float16" or False)
-    where autocast finds that safe, and by torch.compile if `compiled`."""
-    network = torch.compile(model) if compiled else model
-    device = next(model.parameters()).device.type
+    where autocast finds that safe, and by torch.compile if `compiled`. Of several processes all
+    get the mean of their gradients."""
+    device = next(model.parameters()).device
+    network = _distributed(model, device) if processes()[1] > 1 else model
+    if compiled:
+        network = torch.compile(network)
 
     def forward(images):
-        with torch.autocast(device, getattr(torch, amp or "bfloat16"), enabled=bool(amp)):
+        with torch.autocast(device.type, getattr(torch, amp or "bfloat16"), enabled=bool(amp)):
             logits = network(images)
         return logits.float() if amp else logits
     return forward
+
+
+def _distributed(model, device):
+    # The running statistics are averaged once an epoch; the option has a new name since torch 2.15.
+    known = signature(DistributedDataParallel).parameters
+    # A 1x1 convolution's weights have two descriptions of one layout, of which DDP warns.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(
+        model, device_ids=[device] if device.type == "cuda" else None, **{option: False})
 
 
 def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=None, forward=None,
@@ -176,6 +207,8 @@ def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=Non
     forward: how logits are computed, see `autocast`; scaler: a GradScaler, for float16.
     sums: an `epoch_sums` that says how far the epoch has come, and is kept up to date; a signal
     stops it between two batches. Raises Diverged, within the epoch, where the loss is not finite.
+    Of several processes each has its share of every batch, whose BatchNorm statistics are its own;
+    the figures, and the running statistics at the end, are those of all.
     """
     model.train()
     device = next(model.parameters()).device
@@ -188,9 +221,10 @@ def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=Non
         with uninterrupted():
             logits = forward(images)
             loss = F.cross_entropy(logits, labels)
+            part = loss * batches.weight(sums["batches"]) if processes()[1] > 1 else loss
             extra = penalty() if penalty else torch.zeros((), device=device)
             optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss + extra).backward()
+            scaler.scale(part + extra).backward()
             scaler.step(optimizer)
             scaler.update()
             with torch.no_grad():
@@ -204,10 +238,22 @@ def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=Non
             _require_finite(sums["loss"] + sums["penalty"])
             bar.set_postfix(loss=f"{sums['loss'].item() / sums['images']:.3f}",
                             accuracy=f"{100 * sums['hits'].item() / sums['images']:.1f}%")
-    _require_finite(sums["loss"] + sums["penalty"])
-    count = sums["images"]
-    figures = {"loss": sums["loss"].item() / count, "top1": 100 * sums["hits"].item() / count}
-    return {**figures, "penalty": sums["penalty"].item() / count} if penalty else figures
+    total = torch.stack((sums["loss"], sums["penalty"], sums["hits"],
+                         sums["loss"].new_tensor(sums["images"])))
+    sum_over_processes(total)
+    _require_finite(total.sum())
+    _average_running_statistics(model)
+    loss, extra, hits, count = total.tolist()
+    figures = {"loss": loss / count, "top1": 100 * hits / count}
+    return {**figures, "penalty": extra / count} if penalty else figures
+
+
+def _average_running_statistics(model):
+    count = processes()[1]
+    if count > 1:
+        statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        sum_over_processes(*statistics)
+        torch._foreach_div_(statistics, count)
 
 
 def epoch_sums():
@@ -283,6 +329,7 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
         steps = torch.optim.Adam(model.parameters(), **options)
     else:
         steps = torch.optim.SGD(model.parameters(), lr=1.0, momentum=MOMENTUM, **options)
+    number, count = processes()
     forward = autocast(model, amp, compiled)
     scaler = torch.amp.GradScaler(device, enabled=amp == "float16")
     for each, state in ((steps, training.optimizer), (scaler, training.scaler)):
@@ -299,10 +346,14 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
         where = (f"in {label}, epoch {epoch} of {len(rates)}, at learning rate {rate:g}; a lower "
                  "rate in config.py may help")
         training.sums = training.sums or epoch_sums()
+        if number:  # what one process has summed up before it was stopped counts once
+            training.sums = {**epoch_sums(), "batches": training.sums["batches"]}
         try:
-            train = train_epoch(model, data.train_batches(batch_size, key=(*key, epoch)), steps,
-                                penalty, f"{label} {epoch}/{len(rates)}", training.sums, forward,
-                                scaler)
+            batches = data.train_batches(batch_size, key=(*key, epoch))
+            if count > 1:
+                batches = batches.share(number, count)
+            train = train_epoch(model, batches, steps, penalty, f"{label} {epoch}/{len(rates)}",
+                                training.sums, forward, scaler)
             figures = evaluate(model, data.choice_batches())
             if not math.isfinite(figures["loss"]):
                 raise Diverged(f"the {data.chosen_on} loss is not finite")
@@ -310,6 +361,8 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
             masks = [ticket.mask()] if ticket else []
             masked = time.monotonic() - masked
         except KeyboardInterrupt:
+            if count > 1:  # each stops at another batch: what was kept after the last epoch stays
+                raise
             with uninterrupted():
                 training.sums["seconds"] += time.monotonic() - began
                 training.optimizer, training.scaler = steps.state_dict(), scaler.state_dict()
@@ -359,6 +412,57 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
     training.weights = training.optimizer = training.scaler = None
     training.masks = []
     return training
+
+
+# --------------------------------------------------------------------------- several processes
+
+
+def join_processes(device):
+    """Meet the processes that torchrun has started beside this one, if there are any."""
+    if processes()[1] > 1 and not distributed.is_initialized():
+        distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2),
+            device_id=device if device.type == "cuda" else None)
+
+
+def leave_processes():
+    if processes()[1] > 1:
+        distributed.barrier()  # none closes while another still reads
+        distributed.destroy_process_group()
+
+
+def is_first():
+    """Whether this is the process that prints and writes."""
+    return processes()[0] == 0
+
+
+@contextmanager
+def first_alone():
+    """The first process does what is inside before the others do."""
+    if processes()[1] > 1 and not is_first():
+        distributed.barrier()
+    yield
+    if processes()[1] > 1 and is_first():
+        distributed.barrier()
+
+
+def as_first(value):
+    """The value that the first process has, in all of them: a plain value."""
+    values = [value]
+    if processes()[1] > 1:
+        distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def require_same(what, value):
+    """Raise InputError, in all processes, where they differ in a plain value."""
+    if processes()[1] > 1:
+        digests = [None] * processes()[1]
+        distributed.all_gather_object(digests, hashlib.sha256(to_json(value)).hexdigest())
+        others = [number for number, digest in enumerate(digests) if digest != digests[0]]
+        if others:
+            raise InputError(f"the processes differ in {what}: {others} from the first; all must run "
+                             "the same code on the same images and kind of machine")
 
 
 # ----------------------------------------------------------------------------- resume and locks

@@ -1,0 +1,211 @@
+"""Several processes under torchrun do the work of one: two real ones on the CPU, with gloo."""
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import config
+import main
+import worker
+from conftest import ROOT, files, narrow, short_preset
+from data import Batches, Split
+from pruner import load_checkpoint, save_checkpoint
+from train import OrthonormalityPenalty
+
+JOB = ["--preset=test", "--data_path=digits", "--image_size=16", "--width=0.125", "--ebt=True"]
+
+
+@pytest.fixture(autouse=True)
+def preset(monkeypatch):
+    monkeypatch.setitem(config.PRESETS, "test", short_preset(epochs=2))
+
+
+@pytest.fixture
+def one_thread():
+    """As in the processes that torchrun starts, so that sums have the same order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def torchrun(*flags, cwd, **environment):
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+         ROOT / "tests" / "worker.py", *map(str, flags)], cwd=cwd, text=True, timeout=200,
+        capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+    done.seconds = time.monotonic() - began
+    return done
+
+
+def record(folder, name):
+    return json.loads((folder / "pruned_nets/ebt/digits" / f"{name}.json").read_text())
+
+
+# --------------------------------------------------------------------------- whose images are whose
+
+
+@pytest.mark.parametrize("count, size, processes", [(37, 8, 2), (37, 8, 3), (33, 8, 2), (9, 8, 4),
+                                                    (8, 8, 4), (64, 16, 4)])
+def test_the_shares_of_each_batch_are_the_batch(count, size, processes):
+    """Every image once, at least two for each process, and the weighted mean of the shares' means
+    is the mean over the batch."""
+    split = Split(torch.arange(count)[:, None, None, None].expand(-1, 8, 8, 3).to(torch.uint8),
+                  torch.arange(count))
+    whole = Batches(split, torch.randperm(count), size, seed=1)
+    shares = [whole.share(number, processes) for number in range(processes)]
+    seen = []
+    for b, parts in enumerate(zip(*shares, strict=True)):
+        labels = torch.cat([labels for _, labels in parts])
+        mean = sum(share.weight(b) * part[1].float().mean() for share, part in zip(shares, parts))
+        assert (mean / processes - labels.float().mean()).abs() < 1e-4
+        assert all(len(part[1]) >= 2 for part in parts)
+        seen += labels.tolist()
+    assert sorted(seen) == list(range(count))
+    # Shifts and mirrors are the image's own, whoever trains on it.
+    alone = {int(k): image for images, labels in whole for image, k in zip(images, labels)}
+    for images, labels in shares[-1]:
+        assert all(torch.equal(image, alone[int(k)]) for image, k in zip(images, labels))
+
+
+def test_a_process_takes_whole_batches_where_nothing_is_trained():
+    split = Split(torch.zeros(20, 8, 8, 3, dtype=torch.uint8), torch.arange(20))
+    batches = Batches(split, torch.arange(20), 3)
+    parts = [[labels.tolist() for _, labels in batches[number::2]] for number in range(2)]
+    assert parts == [[[0, 1, 2], [6, 7, 8], [12, 13, 14], [18, 19]],
+                     [[3, 4, 5], [9, 10, 11], [15, 16, 17]]]
+
+
+# --------------------------------------------------------------------------------- the same results
+
+
+def test_two_processes_train_as_one_does_that_normalises_halves_of_each_batch(tmp_path, one_thread):
+    """One process, two replicas that each see half of every batch, so that BatchNorm has the same
+    statistics as in two processes; the last batch of 13 images is shared 7 to 6."""
+    done = torchrun(*JOB, "--only_train=ortho", "--model=mobilenet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    trained, info = load_checkpoint(tmp_path / "pretrained/ebt/digits/mobilenet-w0.125_ortho.pth")
+
+    run = main.Run(main.parse([*JOB, "--only_train=ortho", "--model=mobilenet"]))
+    first = run.fresh_network()
+    replicas = first, copy.deepcopy(first)
+    steps = [torch.optim.SGD(r.parameters(), lr=.02, momentum=.9) for r in replicas]
+    losses = []
+    for epoch in (1, 2):
+        total = 0
+        for images, labels in run.data.train_batches(16, key=(0, "ortho", 0, epoch)):
+            for number, replica in enumerate(replicas):
+                replica.train().zero_grad()
+                loss = F.cross_entropy(replica(images[number::2]), labels[number::2],
+                                       reduction="sum")
+                total += loss.item()
+                (loss / len(labels) + .5 * OrthonormalityPenalty(replica, 1e-3)()).backward()
+            for a, b in zip(*(replica.parameters() for replica in replicas)):
+                a.grad = b.grad = a.grad + b.grad
+            for step in steps:
+                step.step()
+        losses.append(total / len(run.data.train))
+        for a, b in zip(*(replica.buffers() for replica in replicas)):
+            a.copy_((a + b) / 2)
+            b.copy_(a)
+    history = info["history"]["ortho"]
+    assert [epoch["train"]["loss"] for epoch in history] == pytest.approx(losses, rel=1e-4)
+    if info["accuracy"]["best"]["epoch"] == 2:
+        for (name, ours), theirs in zip(first.state_dict().items(), trained.state_dict().values()):
+            torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4, msg=name)
+    assert "in each of 2 processes" in done.stdout and done.stdout.count("Train with the penalty") == 1
+
+
+def test_two_processes_give_each_filter_the_score_that_one_does(tmp_path):
+    network = narrow("resnet-56", num_classes=10)
+    save_checkpoint(tmp_path / "net.pth", network, {})
+    done = torchrun("--scores", tmp_path / "net.pth", tmp_path / "scores", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    theirs = torch.load(tmp_path / "scores")
+    for name, ours in worker.scores(tmp_path / "net.pth").items():
+        if name == "accuracy":
+            assert theirs[name] == pytest.approx(ours, rel=1e-5)
+            continue
+        for layer, scores in ours.items():
+            torch.testing.assert_close(theirs[name][layer], scores, rtol=1e-3,
+                                       atol=1e-5 * scores.abs().max().item(), msg=f"{name} {layer}")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A job of one process, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(config.PRESETS, "test", short_preset(epochs=2))
+        patch.chdir(folder)
+        assert main.main([*JOB, "--pruning_type=fisher", "--prune_percent=40"]) == 0
+    return folder
+
+
+def test_two_processes_remove_the_same_filters_and_write_the_same_files(alone, tmp_path):
+    base = tmp_path / "pretrained/ebt/digits/vgg-w0.125.pth"
+    base.parent.mkdir(parents=True)
+    base.write_bytes((alone / base.relative_to(tmp_path)).read_bytes())
+    job = [*JOB, "--pretrained=True", "--pruning_type=fisher", "--prune_percent=40"]
+    done = torchrun(*job, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.count("saved") == 1, done.stderr
+    assert files(tmp_path).keys() == files(alone).keys()
+    name = "vgg-w0.125_fisher_40_0"
+    one, two = record(alone, name), record(tmp_path, name)
+    assert two["environment"]["processes"] == 2 and one["environment"]["processes"] == 1
+    assert two["widths"] == one["widths"]
+    after = [of["pruning"].pop("after_pruning") for of in (one, two)]
+    assert after[1] == pytest.approx(after[0], rel=1e-5) and two["pruning"] == one["pruning"]
+    keys = load_checkpoint(tmp_path / f"pruned_nets/ebt/digits/{name}.pth")[0].state_dict().keys()
+    assert keys == load_checkpoint(alone / f"pruned_nets/ebt/digits/{name}.pth")[0].state_dict().keys()
+
+
+# ------------------------------------------------------------------------------ when it goes wrong
+
+
+def test_a_process_that_fails_ends_the_job_which_others_resume(tmp_path, monkeypatch):
+    """Two processes, of which the second fails in the last epoch: then two, or one, go on."""
+    job = [*JOB, "--pruning_type=fisher", "--prune_percent=40", "--resume=True"]
+    steps = -(-1437 // 16)  # in an epoch
+    folders = {name: tmp_path / name for name in ("failing", "never stopped", "one")}
+    for folder in folders.values():
+        folder.mkdir()
+    done = torchrun(*job, cwd=folders["failing"], WORKER_FAILS=f"1 {3 * steps + 9}")
+    assert done.returncode and done.seconds < 100
+    assert "LookupError: process out of luck" in done.stderr
+    left = files(folders["failing"])
+    assert any(name.endswith(".resume") for name in left)
+    for name, content in left.items():
+        path = folders["one"] / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    done = torchrun(*job, cwd=folders["failing"])
+    assert done.returncode == 0 and "and 1 epochs of the next" in done.stdout, done.stderr
+    assert torchrun(*job, cwd=folders["never stopped"]).returncode == 0
+    monkeypatch.chdir(folders["one"])
+    assert main.main(job) == 0
+    nets = [load_checkpoint(folder / "pruned_nets/ebt/digits/vgg-w0.125_fisher_40_0.pth")
+            for folder in folders.values()]
+    for resumed, whole in zip(nets[0][0].state_dict().values(), nets[1][0].state_dict().values()):
+        assert torch.equal(resumed, whole)
+    assert nets[2][1]["cfg"] == nets[1][1]["cfg"]
+    assert len(nets[2][1]["history"]["retrain"]) == 2
+
+
+def test_what_several_processes_cannot_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("MASTER_ADDR", "localhost"), ("RANK", "0"), ("WORLD_SIZE", "16")):
+        monkeypatch.setenv(name, value)
+    assert main.main([*JOB, "--only_train=base"]) == 2
+    assert "--batch_size=16 is less than two images for each of the 16" in capsys.readouterr().err
+    assert main.main(["--sweep=cpu"]) == 2
+    assert "run it without torchrun" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
