@@ -156,6 +156,8 @@ PRUNING_TYPES = {
     "random": "uniform: the control",
 }
 
+BUDGETS = {"filters": "filters", "macs": "multiply-adds", "params": "parameters"}
+
 # ------------------------------------------------------------------------------------- errors
 
 

@@ -10,46 +10,12 @@ import os
 import platform
 import statistics
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
-from config import (MODELS, PRUNING_TYPES, InputError, Parser, boolean, exit_with, heading, integer,
+from config import (BUDGETS, MODELS, PRUNING_TYPES, InputError, Parser, boolean, exit_with, heading, integer,
                     print_columns, print_table, processes, run_command, to_json, write_atomically)
 
 # torch and what needs it is imported inside the functions: --help answers before that.
-
-
-def measure_cost(network, image_size=32):
-    """{"filters", "parameters", "macs", "flops"} of a network, for one image.
-
-    filters: of all prunable layers, carried depthwise ones included. macs: multiply-adds of
-    convolutions and linear layers; flops: two for each, counted by torch's FlopCounterMode.
-    """
-    widths = tuple((name, width if isinstance(width, int) else tuple(width))
-                   for name, width in network.widths.items())  # hashable: cached by architecture
-    return dict(_cost_of(network.name, network.num_classes, widths, network.width, image_size))
-
-
-@lru_cache
-def _cost_of(name, num_classes, widths, width, image_size):
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-    from models import build_model
-
-    with torch.device("meta"), torch.no_grad():  # shapes only: nothing is computed
-        twin = build_model(name, num_classes, widths, width).eval()
-        with FlopCounterMode(display=False) as counter:
-            twin(torch.empty(1, 3, image_size, image_size))
-    flops = counter.get_total_flops()
-    return {"filters": twin.filter_count()[0],
-            "parameters": sum(p.numel() for p in twin.parameters()),
-            "macs": flops // 2, "flops": flops}
-
-
-def unpruned_twin(model):
-    """The unpruned network that `model` was pruned from, with fresh weights."""
-    from models import build_model
-    return build_model(model.name, model.num_classes, width=model.width)
 
 
 def measure_compression(network, file_bytes, info, image_size=32):
@@ -58,6 +24,7 @@ def measure_compression(network, file_bytes, info, image_size=32):
     {"parameters", "flops", "file": ratios, "file_bytes", "unpruned_file_bytes"}; the twin's file is
     one with the same entries beside the weights.
     """
+    from models import measure_cost, unpruned_twin
     from pruner import checkpoint_bytes
     twin = unpruned_twin(network)
     ours, theirs = measure_cost(network, image_size), measure_cost(twin, image_size)
@@ -82,6 +49,7 @@ def measure_orthogonality(network):
 def measure_record(path, network, info, file_bytes):
     """Everything known of a network, as plain numbers, strings, lists and dicts: what its
     checkpoint `info` says, and what can be measured without images."""
+    from models import measure_cost
     size = info["image_size"]
     return {"file": str(path), "model": network.name, "num_classes": network.num_classes,
             **{"training": None, "history": None, "seconds": None, **info},
@@ -108,6 +76,7 @@ def environment(device):
 def print_architecture(network, before=None):
     """Width of each layer and residual stream, beside that of the same layer of `before`: the
     network it was pruned from, by default the unpruned one."""
+    from models import unpruned_twin
     now, then = ({**layer_widths(n), **_stream_widths(n)}
                  for n in (network, before or unpruned_twin(network)))
     print_columns([(name, f"{then[name]} -> {width}" if width < then[name] else str(width))
@@ -120,17 +89,21 @@ def _stream_widths(network):
             if name not in network.dense}  # in a chain the stream is called like its layer
 
 
-def print_pruning(before, after, target, image_size):
+def print_pruning(before, after, target, image_size, budget="filters", round_to=1):
     """What pruning `before` to `target` percent has made of it: how far it went, and what it won."""
-    from pruner import max_percent, pruned_percent
+    from models import measure_cost
+    from pruner import pruned_percent
     (had, dense), (has, _) = before.filter_count(), after.filter_count()
-    achieved, most = pruned_percent(after), max_percent(after)
-    print(f"  requested {target:.2f}%, achieved {achieved:.2f}%: {dense - has:,} of "
-          f"{dense:,} filters are gone, {had - has:,} of them in this round")
-    if target > most:
-        stem = any(g.protected for g in after.filter_groups())
-        print(f"  More cannot go than {most:.2f}%: every layer keeps 5% of its filters, rounded "
+    achieved = pruned_percent(after, budget, image_size)
+    print(f"  requested {target:.2f}%{of_budget(budget)}, achieved {achieved:.2f}%: {dense - has:,} "
+          f"of {dense:,} filters are gone, {had - has:,} of them in this round")
+    groups = after.filter_groups()
+    if achieved < target and all(g.conv.out_channels <= g.floor for g in groups):
+        stem = any(g.protected for g in groups)
+        print(f"  More cannot go than {achieved:.2f}%: every layer keeps 5% of its filters, rounded "
               "down, and one more" + (", and the first convolution all" if stem else ""))
+    elif round_to > 1:
+        print(f"  --round_to={round_to}: widths went up to the next multiple")
     if has == had:
         print("  This round removes nothing" + (
             ": the network is already as small as requested" if achieved >= target else ""))
@@ -142,6 +115,15 @@ def print_pruning(before, after, target, image_size):
         (name, f"{costs[0][key]:,}", f"{costs[1][key]:,}",
          f"{100 * costs[1][key] / costs[0][key]:.1f}%")
         for key, name in (("parameters", "parameters"), ("flops", "FLOPs"))])
+
+
+def budget_of(record):
+    return BUDGETS[record["flags"].get("budget", "filters")]
+
+
+def of_budget(budget):
+    """What percents are of, where it is not filters."""
+    return "" if budget == "filters" else f" of the {BUDGETS[budget]}"
 
 
 def print_orthogonality(figures):
@@ -188,7 +170,7 @@ def print_summary(records):
 
     rows = [row("", name)]
     if len(records) > 1:
-        rows += [row("percent of filters to remove", pruning("requested_percent")),
+        rows += [row(f"percent of {budget_of(records[-1])} to remove", pruning("requested_percent")),
                  row("percent removed", pruning("achieved_percent"))]
     rows += [row("test accuracy, best epoch", percent("best")),
              row("test accuracy, last epoch", percent("last"))]
@@ -391,10 +373,14 @@ def write_report(folder):
                          "each pruned network")
     sections = {}
     for r in results:
-        sections.setdefault((r["run_in"], r["data"], r["job"], r["flags"]["preset"]), []).append(r)
+        budget = r["flags"].get("budget", "filters")
+        sections.setdefault((r["run_in"], r["data"], r["job"], r["flags"]["preset"], budget),
+                            []).append(r)
     lines, written = ["# Comparison of pruning methods"], []
-    for number, ((run_in, data, job, preset), records) in enumerate(sorted(sections.items()), 1):
+    for number, ((run_in, data, job, preset, budget), records) in enumerate(
+            sorted(sections.items()), 1):
         lines += ["", f"## {data}, {JOBS[job]} job, preset {preset}"
+                  + f", percents{of_budget(budget)}" * (budget != "filters")
                   + f", in {run_in}" * (run_in != "."), "", *describe_section(records)]
         suffix = f"_{number}" * (len(sections) > 1)
         for name, caption in plot_section(records, folder, suffix):
@@ -661,8 +647,8 @@ def plot_masks(axis, records):
 
 
 PLOTS = {
-    "accuracy": ("Test accuracy against the share of filters removed", lambda axis, records:
-                 plot_accuracy(axis, records, "filters removed (%)",
+    "accuracy": ("Test accuracy against the share removed", lambda axis, records:
+                 plot_accuracy(axis, records, f"{budget_of(records[0])} removed (%)",
                                lambda r: r["pruning"]["achieved_percent"])),
     "flops": ("Test accuracy against the FLOPs left", lambda axis, records:
               plot_accuracy(axis, records, "FLOPs left (% of the unpruned network's)",
@@ -752,6 +738,7 @@ def run(args):
     print("  filters of each layer" + (", of the unpruned network -> here" if now < dense else ""))
     print_architecture(model)
 
+    from models import measure_cost
     if args.flops:
         cost = measure_cost(model, image_size)
         print("Cost of one image")
@@ -760,7 +747,7 @@ def run(args):
                      ("FLOPs (2 per MAC)", f"{cost['flops']:,}")])
     if args.compression:
         ratio = measure_compression(model, os.path.getsize(args.model_path), info, image_size)
-        twin, ours = measure_cost(unpruned_twin(model), image_size), measure_cost(model, image_size)
+        twin, ours = (measure_cost(model, image_size, widths) for widths in (model.dense, None))
         print("Compression")
         print_table([("", "unpruned", "here", "ratio"),
                      *((name, f"{twin[key]:,}", f"{ours[key]:,}", f"{ratio[key]:.2f}x")

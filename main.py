@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
-from config import (MODELS, MOMENTUM, PENALTY, PRESETS, PRUNING_TYPES, SWEEPS, InputError, Parser,
+from config import (BUDGETS, MODELS, MOMENTUM, PENALTY, PRESETS, PRUNING_TYPES, SWEEPS, InputError, Parser,
                     boolean, check_preset, exit_with, flag, heading, integer, one_of, positive,
                     processes, rising, run_command, to_json, uninterrupted, write_atomically)
 
@@ -89,6 +89,12 @@ class Experiment:
     thresholds: tuple = flag(
         "pruning", (), "the percent after each round, as in '[10, 50, 80]'", shown="none",
         type=rising(0, 95), metavar="LIST")
+    budget: str = flag(
+        "pruning", "filters", "what the percent is of: filters, multiply-adds or parameters",
+        choices=BUDGETS)
+    round_to: int = flag(
+        "pruning", 1, "widths of pruned layers go up to the next multiple of this, as 8, which "
+        "hardware is fast at", type=integer(1, 1024), metavar="N")
     imp_samples: int = flag(
         "pruning", 10000, "training images that importance is measured on, at most all there are",
         type=integer(1), metavar="N")
@@ -389,11 +395,12 @@ class Run:
         heading(f"Round {number} of {len(self.targets)}, step {step} of {steps}: {text}")
 
     def introduce(self):
-        from eval import environment
+        from eval import environment, of_budget
         flags, data = self.flags, self.data
         goal = (f"train the {flags.only_train} network" if flags.only_train else
                 f"the control {flags.method}" if flags.control else
-                f"prune to {', '.join(f'{t:.4g}%' for t in self.targets)} by {flags.pruning_type}")
+                f"prune to {', '.join(f'{t:.4g}%' for t in self.targets)}{of_budget(flags.budget)} by "
+                f"{flags.pruning_type}")
         print(f"{MODELS[flags.model]}, {'Early-Bird' if flags.ebt else 'iterative'} job: {goal}\n"
               f"  data    {data.name}: {len(data.train):,} training and {len(data.test):,} test "
               f"images of {len(data.classes)} classes, {data.image_size} x {data.image_size}"
@@ -480,9 +487,14 @@ class Run:
         batches = self.importance_batches(0, self.flags.eb_samples)
 
         def mask():
-            kept = select_filters(self.network, self.scores(batches, 0), self.targets[0])
+            kept = select_filters(self.network, self.scores(batches, 0), self.targets[0],
+                                  *self.selection())
             return kept_mask(kept, self.network)
         return EarlyBird(mask, self.flags.eb_epsilon)
+
+    def selection(self):
+        """How filters are counted, for `select_filters`."""
+        return self.flags.budget, self.flags.round_to, self.data.image_size
 
     def importance_batches(self, number, count):
         """`count` images for the estimate of round `number`, 0 for the search of a ticket; None for
@@ -517,16 +529,18 @@ class Run:
         self.state.seconds["importance"] = time.monotonic() - began
 
     def prune(self, number):
-        from eval import accuracy_text, print_pruning
+        from eval import accuracy_text, of_budget, print_pruning
         from pruner import prune, select_filters
         from train import evaluate, require_same
         target, began = self.targets[number - 1], time.monotonic()
-        self.announce(number, 2, f"remove filters until {target:.4g}% are gone")
-        kept = select_filters(self.network, self.state.scores, target)
+        budget = self.flags.budget
+        self.announce(number, 2, f"remove filters until {target:.4g}%{of_budget(budget)} are gone")
+        kept = select_filters(self.network, self.state.scores, target, *self.selection())
         require_same("the filters to keep", {name: of.tolist() for name, of in kept.items()})
         small = prune(self.network, kept)
         self.state.seconds["pruning"] = time.monotonic() - began
-        print_pruning(self.network, small, target, self.data.image_size)
+        print_pruning(self.network, small, target, self.data.image_size, budget,
+                      self.flags.round_to)
         self.network, accuracy = small, evaluate(small, self.data.test_batches())
         print(f"  test accuracy right after pruning: {accuracy_text(accuracy)}")
         self.state.scores = None
@@ -534,11 +548,12 @@ class Run:
 
     def note_pruning(self, number, accuracy=None):
         from pruner import max_percent, pruned_percent
+        counted = self.flags.budget, self.data.image_size
         self.state.pruning = {
             "round": number, "rounds": len(self.targets), "control": self.flags.control,
             "requested_percent": self.targets[number - 1],
-            "achieved_percent": pruned_percent(self.network),
-            "max_percent": max_percent(self.network), "after_pruning": accuracy}
+            "achieved_percent": pruned_percent(self.network, *counted),
+            "max_percent": max_percent(self.network, *counted), "after_pruning": accuracy}
 
     def keep_all(self, number):
         heading("Control: nothing is pruned")

@@ -12,6 +12,7 @@ selection, surgery and reports are loops over that list.
 """
 import reprlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -260,7 +261,7 @@ class BasicBlock(nn.Module):
             return a + b
         size, a, b = (a.shape[0], *a.shape[2:]), _pixels(a), _pixels(b)
         if a_channels is not None:  # neither covers the stream
-            a = a.new_zeros(len(a), self.stream).index_add_(1, a_channels, a)
+            a = a.new_zeros(a.shape[0], self.stream).index_add_(1, a_channels, a)
         return a.index_add(1, b_channels, b).unflatten(0, size).permute(0, 3, 1, 2)
 
 
@@ -366,6 +367,41 @@ def build_model(name, num_classes=100, widths=None, width=1.0):
     if name not in NETWORKS:
         raise ValueError(f"no network {name!r}; there are {', '.join(NETWORKS)}")
     return NETWORKS[name](num_classes, widths, width).to(memory_format=torch.channels_last)
+
+
+def unpruned_twin(network):
+    """The unpruned network that `network` was pruned from, with fresh weights."""
+    return build_model(network.name, network.num_classes, width=network.width)
+
+
+def measure_cost(network, image_size=32, widths=None):
+    """What a network costs for one image, as a dict.
+
+    "filters": of all prunable layers, carried depthwise ones included; "parameters"; "macs":
+    multiply-adds of convolutions and linear layers; "flops": two for each, counted by torch's
+    FlopCounterMode; "layer_macs": dotted name -> multiply-adds of each of these.
+    widths: those of another network of its kind, instead of its own.
+    """
+    widths = tuple((name, width if isinstance(width, int) else tuple(width))
+                   for name, width in (widths or network.widths).items())  # hashable
+    cost = _cost_of(network.name, network.num_classes, widths, network.width, image_size)
+    return {**cost, "layer_macs": dict(cost["layer_macs"])}
+
+
+@lru_cache
+def _cost_of(name, num_classes, widths, width, image_size):
+    from torch.utils.flop_counter import FlopCounterMode
+    with torch.device("meta"), torch.no_grad():  # shapes only: nothing is computed
+        twin = build_model(name, num_classes, widths, width).eval()
+        with FlopCounterMode(display=False) as counter:
+            twin(torch.empty(1, 3, image_size, image_size))
+    flops, of = counter.get_total_flops(), counter.get_flop_counts()
+    return {"filters": twin.filter_count()[0],
+            "parameters": sum(p.numel() for p in twin.parameters()),
+            "macs": flops // 2, "flops": flops,
+            "layer_macs": {n: sum(of[f"{type(twin).__name__}.{n}"].values()) // 2
+                       for n, module in twin.named_modules()
+                       if isinstance(module, (nn.Conv2d, nn.Linear))}}
 
 
 def filter_matrix(conv):

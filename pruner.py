@@ -5,7 +5,9 @@
     save_checkpoint("small.pth", small, {"data": "digits"})
     small, info = load_checkpoint("small.pth")
 """
+import bisect
 import io
+import itertools
 import json
 import mmap
 import reprlib
@@ -17,7 +19,7 @@ from pathlib import Path
 import torch
 
 from config import InputError, to_json, write_atomically
-from models import NETWORKS, build_model
+from models import NETWORKS, build_model, measure_cost
 
 # ---------------------------------------------------------------------------------- selection
 
@@ -35,53 +37,78 @@ def round_targets(percent, n_rounds):
     return targets[:-1] + [float(percent)]
 
 
-def pruned_percent(model):
-    """Percent of the unpruned network's filters that `model` no longer has."""
-    now, dense = model.filter_count()
-    return 100 * (1 - now / dense)
+def pruned_percent(model, budget="filters", image_size=32):
+    """Percent of the unpruned network's filters, multiply-adds ("macs") or parameters ("params")
+    that `model` no longer has."""
+    return _percent_without(model, model.widths, budget, image_size)
 
 
-def max_percent(model):
+def max_percent(model, budget="filters", image_size=32):
     """The largest percent that the layers' floors and the protected stem allow."""
-    groups = model.filter_groups()
-    return 100 * (1 - sum(g.floor * g.cost for g in groups) / model.filter_count()[1])
+    floors = {g.name: list(range(g.floor)) for g in model.filter_groups()}
+    return _percent_without(model, floors, budget, image_size)
 
 
-def select_filters(model, scores, percent):
+def _percent_without(model, widths, budget, image_size):
+    kind = "parameters" if budget == "params" else budget
+    now, whole = (measure_cost(model, image_size, of)[kind] for of in (widths, model.dense))
+    return 100 * (1 - now / whole)
+
+
+def select_filters(model, scores, percent, budget="filters", round_to=1, image_size=32):
     """Choose the filters to keep when `percent` of the unpruned network's filters are gone.
 
     scores: layer name -> 1-D tensor, one score per filter that `model` has now; low goes first.
     percent: counted over all prunable layers of the unpruned network, carried depthwise filters
         included; filters that earlier rounds removed count as gone.
+    budget: what the percent is of: "filters", "macs" (multiply-adds of an image of `image_size`) or
+        "params" (parameters). round_to: widths then go up to the next multiple of it, by the highest
+        scored filters that would have gone.
     All layers are ranked together; equal scores go in order of layer, then of filter. Every layer
     keeps its floor(0.05 N) + 1 highest scored filters, N counted in the unpruned network, and a
     protected layer all of them. The target, rounded to whole filters, is never exceeded, and is
-    missed by at most the depthwise filter that a last one would carry, or where the floors stop.
+    missed by less than what one more filter takes along, or where the floors stop.
     Returns layer name -> rising tensor of the indices to keep.
     Raises ValueError where the scores do not fit the network.
     """
     groups = model.filter_groups()
-    keep, candidates = {}, []
+    candidates = []
     for position, group in enumerate(groups):
         count = group.conv.out_channels
         score = scores.get(group.name)
         if score is None or tuple(score.shape) != (count,):
             raise ValueError(f"{group.name} has {count} filters; its scores are "
                              f"{'missing' if score is None else f'of shape {tuple(score.shape)}'}")
-        keep[group.name] = torch.ones(count, dtype=torch.bool)
         ranked = score.detach().cpu().double().sort(stable=True)
         open_to = 0 if group.protected else max(0, count - group.floor)
         candidates += zip(ranked.values[:open_to].tolist(), [position] * open_to,
                           ranked.indices[:open_to].tolist())
-    now, dense = model.filter_count()
-    budget = round(dense * percent / 100) - (dense - now)
-    for _, position, index in sorted(candidates):
-        group = groups[position]
-        if group.cost > budget:
-            break
-        budget -= group.cost
-        keep[group.name][index] = False
-    return {name: mask.nonzero().flatten() for name, mask in keep.items()}
+    order = [(groups[position], index) for _, position, index in sorted(candidates)]
+
+    def kept(count, multiple=1):
+        """What is left without the first `count` filters."""
+        gone = {group.name: [] for group in groups}
+        for group, index in order[:count]:
+            gone[group.name].append(index)
+        for group in groups:
+            full, out = group.conv.out_channels, gone[group.name]
+            back = min(full, -(-(full - len(out)) // multiple) * multiple) - (full - len(out))
+            del out[len(out) - back:]
+        return {group.name: torch.tensor(sorted(
+            set(range(group.conv.out_channels)) - set(gone[group.name]))) for group in groups}
+
+    if budget == "filters":
+        now, dense = model.filter_count()
+        removed = list(itertools.accumulate((g.cost for g, _ in order), initial=dense - now))
+        target, reached = round(dense * percent / 100), removed.__getitem__
+    else:
+        target = percent
+
+        def reached(count):
+            widths = _cut(groups, kept(count))[0]
+            return _percent_without(model, widths, budget, image_size)
+    count = bisect.bisect_right(range(len(order) + 1), target, key=reached) - 1
+    return kept(max(0, count), round_to)
 
 
 def kept_mask(kept, model):
@@ -110,26 +137,7 @@ def prune(model, kept):
     removed filter (and of the depthwise filter it carries) set to zero.
     Raises ValueError where `kept` does not fit the network.
     """
-    groups = model.filter_groups()
-    written = {}  # stream -> its channels that are still written
-    for group in groups:
-        index = kept[group.name].tolist()
-        if not index or sorted(set(index)) != index or not (
-                0 <= index[0] and index[-1] < len(group.channels)):
-            raise ValueError(f"{group.name}: keep at least one of its {len(group.channels)} "
-                             "filters, as rising indices")
-        if group.protected and len(index) < len(group.channels):
-            raise ValueError(f"{group.name} is never pruned")
-        written.setdefault(group.stream, set()).update(group.channels[i] for i in index)
-
-    widths, outputs, inputs = {}, {}, {}  # the last two: module name -> the channels it keeps
-    for group in groups:
-        index, alive = kept[group.name].cpu(), sorted(written[group.stream])
-        place = {channel: i for i, channel in enumerate(alive)}
-        widths[group.name] = [place[group.channels[i]] for i in index.tolist()]
-        outputs.update(dict.fromkeys(group.modules, index))
-        inputs.update(dict.fromkeys(group.stream.readers, torch.tensor(alive)))
-
+    widths, outputs, inputs = _cut(model.filter_groups(), kept)
     state = {}
     for key, tensor in model.state_dict().items():
         module = key.rpartition(".")[0]
@@ -141,6 +149,30 @@ def prune(model, kept):
     small = build_model(model.name, model.num_classes, widths, model.width)
     small.load_state_dict(state)
     return small.to(next(model.parameters()).device).train(model.training)
+
+
+def _cut(groups, kept):
+    """What `kept` leaves: (layer name -> channels of its stream that it writes; and, module name ->
+    channels that it keeps, of its outputs; of its inputs)."""
+    written = {}  # stream -> its channels that are still written
+    for group in groups:
+        index = kept[group.name].tolist()
+        if not index or sorted(set(index)) != index or not (
+                0 <= index[0] and index[-1] < len(group.channels)):
+            raise ValueError(f"{group.name}: keep at least one of its {len(group.channels)} "
+                             "filters, as rising indices")
+        if group.protected and len(index) < len(group.channels):
+            raise ValueError(f"{group.name} is never pruned")
+        written.setdefault(group.stream, set()).update(group.channels[i] for i in index)
+
+    widths, outputs, inputs = {}, {}, {}
+    for group in groups:
+        index, alive = kept[group.name].cpu(), sorted(written[group.stream])
+        place = {channel: i for i, channel in enumerate(alive)}
+        widths[group.name] = [place[group.channels[i]] for i in index.tolist()]
+        outputs.update(dict.fromkeys(group.modules, index))
+        inputs.update(dict.fromkeys(group.stream.readers, torch.tensor(alive)))
+    return widths, outputs, inputs
 
 
 # -------------------------------------------------------------------------------- checkpoints

@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT))
 
 from config import MOMENTUM, PENALTY, PRESETS  # noqa: E402
 from data import ImageData, Split, load_data  # noqa: E402
-from eval import measure_cost  # noqa: E402
+from models import measure_cost  # noqa: E402
 from imp_estimator import cal_importance  # noqa: E402
 from models import build_model  # noqa: E402
 from pruner import prune, select_filters  # noqa: E402

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from conftest import narrow
-from eval import measure_cost
-from models import NETWORKS, build_model
+from models import NETWORKS, build_model, measure_cost
 
 PUBLISHED = {  # parameters, FLOPs, prunable layers, filters at 100 classes, one 32 x 32 image
     "vgg": (9_462_180, 456_626_176, 10, 2_944),

@@ -8,9 +8,8 @@ from torch.nn import functional as F
 
 from config import InputError, write_atomically
 from conftest import narrow
-from eval import measure_cost
 from imp_estimator import cal_importance
-from models import build_model
+from models import build_model, measure_cost
 from pruner import (load_checkpoint, max_percent, prune, pruned_percent, round_targets,
                     save_checkpoint, select_filters)
 
@@ -295,3 +294,43 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["net.pth"]
 
 
+
+
+@pytest.mark.parametrize("budget", ["macs", "params"])
+@pytest.mark.parametrize("percent", [5, 50])
+def test_a_budget_of_macs_or_parameters_is_met_to_within_one_filter(network, budget, percent):
+    """Not exceeded, and exceeded by the very next filter in the ranking."""
+    scores, (total, dense) = random_scores(network), network.filter_count()
+    small = prune(network, select_filters(network, scores, percent, budget, image_size=16))
+    achieved = pruned_percent(small, budget, 16)
+    assert 0 < achieved <= percent
+    gone = total - small.filter_count()[0]
+    more = prune(network, select_filters(network, scores, 100 * (gone + max(
+        g.cost for g in network.filter_groups())) / dense))
+    assert pruned_percent(more, budget, 16) > percent
+    cost = measure_cost(network, 16), measure_cost(small, 16)
+    key = {"macs": "macs", "params": "parameters"}[budget]
+    assert achieved == pytest.approx(100 * (1 - cost[1][key] / cost[0][key]))
+
+
+def test_max_percent_is_what_is_left_when_all_that_may_goes():
+    model = narrow("vgg")
+    small = prune(model, select_filters(model, random_scores(model), 95, "macs", image_size=16))
+    assert pruned_percent(small, "macs", 16) <= 95 < max_percent(model, "macs", 16)
+    smallest = prune(model, select_filters(model, random_scores(model), 100, "params"))
+    assert pruned_percent(smallest, "params") == pytest.approx(max_percent(model, "params"))
+
+
+def test_rounded_widths_go_up_by_the_highest_scored_filters(network):
+    scores = random_scores(network)
+    plain, rounded = (select_filters(network, scores, 60, round_to=multiple) for multiple in (1, 4))
+    for group in network.filter_groups():
+        full = group.conv.out_channels
+        kept, more = plain[group.name].tolist(), rounded[group.name].tolist()
+        assert len(more) == min(full, -(-len(kept) // 4) * 4)
+        back, gone = set(more) - set(kept), set(range(full)) - set(more)
+        assert set(kept) <= set(more) and all(
+            scores[group.name][a] > scores[group.name][b] for a in back for b in gone)
+    small = prune(network, rounded)
+    assert_same_function(small, masked(network, rounded))
+    assert pruned_percent(small) < pruned_percent(prune(network, plain))
