@@ -6,6 +6,10 @@ To add a preset, add one entry to PRESETS; then `python main.py --preset=NAME ..
 """
 import argparse
 import ast
+import csv
+import hashlib
+import importlib
+import io
 import json
 import os
 import signal
@@ -169,6 +173,18 @@ class Diverged(Exception):
     """The training loss is not finite."""
 
 
+def need(*packages):
+    """Import optional packages. Raises InputError that says how to install those that are missing."""
+    missing = []
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            missing.append(package)
+    if missing:
+        raise InputError(f"this needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+
+
 def check_preset(name):
     """Raise InputError where an entry of PRESETS cannot be run."""
     for what, value in (("MOMENTUM", MOMENTUM), *((f"PENALTY[{m!r}]", PENALTY.get(m))
@@ -228,9 +244,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.splitlines())}\n")
 
     def add_flags(self, cls):
-        """Add the fields of a dataclass, each made by `flag`."""
+        """Add those fields of a dataclass that `flag` has made."""
         groups = {}
-        for each in fields(cls):
+        for each in filter(lambda each: each.metadata, fields(cls)):
             options = dict(each.metadata)
             name, names = options.pop("group"), options.pop("names")
             if name not in groups:
@@ -246,6 +262,11 @@ def flag(group, default, help, *names, shown=None, **options):
     shown = default if shown is None else shown
     return field(default=default, metadata={
         "group": group, "names": names, "help": f"{help} (default: {shown})", **options})
+
+
+def switch(group, help):
+    """A flag that is True or False, which it is unless given."""
+    return flag(group, False, help, type=boolean, metavar="BOOL")
 
 
 def one_of(*values):
@@ -417,6 +438,25 @@ def to_json(value):
     """JSON bytes; null takes the place of NaN and infinity, which JSON does not know."""
     return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None),
                       indent=1).encode()
+
+
+def to_csv(rows):
+    """CSV bytes of some dicts, under the names that any of them has."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)),
+                           lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue().encode()
+
+
+def digest_of(path):
+    """A short text that tells a file's content from others. Raises InputError."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()[:16]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def write_atomically(contents):

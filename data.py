@@ -222,6 +222,13 @@ def seed_of(*key):
 # ------------------------------------------------------------------------------------- sources
 
 
+def folder_of(data_path):
+    """What stands before the names of the files that belong to a data set."""
+    known = {"cifar100": "", "cifar10": "CIFAR10", "digits": "digits"}  # CIFAR-100 is at home
+    name = str(data_path).lower()
+    return known[name] if name in known else Path(data_path).resolve().name or "root"
+
+
 def load_data(data_path, image_size=32, skip_bad_images=False):
     """Read a data set: "CIFAR100", "CIFAR10", "digits", or a folder of image folders.
 
@@ -260,8 +267,7 @@ def _cifar(name, image_size):
                 "--data_path=digits, which needs no download") from error
     splits = [Split(_resized(torch.from_numpy(part.data), image_size), torch.tensor(part.targets))
               for part in parts]
-    return ImageData(cls.__name__, "" if name == "cifar100" else cls.__name__,
-                     tuple(parts[0].classes), *splits)
+    return ImageData(cls.__name__, folder_of(name), tuple(parts[0].classes), *splits)
 
 
 def _digits(_name, image_size):
@@ -275,7 +281,7 @@ def _digits(_name, image_size):
     images, labels = _resized(grey, image_size), torch.from_numpy(digits.target).long()
     order = torch.from_numpy(np.random.RandomState(0).permutation(len(labels)))
     train, test = (Split(images[part], labels[part]) for part in (order[360:], order[:360]))
-    return ImageData("digits", "digits", tuple(str(n) for n in digits.target_names), train, test,
+    return ImageData("digits", folder_of("digits"), tuple(str(n) for n in digits.target_names), train, test,
                      flip=False)
 
 
@@ -333,7 +339,7 @@ def _image_folder(root, image_size, skip_bad_images):
             print(f"  and {len(bad) - 10:,} more")
         _require_images(root, {(name, part): int((split.labels == k).sum())
                                for part, split in splits.items() for k, name in enumerate(classes)})
-    name = root.resolve().name or "root"
+    name = folder_of(root)
     return ImageData(name, name, classes, splits["train"], splits["test"])
 
 
@@ -422,7 +428,7 @@ def _decoded(root, paths, image_size):
     there as long as no file's name, size or time has changed.
     """
     if sum(map(len, paths.values())) < CACHE_FROM:
-        return {part: _decode_all(files, image_size, part) for part, files in paths.items()}
+        return {part: read_images(files, image_size, part) for part, files in paths.items()}
     from PIL import __version__
     key = repr((1, __version__, image_size, {part: [(file, *_stamp(file)) for file in files]
                                              for part, files in paths.items()}))
@@ -436,7 +442,7 @@ def _decoded(root, paths, image_size):
         content = torch.load(path, weights_only=True, mmap=True)
         if content["key"] == key:
             return content["decoded"]
-    decoded = {part: _decode_all(files, image_size, part) for part, files in paths.items()}
+    decoded = {part: read_images(files, image_size, part) for part, files in paths.items()}
     half = path.with_suffix(f".{os.getpid()}")
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -461,8 +467,21 @@ def _stamp(file):
     return status.st_size, status.st_mtime_ns
 
 
-def _decode_all(paths, image_size, part):
-    """(images of the files, {path: why not} of those that cannot be read)."""
+def image_files(path):
+    """The image files at a path: that file, or all below that folder, sorted. Raises InputError."""
+    if not os.path.isdir(path):
+        if not os.path.exists(path):
+            raise InputError(f"there is no image or folder {path}")
+        return [str(path)]
+    files = [file for file in _files_under(str(path), set()) if _suffix(file) in SUFFIXES]
+    if not files:
+        raise InputError(f"{path} holds no images: no file's name ends in "
+                         f"{', '.join(sorted(SUFFIXES))}")
+    return files
+
+
+def read_images(paths, image_size, part="images"):
+    """(uint8 N x size x size x 3 of some files, {path: why not} of those that cannot be read)."""
     from PIL import Image
     images, bad = torch.empty(len(paths), image_size, image_size, 3, dtype=torch.uint8), {}
     pool = ThreadPoolExecutor(os.cpu_count())

@@ -6,14 +6,18 @@
 The file knows what it holds; --model and --pruned are only checked against it.
 """
 import json
+import math
 import os
 import platform
 import statistics
+import time
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from config import (BUDGETS, MODELS, PRUNING_TYPES, InputError, Parser, boolean, exit_with, heading, integer,
-                    print_columns, print_table, processes, run_command, to_json, write_atomically)
+from config import (BUDGETS, MODELS, PRUNING_TYPES, InputError, Parser, boolean, exit_with, flag,
+                    heading, integer, print_columns, print_table, processes, run_command, switch,
+                    to_csv, to_json, write_atomically)
 
 # torch and what needs it is imported inside the functions: --help answers before that.
 
@@ -46,6 +50,49 @@ def measure_orthogonality(network):
     return {"mean": sum(layers.values()) / len(layers), "layers": layers}
 
 
+def measure_layers(network, image_size=32):
+    """One dict for each convolution and for the classifier, in order: "layer", "kept" and "total"
+    outputs, "macs" and "unpruned_macs" (multiply-adds of one image), and "orthogonality", the degree
+    of it, None for the classifier."""
+    import torch
+    from models import measure_cost, unpruned_twin
+    with torch.device("meta"):
+        twin = dict(unpruned_twin(network).named_modules())
+    before, after = (measure_cost(network, image_size, widths)["layer_macs"]
+                     for widths in (network.dense, None))
+    degrees, modules = measure_orthogonality(network)["layers"], dict(network.named_modules())
+    return [{"layer": name, "kept": len(modules[name].weight), "total": len(twin[name].weight),
+             "macs": after[name], "unpruned_macs": before[name],
+             "orthogonality": degrees.get(name)} for name in after]
+
+
+def measure_latency(networks, batch_size, image_size, device, seconds=4.0):
+    """{label: {"median": milliseconds for a batch, "p90", "images_per_second", "runs"}} of
+    {label: network}, which take turns: a warm-up of three, then at least five, up to `seconds`."""
+    import torch
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(batch_size, 3, image_size, image_size, generator=generator).mul(2).sub(1).to(
+        device, memory_format=torch.channels_last)
+    networks = {label: network.to(device).eval() for label, network in networks.items()}
+    times = {label: [] for label in networks}
+    with torch.inference_mode():
+        began = time.perf_counter()
+        while min(map(len, times.values())) < 8 or time.perf_counter() - began < seconds:
+            for label, network in networks.items():
+                start = time.perf_counter()
+                network(images)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                times[label].append(1000 * (time.perf_counter() - start))
+    figures = {}
+    for label, of in times.items():
+        of = sorted(of[3:])
+        median = statistics.median(of)
+        figures[label] = {"median": median, "p90": of[math.ceil(0.9 * len(of)) - 1],
+                          "images_per_second": 1000 * batch_size / median, "runs": len(of)}
+    return figures
+
+
 def measure_record(path, network, info, file_bytes):
     """Everything known of a network, as plain numbers, strings, lists and dicts: what its
     checkpoint `info` says, and what can be measured without images."""
@@ -56,6 +103,22 @@ def measure_record(path, network, info, file_bytes):
             **measure_cost(network, size), "widths": layer_widths(network),
             "compression": measure_compression(network, file_bytes, info, size),
             "orthogonality": measure_orthogonality(network)}
+
+
+def history_rows(records):
+    """The epochs of the trainings of some records, one flat dict for each."""
+    rows = []
+    for r in records:
+        for phase, epochs in (r.get("history") or {}).items():
+            for epoch in epochs:
+                row = {"round": (r.get("pruning") or {}).get("round", 0), "phase": phase}
+                for name, value in epoch.items():
+                    if isinstance(value, dict):
+                        row |= {f"{name}/{kind}": figure for kind, figure in value.items()}
+                    else:
+                        row[name] = max(value, default="") if isinstance(value, list) else value
+                rows.append(row)
+    return rows
 
 
 def environment(device):
@@ -660,41 +723,143 @@ PLOTS = {
 }
 
 
+# ------------------------------------------------------------------- what leaves, what is asked
+
+
+def write_layers(rows, path):
+    """Write the rows of `measure_layers` as CSV."""
+    write_atomically({path: to_csv(rows)})
+
+
+def print_layers(rows):
+    print_table([("layer", "filters", "MACs before", "MACs after", "left", "orthogonality"), *(
+        (r["layer"], f"{r['kept']}/{r['total']}", f"{r['unpruned_macs']:,}", f"{r['macs']:,}",
+         f"{100 * r['macs'] / r['unpruned_macs']:.1f}%",
+         "" if r["orthogonality"] is None else f"{r['orthogonality']:.3f}") for r in rows)])
+
+
+LATENCY_BATCHES = 1, 32, 128
+
+
+def print_latency(model, image_size, devices):
+    """Time a network, beside the unpruned one where it is pruned, on each of some devices."""
+    from models import measure_cost, unpruned_twin
+    before, after = (measure_cost(model, image_size, widths)["flops"]
+                     for widths in (model.dense, None))
+    networks = {"unpruned": unpruned_twin(model), "here": model} if after < before else {
+        "here": model}
+    slower = []
+    for device in devices:
+        rows = [("images at once", "network", "ms, median", "ms, 90th percentile", "images/s",
+                 "runs", "times as fast")]
+        for size in LATENCY_BATCHES:
+            figures = measure_latency(networks, size, image_size, device)
+            for label, of in figures.items():
+                ratio = figures["unpruned"]["median"] / of["median"] if len(networks) > 1 else 1
+                rows.append((str(size), label, f"{of['median']:.2f}", f"{of['p90']:.2f}",
+                             f"{of['images_per_second']:,.0f}", str(of["runs"]),
+                             "" if label == "unpruned" or len(networks) == 1 else f"{ratio:.2f}"))
+            if len(networks) > 1 and ratio < 1.02:
+                slower.append(f"{size} on {device.type}")
+        print(f"Time for images of {image_size} x {image_size} on {environment(device)['device']}")
+        print_table(rows)
+    if slower:
+        print(f"  It has {100 * after / before:.1f}% of the unpruned network's FLOPs, but is not "
+              f"faster with images at once: {', '.join(slower)}")
+
+
+def predict(model, classes, images):
+    """[[(class name, probability), ...] of the three likeliest classes] for uint8 N x H x W x 3."""
+    import torch
+    from data import ImageData, Split
+    device, results = next(model.parameters()).device, []
+    model.eval()
+    split = Split(images, torch.zeros(len(images), dtype=torch.long)).to(device)
+    with torch.no_grad():
+        for batch, _ in ImageData.plain_batches(split):
+            likely = model(batch).softmax(1).topk(min(3, model.num_classes))
+            results += [[(classes[k], p) for k, p in zip(which, of)] for which, of in zip(
+                likely.indices.tolist(), likely.values.tolist())]
+    return results
+
+
+def print_predictions(model, info, path, image_size, skip_bad_images):
+    """Name the classes of the image, or of all below the folder, at `path`."""
+    from data import image_files, read_images
+    classes = info.get("classes") or [f"class {k}" for k in range(model.num_classes)]
+    files = image_files(path)
+    print(f"Predictions for {len(files):,} image{'s' * (len(files) > 1)}, brought to {image_size} x "
+          f"{image_size}")
+    for start in range(0, len(files), 1000):
+        part = files[start:start + 1000]
+        images, bad = read_images(part, image_size)
+        if bad and not skip_bad_images:
+            file, reason = next(iter(bad.items()))
+            raise InputError(f"{file} cannot be read ({reason}); --skip_bad_images=True leaves such "
+                             "files out")
+        good = [file not in bad for file in part]
+        results = iter(predict(model, classes, images[good]))
+        print_table([(file, *(f"{name} {100 * p:.1f}%" for name, p in next(results))) if fine else
+                     (file, f"left out: {bad[file]}", *[""] * (min(3, len(classes)) - 1))
+                     for file, fine in zip(part, good)])
+
+
 # ------------------------------------------------------------------------------------- command
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One command line: the value of every flag."""
+    model_path: str = flag("network", None, "the checkpoint", shown="required, but for --report",
+                           metavar="FILE")
+    model: str = flag("network", None, "what the file should hold", "-m", shown="any",
+                      choices=MODELS)
+    pruned: bool = flag("network", None, "whether it should hold a pruned network", shown="either",
+                        type=boolean, metavar="BOOL")
+    num_classes: int = flag("network", None, "checked against the file", shown="not checked",
+                            type=integer(2), metavar="N")
+
+    test_acc: bool = switch("measure", "accuracy on the test images")
+    train_acc: bool = switch("measure", "accuracy on the training images, not augmented")
+    flops: bool = switch("measure", "parameters, multiply-adds (MACs) and FLOPs of one image")
+    compression: bool = switch("measure", "against the unpruned network: parameters, FLOPs, file")
+    layers: bool = switch("measure", "filters, multiply-adds and degree of orthogonality of each "
+                          "layer; also as CSV beside the file")
+    eval_ortho: bool = switch("measure", "degree of orthogonality of each layer")
+    latency: bool = switch("measure", "milliseconds and images per second, beside the unpruned "
+                           "network, on the CPU and on a GPU where there is one")
+    predict: str = flag("measure", None, "name the class of an image, or of all images below a "
+                        "folder", shown="none", metavar="PATH")
+
+    export: str = flag("export", None, "write the network for use without this suite: a file .pt2, "
+                       ".onnx or .safetensors", shown="none", metavar="FILE")
+    export_normalize: bool = switch("export", "put the normalisation of pixels from 0 to 1 into the "
+                                    "exported graph")
+
+    report: str = flag("comparison", None, "compare the results below a folder: report.md and plots",
+                       shown="none", metavar="FOLDER")
+    group_check: bool = switch("comparison", "whether a group's importance is the sum of its "
+                               "members'")
+    compare: str = flag("comparison", None, "a second checkpoint for --group_check, as the network "
+                        "with the penalty beside the plain one", shown="none", metavar="FILE")
+    pruning_type: str = flag("comparison", "fisher", "estimator of --group_check",
+                             choices=PRUNING_TYPES, metavar="TYPE")
+    imp_samples: int = flag("comparison", 256, "training images of --group_check, which tests "
+                            "thousands of removals on them", type=integer(1), metavar="N")
+    seed: int = flag("comparison", 0, "of the groups that --group_check draws", type=integer(0),
+                     metavar="N")
+
+    data_path: str = flag("data", None, "images to measure accuracy on",
+                          shown="those it was trained on", metavar="DATA")
+    skip_bad_images: bool = switch("data", "leave out the images of a folder that cannot be read")
+
+    device: str = flag("hardware", "auto", "auto takes a GPU where there is one",
+                       choices=("auto", "cpu", "cuda", "mps"))
 
 
 def make_parser():
     parser = Parser(prog="eval.py", description=__doc__)
-    add = parser.add_argument
-    add("--model_path", metavar="FILE", help="the checkpoint (required, but for --report)")
-    add("--report", metavar="FOLDER", help="compare the results below a folder: report.md and plots")
-    add("--model", "-m", choices=MODELS, help="what the file should hold (default: any)")
-    add("--pruned", type=boolean, metavar="BOOL",
-        help="whether it should hold a pruned network (default: either)")
-    add("--data_path", metavar="DATA",
-        help="images to measure accuracy on (default: those it was trained on)")
-    for flag, what in (("train_acc", "accuracy on the training images, not augmented"),
-                       ("test_acc", "accuracy on the test images"),
-                       ("flops", "parameters, multiply-adds (MACs) and FLOPs of one image"),
-                       ("compression", "against the unpruned network: parameters, FLOPs, file"),
-                       ("eval_ortho", "degree of orthogonality of each layer"),
-                       ("group_check", "whether a group's importance is the sum of its members'")):
-        add(f"--{flag}", type=boolean, default=False, metavar="BOOL",
-            help=f"{what} (default: False)")
-    add("--compare", metavar="FILE", help="a second checkpoint for --group_check, as the network "
-        "with the penalty beside the plain one (default: none)")
-    add("--pruning_type", choices=PRUNING_TYPES, default="fisher", metavar="TYPE",
-        help="estimator of --group_check (default: fisher)")
-    add("--imp_samples", type=integer(1), default=256, metavar="N",
-        help="training images of --group_check, which tests thousands of removals on them (default: "
-        "256)")
-    add("--seed", type=integer(0), default=0, metavar="N",
-        help="of the groups that --group_check draws (default: 0)")
-    add("--skip_bad_images", type=boolean, default=False, metavar="BOOL",
-        help="leave out the images of a folder that cannot be read (default: False)")
-    add("--num_classes", type=integer(2), help="checked against the file (default: not checked)")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
-        help="auto takes a GPU where there is one (default: auto)")
+    parser.add_flags(Measurement)
     return parser
 
 
@@ -712,6 +877,7 @@ def run(args):
         return write_report(args.report)
     if not args.model_path:
         raise InputError("--model_path is missing: a checkpoint; or --report, a folder of results")
+    import torch
     from data import load_data
     from pruner import load_checkpoint
     from train import evaluate, pick_device
@@ -721,7 +887,9 @@ def run(args):
     check_holds(args.model_path, model, info, args.model, args.pruned, args.num_classes)
     image_size = info.get("image_size", 32)
     data = None
-    if args.train_acc or args.test_acc or args.group_check:
+    if args.export_normalize and not args.export:
+        raise InputError("--export_normalize=True is of an --export")
+    if args.train_acc or args.test_acc or args.group_check or args.export:
         trained_on = info.get("data_path", "CIFAR100")
         try:
             data = load_data(args.data_path or trained_on, image_size, args.skip_bad_images)
@@ -735,8 +903,10 @@ def run(args):
     print(f"  trained on {info.get('data', 'unknown data')}, {model.num_classes} classes, "
           f"{image_size} x {image_size} pixels; {now:,} of {dense:,} filters "
           f"({100 * (1 - now / dense):.2f}% pruned)")
-    print("  filters of each layer" + (", of the unpruned network -> here" if now < dense else ""))
-    print_architecture(model)
+    if not (args.predict or args.export or args.latency or args.layers):  # which are of other things
+        print("  filters of each layer"
+              + (", of the unpruned network -> here" if now < dense else ""))
+        print_architecture(model)
 
     from models import measure_cost
     if args.flops:
@@ -754,24 +924,56 @@ def run(args):
                        for key, name in (("parameters", "parameters"), ("flops", "FLOPs"))),
                      ("file size", megabytes(ratio["unpruned_file_bytes"]),
                       megabytes(ratio["file_bytes"]), f"{ratio['file']:.2f}x")])
+    if args.layers:
+        rows, path = measure_layers(model, image_size), f"{stem(args.model_path)}_layers.csv"
+        print("Layers")
+        print_layers(rows)
+        write_layers(rows, path)
+        print(f"  saved {path}")
     if args.eval_ortho:
         print("Orthogonality")
         print_orthogonality(measure_orthogonality(model))
+    model.to(device)
     if data:
         data = data.to(device)
-        model.to(device)
         for wanted, name, split in ((args.train_acc, "training", data.train),
                                     (args.test_acc, "test", data.test)):
             if wanted:
                 figures = evaluate(model, data.plain_batches(split))
                 print(f"Accuracy on {len(split):,} {name} images of {data.name}: "
                       f"{accuracy_text(figures)}")
+    if args.predict:
+        print_predictions(model, info, args.predict, image_size, args.skip_bad_images)
+    if args.export:
+        run_export(args, model, info, data)
     if args.group_check:
         run_group_check(args, model, data)
-    if not any((args.flops, args.compression, args.eval_ortho, args.train_acc, args.test_acc,
-                args.group_check)):
-        print("Nothing was asked for: add --test_acc, --train_acc, --flops, --compression, "
-              "--eval_ortho or --group_check True")
+    if args.latency:  # last: it may move the network to another device
+        devices = [torch.device("cpu")] * (args.device == "auto" and device.type != "cpu") + [device]
+        print_latency(model, image_size, devices)
+    asked = [each.name for each in fields(Measurement)
+             if each.metadata["group"] in ("measure", "export")] + ["group_check"]
+    if not any(getattr(args, name) for name in asked):
+        print("Nothing was asked for: add "
+              + ", ".join(f"--{name}" for name in asked if name != "export_normalize"))
+
+
+def stem(path):
+    """What stands before the suffix in the names of files that belong to a checkpoint."""
+    return str(path).removesuffix(".pth")
+
+
+def run_export(args, model, info, data):
+    import torch
+    from data import Split
+    from pruner import export
+    split = Split(data.test.images[:32], data.test.labels[:32])
+    images = torch.cat([batch for batch, _ in data.plain_batches(split)])
+    done = export(model, info, args.export, images, args.export_normalize)
+    print(f"Exported to {args.export}: loaded again, and the logits of {len(images)} test images of "
+          f"{data.name} differ by at most {done['difference']:.1e}")
+    print(f"  input   {done['metadata']['input']}\n  output  {done['metadata']['output']}\n"
+          f"  Both, and the names of the {model.num_classes} classes, are in the file's metadata.")
 
 
 def run_group_check(args, model, data):
@@ -790,7 +992,7 @@ def run_group_check(args, model, data):
               f"{count:,} images")
         figures[path] = check_groups(network, batches, args.pruning_type, args.seed)
         print_groups(figures[path])
-    target = f"{args.model_path.removesuffix('.pth')}_groups_{args.pruning_type}"
+    target = f"{stem(args.model_path)}_groups_{args.pruning_type}"
     write_atomically({f"{target}.json": to_json(figures)})
     plot_groups({Path(path).stem: of for path, of in figures.items()}, f"{target}.png")
     print(f"  saved {target}.json" + " and the .png beside it" * Path(f"{target}.png").is_file())

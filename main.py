@@ -18,10 +18,12 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 from config import (BUDGETS, MODELS, MOMENTUM, PENALTY, PRESETS, PRUNING_TYPES, SWEEPS, InputError, Parser,
-                    boolean, check_preset, exit_with, flag, heading, integer, one_of, positive,
-                    processes, rising, run_command, to_json, uninterrupted, write_atomically)
+                    boolean, check_preset, digest_of, exit_with, flag, heading, integer, need,
+                    one_of, positive, processes, rising, run_command, to_csv, to_json,
+                    uninterrupted, write_atomically)
 
 # torch and what needs it is imported inside the functions: --help answers before that.
 
@@ -63,6 +65,9 @@ class Experiment:
     batch_size: int = flag(
         "training", None, "images in a training step", shown="the preset's", type=integer(2),
         metavar="N")
+    init: str = flag(
+        "training", None, "begin with the weights of this file, of this suite, published or of "
+        "torchvision, as far as they fit", shown="fresh weights", metavar="FILE")
     seed: int = flag("training", 0, "of all random choices", type=integer(0), metavar="N")
     only_train: str = flag(
         "training", False, "train the plain network, or the one with the penalty, and stop",
@@ -121,6 +126,13 @@ class Experiment:
     out: str = flag(
         "output", ".", "the folder in which pretrained/ and pruned_nets/ are", metavar="FOLDER")
 
+    tensorboard: bool = flag(
+        "output", False, "write TensorBoard's files beside the result", type=boolean,
+        metavar="BOOL")
+    print_config: bool = flag(
+        "output", False, "show the whole job, schedules and files included, and stop", type=boolean,
+        metavar="BOOL")
+
     device: str = flag(
         "hardware", "auto", "auto takes a GPU where there is one",
         choices=("auto", "cpu", "cuda", "mps"))
@@ -134,6 +146,11 @@ class Experiment:
     deterministic: bool = flag(
         "hardware", False, "the same bits again on a GPU too, where it is slower", type=boolean,
         metavar="BOOL")
+
+    @property
+    def identity(self):
+        """The flags that make two runs the same."""
+        return {name: value for name, value in asdict(self).items() if name not in NOT_OF_THE_RUN}
 
     @property
     def job(self):
@@ -171,6 +188,9 @@ class Experiment:
         return Path(self.out) / "pruned_nets" / self.job / data.folder / f"{name}_{self.seed}.pth"
 
 
+NOT_OF_THE_RUN = {"resume", "wait", "out", "tensorboard", "print_config"}
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A command line that runs many experiments."""
@@ -183,6 +203,11 @@ class Sweep:
     cell: int = flag(
         "comparison", None, "only the experiment of this number, and what it needs", shown="all",
         type=integer(1), metavar="K")
+    print_config: bool = False
+
+
+DEFAULTS = {each.name: each.default for each in fields(Experiment)
+            if each.name not in NOT_OF_THE_RUN}
 
 
 def make_parser():
@@ -195,15 +220,15 @@ def make_parser():
 def parse(argv):
     """The command line -> Experiment or Sweep. Raises InputError where flags contradict each other."""
     args = make_parser().parse_args(argv)
-    sweep = Sweep(**{each.name: vars(args).pop(each.name) for each in fields(Sweep)})
+    sweep = Sweep(**{each.name: vars(args).pop(each.name) for each in fields(Sweep) if each.metadata})
     if sweep.sweep:
         for each in fields(Experiment):
-            if getattr(args, each.name) != each.default:
+            if getattr(args, each.name) != each.default and each.name != "print_config":
                 raise InputError(f"--sweep runs what its file says; leave out --{each.name}, or "
                                  "write it there")
         if processes()[1] > 1:
             raise InputError("--sweep starts processes itself; run it without torchrun")
-        return sweep
+        return replace(sweep, print_config=args.print_config)
     if sweep != Sweep():
         raise InputError("--jobs and --cell are of a --sweep")
     check_preset(args.preset)
@@ -239,6 +264,9 @@ def parse(argv):
     if args.control and rounds > 1:
         raise InputError(f"--control={args.control} is of one round; leave out --n_rounds and "
                          "--thresholds")
+    if args.init and (args.pretrained or args.control == "scratch"):
+        raise InputError("--init begins a training from scratch; leave out " + (
+            "--pretrained=True" if args.pretrained else "--control=scratch"))
     if args.eb_detect and (args.control or args.pretrained or not args.ebt):
         raise InputError("--eb_detect=True looks for the ticket while the network is trained in an "
                          "Early-Bird job: it needs --ebt=True, and neither --pretrained=True nor "
@@ -255,6 +283,8 @@ def main(argv=None):
 
     def body():
         flags = parse(argv)
+        if flags.print_config:
+            return print(to_json(resolve(flags)).decode())
         if isinstance(flags, Sweep):
             return run_sweep(flags)
         Run(flags, argv).run()
@@ -271,6 +301,50 @@ ORIGINS = ("load base", "train base", "load ortho", "train ortho", "load base, t
            "train base, train ortho", "scratch")
 
 
+def targets_of(flags):
+    """The percent after each round."""
+    from pruner import round_targets
+    targets = [float(t) for t in flags.thresholds] or round_targets(
+        flags.prune_percent or 0, flags.n_rounds)
+    if len({round(target) for target in targets}) < len(targets):
+        raise InputError(f"{flags.n_rounds} rounds to {flags.prune_percent}% would share file "
+                         "names, which hold whole percents; ask for fewer rounds")
+    return targets
+
+
+def resolve(flags):
+    """What --print_config shows: the whole job of an Experiment, or the cells of a Sweep, as plain
+    values. Nothing is run, and no images are looked at."""
+    if isinstance(flags, Sweep):
+        cells, levels = plan_sweep(flags)
+        return {"cells": [shlex.join(["python", "main.py", *command_of(cell)]) for cell in cells],
+                "order": [[shlex.join(command_of(cell)) for cell in level] for level in levels]}
+    from data import folder_of
+    from train import State
+    run = object.__new__(Run)
+    run.flags, run.targets = flags, targets_of(flags)
+    run.data = SimpleNamespace(folder=folder_of(flags.data_path))
+    run.state, steps = State(run.origin()), []
+    for step, *arguments in run.steps():
+        phase, number = [*(a for a in arguments if isinstance(a, str)), None][0], arguments[-1]
+        entry = {"step": step.__name__.replace("_", " ")}
+        if phase:
+            entry["phase"] = phase
+        if number in range(1, 1 + len(run.targets)):
+            entry["round"] = number
+        if step in (run.load, run.save):
+            entry["file"] = str(run.file(phase, number if isinstance(number, int) else 0))
+        if step == run.train:
+            recipe = run.recipe(phase)
+            rates = recipe.adam_lr if flags.optimizer == "adam" else recipe.lr
+            entry |= {**run.settings(phase)[phase], "lr": list(rates), "epochs": list(recipe.epochs)}
+        if step == run.prune:
+            entry["percent"] = run.targets[number - 1]
+        steps.append(entry)
+    return {"flags": asdict(flags), "momentum": MOMENTUM, "percent after each round": run.targets,
+            "steps": steps, "resume file": str(run.resume_file)}
+
+
 class Run:
     """One experiment under way: `steps` is the job, the methods that it names change `network` and
     `state`."""
@@ -278,17 +352,14 @@ class Run:
     def __init__(self, flags, argv=(), data=None):
         with uninterrupted():  # libraries do not survive an interruption while they load
             from data import load_data
-            from pruner import round_targets
             from train import (State, as_first, first_alone, join_processes, pick_device,
                                require_same)
         self.flags, self.argv = flags, argv
         self.device = pick_device(flags.device, flags.deterministic)
         join_processes(self.device)
-        self.targets = [float(t) for t in flags.thresholds] or round_targets(
-            flags.prune_percent or 0, flags.n_rounds)
-        if len({round(target) for target in self.targets}) < len(self.targets):
-            raise InputError(f"{flags.n_rounds} rounds to {flags.prune_percent}% would share file "
-                             "names, which hold whole percents; ask for fewer rounds")
+        self.targets = targets_of(flags)
+        if flags.tensorboard:
+            need("tensorboard")
         with first_alone():  # it may have to download them
             self.data = data or load_data(flags.data_path, flags.image_size, flags.skip_bad_images)
         self.data = self.data.hold_out(flags.val_percent, flags.seed)
@@ -302,6 +373,8 @@ class Run:
                              f"the {processes()[1]} processes")
         require_same("the command, the schedules or the images", self.identity)
         self.network, self.state, self.kept = None, State(as_first(self.origin())), False
+        self.resumed = False
+        self.writer, self.logged = None, 0  # TensorBoard's, and how many epochs it has
 
     def run(self):
         from eval import print_summary
@@ -363,7 +436,8 @@ class Run:
         if final == "base" or flags.ebt:
             return f"{'load' if load else 'train'} {final}"
         # In the iterative job the penalty goes on from the plain network, where it is there.
-        ortho, plain = (self.file(phase, 0).is_file() for phase in ("ortho", "base"))
+        ortho, plain = (self.file(phase, 0).is_file() and not flags.init
+                        for phase in ("ortho", "base"))
         if load and (ortho or not plain):
             return "load ortho"
         return ("load" if plain or flags.pretrained else "train") + " base, train ortho"
@@ -475,10 +549,14 @@ class Run:
     def fresh_network(self, widths=None):
         from data import seed_of
         from models import build_model
+        from pruner import initialise
         import torch
         flags = self.flags
         torch.manual_seed(seed_of(flags.seed, "initialisation"))
-        return build_model(flags.model, len(self.data.classes), widths, flags.width).to(self.device)
+        network = build_model(flags.model, len(self.data.classes), widths, flags.width)
+        if flags.init:
+            print("\n".join(f"  {line}" for line in initialise(network, flags.init)))
+        return network.to(self.device)
 
     def ticket(self):
         """How this job finds its ticket: by what it would prune now, judged on the same images."""
@@ -601,7 +679,7 @@ class Run:
 
     def save(self, phase, number):
         """Write the checkpoint and, of a pruned network, the .json beside it."""
-        from eval import environment, measure_record
+        from eval import environment, history_rows, measure_record
         from pruner import checkpoint_bytes
         from train import State, is_first
         state, flags, path = self.state, self.flags, self.file(phase, number)
@@ -619,12 +697,14 @@ class Run:
             info["pruning"] = state.pruning
         contents = {path: checkpoint_bytes(self.network, info)}
         record = measure_record(path, self.network, info, len(contents[path]))
+        contents[path.with_suffix(".csv")] = to_csv(history_rows([record]))
         if number:
             record["pruned" if flags.control == "scratch" else "base"] = state.records[0]
             contents[path.with_suffix(".json")] = to_json(record)
         if is_first():
             write_atomically(contents)
-        print(f"  saved {path}" + (" and the .json beside it" if number else ""))
+        print(f"  saved {path}, beside it "
+              + ".csv, the history of its training" + " and .json, all figures" * (number > 0))
         self.state = State(state.begin, state.done, [*state.records * (number > 0), record])
 
     # --------------------------------------------------------------------------------- resume
@@ -632,11 +712,12 @@ class Run:
     @property
     def identity(self):
         """What makes two runs the same: the entries of a checkpoint by which they are compared."""
-        flags = {name: value for name, value in asdict(self.flags).items()
-                 if name not in ("resume", "wait", "out")}
-        return {"flags": flags, "fingerprint": self.data.fingerprint, "schedule": {
+        identity = {"flags": self.flags.identity, "fingerprint": self.data.fingerprint, "schedule": {
             **asdict(self.flags.schedule), "penalty": PENALTY[self.flags.model],
             "momentum": MOMENTUM}}
+        if self.flags.init:
+            identity["init"] = digest_of(self.flags.init)
+        return identity
 
     @property
     def resume_file(self):
@@ -655,16 +736,47 @@ class Run:
         from train import is_first, write_resume_file
         if is_first():
             write_resume_file(self.resume_file, self.network, self.state, self.identity)
+            self.log()
         self.kept = True
+
+    def log(self):
+        """Add the epochs that are new to TensorBoard's files, which a run that is resumed goes on
+        with."""
+        from eval import history_rows, layer_widths, measure_orthogonality
+        if not self.flags.tensorboard:
+            return
+        under_way = {"history": {phase: t.history for phase, t in self.state.trained.items()},
+                     "pruning": self.state.pruning}
+        rows = history_rows([*self.state.records[self.flags.control == "scratch":], under_way])
+        if not self.writer:
+            from torch.utils.tensorboard import SummaryWriter
+            folder = self.resume_file.with_suffix(".tensorboard")
+            if not self.resumed:
+                for old in folder.glob("events.out.tfevents.*"):
+                    old.unlink()
+            self.logged = len(rows) - 1 if self.resumed else 0
+            self.writer = SummaryWriter(folder, purge_step=self.logged + 1)
+        for step, row in enumerate(rows[self.logged:], self.logged + 1):
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name not in ("round", "epoch"):
+                    self.writer.add_scalar(name, value, step)
+        if len(rows) > self.logged:
+            for name, of in (("width", layer_widths(self.network)),
+                             ("orthogonality of", measure_orthogonality(self.network)["layers"])):
+                for layer, value in of.items():
+                    self.writer.add_scalar(f"{name}/{layer}", value, len(rows))
+        self.writer.flush()
+        self.logged = len(rows)
 
     def resume(self):
         from train import read_resume_file
         path, wanted = self.resume_file, self.flags.resume
         if wanted and path.is_file():
-            network, self.state = read_resume_file(path, self.identity)
+            network, self.state = read_resume_file(path, self.identity, DEFAULTS)
             if self.state.begin not in ORIGINS or self.state.done not in range(len(self.steps())):
                 raise InputError(f"{path} is damaged; leave out --resume=True to begin anew")
             self.network, steps, self.kept = network.to(self.device), self.steps(), True
+            self.resumed = True
             step, *arguments = steps[self.state.done]
             under_way = self.state.trained.get(arguments[0]) if step == self.train else None
             epochs = f", and {len(under_way.history)} epochs of the next" if under_way else ""
@@ -685,6 +797,7 @@ class Run:
         if self.resume_file.is_file() or not path.is_file():
             return None
         _network, info = load_checkpoint(path)
+        info["flags"] = {**DEFAULTS, **info.get("flags", {})}
         same = to_json({key: info.get(key) for key in self.identity}) == to_json(self.identity)
         return info["accuracy"]["best"] if same and "accuracy" in info else None
 
@@ -736,7 +849,7 @@ def read_sweep(name):
     return cells
 
 
-SET_BY_SWEEPS = {"only_train", "pretrained", "resume", "wait"}
+SET_BY_SWEEPS = {"only_train", "pretrained", "resume", "wait", "print_config"}
 
 
 def command_of(cell):
@@ -761,12 +874,12 @@ def needs_of(cell):
     return [{**training, "only_train": "ortho" if flags.penalised else "base"}]
 
 
-def run_sweep(sweep):
-    """Run the cells of a sweep, what they need first, each as a process of its own."""
+def plan_sweep(sweep):
+    """(the cells of a sweep, the runs that it takes: lists, each needs only those before it)."""
     cells = read_sweep(sweep.sweep)
     if sweep.cell and sweep.cell > len(cells):
         raise InputError(f"--cell={sweep.cell}: the sweep has {len(cells)}")
-    levels = []  # cells of a level need only those of the levels before
+    levels = []
 
     def place(cell):
         level = max((place(need) + 1 for need in needs_of(cell)), default=0)
@@ -777,6 +890,12 @@ def run_sweep(sweep):
 
     for cell in cells[sweep.cell - 1:sweep.cell] if sweep.cell else cells:
         place(cell)
+    return cells, levels
+
+
+def run_sweep(sweep):
+    """Run the cells of a sweep, what they need first, each as a process of its own."""
+    cells, levels = plan_sweep(sweep)
     Comparison(cells, sweep.jobs).run(levels)
 
 

@@ -4,21 +4,25 @@
     small = prune(model, kept)
     save_checkpoint("small.pth", small, {"data": "digits"})
     small, info = load_checkpoint("small.pth")
+    export(small, info, "small.onnx", images)
 """
 import bisect
+import copy
 import io
 import itertools
 import json
 import mmap
+import os
 import reprlib
 import struct
 import warnings
 import zipfile
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import torch
 
-from config import InputError, to_json, write_atomically
+from config import InputError, need, to_json, write_atomically
 from models import NETWORKS, build_model, measure_cost
 
 # ---------------------------------------------------------------------------------- selection
@@ -304,8 +308,17 @@ def _without_zeros(model):
 
 
 def read_safely(path):
-    """The dict in a file that torch.save wrote. Nothing in it is run: tensors, plain values and
-    NumPy's numbers, which are read as Python's, are all that it may hold. Raises InputError."""
+    """The dict of a network, its weights under "net", in a file that torch.save wrote. Nothing in it
+    is run: see `_read`. Raises InputError."""
+    content = _read(path)
+    if not isinstance(content, dict) or not isinstance(content.get("net"), dict):
+        raise InputError(f"{path} is no checkpoint of a network: it has no weights under net")
+    return content
+
+
+def _read(path):
+    """What torch.save wrote to a file. Nothing in it is run: tensors, plain values and NumPy's
+    numbers, which are read as Python's, are all that it may hold. Raises InputError."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
@@ -320,8 +333,6 @@ def read_safely(path):
     except Exception as error:  # torch.load documents no closed set of errors
         raise InputError(f"{path} is not a readable checkpoint: it is damaged, or holds more than "
                          "tensors and plain values, which would not be safe to load") from error
-    if not isinstance(content, dict) or not isinstance(content.get("net"), dict):
-        raise InputError(f"{path} is no checkpoint of a network: it has no weights under net")
     return content
 
 
@@ -405,3 +416,182 @@ INFO = {
     **dict.fromkeys(("flags", "schedule", "training", "environment", "history", "seconds",
                      "pruning"), (dict, _anything)),
 }
+
+
+# ------------------------------------------------------------------ weights from and to elsewhere
+
+
+def initialise(model, path):
+    """Give `model`, in place, the weights of a file that fit it, whatever wrote them.
+
+    The file is a state dict, or a dict that has one under "net", "state_dict" or "model", or a
+    .safetensors file; its names are this suite's, the published ones, or torchvision's. What does
+    not fit stays fresh: a classifier for other classes, torchvision's 7 x 7 stem, and the
+    BatchNorms of its VGG, which stand before the ReLU. Returns lines that say what is fresh.
+    Raises InputError where less than half of the parameters would come from the file.
+    """
+    state, own = _ours(read_weights(path), model), model.state_dict()
+    taken, fresh = {}, {}
+    for key, tensor in own.items():
+        given = state.get(key)
+        if key.endswith("num_batches_tracked"):
+            continue
+        if isinstance(given, torch.Tensor) and given.shape == tensor.shape and (
+                given.is_floating_point() and given.isfinite().all()):
+            taken[key] = given.to(tensor)
+        else:
+            fresh.setdefault(key.rpartition(".")[0], []).append((key, given, tensor))
+    share = sum(t.numel() for t in taken.values()) / sum(
+        t.numel() for key, t in own.items() if not key.endswith("num_batches_tracked"))
+    if share < 0.5:
+        key, given, tensor = next(iter(fresh.values()))[0]
+        raise InputError(f"--init={path} holds only {100 * share:.0f}% of the weights of this "
+                         f"{model.name}: {key} is {_shape(given)} there and {_shape(tensor)} here")
+    model.load_state_dict(taken, strict=False)
+    head = [name for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear)][-1]
+    norms = {name for name in fresh if isinstance(model.get_submodule(name), torch.nn.BatchNorm2d)}
+    lines = [f"{100 * share:.1f}% of the weights are those of {path}"]
+    lines += [f"{'replaced' if name == head else 'fresh'}: {name}, whose {key.rpartition('.')[2]} is "
+              f"{_shape(given)} there and {_shape(tensor)} here"
+              for name, ((key, given, tensor), *_) in fresh.items() if name not in norms]
+    if norms:
+        lines.append(f"fresh: {len(norms)} BatchNorms, which that file has not, or elsewhere: "
+                     f"{', '.join(sorted(norms)[:3])}{', ...' * (len(norms) > 3)}")
+    return lines
+
+
+def read_weights(path):
+    """{name: tensor} of a state dict in a file. Raises InputError."""
+    if str(path).endswith(".safetensors"):
+        return read_safetensors(path)[0]
+    content = _read(path)
+    for key in ("net", "state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not any(
+            isinstance(value, torch.Tensor) for value in content.values()):
+        raise InputError(f"{path} holds no state dict")
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+def _ours(state, model):
+    """A state dict under the names that `model` has for the same layers."""
+    renamed = {}
+    for key, tensor in state.items():
+        key = key.replace(".downsample.", ".shortcut.")
+        if key.startswith("fc."):
+            key = "linear" + key[2:]
+        renamed[key] = tensor
+    # VGGs number their layers; with BatchNorms elsewhere, or none, only the order is the same.
+    if model.name == "vgg" and renamed.keys() != model.state_dict().keys():
+        theirs = sorted((key.rpartition(".")[0] for key, tensor in renamed.items()
+                         if key.startswith("features.") and getattr(tensor, "ndim", 0) == 4),
+                        key=lambda name: int(name.split(".")[1]))
+        renamed = {f"{ours}.{part}": renamed.get(f"{name}.{part}")
+                   for ours, name in zip(model.dense, theirs) for part in ("weight", "bias")}
+    return renamed
+
+
+def read_safetensors(path):
+    """(tensors, metadata) of a .safetensors file. Raises InputError."""
+    need("safetensors")
+    from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is no readable .safetensors file: {error}") from error
+
+
+class _FromPixels(torch.nn.Module):
+    """A network behind the normalisation of its pixels."""
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return self.network(images * 2 - 1)
+
+
+def export(model, info, path, images, normalize=False):
+    """Write `model` for use without this suite: .pt2 (torch.export), .onnx or .safetensors.
+
+    info: of its checkpoint. images: real ones, N x 3 x H x W in -1..1, N at least 2. The graph of a
+    .pt2 or .onnx takes any number of images; with `normalize` their pixels are 0..1, else -1..1.
+    The file is loaded again and its logits for these images, and for the first alone, are compared
+    with the model's; only then it gets its name. Classes, sizes and what the pixels must be are in
+    its metadata. Returns {"difference": largest of the logits, "metadata"}.
+    Raises InputError where a package is missing, the path has another suffix, or the logits differ.
+    """
+    kind, path = Path(path).suffix, Path(path)
+    if kind not in EXPORTS:
+        raise InputError(f"--export={path}: the name must end in {', '.join(EXPORTS)}")
+    if normalize and kind == ".safetensors":
+        raise InputError("--export_normalize=True: a .safetensors file holds weights, and no graph "
+                         "that could normalise; the normalisation is in its metadata")
+    model = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
+    size = images.shape[-1]
+    metadata = {
+        "model": model.name, "width": model.width, "num_classes": model.num_classes,
+        "cfg": model.widths, "image_size": size,
+        "classes": info.get("classes") or [f"class {k}" for k in range(model.num_classes)],
+        "input": f"float32, N x 3 x {size} x {size}, RGB, " + (
+            "pixels from 0 to 1" if normalize else
+            "pixels from 0 to 1 normalised with mean 0.5 and standard deviation 0.5, so from -1 to 1"),
+        "output": f"logits, N x {model.num_classes}"}
+    images = images.cpu().contiguous()
+    given = (images + 1) / 2 if normalize else images
+    network = _FromPixels(model) if normalize else model
+    temporary = path.with_name(f".{path.stem}.tmp{kind}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")
+            loaded = EXPORTS[kind](network, given, {
+                key: value if isinstance(value, str) else json.dumps(value)
+                for key, value in metadata.items()}, str(temporary))
+            difference = max((loaded(part) - model(part_of)).abs().max().item() for part, part_of in (
+                (given, images), (given[:1], images[:1])))
+            largest = model(images).abs().max().item()
+        if not difference <= 1e-3 * max(1, largest):
+            raise InputError(f"--export={path}: the exported network's logits differ by "
+                             f"{difference:.2g}; nothing was written")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return {"difference": difference, "metadata": metadata}
+
+
+def _export_pt2(network, images, metadata, path):
+    program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
+    return torch.export.load(path).module()
+
+
+def _export_onnx(network, images, metadata, path):
+    need("onnx", "onnxscript", "onnxruntime")
+    import onnxruntime
+    program = torch.onnx.export(
+        network, (images,), dynamo=True, verbose=False, input_names=["images"],
+        output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},))
+    program.model.metadata_props.update(metadata)
+    program.save(path, external_data=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _export_safetensors(network, images, metadata, path):
+    need("safetensors")
+    from safetensors.torch import save
+    Path(path).write_bytes(save({key: tensor.contiguous() for key, tensor in
+                                 network.state_dict().items()}, metadata))
+    state, read = read_safetensors(path)
+    return rebuild({"model": read["model"], "net": state, **{
+        key: json.loads(read[key]) for key in ("num_classes", "width", "cfg")}}).eval()
+
+
+EXPORTS = {".pt2": _export_pt2, ".onnx": _export_onnx, ".safetensors": _export_safetensors}

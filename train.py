@@ -377,8 +377,10 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
                 training.best = training.last
                 training.weights = {k: v.clone() for k, v in model.state_dict().items()}
             seconds = training.sums["seconds"] + time.monotonic() - began
-            training.history.append({"epoch": epoch, "lr": rate, "seconds": seconds,
-                                     "train": train, data.chosen_on: figures})
+            degrees = degree_of_orthogonality(model).values()
+            training.history.append({
+                "epoch": epoch, "lr": rate, "seconds": seconds, "train": train,
+                data.chosen_on: figures, "orthogonality": sum(degrees) / len(degrees)})
             extra = f" + penalty {train['penalty']:.3f}" if penalty else ""
             line = (f"  {label} {epoch}/{len(rates)}  lr {rate:g}  loss {train['loss']:.3f}{extra}  "
                     f"train {train['top1']:.1f}%  {data.chosen_on} {figures['top1']:.1f}%  "
@@ -492,8 +494,10 @@ def write_resume_file(path, network, state, identity):
                                       "state": {**vars(state), "trained": trained}})})
 
 
-def read_resume_file(path, identity):
+def read_resume_file(path, identity, defaults):
     """(network on the CPU, State) of a resume file; the random generators go on from theirs.
+
+    defaults: of the flags, some of which may be newer than the file.
 
     Raises InputError where it is damaged, or of another command: then it names the difference.
     """
@@ -501,6 +505,7 @@ def read_resume_file(path, identity):
     try:
         if not all(is_plain(content.get(key)) for key in identity):
             raise TypeError("what identifies the command is not plain")
+        content["flags"] = {**defaults, **content["flags"]}
         change = next(filter(None, (_difference(content.get(key), now, _SPOKEN.get(key, key))
                                     for key, now in identity.items())), None)
         if change:
