@@ -494,7 +494,7 @@ def write_resume_file(path, network, state, identity):
                                       "state": {**vars(state), "trained": trained}})})
 
 
-def read_resume_file(path, identity, defaults):
+def read_resume_file(path, identity, defaults=None):
     """(network on the CPU, State) of a resume file; the random generators go on from theirs.
 
     defaults: of the flags, some of which may be newer than the file.
@@ -505,7 +505,7 @@ def read_resume_file(path, identity, defaults):
     try:
         if not all(is_plain(content.get(key)) for key in identity):
             raise TypeError("what identifies the command is not plain")
-        content["flags"] = {**defaults, **content["flags"]}
+        content["flags"] = {**(defaults or {}), **content["flags"]}
         change = next(filter(None, (_difference(content.get(key), now, _SPOKEN.get(key, key))
                                     for key, now in identity.items())), None)
         if change:

@@ -138,7 +138,8 @@ def test_rounds_go_on_from_each_other_and_a_seed_decides_everything(tmp_path, fo
                         f"--seed={seed}") == 0
         base = "pretrained/iterative/shapes/resnet-56-w0.25"
         assert {name for name in files(cwd) if name.startswith(base)} == {
-            f"{base}{s}.pth" for s in ("_s1" * seed, "_ortho" + "_s1" * seed)}
+            f"{base}{s}.{kind}" for s in ("_s1" * seed, "_ortho" + "_s1" * seed)
+            for kind in ("pth", "csv")}
         folder_name = cwd / "pruned_nets/iterative/shapes"
         first, _ = load_checkpoint(folder_name / f"resnet-56-w0.25_orthoreg_33_ortho_{seed}.pth")
         second, _ = load_checkpoint(folder_name / f"resnet-56-w0.25_orthoreg_50_{seed}.pth")

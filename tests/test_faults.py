@@ -1,5 +1,6 @@
 """Nothing is lost: whatever ends a run, and wherever, --resume=True ends with the same bits."""
 import copy
+import csv
 import itertools
 import json
 import os
@@ -49,6 +50,8 @@ def results(root):
         if path.suffix == ".json":
             content = json.loads(path.read_text())
             found[name] = timeless(content)
+        elif path.suffix == ".csv":
+            found[name] = [timeless(row) for row in csv.DictReader(path.read_text().splitlines())]
         elif path.suffix == ".pth":
             content = torch.load(path, weights_only=True)
             net = content.pop("net")
@@ -266,7 +269,7 @@ def test_closed_streams_and_a_second_signal(flags, tmp_path):
     command = shlex.join([sys.executable, str(ROOT / "main.py"), "--preset=quick", *flags[1:],
                           "--only_train=base"])
     ended = subprocess.run(command + " >&- 2>&-", shell=True, cwd=tmp_path)
-    assert ended.returncode == 0 and len(files(tmp_path)) == 1
+    assert ended.returncode == 0 and len(files(tmp_path)) == 2
     run = start(tmp_path, *flags[1:])
     for line in run.stdout:
         if "base 1/" in line:

@@ -1,0 +1,366 @@
+"""A network leaves the suite as something a product can load; others' weights come into it."""
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import config
+import eval as measure
+import main
+import pruner
+from conftest import files, narrow, short_preset
+from config import InputError
+from imp_estimator import cal_importance
+from models import build_model, measure_cost
+from pruner import export, initialise, prune, save_checkpoint, select_filters
+
+
+@pytest.fixture(autouse=True)
+def preset(monkeypatch, tmp_path):
+    monkeypatch.setitem(config.PRESETS, "test", short_preset())
+    monkeypatch.chdir(tmp_path)
+
+
+def pruned(model, percent=50):
+    return prune(model, select_filters(model, cal_importance(model, "random"), percent))
+
+
+@pytest.fixture
+def flags(folder):
+    return ["--preset=test", "--image_size=16", "--width=0.125", f"--data_path={folder}",
+            "--ebt=True"]
+
+
+@pytest.fixture
+def saved(digits, tmp_path):
+    """(file, network) of a pruned network for digits."""
+    model = pruned(narrow("resnet-56", num_classes=10))
+    save_checkpoint("net.pth", model, {"classes": list(digits.classes), "image_size": 16,
+                                       "data_path": "digits"})
+    return "net.pth", model
+
+
+# ------------------------------------------------------------------------------------------ export
+
+
+def load_pt2(path):
+    extra = {"metadata.json": ""}
+    module = torch.export.load(path, extra_files=extra).module()
+    return module, json.loads(extra["metadata.json"])
+
+
+def load_onnx(path):
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(path)
+    names = [each.name for each in (*session.get_inputs(), *session.get_outputs())]
+    assert names == ["images", "logits"]
+    return (lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]),
+            {each.key: each.value for each in onnx.load(path).metadata_props})
+
+
+@pytest.mark.parametrize("kind, load", [("pt2", load_pt2), ("onnx", load_onnx)])
+def test_an_exported_graph_computes_what_the_network_does(network, few, kind, load):
+    """Pruned, with residual adds from fewer filters, for any number of images."""
+    images, _ = few
+    small = pruned(network)
+    done = export(small, {"classes": list("abcd")}, f"here/net.{kind}", images)
+    run, metadata = load(f"here/net.{kind}")
+    for part in (images[:1], images[:5], images):
+        with torch.no_grad():
+            torch.testing.assert_close(run(part.contiguous()), small(part), rtol=1e-4, atol=1e-4)
+    assert metadata["model"] == network.name and json.loads(metadata["classes"]) == list("abcd")
+    assert "from -1 to 1" in metadata["input"] and done["difference"] < 1e-3
+    assert list(files(Path("here"))) == [f"net.{kind}"]
+
+
+def test_both_writers_of_a_residual_add_may_be_partial(few):
+    model = narrow("resnet")
+    kept = {g.name: torch.arange(g.conv.out_channels) for g in model.filter_groups()}
+    kept["layer2.0.conv2"], kept["layer2.0.shortcut.0"] = torch.arange(4), torch.arange(2, 9)
+    small = prune(model, kept)
+    export(small, {}, "net.pt2", few[0])
+    with torch.no_grad():
+        torch.testing.assert_close(load_pt2("net.pt2")[0](few[0][:3]), small(few[0][:3]))
+
+
+def test_the_graph_may_normalise(saved, few, capsys):
+    _, model = saved
+    assert measure.main(["--model_path=net.pth", "--export=net.onnx",
+                         "--export_normalize=True"]) == 0
+    run, metadata = load_onnx("net.onnx")
+    images = few[0][:4]
+    with torch.no_grad():
+        torch.testing.assert_close(run(((images + 1) / 2).contiguous()), model(images), rtol=1e-4,
+                                   atol=1e-4)
+    assert metadata["input"].endswith("RGB, pixels from 0 to 1")
+    assert "pixels from 0 to 1\n" in capsys.readouterr().out
+    assert measure.main(["--model_path=net.pth", "--export=n.safetensors",
+                         "--export_normalize=True"]) == 2
+    assert measure.main(["--model_path=net.pth", "--export_normalize=True"]) == 2
+
+
+def test_safetensors_rebuild_the_network(saved, few):
+    safe_open = pytest.importorskip("safetensors").safe_open
+    _, model = saved
+    assert measure.main(["--model_path=net.pth", "--export=net.safetensors"]) == 0
+    with safe_open("net.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+        weights = {key: file.get_tensor(key) for key in file.keys()}
+    again = build_model(metadata["model"], int(metadata["num_classes"]), json.loads(metadata["cfg"]),
+                        float(metadata["width"])).eval()
+    again.load_state_dict(weights, strict=True)
+    with torch.no_grad():
+        torch.testing.assert_close(again(few[0]), model(few[0]))
+
+
+def test_an_export_that_computes_something_else_is_refused(few, monkeypatch):
+    def wrong(*arguments):
+        loaded = correct(*arguments)
+        return lambda images: loaded(images) + (0.01 if len(images) == 1 else 0)
+
+    correct = pruner.EXPORTS[".pt2"]
+    monkeypatch.setitem(pruner.EXPORTS, ".pt2", wrong)
+    with pytest.raises(InputError, match="logits differ by 0.01; nothing was written"):
+        export(narrow("vgg"), {}, "net.pt2", few[0])
+    assert not files(Path("."))
+
+
+def test_a_missing_package_and_a_wrong_suffix_are_one_line(saved, monkeypatch, capsys):
+    before = files(Path("."))
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    for flag, says in (("--export=net.onnx", "this needs onnxruntime: pip install onnxruntime"),
+                       ("--export=net.txt", "must end in .pt2, .onnx, .safetensors")):
+        assert measure.main(["--model_path=net.pth", flag]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1
+    assert files(Path(".")) == before
+
+
+# ------------------------------------------------------------------------------- predict and measure
+
+
+def test_predictions_need_no_data_and_are_the_networks(saved, digits, capsys):
+    from PIL import Image
+    _, model = saved
+    images = digits.test.images[:3]
+    Path("some/more").mkdir(parents=True)
+    for name, image in zip(("some/a.png", "some/b.png", "some/more/c.png"), images):
+        Image.fromarray(image.numpy()).save(name)
+    with torch.no_grad():
+        likely = model(images.permute(0, 3, 1, 2) / 127.5 - 1).softmax(1).topk(3)
+    assert measure.main(["--model_path=net.pth", "--predict=some", "--device=cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    for line, name, which, of in zip(lines, ("some/a.png", "some/b.png", "some/more/c.png"),
+                                     likely.indices.tolist(), likely.values.tolist()):
+        words = line.split()
+        assert words[0] == name and words[1::2] == [str(k) for k in which]
+        assert words[2::2] == [f"{100 * p:.1f}%" for p in of]
+
+    Path("some/bad.png").write_text("no image")
+    assert measure.main(["--model_path=net.pth", "--predict=some"]) == 2
+    assert "some/bad.png cannot be read" in capsys.readouterr().err
+    assert measure.main(["--model_path=net.pth", "--predict=some", "--skip_bad_images=True"]) == 0
+    assert "left out: it is empty, damaged or no image" in capsys.readouterr().out
+    Path("empty").mkdir()
+    for path in ("nowhere", "empty"):
+        assert measure.main(["--model_path=net.pth", f"--predict={path}"]) == 2
+
+
+def test_layers_add_up(saved):
+    _, model = saved
+    assert measure.main(["--model_path=net.pth", "--layers=True"]) == 0
+    rows = list(csv.DictReader(Path("net_layers.csv").read_text().splitlines()))
+    dense = build_model(model.name, model.num_classes, width=model.width)
+    assert sum(int(r["macs"]) for r in rows) == measure_cost(model, 16)["macs"]
+    assert sum(int(r["unpruned_macs"]) for r in rows) == measure_cost(dense, 16)["macs"]
+    widths = {r["layer"]: (int(r["kept"]), int(r["total"])) for r in rows}
+    for group in model.filter_groups():
+        assert widths[group.name] == (group.conv.out_channels, group.dense)
+    assert 0 < float(rows[3]["orthogonality"]) <= 1 and rows[-1]["layer"] == "linear"
+
+
+def test_latency_is_measured_beside_the_unpruned_network(saved, monkeypatch, capsys):
+    _, model = saved
+    device = torch.device("cpu")
+    figures = measure.measure_latency({"a": model, "b": model}, 2, 16, device, seconds=0)
+    for of in figures.values():
+        assert of["runs"] == 5 and 0 < of["median"] <= of["p90"]
+        assert of["images_per_second"] == pytest.approx(2000 / of["median"])
+
+    def said(milliseconds):
+        monkeypatch.setattr(measure, "measure_latency", lambda networks, size, *_: {
+            label: {"median": milliseconds[label], "p90": 9.0, "images_per_second": 1.0, "runs": 5}
+            for label in networks})
+        assert measure.main(["--model_path=net.pth", "--latency=True", "--device=cpu"]) == 0
+        return capsys.readouterr().out
+
+    slow, fast = said({"unpruned": 2.0, "here": 2.0}), said({"unpruned": 2.0, "here": 1.0})
+    assert "FLOPs, but is not faster with images at once: 1 on cpu, 32 on cpu, 128 on cpu" in slow
+    assert "not faster" not in fast and "2.00\n" in fast
+    assert [line.split()[0] for line in fast.splitlines()[-6:]] == ["1", "1", "32", "32", "128", "128"]
+
+
+# ---------------------------------------------------------------------------- others' weights come in
+
+
+def torchvisions(model, classes=1000):
+    """The weights of one of our networks under torchvision's names, with its stem and classifier."""
+    state = {}
+    for key, tensor in model.state_dict().items():
+        if not key.startswith(("linear", "conv1", "classifier")):
+            state[key.replace("shortcut", "downsample")] = torch.randn_like(tensor.float()).abs()
+    return {**state, "conv1.weight": torch.randn(model.conv1.out_channels, 3, 7, 7),
+            "fc.weight": torch.randn(classes, model.linear.in_features),
+            "fc.bias": torch.randn(classes)}
+
+
+def test_a_torchvision_resnet_gives_all_but_stem_and_classifier():
+    model = narrow("resnet")
+    state = torchvisions(model)
+    torch.save(state, "tv.pth")
+    lines = "\n".join(initialise(model, "tv.pth"))
+    own = model.state_dict()
+    assert torch.equal(own["layer3.0.shortcut.0.weight"], state["layer3.0.downsample.0.weight"])
+    assert torch.equal(own["layer4.2.bn2.running_var"], state["layer4.2.bn2.running_var"])
+    assert "fresh: conv1, whose weight is 8 x 3 x 7 x 7 there and 8 x 3 x 3 x 3 here" in lines
+    assert "replaced: linear, whose weight is 1000 x 64 there and 4 x 64 here" in lines
+
+
+def test_a_classifier_for_as_many_classes_is_taken_too(tmp_path):
+    model, fresh = narrow("mobilenet", seed=1), narrow("mobilenet", seed=2)
+    torch.save({"net": {f"module.{key}": value for key, value in model.state_dict().items()}},
+               "published.pth")
+    lines = initialise(fresh, "published.pth")
+    assert lines == ["100.0% of the weights are those of published.pth"]
+    for key, value in fresh.state_dict().items():
+        assert key.endswith("num_batches_tracked") or torch.equal(value, model.state_dict()[key])
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_torchvision_vgg_gives_its_convolutions_in_order(batch_norm):
+    model = narrow("vgg")
+    state, at = {}, 0
+    for item in model.layout:
+        if item == "M":
+            at += 1
+            continue
+        name = list(model.dense)[sum(key.endswith(".bias") and not key.startswith("bn") and
+                                     state[key].ndim == 1 and f"{key[:-5]}.weight" in state and
+                                     state[f"{key[:-5]}.weight"].ndim == 4 for key in state)]
+        conv = model.get_submodule(name)
+        state |= {f"features.{at}.weight": torch.randn_like(conv.weight),
+                  f"features.{at}.bias": torch.randn_like(conv.bias)}
+        if batch_norm:
+            state |= {f"features.{at + 1}.{part}": torch.ones(conv.out_channels) for part in
+                      ("weight", "bias", "running_mean", "running_var")}
+        at += 3 if batch_norm else 2
+    state |= {"classifier.6.weight": torch.randn(1000, 4096), "classifier.6.bias": torch.randn(1000)}
+    torch.save(state, "tv.pth")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    lines = "\n".join(initialise(model, "tv.pth"))
+    convs = [key for key, value in state.items() if value.ndim == 4]
+    for ours, theirs in zip(model.dense, convs, strict=True):
+        assert torch.equal(model.get_submodule(ours).weight, state[theirs])
+    assert torch.equal(model.features[2].weight, before["features.2.weight"])
+    assert "fresh: 10 BatchNorms" in lines and "replaced: classifier" in lines
+
+
+def test_another_network_is_no_beginning(flags, capsys):
+    for name, state in (("other", narrow("mobilenet").state_dict()), ("none", {"a": 1})):
+        torch.save(state, f"{name}.pth")
+        assert main.main([*flags, "--only_train=base", f"--init={name}.pth"]) == 2
+    error = capsys.readouterr().err
+    assert "--init=other.pth holds only 0% of the weights of this vgg: features.0.weight is missing" \
+        in error and "none.pth holds no state dict" in error
+    assert sorted(files(Path("."))) == ["none.pth", "other.pth"]
+    for wrong in ("--pretrained=True", "--control=scratch"):
+        assert main.main([*flags, "--pruning_type=l1", "--prune_percent=20", "--init=other.pth",
+                          wrong]) == 2
+        assert wrong in capsys.readouterr().err
+
+
+def test_a_run_begins_with_the_weights_and_knows_them_again(flags, capsys):
+    assert main.main([*flags, "--only_train=ortho"]) == 0
+    begin = [*flags, "--only_train=base", "--init=pretrained/ebt/shapes/vgg-w0.125_ortho.pth"]
+    assert main.main(begin) == 0
+    assert "100.0% of the weights are those of pretrained" in capsys.readouterr().out
+    assert main.main([*begin, "--resume=True"]) == 0
+    assert "This run is finished" in capsys.readouterr().out
+    assert main.main([*flags, "--only_train=ortho", "--seed=1", "--out=b"]) == 0
+    Path("b/pretrained/ebt/shapes/vgg-w0.125_ortho_s1.pth").rename(begin[-1].split("=")[1])
+    assert main.main([*begin, "--resume=True"]) == 0  # other weights under the same name
+    assert "This run is finished" not in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------- what a run shows of itself
+
+
+@pytest.mark.parametrize("job", [["--ebt=True", "--pruning_type=fisher", "--prune_percent=30"],
+                                 ["--pruning_type=orthoreg", "--prune_percent=40", "--n_rounds=2"]])
+def test_the_shown_job_is_the_one_that_runs(flags, job, capsys):
+    command = [*flags[:-1], *job, "--batch_size=8"]
+    assert main.main([*command, "--print_config=True"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert not files(Path("."))
+    assert shown["flags"]["batch_size"] == 8 and shown["momentum"] == config.MOMENTUM
+    assert main.main(command) == 0
+    saved = {step["file"] for step in shown["steps"] if step["step"] == "save"}
+    assert saved == {name for name in files(Path(".")) if name.endswith(".pth")}
+    for step in shown["steps"]:
+        if step["step"] == "train":
+            assert (step["lr"], step["epochs"]) == ([.02], [1])
+            assert bool(step["penalty"]) == (step["phase"] == "ortho")
+    last = json.loads(Path(shown["steps"][-1]["file"]).with_suffix(".json").read_text())
+    assert last["pruning"]["requested_percent"] == shown["percent after each round"][-1]
+
+
+def test_the_shown_sweep_is_its_commands(capsys):
+    assert main.main(["--sweep=paper", "--print_config=True"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert len(shown["cells"]) == 27 and list(map(len, shown["order"])) == [6, 27]
+    for line in shown["cells"]:
+        assert main.parse(line.split()[2:]).preset == "paper"
+
+
+def test_every_network_has_the_history_of_its_training_as_csv(flags):
+    assert main.main([*flags, "--pruning_type=orthoreg", "--prune_percent=30"]) == 0
+    for path in Path(".").rglob("*.pth"):
+        history = pruner.load_checkpoint(path)[1]["history"]
+        (phase, (epoch,)), = history.items()
+        row, = csv.DictReader(path.with_suffix(".csv").read_text().splitlines())
+        assert row["phase"] == phase and float(row["lr"]) == epoch["lr"] == .02
+        assert float(row["train/loss"]) == epoch["train"]["loss"]
+        assert float(row["test/top1"]) == epoch["test"]["top1"]
+        assert ("train/penalty" in row) == (phase == "ortho")
+        assert math.isclose(float(row["orthogonality"]), epoch["orthogonality"])
+
+
+def test_tensorboard_has_each_epoch_once_also_after_a_resume(shell, folder, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    job = ["--preset=test", "--image_size=16", "--width=0.125", f"--data_path={folder}",
+           "--pruning_type=orthoreg", "--prune_percent=30", "--ebt=True", "--tensorboard=True"]
+    stopped = shell("main.py", *job, cwd=tmp_path, stop=(15, 8))  # in the third of four epochs
+    assert stopped.returncode == 130, stopped.stderr
+    assert shell("main.py", *job, "--resume=True", cwd=tmp_path).returncode == 0
+    log = events.EventAccumulator(str(
+        tmp_path / "pruned_nets/ebt/shapes/vgg-w0.125_orthoreg_30_0.tensorboard"))
+    log.Reload()
+    steps = [scalar.step for scalar in log.Scalars("test/top1")]
+    assert steps == [1, 2, 3, 4]
+    result = json.loads((tmp_path / "pruned_nets/ebt/shapes/vgg-w0.125_orthoreg_30_0.json").read_text())
+    epochs = [*result["base"]["history"]["ortho"], *result["history"]["retrain"]]
+    for name, of in (("test/top1", lambda e: e["test"]["top1"]), ("lr", lambda e: e["lr"]),
+                     ("train/loss", lambda e: e["train"]["loss"]),
+                     ("orthogonality", lambda e: e["orthogonality"])):
+        assert [scalar.value for scalar in log.Scalars(name)] == pytest.approx(list(map(of, epochs)))
+    assert log.Scalars("width/features.0")[-1].value == result["widths"]["features.0"]
+
+
+def test_tensorboard_that_is_missing_is_one_line(flags, monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "tensorboard", None)
+    assert main.main([*flags, "--only_train=base", "--tensorboard=True"]) == 2
+    assert "this needs tensorboard: pip install tensorboard" in capsys.readouterr().err
+    assert not files(Path("."))
