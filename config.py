@@ -360,7 +360,7 @@ def run_command(prog, body):
         elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             line = f"error: --compile=True does not work here: {str(error).splitlines()[0]}"
         elif count > 1 and any(text in str(error) for text in ("gloo", "NCCL", "Connection")):
-            code, line = 1, f"another process has ended ({str(error).splitlines()[0][:100]})"
+            code, line = 1, "stopped, since another process has ended, whose own lines say why"
         else:
             raise
     except OSError as error:
