@@ -481,6 +481,12 @@ def network_of(record):
     return MODELS[record["model"]] + (f" x {width:g}" if width != 1 else "")
 
 
+def networks_of(records):
+    """The names of the networks, in the order of MODELS."""
+    order = {network_of(r): (list(MODELS).index(r["model"]), r["flags"]["width"]) for r in records}
+    return sorted(order, key=order.get)
+
+
 def spread(values, digits=1):
     """Mean and standard deviation over seeds in words."""
     values = [v for v in values if v is not None]
@@ -496,7 +502,7 @@ def top1(record):
 
 def describe_section(records):
     """The tables of one comparison, as lines of Markdown."""
-    cells, models = {}, list(dict.fromkeys(map(network_of, records)))
+    cells, models = {}, networks_of(records)
     for r in records:
         key = network_of(r), method_of(r), round(r["pruning"]["requested_percent"], 2)
         cells.setdefault(key, []).append(r)
@@ -579,7 +585,7 @@ def plot_section(records, folder, suffix=""):
     pyplot = load_pyplot()
     if pyplot is None:
         return []
-    models = list(dict.fromkeys(map(network_of, records)))
+    models = networks_of(records)
     files = []
     for name, (caption, draw) in PLOTS.items():
         figure, axes = pyplot.subplots(1, len(models), squeeze=False, layout="constrained",
@@ -689,6 +695,7 @@ def plot_training(axis, records):
         if before:
             axis.axvline(len(before) + .5, color="0.6", linewidth=.8)
     images = " and ".join(sorted({r["accuracy"].get("chosen_on", "test") for r in records}))
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set(xlabel="epoch, of both trainings (a line: pruning)", ylabel=f"{images} accuracy (%)")
     return bool(chosen)
 
@@ -705,6 +712,7 @@ def plot_masks(axis, records):
     if found:
         axis.axhline(found, color="0.4", linestyle=":", label="--eb_epsilon")
         axis.set_ylim(bottom=0)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set(xlabel="epoch", ylabel="share of filters that differ, the largest of four")
     return bool(found)
 
