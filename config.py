@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from itertools import islice
@@ -241,6 +242,8 @@ class Parser(argparse.ArgumentParser):
                          formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message):
+        if processes()[0]:
+            self.exit(2)  # the first says it
         self.exit(2, f"{self.prog}: error: {' '.join(message.splitlines())}\n")
 
     def add_flags(self, cls):
@@ -360,8 +363,10 @@ def run_command(prog, body):
         elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             line = f"error: --compile=True does not work here: {str(error).splitlines()[0]}"
         elif count > 1 and any(text in str(error) for text in ("gloo", "NCCL", "Connection")):
-            code, line = 1, "stopped, since another process has ended, whose own lines say why"
+            code, line = 1, ("stopped, as when another process has ended, whose own lines say why: "
+                             f"{str(error).splitlines()[0]}")
         else:
+            _end_alone()
             raise
     except OSError as error:
         code, line = 2, f"error: {error}"
@@ -370,12 +375,34 @@ def run_command(prog, body):
         # What is left in the buffer has nowhere to go.
         with suppress(AttributeError, OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
-    print(f"{prog}: {' '.join(line.splitlines())}", file=sys.stderr)
+    except Exception:
+        _end_alone()
+        raise
+    if not (code == 2 and number and not _have_met()):
+        print(f"{prog}: {' '.join(line.splitlines())}", file=sys.stderr)
     return code
+
+
+def _flush():
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # closed
+            stream.flush()
+
+
+def _end_alone():
+    """Of several processes, end this one with its traceback, without waiting for the others, who may
+    be waiting for it."""
+    if processes()[1] > 1:
+        traceback.print_exc()
+        _flush()
+        os._exit(1)
 
 
 def exit_with(code):
     """End a script. A signal changes nothing any more, however long the libraries take to end."""
+    if code and processes()[1] > 1:
+        _flush()
+        os._exit(code)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
@@ -426,9 +453,14 @@ def uninterrupted():
 
 def processes():
     """(number of this process, how many there are), as torchrun has started them; else (0, 1)."""
-    if "MASTER_ADDR" not in os.environ:  # some clusters set the others for every job
-        return 0, 1
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if not {"MASTER_ADDR", "RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys():
+        return 0, 1  # some clusters set some of these for every job
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def _have_met():
+    """Whether the processes have met; before, each finds the same errors."""
+    return "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized()
 
 
 # ---------------------------------------------------------------------------------------- files

@@ -350,7 +350,8 @@ def _require_images(root, counts):
 
 
 def _require_memory(count, image_size):
-    needed = count * image_size ** 2 * 3
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if processes()[1] > 1 else 1  # each has them all
+    needed = here * count * image_size ** 2 * 3
     with suppress(AttributeError, OSError, ValueError):  # not every system tells
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if needed > 0.8 * there:

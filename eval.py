@@ -73,20 +73,27 @@ def measure_latency(networks, batch_size, image_size, device, seconds=4.0):
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(batch_size, 3, image_size, image_size, generator=generator).mul(2).sub(1).to(
         device, memory_format=torch.channels_last)
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(
+        device.type, lambda: None)
     networks = {label: network.to(device).eval() for label, network in networks.items()}
     times = {label: [] for label in networks}
+
+    def turn():
+        for label, network in networks.items():
+            start = time.perf_counter()
+            network(images)
+            wait()
+            times[label].append(1000 * (time.perf_counter() - start))
+
     with torch.inference_mode():
-        began = time.perf_counter()
-        while min(map(len, times.values())) < 8 or time.perf_counter() - began < seconds:
-            for label, network in networks.items():
-                start = time.perf_counter()
-                network(images)
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                times[label].append(1000 * (time.perf_counter() - start))
+        for _ in range(3):
+            turn()
+        times, began = {label: [] for label in networks}, time.perf_counter()
+        while min(map(len, times.values())) < 5 or time.perf_counter() - began < seconds:
+            turn()
     figures = {}
     for label, of in times.items():
-        of = sorted(of[3:])
+        of.sort()
         median = statistics.median(of)
         figures[label] = {"median": median, "p90": of[math.ceil(0.9 * len(of)) - 1],
                           "images_per_second": 1000 * batch_size / median, "runs": len(of)}
@@ -166,7 +173,7 @@ def print_pruning(before, after, target, image_size, budget="filters", round_to=
         print(f"  More cannot go than {achieved:.2f}%: every layer keeps 5% of its filters, rounded "
               "down, and one more" + (", and the first convolution all" if stem else ""))
     elif round_to > 1:
-        print(f"  --round_to={round_to}: widths went up to the next multiple")
+        print(f"  --round_to={round_to}: widths went up to the next multiple, so that less is removed")
     if has == had:
         print("  This round removes nothing" + (
             ": the network is already as small as requested" if achieved >= target else ""))
@@ -734,11 +741,6 @@ PLOTS = {
 # ------------------------------------------------------------------- what leaves, what is asked
 
 
-def write_layers(rows, path):
-    """Write the rows of `measure_layers` as CSV."""
-    write_atomically({path: to_csv(rows)})
-
-
 def print_layers(rows):
     print_table([("layer", "filters", "MACs before", "MACs after", "left", "orthogonality"), *(
         (r["layer"], f"{r['kept']}/{r['total']}", f"{r['unpruned_macs']:,}", f"{r['macs']:,}",
@@ -794,8 +796,8 @@ def predict(model, classes, images):
 def print_predictions(model, info, path, image_size, skip_bad_images):
     """Name the classes of the image, or of all below the folder, at `path`."""
     from data import image_files, read_images
-    classes = info.get("classes") or [f"class {k}" for k in range(model.num_classes)]
-    files = image_files(path)
+    from pruner import class_names
+    files, classes = image_files(path), class_names(model, info)
     print(f"Predictions for {len(files):,} image{'s' * (len(files) > 1)}, brought to {image_size} x "
           f"{image_size}")
     for start in range(0, len(files), 1000):
@@ -936,7 +938,7 @@ def run(args):
         rows, path = measure_layers(model, image_size), f"{stem(args.model_path)}_layers.csv"
         print("Layers")
         print_layers(rows)
-        write_layers(rows, path)
+        write_atomically({path: to_csv(rows)})
         print(f"  saved {path}")
     if args.eval_ortho:
         print("Orthogonality")
@@ -972,11 +974,9 @@ def stem(path):
 
 
 def run_export(args, model, info, data):
-    import torch
-    from data import Split
     from pruner import export
-    split = Split(data.test.images[:32], data.test.labels[:32])
-    images = torch.cat([batch for batch, _ in data.plain_batches(split)])
+    images = next(iter(data.test_batches()))[0][:32]
+    info = {**info, "classes": list(data.classes)}
     done = export(model, info, args.export, images, args.export_normalize)
     print(f"Exported to {args.export}: loaded again, and the logits of {len(images)} test images of "
           f"{data.name} differ by at most {done['difference']:.1e}")

@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 
 from config import (BUDGETS, MODELS, MOMENTUM, PENALTY, PRESETS, PRUNING_TYPES, SWEEPS, InputError, Parser,
                     boolean, check_preset, digest_of, exit_with, flag, heading, integer, need,
@@ -169,11 +168,11 @@ class Experiment:
     def network(self):
         return self.model if self.width == 1 else f"{self.model}-w{self.width:.15g}"
 
-    def base_file(self, data, penalised):
+    def base_file(self, folder, penalised):
         """Where a network before any pruning lives; each ticket that is searched for has its own."""
         ticket = f"_{self.pruning_type}_{self.prune_percent}_ticket" * self.eb_detect
         name = (self.network + "_ortho" * penalised + ticket + f"_s{self.seed}" * (self.seed != 0))
-        return Path(self.out) / "pretrained" / self.job / data.folder / f"{name}.pth"
+        return Path(self.out) / "pretrained" / self.job / folder / f"{name}.pth"
 
     @property
     def method(self):
@@ -182,10 +181,10 @@ class Experiment:
             return f"{'ortho' if self.penalised else 'base'}-unpruned"
         return self.pruning_type + (f"-{self.control}" if self.control else "")
 
-    def pruned_file(self, data, percent, penalised):
+    def pruned_file(self, folder, percent, penalised):
         """Where a pruned network lives; `penalised`: it got the penalty for a round to come."""
         name = f"{self.network}_{self.method}_{round(percent)}{'_ortho' * penalised}"
-        return Path(self.out) / "pruned_nets" / self.job / data.folder / f"{name}_{self.seed}.pth"
+        return Path(self.out) / "pruned_nets" / self.job / folder / f"{name}_{self.seed}.pth"
 
 
 NOT_OF_THE_RUN = {"resume", "wait", "out", "tensorboard", "print_config"}
@@ -264,6 +263,8 @@ def parse(argv):
     if args.control and rounds > 1:
         raise InputError(f"--control={args.control} is of one round; leave out --n_rounds and "
                          "--thresholds")
+    if args.wait and processes()[1] > 1:
+        raise InputError("--wait=True is for one process; torchrun's would give up while they wait")
     if args.init and (args.pretrained or args.control == "scratch"):
         raise InputError("--init begins a training from scratch; leave out " + (
             "--pretrained=True" if args.pretrained else "--control=scratch"))
@@ -284,7 +285,7 @@ def main(argv=None):
     def body():
         flags = parse(argv)
         if flags.print_config:
-            return print(to_json(resolve(flags)).decode())
+            return print(to_json(describe(flags)).decode())
         if isinstance(flags, Sweep):
             return run_sweep(flags)
         Run(flags, argv).run()
@@ -294,6 +295,17 @@ def main(argv=None):
     return run_command("main.py", body)
 
 
+def describe(flags):
+    """What --print_config shows, as plain values. Nothing is run, and no images are looked at."""
+    if isinstance(flags, Experiment):
+        from data import folder_of
+        return Job(flags, folder_of(flags.data_path)).described()
+    cells, levels = plan_sweep(flags)
+    cells, *levels = ([shlex.join(["python", "main.py", *command_of(cell)]) for cell in of]
+                      for of in (cells, *levels))
+    return {"cells": cells, "order": levels}
+
+
 # ----------------------------------------------------------------------------- steps of the job
 
 
@@ -301,68 +313,127 @@ ORIGINS = ("load base", "train base", "load ortho", "train ortho", "load base, t
            "train base, train ortho", "scratch")
 
 
-def targets_of(flags):
-    """The percent after each round."""
-    from pruner import round_targets
-    targets = [float(t) for t in flags.thresholds] or round_targets(
-        flags.prune_percent or 0, flags.n_rounds)
-    if len({round(target) for target in targets}) < len(targets):
-        raise InputError(f"{flags.n_rounds} rounds to {flags.prune_percent}% would share file "
-                         "names, which hold whole percents; ask for fewer rounds")
-    return targets
+class Job:
+    """What an experiment does: its steps in order, their recipes, and the files.
+
+    folder: what stands before the names of files that belong to the data. begin: where the unpruned
+    network comes from.
+    """
+
+    def __init__(self, flags, folder):
+        from pruner import round_targets
+        self.flags, self.folder = flags, folder
+        self.targets = [float(t) for t in flags.thresholds] or round_targets(
+            flags.prune_percent or 0, flags.n_rounds)
+        if len({round(target) for target in self.targets}) < len(self.targets):
+            raise InputError(f"{flags.n_rounds} rounds to {flags.prune_percent}% would share file "
+                             "names, which hold whole percents; ask for fewer rounds")
+        self.begin = self.origin()
+
+    def origin(self):
+        """Where the unpruned network comes from, by what files there are: one of ORIGINS."""
+        flags = self.flags
+        if flags.control == "scratch":
+            return "scratch"
+        final = "ortho" if flags.penalised else "base"
+        load = flags.pretrained and not flags.only_train
+        if final == "base" or flags.ebt:
+            return f"{'load' if load else 'train'} {final}"
+        # In the iterative job the penalty goes on from the plain network, where it is there.
+        ortho, plain = (self.file(phase, 0).is_file() and not flags.init
+                        for phase in ("ortho", "base"))
+        if load and (ortho or not plain):
+            return "load ortho"
+        return ("load" if plain or flags.pretrained else "train") + " base, train ortho"
+
+    def steps(self):
+        """The job in its order: each step the name of a method of Run and its arguments, which are
+        a phase, or None, and the number of a round, 0 for what precedes all pruning."""
+        if self.flags.control == "scratch":  # its epochs are those of the pruned network, in all
+            return [("start_afresh", None, 1), ("train", "base", 1), ("train", "retrain", 1),
+                    ("save", "retrain", 1)]
+        steps = []
+        for action, phase in map(str.split, self.begin.split(", ")):
+            steps += [("load", phase, 0)] if action == "load" else [
+                ("train", phase, 0), ("save", phase, 0)]
+        for number in range(1, 1 + len(self.targets) * (not self.flags.only_train)):
+            phases = ("between", "ortho") if self.penalty_follows(number) else ("retrain",)
+            pruning = ["keep_all"] if self.flags.control else ["estimate", "prune"]
+            steps += [*((step, None, number) for step in pruning),
+                      *(("train", phase, number) for phase in phases),
+                      ("save", phases[-1], number)]
+        return steps
+
+    def penalty_follows(self, number):
+        """Whether round `number` ends with the penalty's training, for a round to come."""
+        return self.flags.penalised and number < len(self.targets)
+
+    def recipe(self, phase):
+        return getattr(self.flags.schedule, phase) or self.flags.schedule.retrain
+
+    def settings(self, *phases):
+        """What a network is trained by: phase -> everything that shapes that training."""
+        flags = self.flags
+        return {phase: {"lr": self.recipe(phase).rates(flags.optimizer),
+                        "weight_decay": self.recipe(phase).weight_decay,
+                        "optimizer": flags.optimizer, "batch_size": flags.batch_size,
+                        "amp": flags.amp,
+                        "penalty": PENALTY[flags.model] if phase == "ortho" else 0}
+                for phase in phases}
+
+    def file(self, phase, number):
+        """Where the network lives that training `phase` of round `number` ends with."""
+        if not number:
+            return self.flags.base_file(self.folder, phase == "ortho")
+        return self.flags.pruned_file(self.folder, self.targets[number - 1], phase == "ortho")
+
+    @property
+    def resume_file(self):
+        return self.outputs()[-1].with_suffix(".resume")
+
+    def outputs(self):
+        """The files that the job writes, in order."""
+        return [self.file(*arguments) for step, *arguments in self.steps() if step == "save"]
+
+    def described(self):
+        """All of it as plain values."""
+        from train import pick_device
+        flags, steps = self.flags, []
+        for step, phase, number in self.steps():
+            entry = {"step": step.replace("_", " "), "round": number, "phase": phase}
+            if step in ("load", "save"):
+                entry["file"] = str(self.file(phase, number))
+            if step == "load":
+                entry["is there"] = self.file(phase, number).is_file()
+            if step == "train":
+                recipe = self.recipe(phase)
+                rates = recipe.adam_lr if flags.optimizer == "adam" else recipe.lr
+                entry |= {**self.settings(phase)[phase], "lr": list(rates),
+                          "epochs": list(recipe.epochs)}
+            if step == "prune":
+                entry["percent"] = self.targets[number - 1]
+            steps.append({key: value for key, value in entry.items() if value is not None})
+        return {"flags": asdict(flags), "device": str(pick_device(flags.device)),
+                "momentum": MOMENTUM, "steps": steps, "resume file": str(self.resume_file)}
 
 
-def resolve(flags):
-    """What --print_config shows: the whole job of an Experiment, or the cells of a Sweep, as plain
-    values. Nothing is run, and no images are looked at."""
-    if isinstance(flags, Sweep):
-        cells, levels = plan_sweep(flags)
-        return {"cells": [shlex.join(["python", "main.py", *command_of(cell)]) for cell in cells],
-                "order": [[shlex.join(command_of(cell)) for cell in level] for level in levels]}
-    from data import folder_of
-    from train import State
-    run = object.__new__(Run)
-    run.flags, run.targets = flags, targets_of(flags)
-    run.data = SimpleNamespace(folder=folder_of(flags.data_path))
-    run.state, steps = State(run.origin()), []
-    for step, *arguments in run.steps():
-        phase, number = [*(a for a in arguments if isinstance(a, str)), None][0], arguments[-1]
-        entry = {"step": step.__name__.replace("_", " ")}
-        if phase:
-            entry["phase"] = phase
-        if number in range(1, 1 + len(run.targets)):
-            entry["round"] = number
-        if step in (run.load, run.save):
-            entry["file"] = str(run.file(phase, number if isinstance(number, int) else 0))
-        if step == run.train:
-            recipe = run.recipe(phase)
-            rates = recipe.adam_lr if flags.optimizer == "adam" else recipe.lr
-            entry |= {**run.settings(phase)[phase], "lr": list(rates), "epochs": list(recipe.epochs)}
-        if step == run.prune:
-            entry["percent"] = run.targets[number - 1]
-        steps.append(entry)
-    return {"flags": asdict(flags), "momentum": MOMENTUM, "percent after each round": run.targets,
-            "steps": steps, "resume file": str(run.resume_file)}
-
-
-class Run:
-    """One experiment under way: `steps` is the job, the methods that it names change `network` and
-    `state`."""
+class Run(Job):
+    """A job under way: the methods that its steps name change `network` and `state`."""
 
     def __init__(self, flags, argv=(), data=None):
         with uninterrupted():  # libraries do not survive an interruption while they load
             from data import load_data
             from train import (State, as_first, first_alone, join_processes, pick_device,
                                require_same)
-        self.flags, self.argv = flags, argv
+        self.argv = argv
         self.device = pick_device(flags.device, flags.deterministic)
         join_processes(self.device)
-        self.targets = targets_of(flags)
         if flags.tensorboard:
             need("tensorboard")
         with first_alone():  # it may have to download them
             self.data = data or load_data(flags.data_path, flags.image_size, flags.skip_bad_images)
         self.data = self.data.hold_out(flags.val_percent, flags.seed)
+        super().__init__(flags, self.data.folder)
         if flags.num_classes not in (None, len(self.data.classes)):
             raise InputError(f"--num_classes={flags.num_classes}, but {flags.data_path} has "
                              f"{len(self.data.classes)} classes")
@@ -371,10 +442,14 @@ class Run:
         if len(self.data.train) < 2 * processes()[1]:
             raise InputError(f"{len(self.data.train)} training images are less than two for each of "
                              f"the {processes()[1]} processes")
+        self.init = digest_of(flags.init) if flags.init else None
+        if flags.init and Path(flags.init).resolve() in [path.resolve() for path in self.outputs()]:
+            raise InputError(f"--init={flags.init} would be replaced by this very run; copy it first")
+        self.begin = as_first(self.begin)
         require_same("the command, the schedules or the images", self.identity)
-        self.network, self.state, self.kept = None, State(as_first(self.origin())), False
-        self.resumed = False
-        self.writer, self.logged = None, 0  # TensorBoard's, and how many epochs it has
+        self.network, self.state = None, State(self.begin)
+        self.kept = self.resumed = False  # the state, from a file
+        self.writers = {}  # of TensorBoard: training -> (its writer, epochs that it has)
 
     def run(self):
         from eval import print_summary
@@ -384,7 +459,9 @@ class Run:
             return
         self.introduce()
         self.resume()
-        require_same("the resume file", [self.state.begin, self.state.done])  # read by all by now
+        require_same("the resume file", [self.state.begin, self.state.done, [
+            [phase, len(training.history), training.sums and training.sums["batches"]]
+            for phase, training in self.state.trained.items()]])  # read by all by now
         self.data = self.data.to(self.device)
         files = [*self.outputs(), self.resume_file]
         with ExitStack() as stack:
@@ -411,10 +488,10 @@ class Run:
         steps = self.steps()
         try:
             while self.state.done < len(steps):
-                step, *arguments = steps[self.state.done]
-                step(*arguments)
+                step, phase, number = steps[self.state.done]
+                getattr(self, step)(*[phase] * (phase is not None), number)
                 self.state.done += 1
-                if step != self.train and self.state.done < len(steps):
+                if step != "train" and self.state.done < len(steps):
                     self.keep()  # `train` does so itself, after every epoch
         except KeyboardInterrupt as stop:
             if not self.kept:
@@ -425,44 +502,6 @@ class Run:
             again = shlex.join(["python", os.path.relpath(__file__), *self.argv,
                                 *["--resume=True"] * (not self.flags.resume)])
             raise KeyboardInterrupt(f"the state is saved, this goes on: {again}") from stop
-
-    def origin(self):
-        """Where the unpruned network comes from: one of ORIGINS."""
-        flags = self.flags
-        if flags.control == "scratch":
-            return "scratch"
-        final = "ortho" if flags.penalised else "base"
-        load = flags.pretrained and not flags.only_train
-        if final == "base" or flags.ebt:
-            return f"{'load' if load else 'train'} {final}"
-        # In the iterative job the penalty goes on from the plain network, where it is there.
-        ortho, plain = (self.file(phase, 0).is_file() and not flags.init
-                        for phase in ("ortho", "base"))
-        if load and (ortho or not plain):
-            return "load ortho"
-        return ("load" if plain or flags.pretrained else "train") + " base, train ortho"
-
-    def steps(self):
-        """The job in its order: each step a method and its arguments, which are a phase, and the
-        number of a round, 0 for what precedes all pruning."""
-        if self.flags.control == "scratch":  # its epochs are those of the pruned network, in all
-            return [(self.start_afresh, 1), (self.train, "base", 1), (self.train, "retrain", 1),
-                    (self.save, "retrain", 1)]
-        steps = []
-        for action, phase in map(str.split, self.state.begin.split(", ")):
-            steps += [(self.load, phase)] if action == "load" else [
-                (self.train, phase, 0), (self.save, phase, 0)]
-        for number in range(1, 1 + len(self.targets) * (not self.flags.only_train)):
-            phases = ("between", "ortho") if self.penalty_follows(number) else ("retrain",)
-            pruning = [self.keep_all] if self.flags.control else [self.estimate, self.prune]
-            steps += [*((step, number) for step in pruning),
-                      *((self.train, phase, number) for phase in phases),
-                      (self.save, phases[-1], number)]
-        return steps
-
-    def penalty_follows(self, number):
-        """Whether round `number` ends with the penalty's training, for a round to come."""
-        return self.flags.penalised and number < len(self.targets)
 
     def announce(self, number, step, text):
         steps = 4 if self.penalty_follows(number) else 3
@@ -484,11 +523,11 @@ class Run:
               f"  recipe  preset {flags.preset}, {flags.optimizer}, batch {flags.batch_size}, "
               f"seed {flags.seed}")
 
-    def load(self, phase):
+    def load(self, phase, number):
         from eval import accuracy_text, check_data, check_holds, measure_record
         from pruner import load_checkpoint
         from train import evaluate
-        flags, path = self.flags, self.file(phase, 0)
+        flags, path = self.flags, self.file(phase, number)
         heading("Load the trained network")
         if not path.is_file():
             raise InputError(f"--pretrained=True needs {path}; the same command with "
@@ -561,12 +600,13 @@ class Run:
     def ticket(self):
         """How this job finds its ticket: by what it would prune now, judged on the same images."""
         from pruner import kept_mask, select_filters
-        from train import EarlyBird
+        from train import EarlyBird, require_same
         batches = self.importance_batches(0, self.flags.eb_samples)
 
         def mask():
             kept = select_filters(self.network, self.scores(batches, 0), self.targets[0],
                                   *self.selection())
+            require_same("the mask of the ticket", {name: of.tolist() for name, of in kept.items()})
             return kept_mask(kept, self.network)
         return EarlyBird(mask, self.flags.eb_epsilon)
 
@@ -626,12 +666,12 @@ class Run:
 
     def note_pruning(self, number, accuracy=None):
         from pruner import max_percent, pruned_percent
-        counted = self.flags.budget, self.data.image_size
+        budget, round_to, size = self.selection()
         self.state.pruning = {
             "round": number, "rounds": len(self.targets), "control": self.flags.control,
             "requested_percent": self.targets[number - 1],
-            "achieved_percent": pruned_percent(self.network, *counted),
-            "max_percent": max_percent(self.network, *counted), "after_pruning": accuracy}
+            "achieved_percent": pruned_percent(self.network, budget, size),
+            "max_percent": max_percent(self.network, budget, round_to, size), "after_pruning": accuracy}
 
     def keep_all(self, number):
         heading("Control: nothing is pruned")
@@ -642,7 +682,7 @@ class Run:
         from eval import check_data, check_holds, measure_record
         from pruner import load_checkpoint
         flags = self.flags
-        path = replace(flags, control=False).pruned_file(self.data, self.targets[0], False)
+        path = replace(flags, control=False).pruned_file(self.folder, self.targets[0], False)
         heading("Control: the pruned architecture from scratch")
         if not path.is_file():
             raise InputError(f"--control=scratch needs the architecture of {path}; the same command "
@@ -650,32 +690,17 @@ class Run:
         pruned, info = load_checkpoint(path)
         check_holds(path, pruned, info, model=flags.model, width=flags.width)
         check_data(path, pruned, info, self.data)
+        for name in ("budget", "round_to"):
+            then, now = (of.get(name, DEFAULTS[name]) for of in (info.get("flags", {}), vars(flags)))
+            if then != now:
+                raise InputError(f"{path} was pruned with --{name}={then}, not {now}")
         print(f"  its architecture is that of {path}")
         self.state.records = [measure_record(path, pruned, {
             "image_size": self.data.image_size, **info}, path.stat().st_size)]
         self.network = self.fresh_network(pruned.widths)
         self.note_pruning(number)
 
-    def recipe(self, phase):
-        return getattr(self.flags.schedule, phase) or self.flags.schedule.retrain
-
-    def settings(self, *phases):
-        """What a network is trained by: phase -> everything that shapes that training."""
-        flags = self.flags
-        return {phase: {"lr": self.recipe(phase).rates(flags.optimizer),
-                        "weight_decay": self.recipe(phase).weight_decay,
-                        "optimizer": flags.optimizer, "batch_size": flags.batch_size,
-                        "amp": flags.amp,
-                        "penalty": PENALTY[flags.model] if phase == "ortho" else 0}
-                for phase in phases}
-
     # ---------------------------------------------------------------------------------- files
-
-    def file(self, phase, number):
-        """Where the network lives that training `phase` of round `number` ends with."""
-        if not number:
-            return self.flags.base_file(self.data, phase == "ortho")
-        return self.flags.pruned_file(self.data, self.targets[number - 1], phase == "ortho")
 
     def save(self, phase, number):
         """Write the checkpoint and, of a pruned network, the .json beside it."""
@@ -715,17 +740,7 @@ class Run:
         identity = {"flags": self.flags.identity, "fingerprint": self.data.fingerprint, "schedule": {
             **asdict(self.flags.schedule), "penalty": PENALTY[self.flags.model],
             "momentum": MOMENTUM}}
-        if self.flags.init:
-            identity["init"] = digest_of(self.flags.init)
-        return identity
-
-    @property
-    def resume_file(self):
-        return self.outputs()[-1].with_suffix(".resume")
-
-    def outputs(self):
-        """The files that the job writes, in order."""
-        return [self.file(*arguments) for step, *arguments in self.steps() if step == self.save]
+        return {**identity, "content of --init": self.init} if self.init else identity
 
     def resume_stamp(self):
         """What changes whenever the resume file does."""
@@ -735,50 +750,54 @@ class Run:
     def keep(self):
         from train import is_first, write_resume_file
         if is_first():
+            if self.flags.tensorboard:
+                self.log()
             write_resume_file(self.resume_file, self.network, self.state, self.identity)
-            self.log()
         self.kept = True
 
     def log(self):
-        """Add the epochs that are new to TensorBoard's files, which a run that is resumed goes on
-        with."""
+        """Add the epochs that are new to TensorBoard's files, in a folder for each training."""
         from eval import history_rows, layer_widths, measure_orthogonality
-        if not self.flags.tensorboard:
-            return
-        under_way = {"history": {phase: t.history for phase, t in self.state.trained.items()},
-                     "pruning": self.state.pruning}
-        rows = history_rows([*self.state.records[self.flags.control == "scratch":], under_way])
-        if not self.writer:
-            from torch.utils.tensorboard import SummaryWriter
-            folder = self.resume_file.with_suffix(".tensorboard")
-            if not self.resumed:
-                for old in folder.glob("events.out.tfevents.*"):
-                    old.unlink()
-            self.logged = len(rows) - 1 if self.resumed else 0
-            self.writer = SummaryWriter(folder, purge_step=self.logged + 1)
-        for step, row in enumerate(rows[self.logged:], self.logged + 1):
-            for name, value in row.items():
-                if isinstance(value, (int, float)) and name not in ("round", "epoch"):
-                    self.writer.add_scalar(name, value, step)
-        if len(rows) > self.logged:
-            for name, of in (("width", layer_widths(self.network)),
-                             ("orthogonality of", measure_orthogonality(self.network)["layers"])):
-                for layer, value in of.items():
-                    self.writer.add_scalar(f"{name}/{layer}", value, len(rows))
-        self.writer.flush()
-        self.logged = len(rows)
+        number = (self.state.pruning or {}).get("round", 0)
+        for phase, training in self.state.trained.items():
+            name = f"round {number} {phase}"
+            rows = history_rows([{"history": {phase: training.history}}])
+            if name not in self.writers:
+                self.writers[name] = self.tensorboard_writer(name, len(rows))
+            writer, known = self.writers[name]
+            for row in rows[known:]:
+                for key, value in row.items():
+                    if isinstance(value, (int, float)) and key not in ("round", "epoch"):
+                        writer.add_scalar(key, value, row["epoch"])
+                for key, of in (("width", layer_widths(self.network)),
+                                ("orthogonality of", measure_orthogonality(self.network)["layers"])):
+                    for layer, value in of.items() if row is rows[-1] else ():
+                        writer.add_scalar(f"{key}/{layer}", value, row["epoch"])
+            writer.flush()
+            self.writers[name] = writer, len(rows)
+
+    def tensorboard_writer(self, name, count):
+        """(a writer for a training of `count` epochs by now, how many of them its files have)."""
+        from torch.utils.tensorboard import SummaryWriter
+        folder = self.resume_file.with_suffix(".tensorboard") / name.replace(" ", "-")
+        files = list(folder.glob("events.out.tfevents.*"))
+        known = count - 1 if files and self.resumed else 0
+        for old in files if not self.resumed else ():
+            old.unlink()
+        return SummaryWriter(folder, purge_step=known + 1), known
 
     def resume(self):
         from train import read_resume_file
         path, wanted = self.resume_file, self.flags.resume
         if wanted and path.is_file():
             network, self.state = read_resume_file(path, self.identity, DEFAULTS)
+            self.begin = self.state.begin
             if self.state.begin not in ORIGINS or self.state.done not in range(len(self.steps())):
                 raise InputError(f"{path} is damaged; leave out --resume=True to begin anew")
-            self.network, steps, self.kept = network.to(self.device), self.steps(), True
-            self.resumed = True
-            step, *arguments = steps[self.state.done]
-            under_way = self.state.trained.get(arguments[0]) if step == self.train else None
+            self.network, steps = network.to(self.device), self.steps()
+            self.kept = self.resumed = True
+            step, phase, _ = steps[self.state.done]
+            under_way = self.state.trained.get(phase) if step == "train" else None
             epochs = f", and {len(under_way.history)} epochs of the next" if under_way else ""
             print(f"  resumed from {path}: {self.state.done} of {len(steps)} steps are done{epochs}")
         elif wanted:
@@ -856,7 +875,8 @@ def command_of(cell):
     """The command line of a cell, which loads what the cells that it needs have trained."""
     loads = not (cell.get("eb_detect") or cell.get("control") == "scratch") if (
         "only_train" not in cell) else cell["only_train"] == "ortho" and not cell.get("ebt")
-    return [f"--{name}={value}" for name, value in cell.items()] + [
+    afresh = not loads and cell.get("control") != "scratch"
+    return [f"--{name}={value}" for name, value in cell.items() if name != "init" or afresh] + [
         "--pretrained=True"] * loads + ["--resume=True", "--wait=True"]
 
 
@@ -864,7 +884,7 @@ def needs_of(cell):
     """The cells that must be finished before a cell can be run."""
     flags = parse(command_of(cell))
     if flags.control == "scratch":
-        return [{name: value for name, value in cell.items() if name != "control"}]
+        return [{**cell, "control": False}]
     training = {each.name: cell[each.name] for each in fields(Experiment)
                 if each.name in cell and each.metadata["group"] != "pruning"}
     if flags.only_train == "ortho" and not flags.ebt:

@@ -12,12 +12,11 @@ import io
 import itertools
 import json
 import mmap
-import os
 import reprlib
 import struct
 import warnings
 import zipfile
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -47,9 +46,11 @@ def pruned_percent(model, budget="filters", image_size=32):
     return _percent_without(model, model.widths, budget, image_size)
 
 
-def max_percent(model, budget="filters", image_size=32):
-    """The largest percent that the layers' floors and the protected stem allow."""
-    floors = {g.name: list(range(g.floor)) for g in model.filter_groups()}
+def max_percent(model, budget="filters", round_to=1, image_size=32):
+    """The largest percent that the layers' floors and the protected stem allow, where all layers
+    that write into a residual stream keep the same of its channels."""
+    floors = {g.name: list(range(min(g.dense, -(-g.floor // round_to) * round_to)))
+              for g in model.filter_groups()}
     return _percent_without(model, floors, budget, image_size)
 
 
@@ -97,9 +98,9 @@ def select_filters(model, scores, percent, budget="filters", round_to=1, image_s
         for group in groups:
             full, out = group.conv.out_channels, gone[group.name]
             back = min(full, -(-(full - len(out)) // multiple) * multiple) - (full - len(out))
-            del out[len(out) - back:]
-        return {group.name: torch.tensor(sorted(
-            set(range(group.conv.out_channels)) - set(gone[group.name]))) for group in groups}
+            gone[group.name] = set(out[:len(out) - back])
+        return {group.name: torch.tensor([i for i in range(group.conv.out_channels)
+                                          if i not in gone[group.name]]) for group in groups}
 
     if budget == "filters":
         now, dense = model.filter_count()
@@ -422,43 +423,37 @@ INFO = {
 
 
 def initialise(model, path):
-    """Give `model`, in place, the weights of a file that fit it, whatever wrote them.
+    """Give `model`, in place, the weights of a file, layer by layer, whatever wrote them.
 
     The file is a state dict, or a dict that has one under "net", "state_dict" or "model", or a
-    .safetensors file; its names are this suite's, the published ones, or torchvision's. What does
-    not fit stays fresh: a classifier for other classes, torchvision's 7 x 7 stem, and the
-    BatchNorms of its VGG, which stand before the ReLU. Returns lines that say what is fresh.
-    Raises InputError where less than half of the parameters would come from the file.
+    .safetensors file; its names are this suite's, the published ones, or torchvision's. A classifier
+    for other classes, torchvision's 7 x 7 stem, and BatchNorms that it has not, or elsewhere (in
+    torchvision's VGG they stand before the ReLU), stay fresh. Returns lines that say which.
+    Raises InputError where another convolution does not fit.
     """
-    state, own = _ours(read_weights(path), model), model.state_dict()
-    taken, fresh = {}, {}
-    for key, tensor in own.items():
-        given = state.get(key)
-        if key.endswith("num_batches_tracked"):
+    state, taken, fresh = _ours(read_weights(path), model), {}, {}
+    layers = {name: module for name, module in model.named_modules() if module._parameters}
+    stem, head = next(iter(layers)), list(layers)[-1]
+    for name, module in layers.items():
+        own = {f"{name}.{part}": tensor for part, tensor in module.state_dict().items()
+               if part != "num_batches_tracked"}
+        unfit = next((key for key, tensor in own.items() if not (
+            isinstance(state.get(key), torch.Tensor) and state[key].shape == tensor.shape
+            and state[key].is_floating_point() and state[key].isfinite().all())), None)
+        if unfit is None:
+            taken |= {key: state[key] for key in own}
             continue
-        if isinstance(given, torch.Tensor) and given.shape == tensor.shape and (
-                given.is_floating_point() and given.isfinite().all()):
-            taken[key] = given.to(tensor)
-        else:
-            fresh.setdefault(key.rpartition(".")[0], []).append((key, given, tensor))
-    share = sum(t.numel() for t in taken.values()) / sum(
-        t.numel() for key, t in own.items() if not key.endswith("num_batches_tracked"))
-    if share < 0.5:
-        key, given, tensor = next(iter(fresh.values()))[0]
-        raise InputError(f"--init={path} holds only {100 * share:.0f}% of the weights of this "
-                         f"{model.name}: {key} is {_shape(given)} there and {_shape(tensor)} here")
+        fresh[name] = (f"{name}, whose {unfit.rpartition('.')[2]} is {_shape(state.get(unfit))} there "
+                       f"and {_shape(own[unfit])} here")
+        if isinstance(module, torch.nn.Conv2d) and name != stem:
+            raise InputError(f"--init={path} is no {model.name} of this width: {fresh[name]}")
     model.load_state_dict(taken, strict=False)
-    head = [name for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear)][-1]
-    norms = {name for name in fresh if isinstance(model.get_submodule(name), torch.nn.BatchNorm2d)}
-    lines = [f"{100 * share:.1f}% of the weights are those of {path}"]
-    lines += [f"{'replaced' if name == head else 'fresh'}: {name}, whose {key.rpartition('.')[2]} is "
-              f"{_shape(given)} there and {_shape(tensor)} here"
-              for name, ((key, given, tensor), *_) in fresh.items() if name not in norms]
-    if norms:
-        lines.append(f"fresh: {len(norms)} BatchNorms, which that file has not, or elsewhere: "
-                     f"{', '.join(sorted(norms)[:3])}{', ...' * (len(norms) > 3)}")
-    return lines
+    share = sum(map(torch.Tensor.numel, taken.values())) / sum(
+        tensor.numel() for tensor in model.state_dict().values() if tensor.is_floating_point())
+    norms = [name for name in fresh if isinstance(layers[name], torch.nn.BatchNorm2d)]
+    return [f"{100 * share:.1f}% of the weights are those of {path}"] + [
+        f"{'replaced' if name == head else 'fresh'}: {line}" for name, line in fresh.items()
+        if name not in norms] + ([f"fresh: the BatchNorms {', '.join(norms)}"] if norms else [])
 
 
 def read_weights(path):
@@ -480,16 +475,15 @@ def _ours(state, model):
     renamed = {}
     for key, tensor in state.items():
         key = key.replace(".downsample.", ".shortcut.")
-        if key.startswith("fc."):
-            key = "linear" + key[2:]
-        renamed[key] = tensor
-    # VGGs number their layers; with BatchNorms elsewhere, or none, only the order is the same.
-    if model.name == "vgg" and renamed.keys() != model.state_dict().keys():
+        renamed["linear" + key[2:] if key.startswith("fc.") else key] = tensor
+    if model.name == "vgg" and "features.2.running_mean" not in renamed:
+        # Its layers are numbered; with BatchNorms elsewhere, or none, the order is still the same.
         theirs = sorted((key.rpartition(".")[0] for key, tensor in renamed.items()
                          if key.startswith("features.") and getattr(tensor, "ndim", 0) == 4),
                         key=lambda name: int(name.split(".")[1]))
-        renamed = {f"{ours}.{part}": renamed.get(f"{name}.{part}")
-                   for ours, name in zip(model.dense, theirs) for part in ("weight", "bias")}
+        if len(theirs) == len(model.dense):
+            renamed = {f"{ours}.{part}": renamed.get(f"{name}.{part}")
+                       for ours, name in zip(model.dense, theirs) for part in ("weight", "bias")}
     return renamed
 
 
@@ -514,14 +508,19 @@ class _FromPixels(torch.nn.Module):
         return self.network(images * 2 - 1)
 
 
+def class_names(model, info):
+    """The names of a network's classes, as the `info` of its checkpoint has them."""
+    return info.get("classes") or [f"class {k}" for k in range(model.num_classes)]
+
+
 def export(model, info, path, images, normalize=False):
     """Write `model` for use without this suite: .pt2 (torch.export), .onnx or .safetensors.
 
     info: of its checkpoint. images: real ones, N x 3 x H x W in -1..1, N at least 2. The graph of a
     .pt2 or .onnx takes any number of images; with `normalize` their pixels are 0..1, else -1..1.
-    The file is loaded again and its logits for these images, and for the first alone, are compared
-    with the model's; only then it gets its name. Classes, sizes and what the pixels must be are in
-    its metadata. Returns {"difference": largest of the logits, "metadata"}.
+    What is to be written is loaded again first, and its logits for these images, and for the first
+    alone, are compared with the model's. Classes, sizes and what the pixels must be are in its
+    metadata. Returns {"difference": largest of the logits, "metadata"}.
     Raises InputError where a package is missing, the path has another suffix, or the logits differ.
     """
     kind, path = Path(path).suffix, Path(path)
@@ -534,64 +533,57 @@ def export(model, info, path, images, normalize=False):
     size = images.shape[-1]
     metadata = {
         "model": model.name, "width": model.width, "num_classes": model.num_classes,
-        "cfg": model.widths, "image_size": size,
-        "classes": info.get("classes") or [f"class {k}" for k in range(model.num_classes)],
+        "cfg": model.widths, "image_size": size, "classes": class_names(model, info),
         "input": f"float32, N x 3 x {size} x {size}, RGB, " + (
             "pixels from 0 to 1" if normalize else
             "pixels from 0 to 1 normalised with mean 0.5 and standard deviation 0.5, so from -1 to 1"),
         "output": f"logits, N x {model.num_classes}"}
     images = images.cpu().contiguous()
     given = (images + 1) / 2 if normalize else images
-    network = _FromPixels(model) if normalize else model
-    temporary = path.with_name(f".{path.stem}.tmp{kind}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
-            warnings.simplefilter("ignore")
-            loaded = EXPORTS[kind](network, given, {
-                key: value if isinstance(value, str) else json.dumps(value)
-                for key, value in metadata.items()}, str(temporary))
-            difference = max((loaded(part) - model(part_of)).abs().max().item() for part, part_of in (
-                (given, images), (given[:1], images[:1])))
-            largest = model(images).abs().max().item()
-        if not difference <= 1e-3 * max(1, largest):
-            raise InputError(f"--export={path}: the exported network's logits differ by "
-                             f"{difference:.2g}; nothing was written")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")
+        content, loaded = EXPORTS[kind](_FromPixels(model) if normalize else model, given, {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in metadata.items()})
+        logits = model(images)
+        difference = max((loaded(given) - logits).abs().max().item(),
+                         (loaded(given[:1]) - logits[:1]).abs().max().item())
+    if not difference <= 1e-3 * max(1, logits.abs().max().item()):
+        raise InputError(f"--export={path}: the exported network's logits differ by "
+                         f"{difference:.2g}; nothing was written")
+    write_atomically({path: content})
     return {"difference": difference, "metadata": metadata}
 
 
-def _export_pt2(network, images, metadata, path):
+# Each returns (the content of the file, a function images -> logits that was made of it).
+
+def _export_pt2(network, images, metadata):
     program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
-    return torch.export.load(path).module()
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
+    return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()
 
 
-def _export_onnx(network, images, metadata, path):
+def _export_onnx(network, images, metadata):
     need("onnx", "onnxscript", "onnxruntime")
     import onnxruntime
     program = torch.onnx.export(
         network, (images,), dynamo=True, verbose=False, input_names=["images"],
         output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},))
     program.model.metadata_props.update(metadata)
-    program.save(path, external_data=False)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, lambda images: torch.from_numpy(
+        session.run(None, {"images": images.numpy()})[0])
 
 
-def _export_safetensors(network, images, metadata, path):
+def _export_safetensors(network, images, metadata):
     need("safetensors")
-    from safetensors.torch import save
-    Path(path).write_bytes(save({key: tensor.contiguous() for key, tensor in
-                                 network.state_dict().items()}, metadata))
-    state, read = read_safetensors(path)
-    return rebuild({"model": read["model"], "net": state, **{
-        key: json.loads(read[key]) for key in ("num_classes", "width", "cfg")}}).eval()
+    from safetensors.torch import load, save
+    content = save({key: tensor.contiguous() for key, tensor in network.state_dict().items()},
+                   metadata)
+    return content, rebuild({"model": metadata["model"], "net": load(content), **{
+        key: json.loads(metadata[key]) for key in ("num_classes", "width", "cfg")}}).eval()
 
 
 EXPORTS = {".pt2": _export_pt2, ".onnx": _export_onnx, ".safetensors": _export_safetensors}

@@ -423,7 +423,7 @@ def join_processes(device):
     """Meet the processes that torchrun has started beside this one, if there are any."""
     if processes()[1] > 1 and not distributed.is_initialized():
         distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2),
+            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30),
             device_id=device if device.type == "cuda" else None)
 
 

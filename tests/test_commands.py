@@ -331,11 +331,11 @@ def test_file_names_of_the_published_jobs(digits):
     home = replace(digits, folder="")  # CIFAR-100
     flags = main.parse(["--model=resnet-56", "--pruning_type=orthoreg", "--prune_percent=80",
                         "--n_rounds=3"])
-    assert [str(flags.base_file(home, ortho)) for ortho in (False, True)] == [
+    assert [str(flags.base_file(home.folder, ortho)) for ortho in (False, True)] == [
         "pretrained/iterative/resnet-56.pth", "pretrained/iterative/resnet-56_ortho.pth"]
-    assert str(flags.pruned_file(home, 57.14, True)) == \
+    assert str(flags.pruned_file(home.folder, 57.14, True)) == \
         "pruned_nets/iterative/resnet-56_orthoreg_57_ortho_0.pth"
-    assert str(flags.pruned_file(digits, 80.0, False)) == \
+    assert str(flags.pruned_file(digits.folder, 80.0, False)) == \
         "pruned_nets/iterative/digits/resnet-56_orthoreg_80_0.pth"
 
 

@@ -2,6 +2,7 @@
 import csv
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,8 @@ def load_pt2(path):
 
 
 def load_onnx(path):
-    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    import onnx
+    import onnxruntime
     session = onnxruntime.InferenceSession(path)
     names = [each.name for each in (*session.get_inputs(), *session.get_outputs())]
     assert names == ["images", "logits"]
@@ -61,11 +63,14 @@ def load_onnx(path):
             {each.key: each.value for each in onnx.load(path).metadata_props})
 
 
-@pytest.mark.parametrize("kind, load", [("pt2", load_pt2), ("onnx", load_onnx)])
-def test_an_exported_graph_computes_what_the_network_does(network, few, kind, load):
-    """Pruned, with residual adds from fewer filters, for any number of images."""
+@pytest.mark.parametrize("kind, load, percent", [("pt2", load_pt2, 50), ("pt2", load_pt2, 0),
+                                                 ("onnx", load_onnx, 50)])
+def test_an_exported_graph_computes_what_the_network_does(network, few, kind, load, percent):
+    """Pruned, with residual adds from fewer filters, and dense; for any number of images."""
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
     images, _ = few
-    small = pruned(network)
+    small = pruned(network, percent)
     done = export(small, {"classes": list("abcd")}, f"here/net.{kind}", images)
     run, metadata = load(f"here/net.{kind}")
     for part in (images[:1], images[:5], images):
@@ -88,9 +93,9 @@ def test_both_writers_of_a_residual_add_may_be_partial(few):
 
 def test_the_graph_may_normalise(saved, few, capsys):
     _, model = saved
-    assert measure.main(["--model_path=net.pth", "--export=net.onnx",
+    assert measure.main(["--model_path=net.pth", "--export=deep/er/net.pt2",
                          "--export_normalize=True"]) == 0
-    run, metadata = load_onnx("net.onnx")
+    run, metadata = load_pt2("deep/er/net.pt2")
     images = few[0][:4]
     with torch.no_grad():
         torch.testing.assert_close(run(((images + 1) / 2).contiguous()), model(images), rtol=1e-4,
@@ -118,8 +123,8 @@ def test_safetensors_rebuild_the_network(saved, few):
 
 def test_an_export_that_computes_something_else_is_refused(few, monkeypatch):
     def wrong(*arguments):
-        loaded = correct(*arguments)
-        return lambda images: loaded(images) + (0.01 if len(images) == 1 else 0)
+        content, loaded = correct(*arguments)
+        return content, lambda images: loaded(images) + (0.01 if len(images) == 1 else 0)
 
     correct = pruner.EXPORTS[".pt2"]
     monkeypatch.setitem(pruner.EXPORTS, ".pt2", wrong)
@@ -130,13 +135,14 @@ def test_an_export_that_computes_something_else_is_refused(few, monkeypatch):
 
 def test_a_missing_package_and_a_wrong_suffix_are_one_line(saved, monkeypatch, capsys):
     before = files(Path("."))
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    for flag, says in (("--export=net.onnx", "this needs onnxruntime: pip install onnxruntime"),
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for flag, says in (("--export=new/net.onnx", "this needs onnxruntime: pip install onnxruntime"),
+                       ("--export=net.pth/net.pt2", "cannot write net.pth/net.pt2: "),
                        ("--export=net.txt", "must end in .pt2, .onnx, .safetensors")):
         assert measure.main(["--model_path=net.pth", flag]) == 2
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
-    assert files(Path(".")) == before
+    assert files(Path(".")) == before and not Path("new").exists()
 
 
 # ------------------------------------------------------------------------------- predict and measure
@@ -265,7 +271,10 @@ def test_a_torchvision_vgg_gives_its_convolutions_in_order(batch_norm):
     for ours, theirs in zip(model.dense, convs, strict=True):
         assert torch.equal(model.get_submodule(ours).weight, state[theirs])
     assert torch.equal(model.features[2].weight, before["features.2.weight"])
-    assert "fresh: 10 BatchNorms" in lines and "replaced: classifier" in lines
+    assert "fresh: the BatchNorms features.2, features.5, " in lines and "replaced: classifier" in lines
+    torch.save(dict(list(state.items())[6 * (1 + 2 * batch_norm):]), "tv.pth")  # some layers fewer
+    with pytest.raises(InputError, match="is no vgg of this width: features.3, whose weight is"):
+        initialise(model, "tv.pth")
 
 
 def test_another_network_is_no_beginning(flags, capsys):
@@ -273,13 +282,33 @@ def test_another_network_is_no_beginning(flags, capsys):
         torch.save(state, f"{name}.pth")
         assert main.main([*flags, "--only_train=base", f"--init={name}.pth"]) == 2
     error = capsys.readouterr().err
-    assert "--init=other.pth holds only 0% of the weights of this vgg: features.0.weight is missing" \
-        in error and "none.pth holds no state dict" in error
+    assert "--init=other.pth is no vgg of this width: features.3, whose weight is missing" in error
+    assert "none.pth holds no state dict" in error
     assert sorted(files(Path("."))) == ["none.pth", "other.pth"]
     for wrong in ("--pretrained=True", "--control=scratch"):
         assert main.main([*flags, "--pruning_type=l1", "--prune_percent=20", "--init=other.pth",
                           wrong]) == 2
         assert wrong in capsys.readouterr().err
+
+
+def test_a_sweep_trains_its_base_networks_from_the_weights(flags, folder, capsys):
+    torch.save(narrow("vgg", num_classes=3).state_dict(), "net.pth")
+    Path("sweep.json").write_text(json.dumps({
+        **dict(flag[2:].split("=") for flag in flags), "init": "net.pth", "pruning_type": "l1",
+        "prune_percent": 20, "control": [False, "scratch"]}))
+    assert main.main(["--sweep=sweep.json", "--print_config=True"]) == 0
+    (base,), (cell,), (scratch,) = json.loads(capsys.readouterr().out)["order"]
+    assert "--init=net.pth" in base and "--init" not in cell + scratch
+    assert "--pretrained=True" in cell and "--control=scratch" in scratch
+
+
+def test_a_run_does_not_replace_what_it_begins_with(flags, capsys):
+    assert main.main([*flags, "--only_train=base"]) == 0
+    before = files(Path("."))
+    assert main.main([*flags, "--only_train=base",
+                      "--init=./pretrained/ebt/shapes/vgg-w0.125.pth"]) == 2
+    assert "would be replaced by this very run" in capsys.readouterr().err
+    assert files(Path(".")) == before
 
 
 def test_a_run_begins_with_the_weights_and_knows_them_again(flags, capsys):
@@ -293,6 +322,31 @@ def test_a_run_begins_with_the_weights_and_knows_them_again(flags, capsys):
     Path("b/pretrained/ebt/shapes/vgg-w0.125_ortho_s1.pth").rename(begin[-1].split("=")[1])
     assert main.main([*begin, "--resume=True"]) == 0  # other weights under the same name
     assert "This run is finished" not in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------- what costs, on the command line
+
+
+def test_a_run_may_count_multiply_adds_and_round_widths(flags, capsys):
+    job = [*flags, "--model=resnet-56", "--width=0.5", "--pruning_type=random", "--prune_percent=50"]
+    assert main.main([*job, "--budget=macs"]) == 0
+    said = capsys.readouterr().out
+    path = Path("pruned_nets/ebt/shapes/resnet-56-w0.5_random_50_0.pth")
+    model, record = pruner.load_checkpoint(path)[0], json.loads(path.with_suffix(".json").read_text())
+    left = 100 * record["macs"] / record["base"]["macs"]
+    assert 50 <= left < 50.5 and left == pytest.approx(100 - record["pruning"]["achieved_percent"])
+    assert "requested 50.00% of the multiply-adds, achieved 49." in said
+    assert "percent of multiply-adds to remove" in said
+    assert main.main([*job, "--pretrained=True", "--control=scratch"]) == 2
+    assert "was pruned with --budget=macs, not filters" in capsys.readouterr().err
+
+    assert main.main([*job, "--pretrained=True", "--round_to=4"]) == 0
+    model, record = pruner.load_checkpoint(path)[0], json.loads(path.with_suffix(".json").read_text())
+    assert all(g.conv.out_channels % 4 == 0 for g in model.filter_groups())
+    now, dense = model.filter_count()
+    assert record["pruning"]["requested_percent"] == 50
+    achieved = record["pruning"]["achieved_percent"]
+    assert 30 < achieved < 50 and achieved == pytest.approx(100 * (1 - now / dense))
 
 
 # ------------------------------------------------------------------- what a run shows of itself
@@ -314,7 +368,8 @@ def test_the_shown_job_is_the_one_that_runs(flags, job, capsys):
             assert (step["lr"], step["epochs"]) == ([.02], [1])
             assert bool(step["penalty"]) == (step["phase"] == "ortho")
     last = json.loads(Path(shown["steps"][-1]["file"]).with_suffix(".json").read_text())
-    assert last["pruning"]["requested_percent"] == shown["percent after each round"][-1]
+    assert last["pruning"]["requested_percent"] == [
+        step["percent"] for step in shown["steps"] if step["step"] == "prune"][-1]
 
 
 def test_the_shown_sweep_is_its_commands(capsys):
@@ -341,26 +396,30 @@ def test_every_network_has_the_history_of_its_training_as_csv(flags):
 def test_tensorboard_has_each_epoch_once_also_after_a_resume(shell, folder, tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     job = ["--preset=test", "--image_size=16", "--width=0.125", f"--data_path={folder}",
-           "--pruning_type=orthoreg", "--prune_percent=30", "--ebt=True", "--tensorboard=True"]
-    stopped = shell("main.py", *job, cwd=tmp_path, stop=(15, 8))  # in the third of four epochs
+           "--pruning_type=orthoreg", "--prune_percent=40", "--n_rounds=2", "--tensorboard=True"]
+    stopped = shell("main.py", *job, cwd=tmp_path, stop=(15, 29))  # in the last epoch
     assert stopped.returncode == 130, stopped.stderr
     assert shell("main.py", *job, "--resume=True", cwd=tmp_path).returncode == 0
-    log = events.EventAccumulator(str(
-        tmp_path / "pruned_nets/ebt/shapes/vgg-w0.125_orthoreg_30_0.tensorboard"))
-    log.Reload()
-    steps = [scalar.step for scalar in log.Scalars("test/top1")]
-    assert steps == [1, 2, 3, 4]
-    result = json.loads((tmp_path / "pruned_nets/ebt/shapes/vgg-w0.125_orthoreg_30_0.json").read_text())
-    epochs = [*result["base"]["history"]["ortho"], *result["history"]["retrain"]]
-    for name, of in (("test/top1", lambda e: e["test"]["top1"]), ("lr", lambda e: e["lr"]),
-                     ("train/loss", lambda e: e["train"]["loss"]),
-                     ("orthogonality", lambda e: e["orthogonality"])):
-        assert [scalar.value for scalar in log.Scalars(name)] == pytest.approx(list(map(of, epochs)))
+    path = tmp_path / "pruned_nets/iterative/shapes"
+    result = json.loads((path / "vgg-w0.125_orthoreg_40_0.json").read_text())
+    middle = torch.load(path / "vgg-w0.125_orthoreg_25_ortho_0.pth", weights_only=True)
+    trainings = {"round-0-ortho": result["base"]["history"]["ortho"],
+                 "round-1-between": middle["history"]["between"],
+                 "round-1-ortho": middle["history"]["ortho"],
+                 "round-2-retrain": result["history"]["retrain"]}
+    for name, epochs in trainings.items():
+        log = events.EventAccumulator(str(path / "vgg-w0.125_orthoreg_40_0.tensorboard" / name))
+        log.Reload()
+        assert [scalar.step for scalar in log.Scalars("test/top1")] == [1, 2]
+        for name, of in (("test/top1", lambda e: e["test"]["top1"]), ("lr", lambda e: e["lr"]),
+                         ("train/loss", lambda e: e["train"]["loss"]),
+                         ("orthogonality", lambda e: e["orthogonality"])):
+            assert [each.value for each in log.Scalars(name)] == pytest.approx(list(map(of, epochs)))
     assert log.Scalars("width/features.0")[-1].value == result["widths"]["features.0"]
 
 
 def test_tensorboard_that_is_missing_is_one_line(flags, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     assert main.main([*flags, "--only_train=base", "--tensorboard=True"]) == 2
     assert "this needs tensorboard: pip install tensorboard" in capsys.readouterr().err
     assert not files(Path("."))

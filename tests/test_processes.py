@@ -2,6 +2,8 @@
 import copy
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -35,12 +37,15 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+COMMAND = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+           str(ROOT / "tests" / "worker.py")]
+
+
 def torchrun(*flags, cwd, **environment):
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-         ROOT / "tests" / "worker.py", *map(str, flags)], cwd=cwd, text=True, timeout=200,
-        capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+        COMMAND + list(map(str, flags)), cwd=cwd, text=True, timeout=200, capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
     done.seconds = time.monotonic() - began
     return done
 
@@ -97,7 +102,7 @@ def test_two_processes_train_as_one_does_that_normalises_halves_of_each_batch(tm
     first = run.fresh_network()
     replicas = first, copy.deepcopy(first)
     steps = [torch.optim.SGD(r.parameters(), lr=.02, momentum=.9) for r in replicas]
-    losses = []
+    losses, states = [], []
     for epoch in (1, 2):
         total = 0
         for images, labels in run.data.train_batches(16, key=(0, "ortho", 0, epoch)):
@@ -115,11 +120,12 @@ def test_two_processes_train_as_one_does_that_normalises_halves_of_each_batch(tm
         for a, b in zip(*(replica.buffers() for replica in replicas)):
             a.copy_((a + b) / 2)
             b.copy_(a)
+        states.append(copy.deepcopy(first.state_dict()))
     history = info["history"]["ortho"]
     assert [epoch["train"]["loss"] for epoch in history] == pytest.approx(losses, rel=1e-4)
-    if info["accuracy"]["best"]["epoch"] == 2:
-        for (name, ours), theirs in zip(first.state_dict().items(), trained.state_dict().values()):
-            torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4, msg=name)
+    best = states[info["accuracy"]["best"]["epoch"] - 1]
+    for (name, ours), theirs in zip(best.items(), trained.state_dict().values()):
+        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4, msg=name)
     assert "in each of 2 processes" in done.stdout and done.stdout.count("Train with the penalty") == 1
 
 
@@ -150,9 +156,7 @@ def alone(tmp_path_factory):
 
 
 def test_two_processes_remove_the_same_filters_and_write_the_same_files(alone, tmp_path):
-    base = tmp_path / "pretrained/ebt/digits/vgg-w0.125.pth"
-    base.parent.mkdir(parents=True)
-    base.write_bytes((alone / base.relative_to(tmp_path)).read_bytes())
+    shutil.copytree(alone / "pretrained", tmp_path / "pretrained")
     job = [*JOB, "--pretrained=True", "--pruning_type=fisher", "--prune_percent=40"]
     done = torchrun(*job, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.count("saved") == 1, done.stderr
@@ -200,9 +204,37 @@ def test_a_process_that_fails_ends_the_job_which_others_resume(tmp_path, monkeyp
     assert len(nets[2][1]["history"]["retrain"]) == 2
 
 
+def test_processes_that_choose_other_filters_are_an_error(folder, tmp_path):
+    job = ["--preset=test", f"--data_path={folder}", "--image_size=16", "--width=0.125",
+           "--pruning_type=l1", "--prune_percent=40", "--ebt=True"]
+    done = torchrun(*job, cwd=tmp_path, WORKER_DIFFERS="1")
+    assert done.returncode and "main.py: error: the processes differ in the filters to keep: [1]" \
+        in done.stderr
+    assert not list(tmp_path.rglob("*l1_40*.pth"))
+
+
+def test_rounds_of_two_processes_and_a_signal(folder, tmp_path):
+    """An iterative job is stopped by Ctrl-C: it says how to go on, and does."""
+    job = ["--preset=test", f"--data_path={folder}", "--image_size=16", "--width=0.125",
+           "--pruning_type=orthoreg", "--prune_percent=40", "--n_rounds=2", "--resume=True"]
+    with subprocess.Popen(COMMAND + job, cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}) as run:
+        for line in run.stdout:
+            if "ortho 1/2" in line:
+                run.send_signal(signal.SIGINT)
+        error = run.stderr.read()
+    assert run.returncode and "main.py: interrupted: the last epoch's state is saved" in error
+    done = torchrun(*job, cwd=tmp_path)
+    assert done.returncode == 0 and "resumed from pruned_nets" in done.stdout, done.stderr
+    names = {path.name for path in (tmp_path / "pruned_nets/iterative/shapes").iterdir()}
+    assert names == {f"vgg-w0.125_orthoreg_{name}.{kind}" for name in ("25_ortho_0", "40_0")
+                     for kind in ("pth", "json", "csv")}
+
+
 def test_what_several_processes_cannot_do(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name, value in (("MASTER_ADDR", "localhost"), ("RANK", "0"), ("WORLD_SIZE", "16")):
+    for name, value in (("MASTER_ADDR", "localhost"), ("RANK", "0"), ("LOCAL_RANK", "0"),
+                        ("WORLD_SIZE", "16")):
         monkeypatch.setenv(name, value)
     assert main.main([*JOB, "--only_train=base"]) == 2
     assert "--batch_size=16 is less than two images for each of the 16" in capsys.readouterr().err

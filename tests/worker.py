@@ -1,7 +1,8 @@
 """What torchrun starts in the tests: main.py with a preset of two short epochs, or with --scores
 FILE OUT the estimators and the accuracy of a checkpoint.
 
-WORKER_FAILS="process step": that process fails at that training step.
+WORKER_FAILS="process step": that process fails at that training step. WORKER_DIFFERS="process":
+that process scores filters in another way than the others.
 """
 import itertools
 import os
@@ -51,5 +52,7 @@ if __name__ == "__main__":
     process, step = os.environ.get("WORKER_FAILS", "-1 0").split()
     if os.environ.get("RANK") == process:
         fail_at(int(step))
+    if os.environ.get("RANK") == os.environ.get("WORKER_DIFFERS"):
+        ESTIMATORS["l1"] = ESTIMATORS["random"]
     config.PRESETS["test"] = short_preset(epochs=2)
     config.exit_with(main.main())
