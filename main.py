@@ -422,9 +422,10 @@ class Run(Job):
 
     def __init__(self, flags, argv=(), data=None):
         with uninterrupted():  # libraries do not survive an interruption while they load
-            from data import load_data
+            from data import folder_of, load_data
             from train import (State, as_first, first_alone, join_processes, pick_device,
                                require_same)
+        super().__init__(flags, data.folder if data else folder_of(flags.data_path))
         self.argv = argv
         self.device = pick_device(flags.device, flags.deterministic)
         join_processes(self.device)
@@ -433,7 +434,6 @@ class Run(Job):
         with first_alone():  # it may have to download them
             self.data = data or load_data(flags.data_path, flags.image_size, flags.skip_bad_images)
         self.data = self.data.hold_out(flags.val_percent, flags.seed)
-        super().__init__(flags, self.data.folder)
         if flags.num_classes not in (None, len(self.data.classes)):
             raise InputError(f"--num_classes={flags.num_classes}, but {flags.data_path} has "
                              f"{len(self.data.classes)} classes")
