@@ -626,21 +626,26 @@ def most_pruned(records):
             for method, of in by_method(records).items()}
 
 
-def plot_accuracy(axis, records, label, x_of):
-    def points(records):
+def plot_accuracy(axis, records, label, x_of, apart=0):
+    """apart: how far the methods' points, which else would hide each other, are moved sideways."""
+    def points(records, shift):
         cells = {}
         for r in records:
             cells.setdefault(r["pruning"]["requested_percent"], []).append(r)
         for _percent, of in sorted(cells.items()):
             values = list(map(top1, of))
-            yield (statistics.mean(map(x_of, of)), statistics.mean(values),
+            yield (statistics.mean(map(x_of, of)) + shift, statistics.mean(values),
                    statistics.stdev(values) if len(values) > 1 else 0)
 
-    for control, marks in (False, {}), ("scratch", {"linestyle": ":", "markerfacecolor": "none"}):
-        for method, of in by_method(records, control).items():
-            x, y, error = zip(*points(of))
-            axis.errorbar(x, y, error if any(error) else None, capsize=3, label=method_of(of[0]),
-                          **{**style_of(method), **marks})
+    lines = [(method, of, marks) for control, marks in (
+        (False, {}), ("scratch", {"linestyle": ":", "markerfacecolor": "none"}))
+             for method, of in by_method(records, control).items()]
+    if apart and len(lines) > 1:
+        label += ", methods side by side"
+    for i, (method, of, marks) in enumerate(lines):
+        x, y, error = zip(*points(of, apart * (i - (len(lines) - 1) / 2)))
+        axis.errorbar(x, y, error if any(error) else None, capsize=3, label=method_of(of[0]),
+                      **{**style_of(method), **marks})
     for kind, line in zip(UNPRUNED, (":", "-.")):
         of = [r for r in records if method_of(r) == kind]
         if of:
@@ -649,11 +654,15 @@ def plot_accuracy(axis, records, label, x_of):
     return True
 
 
-def plot_layers(axis, lines, ylabel):
-    """Lines over the layers of a network: {label: ({layer: value}, style)}."""
-    for label, (values, style) in lines.items():
-        axis.plot(range(len(values)), list(values.values()), label=label, **style)
+def plot_layers(axis, lines, ylabel, first=()):
+    """Lines over the layers of a network: {label: ({layer: value}, style)}. first: layers that stand
+    before the others, from which a gap parts them."""
     names = list(next(iter(lines.values()))[0])
+    others = [name for name in names if name not in first] if first else []
+    names = [name for name in names if name not in others] + [""] * bool(others) + others
+    for label, (values, style) in lines.items():
+        axis.plot(range(len(names)), [values.get(name, math.nan) for name in names], label=label,
+                  **style)
     every = -(-len(names) // 30)  # more names would lie upon each other
     axis.set_xticks(range(0, len(names), every), names[::every], rotation=90, fontsize=6)
     axis.set(xlabel="layer", ylabel=ylabel)
@@ -687,7 +696,9 @@ def plot_orthogonality(axis, records):
                 {**GREY, "linestyle": "--" if penalised else "-"}))
     lines |= {f"{method}, {r['pruning']['requested_percent']:g}%": (
         r["orthogonality"]["layers"], style_of(method)) for method, r in chosen.items()}
-    return bool(lines) and plot_layers(axis, lines, "degree of orthogonality (1: orthogonal)")
+    # A network with depthwise layers has these in between: they stand on a level of their own.
+    return bool(lines) and plot_layers(axis, lines, "degree of orthogonality (1: orthogonal)",
+                                       first=next(iter(chosen.values()))["widths"])
 
 
 def plot_training(axis, records):
@@ -727,7 +738,7 @@ def plot_masks(axis, records):
 PLOTS = {
     "accuracy": ("Test accuracy against the share removed", lambda axis, records:
                  plot_accuracy(axis, records, f"{budget_of(records[0])} removed (%)",
-                               lambda r: r["pruning"]["achieved_percent"])),
+                               lambda r: r["pruning"]["achieved_percent"], apart=0.8)),
     "flops": ("Test accuracy against the FLOPs left", lambda axis, records:
               plot_accuracy(axis, records, "FLOPs left (% of the unpruned network's)",
                             lambda r: 100 / r["compression"]["flops"])),
