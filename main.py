@@ -671,7 +671,7 @@ class Run(Job):
             "round": number, "rounds": len(self.targets), "control": self.flags.control,
             "requested_percent": self.targets[number - 1],
             "achieved_percent": pruned_percent(self.network, budget, size),
-            "max_percent": max_percent(self.network, budget, round_to, size), "after_pruning": accuracy}
+            "max_percent": max_percent(self.network, budget, size, round_to), "after_pruning": accuracy}
 
     def keep_all(self, number):
         heading("Control: nothing is pruned")

@@ -46,7 +46,7 @@ def pruned_percent(model, budget="filters", image_size=32):
     return _percent_without(model, model.widths, budget, image_size)
 
 
-def max_percent(model, budget="filters", round_to=1, image_size=32):
+def max_percent(model, budget="filters", image_size=32, round_to=1):
     """The largest percent that the layers' floors and the protected stem allow, where all layers
     that write into a residual stream keep the same of its channels."""
     floors = {g.name: list(range(min(g.dense, -(-g.floor // round_to) * round_to)))
