@@ -36,10 +36,13 @@ class Recipe:
     weight_decay: float
     adam_lr: Sequence[float]
 
+    def lr_of(self, optimizer="sgd"):
+        return list(self.adam_lr if optimizer == "adam" else self.lr)
+
     def rates(self, optimizer="sgd"):
         """The learning rate of each epoch, as a list."""
-        lr = self.adam_lr if optimizer == "adam" else self.lr
-        return [rate for rate, epochs in zip(lr, self.epochs) for _ in range(epochs)]
+        return [rate for rate, epochs in zip(self.lr_of(optimizer), self.epochs)
+                for _ in range(epochs)]
 
 
 @dataclass(frozen=True)
@@ -341,11 +344,26 @@ def run_command(prog, body):
         if hasattr(stream, "reconfigure"):  # a file name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
+        code, line = _outcome(body)
+    except Exception:
+        if count > 1:  # do not wait for the other processes, who may be waiting for this one
+            traceback.print_exc()
+            _flush()
+            os._exit(1)
+        raise
+    if code and not (code == 2 and number and not _have_met()):
+        print(f"{prog}: {' '.join(line.splitlines())}", file=sys.stderr)
+    return code
+
+
+def _outcome(body):
+    """(exit code, what to say of it) of `body()`; what nobody has foreseen is raised."""
+    try:
         with _signals():
             body()
         if sys.stdout:  # None where the caller closed it
             sys.stdout.flush()
-        return 0
+        return 0, ""
     except InputError as error:
         code, line = 2, f"error: {error}"
     except Diverged as error:
@@ -362,11 +380,10 @@ def run_command(prog, body):
             line = "error: out of memory; a smaller --batch_size, --image_size or --width needs less"
         elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             line = f"error: --compile=True does not work here: {str(error).splitlines()[0]}"
-        elif count > 1 and any(text in str(error) for text in ("gloo", "NCCL", "Connection")):
+        elif processes()[1] > 1 and any(text in str(error) for text in ("gloo", "NCCL", "Connection")):
             code, line = 1, ("stopped, as when another process has ended, whose own lines say why: "
                              f"{str(error).splitlines()[0]}")
         else:
-            _end_alone()
             raise
     except OSError as error:
         code, line = 2, f"error: {error}"
@@ -375,27 +392,13 @@ def run_command(prog, body):
         # What is left in the buffer has nowhere to go.
         with suppress(AttributeError, OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
-    except Exception:
-        _end_alone()
-        raise
-    if not (code == 2 and number and not _have_met()):
-        print(f"{prog}: {' '.join(line.splitlines())}", file=sys.stderr)
-    return code
+    return code, line
 
 
 def _flush():
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, OSError, ValueError):  # closed
             stream.flush()
-
-
-def _end_alone():
-    """Of several processes, end this one with its traceback, without waiting for the others, who may
-    be waiting for it."""
-    if processes()[1] > 1:
-        traceback.print_exc()
-        _flush()
-        os._exit(1)
 
 
 def exit_with(code):
@@ -539,7 +542,8 @@ def progress(iterable, label, start=0):
     from tqdm import tqdm
     total = len(iterable) if hasattr(iterable, "__len__") else None
     return tqdm(islice(iterable, start, None), desc=f"  {label}", leave=False, dynamic_ncols=True,
-                disable=None if sys.stderr and not processes()[0] else True, total=total, initial=start)
+                disable=None if sys.stderr and not processes()[0] else True, total=total,
+                initial=start)
 
 
 def heading(text):

@@ -900,6 +900,7 @@ def run(args):
         raise InputError("--model_path is missing: a checkpoint; or --report, a folder of results")
     import torch
     from data import load_data
+    from models import measure_cost
     from pruner import load_checkpoint
     from train import evaluate, pick_device
 
@@ -929,7 +930,6 @@ def run(args):
               + (", of the unpruned network -> here" if now < dense else ""))
         print_architecture(model)
 
-    from models import measure_cost
     if args.flops:
         cost = measure_cost(model, image_size)
         print("Cost of one image")

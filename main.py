@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
-from config import (BUDGETS, MODELS, MOMENTUM, PENALTY, PRESETS, PRUNING_TYPES, SWEEPS, InputError, Parser,
-                    boolean, check_preset, digest_of, exit_with, flag, heading, integer, need,
-                    one_of, positive, processes, rising, run_command, to_csv, to_json,
+from config import (BUDGETS, MODELS, MOMENTUM, PENALTY, PRESETS, PRUNING_TYPES, SWEEPS, InputError,
+                    Parser, boolean, check_preset, digest_of, exit_with, flag, heading, integer,
+                    need, one_of, positive, processes, rising, run_command, to_csv, to_json,
                     uninterrupted, write_atomically)
 
 # torch and what needs it is imported inside the functions: --help answers before that.
@@ -407,8 +407,7 @@ class Job:
                 entry["is there"] = self.file(phase, number).is_file()
             if step == "train":
                 recipe = self.recipe(phase)
-                rates = recipe.adam_lr if flags.optimizer == "adam" else recipe.lr
-                entry |= {**self.settings(phase)[phase], "lr": list(rates),
+                entry |= {**self.settings(phase)[phase], "lr": recipe.lr_of(flags.optimizer),
                           "epochs": list(recipe.epochs)}
             if step == "prune":
                 entry["percent"] = self.targets[number - 1]

@@ -459,7 +459,7 @@ def initialise(model, path):
 def read_weights(path):
     """{name: tensor} of a state dict in a file. Raises InputError."""
     if str(path).endswith(".safetensors"):
-        return read_safetensors(path)[0]
+        return _read_safetensors(path)
     content = _read(path)
     for key in ("net", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -487,13 +487,12 @@ def _ours(state, model):
     return renamed
 
 
-def read_safetensors(path):
-    """(tensors, metadata) of a .safetensors file. Raises InputError."""
+def _read_safetensors(path):
     need("safetensors")
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
     try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is no readable .safetensors file: {error}") from error
 

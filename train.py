@@ -441,7 +441,7 @@ def is_first():
 @contextmanager
 def first_alone():
     """The first process does what is inside before the others do."""
-    if processes()[1] > 1 and not is_first():
+    if not is_first():
         distributed.barrier()
     yield
     if processes()[1] > 1 and is_first():
