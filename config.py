@@ -103,23 +103,26 @@ PRESETS = {
 }
 
 
-def _tenth(base):
-    """The published recipes scaled down: every training about a tenth as long."""
+def _tenth(drop=False, slower=1):
+    """The published recipes scaled down: every training about a tenth as long; with `drop` the
+    Early-Bird base, too, ends with an epoch at a lower rate; `slower` divides all rates."""
     def recipe(lr, epochs, weight_decay=1e-4):
+        lr = [rate / slower for rate in lr]
         return Recipe(lr, epochs, weight_decay, adam_lr=[rate / 100 for rate in lr])
 
-    between = recipe([.1, .01, .001], [4, 3, 1])
     return Preset(
-        ebt=Schedule(base=base, ortho=recipe([.1, .01], [9, 1], weight_decay=0),
+        ebt=Schedule(base=recipe([.1, .01], [9, 1]) if drop else recipe([.1], [10]),
+                     ortho=recipe([.1, .01], [9, 1], weight_decay=0),
                      retrain=recipe([.1, .01, .001], [6, 4, 1])),
         iterative=Schedule(base=recipe([.1, .01, .001], [8, 4, 4]),
                            ortho=recipe([.1, .01], [3, 1], weight_decay=0),
-                           retrain=recipe([.1, .01, .001], [4, 4, 2]), between=between))
+                           retrain=recipe([.1, .01, .001], [4, 4, 2]),
+                           between=recipe([.1, .01, .001], [4, 3, 1])))
 
 
-PRESETS["cpu"] = _tenth(Recipe(lr=[.1], epochs=[10], weight_decay=1e-4, adam_lr=[1e-3]))
-PRESETS["cpu-drop"] = _tenth(Recipe(lr=[.1, .01], epochs=[9, 1], weight_decay=1e-4,
-                                    adam_lr=[1e-3, 1e-4]))
+PRESETS["cpu"] = _tenth()
+PRESETS["cpu-drop"] = _tenth(drop=True)
+PRESETS["cpu-low"] = _tenth(drop=True, slower=5)
 
 # Comparisons for --sweep: flag -> value, or list of values; every combination is an experiment.
 SWEEPS = {
@@ -138,6 +141,11 @@ SWEEPS = {
                  "ebt": True, "val_percent": 10, "seed": [0, 1], "model": "vgg",
                  "pruning_type": ["orthoreg", "fisher", "bn"], "prune_percent": 75,
                  "control": [False, "unpruned", "scratch"]},
+    # And how much is left at rates that a plain VGG-13 trains well at, without a warm-up.
+    "cpu-low": {"out": "sweeps/cpu-low", "data_path": "data/cifar100-10", "preset": "cpu-low",
+                "ebt": True, "val_percent": 10, "seed": [0, 1], "model": "vgg",
+                "pruning_type": ["orthoreg", "fisher", "bn"], "prune_percent": 75,
+                "control": [False, "unpruned"]},
 }
 
 # The penalty's weight, lambda in loss = cross-entropy + lambda * sum_l c_l * |G_l - I|_1.
