@@ -267,19 +267,21 @@ GROUP_KINDS = {("network", "random"): "over all layers, random",
                ("layer", "lowest"): "within a layer, of the lowest scores"}
 
 
-def check_groups(model, batches, pruning_type, seed=0, draws=16, pool=512, layers=4):
+def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layers=4):
     """Whether the importance of a group of filters is the sum of its members' importances, which
     every loss-based method takes for granted (Lubana et al. 2020).
 
-    Groups of 1, 2, 4 ... 256 filters are drawn `draws` times for each of GROUP_KINDS: from `pool`
-    filters of the network, taken at random or those that the method would remove first, or from
-    one of `layers` layers, or the half of it that scores lowest. A group is removed by setting the
+    Groups of 1, 2, 4 ... 256 filters are drawn `draws` times for each of GROUP_KINDS: at random from
+    `pool` filters of the network, or from one of `layers` layers in turn; or as the method would
+    choose: the k filters that it would remove first, then random ones of its first 2k (of 32, where
+    these are more). Sizes with fewer than 8 groups are left out. A group is removed by setting the
     scales and shifts of its BatchNorms to zero. Its actual change of the loss on `batches`, in eval
     mode, is compared with the sum of its members' scores, scaled by one factor so that both sums
-    are equal over all single filters, and with the sum of the members' own actual changes.
-    Returns {"loss", "images", "pruning_type", "kinds": {name: [{"size", "n", "change": mean of the
-    absolute change, "rank_scores", "rank_changes": Spearman, "error_scores", "error_changes":
-    median of |estimate - change| / |change|}]}}. The model is left as it was.
+    are equal over all single filters in any group, and with the sum of the members' own actual
+    changes. Returns {"loss", "images", "pruning_type", "seed", "draws", "kinds": {name: [{"size",
+    "n", "change": mean of the absolute change, "rank_scores", "rank_changes": Spearman, None where
+    it is undefined, "error_scores", "error_changes": median of |estimate - change| / |change|}]}}.
+    The model is left as it was.
     """
     import torch
     from config import progress
@@ -304,18 +306,22 @@ def check_groups(model, batches, pruning_type, seed=0, draws=16, pool=512, layer
         members = sorted(((group.name, i) for i in range(group.conv.out_channels)), key=score.get)
         return members[:max(0, len(members) - group.floor)]
 
-    everything = [member for g in groups for member in removable(g)]
     big = sorted(groups, key=lambda g: len(removable(g)))[-2 * layers:]
-    some = [g for g in groups if g in big][::2]  # spread over the depth
-    orders = {kind: [] for kind in GROUP_KINDS}
-    pools = {"random": shuffled(everything)[:pool],
-             "lowest": sorted(everything, key=score.get)[:pool]}
+    some = [removable(g) for g in groups if g in big][::2]  # spread over the depth
+    everything = sorted((member for g in groups for member in removable(g)), key=score.get)
+    chance = shuffled(everything)[:pool]
+    drawn = {(kind, size): [] for kind in GROUP_KINDS for size in GROUP_SIZES}
     for draw in range(draws):
-        layer = removable(some[draw % len(some)])
-        for kind, members in (("random", layer), ("lowest", layer[:max(1, len(layer) // 2)])):
-            orders["network", kind].append(shuffled(pools[kind])[:GROUP_SIZES[-1]])
-            orders["layer", kind].append(shuffled(members)[:GROUP_SIZES[-1]])
-    members = sorted({m for order in orders.values() for members in order for m in members})
+        layer = some[draw % len(some)]
+        for size in GROUP_SIZES:
+            for where, anything, first, literal in (
+                    ("network", chance, everything, not draw),
+                    ("layer", layer, layer, draw < len(some))):
+                if len(anything) >= size:
+                    drawn[(where, "random"), size].append(shuffled(anything)[:size])
+                    drawn[(where, "lowest"), size].append(
+                        first[:size] if literal else shuffled(first[:max(2 * size, 32)])[:size])
+    members = sorted({m for of in drawn.values() for group in of for m in group})
     alone = {member: change([member]) for member in progress(members, "filters")}
     factor = sum(map(abs, alone.values())) / (sum(abs(score[m]) for m in members) or 1)
 
@@ -323,24 +329,24 @@ def check_groups(model, batches, pruning_type, seed=0, draws=16, pool=512, layer
     for kind, name in GROUP_KINDS.items():
         kinds[name] = []
         for size in progress(GROUP_SIZES, name):
-            drawn = [order[:size] for order in orders[kind] if len(order) >= size]
-            if len(drawn) < 3:
+            of = drawn[kind, size]
+            if len(of) < 8:
                 continue
-            actual = torch.tensor([change(m) if size > 1 else alone[m[0]] for m in drawn]).double()
-            by_scores = factor * torch.tensor([sum(score[f] for f in m) for m in drawn]).double()
-            by_changes = torch.tensor([sum(alone[f] for f in m) for m in drawn]).double()
+            actual = torch.tensor([change(m) if size > 1 else alone[m[0]] for m in of]).double()
+            by_scores = factor * torch.tensor([sum(score[f] for f in m) for m in of]).double()
+            by_changes = torch.tensor([sum(alone[f] for f in m) for m in of]).double()
             size_of = actual.abs()
 
             def error(estimate, truth):
                 return ((estimate - truth).abs() / truth.abs().clamp_min(1e-12)).median().item()
             kinds[name].append({
-                "size": size, "n": len(drawn), "change": size_of.mean().item(),
+                "size": size, "n": len(of), "change": size_of.mean().item(),
                 "rank_scores": spearman(by_scores, size_of),
                 "rank_changes": spearman(by_changes, actual),
                 "error_scores": error(by_scores, size_of),
                 "error_changes": error(by_changes, actual)})
     return {"loss": loss, "images": sum(len(labels) for _, labels in batches),
-            "pruning_type": pruning_type, "kinds": kinds}
+            "pruning_type": pruning_type, "seed": seed, "draws": draws, "kinds": kinds}
 
 
 @contextmanager
@@ -362,10 +368,12 @@ def removed(groups, members):
 
 
 def spearman(a, b):
-    """The rank correlation of two tensors; ties share no rank."""
+    """The rank correlation of two tensors, equal values sharing their mean rank; None where all
+    values of one are equal."""
     import torch
-    ranks = torch.stack([values.argsort().argsort().double() for values in (a, b)])
-    return torch.corrcoef(ranks)[0, 1].item()
+    ranks = torch.stack([(v[:, None] > v).sum(1) + ((v[:, None] == v).sum(1) - 1) / 2
+                         for v in (a, b)]).double()
+    return None if (ranks[:, :1] == ranks).all(1).any() else torch.corrcoef(ranks)[0, 1].item()
 
 
 def print_groups(figures):
@@ -373,11 +381,12 @@ def print_groups(figures):
         print(f"Groups {name}")
         print_table([("filters", "groups", "change of loss", "rank corr.", "rel. error",
                       "rank corr.", "rel. error"), *(
-            (str(r["size"]), str(r["n"]), f"{r['change']:.2e}", f"{r['rank_scores']:.2f}",
-             f"{r['error_scores']:.2f}", f"{r['rank_changes']:.2f}", f"{r['error_changes']:.2f}")
+            (str(r["size"]), str(r["n"]), f"{r['change']:.2e}", *(
+                "–" if r[name] is None else f"{r[name]:.2f}" for name in (
+                    "rank_scores", "error_scores", "rank_changes", "error_changes")))
             for r in rows)])
-    print("  The first pair: sum of the scores against the group's change of the loss; the second: "
-          "sum of the members' own changes against it.")
+    print("  The first pair: sum of the scores against the group's change of the loss, the error at one "
+          "filter being the score's own; the second: sum of the members' own changes against it.")
 
 
 def plot_groups(figures, path):
@@ -393,8 +402,9 @@ def plot_groups(figures, path):
             for measure, line, estimate in (("scores", "-", "sum of scores"),
                                             ("changes", "--", "sum of single changes")):
                 for axis, kind in zip(axes[:, column], ("rank", "error")):
-                    axis.plot([r["size"] for r in rows], [r[f"{kind}_{measure}"] for r in rows],
-                              color=colour, marker=marker, linestyle=line, markersize=4,
+                    axis.plot([r["size"] for r in rows], [
+                        math.nan if r[f"{kind}_{measure}"] is None else r[f"{kind}_{measure}"]
+                        for r in rows], color=colour, marker=marker, linestyle=line, markersize=4,
                               label=f"{label}: {estimate}")
         axes[0, column].set_title(name, fontsize=9)
         axes[1, column].set(xlabel="filters in the group", xscale="log", yscale="log")
@@ -419,9 +429,10 @@ def read_results(folder):
     for path in sorted(Path(folder).rglob("*.json")):
         try:
             record = json.loads(path.read_text())
-            record["pruning"]["requested_percent"], record["accuracy"]["best"]["top1"]
-            record["flags"]["pruning_type"], record["environment"]["torch"]
-        except (OSError, ValueError, LookupError, TypeError):
+            describe_section([record])
+            record["data"], JOBS[record["job"]], record["flags"]["preset"], record["widths"]
+            record["history"], record["orthogonality"]["layers"], record["environment"]["torch"]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             others.append(path)
             continue
         within = path.relative_to(folder).parts
@@ -507,6 +518,15 @@ def top1(record):
     return record["accuracy"]["best"]["top1"]
 
 
+def last(record):
+    return record["accuracy"].get("last", {}).get("top1")
+
+
+# Flags in which the results of one comparison may differ.
+COMPARED = {"model", "width", "pruning_type", "prune_percent", "thresholds", "n_rounds", "seed",
+            "control", "pretrained", "num_classes", "device", "eb_detect", "eb_epsilon", "eb_samples"}
+
+
 def describe_section(records):
     """The tables of one comparison, as lines of Markdown."""
     cells, models = {}, networks_of(records)
@@ -522,20 +542,27 @@ def describe_section(records):
     lines = [f"Test accuracy (%) of the best epoch, chosen on the {' and '.join(chosen)} images"
              + (f"; mean ± standard deviation over seeds {', '.join(map(str, seeds))}"
                 if len(seeds) > 1 else f"; seed {seeds[0]}") + ".", ""]
+    unlike = [name for name in records[0]["flags"] if name not in COMPARED and len(
+        {json.dumps(r["flags"][name]) for r in records if name in r["flags"]}) > 1]
+    if unlike:
+        lines += [f"**These results differ in --{', --'.join(unlike)}, too.**", ""]
     for model in models:
         unpruned = {}
         for r in records:
             if network_of(r) == model and "base" in r:
                 kind = "with penalty" if r["base"].get("penalised") else "plain"
-                unpruned.setdefault(kind, {})[r["flags"]["seed"]] = top1(r["base"])
+                unpruned.setdefault(kind, {})[r["base"]["file"]] = r["base"]
         lines.append(f"Unpruned {model}: " + "; ".join(
-            f"{kind} {spread(of.values())} (n = {len(of)})" for kind, of in unpruned.items()) + ".")
+            f"{kind} {spread(map(top1, of.values()))}, last epoch {spread(map(last, of.values()))} "
+            f"(n = {len(of)})" for kind, of in unpruned.items()) + ".")
     header = [f"{model} {' / '.join(methods)}" for model in models]
     lines += ["", f"| pruned | {' | '.join(header)} |", "|---" * (len(models) + 1) + "|"]
 
+    def entry(of):
+        return spread(map(top1, of)) + f" (n = {len(of)})" * (len(of) < len(seeds)) if of else "–"
+
     def row(name, choose):
-        row = [" / ".join(spread(map(top1, choose(model, m))) or "–" for m in methods)
-               for model in models]
+        row = [" / ".join(entry(choose(model, m)) for m in methods) for model in models]
         if any(set(text) - set(" /–") for text in row):
             lines.append(f"| {name} | {' | '.join(row)} |")
 
@@ -558,7 +585,7 @@ def describe_section(records):
             spread(100 / r["compression"]["parameters"] for r in of),
             spread(100 / r["compression"]["flops"] for r in of),
             spread(a and a["top1"] for a in after), spread(map(top1, of)),
-            spread(r["accuracy"]["last"]["top1"] for r in of),
+            spread(map(last, of)),
             spread(r["accuracy"]["best"].get("top5") for r in of), str(len(of))]) + " |")
     return lines
 
@@ -595,18 +622,23 @@ def plot_section(records, folder, suffix=""):
     models = networks_of(records)
     files = []
     for name, (caption, draw) in PLOTS.items():
-        figure, axes = pyplot.subplots(1, len(models), squeeze=False, layout="constrained",
-                                       figsize=(max(6.5, 4.5 * len(models)), 4.8))
+        columns = 1 if name in ("widths", "orthogonality") else min(2, len(models))
+        rows = -(-len(models) // columns)
+        figure, axes = pyplot.subplots(
+            rows, columns, squeeze=False, layout="constrained",
+            figsize=(9 if len(models) > 1 else 6.5, (4 if rows > 1 else 4.2) * rows + .6))
+        for axis in axes.flat[len(models):]:
+            axis.set_axis_off()
         drawn = [draw(axis, [r for r in records if network_of(r) == model])
-                 for axis, model in zip(axes[0], models)]
+                 for axis, model in zip(axes.flat, models)]
         if any(drawn):
             handles = {}
-            for axis, model in zip(axes[0], models):
+            for axis, model in zip(axes.flat, models):
                 axis.set_title(model)
                 axis.grid(alpha=.3)
                 handles |= {label: line for line, label in zip(*axis.get_legend_handles_labels())}
             figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=8,
-                          ncols=3 * len(models) if len(models) < 3 else 6)
+                          ncols=3 if len(models) < 2 else 6)
             files.append((f"{name}{suffix}.png", caption))
             figure.savefig(Path(folder) / files[-1][0], dpi=130)
         pyplot.close(figure)
@@ -642,6 +674,7 @@ def plot_accuracy(axis, records, label, x_of, apart=0):
              for method, of in by_method(records, control).items()]
     if apart and len(lines) > 1:
         label += ", methods side by side"
+        axis.set_xticks(sorted({r["pruning"]["requested_percent"] for _, of, _ in lines for r in of}))
     for i, (method, of, marks) in enumerate(lines):
         x, y, error = zip(*points(of, apart * (i - (len(lines) - 1) / 2)))
         axis.errorbar(x, y, error if any(error) else None, capsize=3, label=method_of(of[0]),
@@ -725,13 +758,17 @@ def plot_masks(axis, records):
         distances = {e["epoch"]: max(e["mask_distances"]) for e in history
                      if e.get("mask_distances")}
         if distances:
-            axis.plot(list(distances), list(distances.values()), label=method, **style_of(method))
+            axis.plot(list(distances), list(distances.values()),
+                      label=f"{method}, {r['pruning']['requested_percent']:g}%", **style_of(method))
             found = r["flags"]["eb_epsilon"]
+            if r["base"]["accuracy"].get("chosen_on") == "ticket":
+                axis.plot(*list(distances.items())[-1], linestyle="", marker="o", markersize=13,
+                          markerfacecolor="none", color="0.3", label="the ticket is drawn")
     if found:
         axis.axhline(found, color="0.4", linestyle=":", label="--eb_epsilon")
         axis.set_ylim(bottom=0)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set(xlabel="epoch", ylabel="share of filters that differ, the largest of four")
+        axis.set(xlabel="epoch", ylabel="share of filters that differ,\nthe largest of up to four")
     return bool(found)
 
 
@@ -1009,11 +1046,15 @@ def run_group_check(args, model, data):
     for path, network in networks.items():
         print(f"Is the importance of a group the sum of its members'? {path}, {args.pruning_type}, "
               f"{count:,} images")
-        figures[path] = check_groups(network, batches, args.pruning_type, args.seed)
+        figures[path] = {**check_groups(network, batches, args.pruning_type, args.seed),
+                         "data": data.name, "fingerprint": data.fingerprint,
+                         "environment": environment(data.train.images.device)}
         print_groups(figures[path])
     target = f"{stem(args.model_path)}_groups_{args.pruning_type}"
     write_atomically({f"{target}.json": to_json(figures)})
-    plot_groups({Path(path).stem: of for path, of in figures.items()}, f"{target}.png")
+    names = {path: Path(path).stem for path in figures}
+    plot_groups({path if len(set(names.values())) < len(names) else names[path]: of
+                 for path, of in figures.items()}, f"{target}.png")
     print(f"  saved {target}.json" + " and the .png beside it" * Path(f"{target}.png").is_file())
 
 

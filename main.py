@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
@@ -170,7 +170,9 @@ class Experiment:
 
     def base_file(self, folder, penalised):
         """Where a network before any pruning lives; each ticket that is searched for has its own."""
-        ticket = f"_{self.pruning_type}_{self.prune_percent}_ticket" * self.eb_detect
+        ticket = ""
+        if self.eb_detect:
+            ticket = f"_{self.pruning_type}_{round((self.thresholds or [self.prune_percent])[0])}_ticket"
         name = (self.network + "_ortho" * penalised + ticket + f"_s{self.seed}" * (self.seed != 0))
         return Path(self.out) / "pretrained" / self.job / folder / f"{name}.pth"
 
@@ -223,8 +225,8 @@ def parse(argv):
     if sweep.sweep:
         for each in fields(Experiment):
             if getattr(args, each.name) != each.default and each.name != "print_config":
-                raise InputError(f"--sweep runs what its file says; leave out --{each.name}, or "
-                                 "write it there")
+                raise InputError(f"--sweep runs what its file says; leave out --{each.name}"
+                                 + ", or write it there" * (each.name not in SET_BY_SWEEPS))
         if processes()[1] > 1:
             raise InputError("--sweep starts processes itself; run it without torchrun")
         return replace(sweep, print_config=args.print_config)
@@ -248,7 +250,8 @@ def parse(argv):
                              "leave out one of them")
         if args.control == "unpruned":
             if args.thresholds or args.prune_percent is not None:
-                raise InputError("--control=unpruned prunes nothing; leave out the percent")
+                raise InputError("--control=unpruned prunes nothing; leave out the percent "
+                                 "(--n_rounds says how many rounds to train)")
             args.prune_percent = 0
         if not args.thresholds and args.prune_percent is None:
             raise InputError("--prune_percent is missing: an integer from 0 to 95 "
@@ -260,9 +263,6 @@ def parse(argv):
     if args.ebt and rounds > 1:
         raise InputError(f"--ebt=True prunes once, and {rounds} rounds are asked for; leave out "
                          "--ebt=True to prune iteratively, or ask for one round")
-    if args.control and rounds > 1:
-        raise InputError(f"--control={args.control} is of one round; leave out --n_rounds and "
-                         "--thresholds")
     if args.wait and processes()[1] > 1:
         raise InputError("--wait=True is for one process; torchrun's would give up while they wait")
     if args.init and (args.pretrained or args.control == "scratch"):
@@ -300,17 +300,16 @@ def describe(flags):
     if isinstance(flags, Experiment):
         from data import folder_of
         return Job(flags, folder_of(flags.data_path)).described()
-    cells, levels = plan_sweep(flags)
-    cells, *levels = ([shlex.join(["python", "main.py", *command_of(cell)]) for cell in of]
-                      for of in (cells, *levels))
-    return {"cells": cells, "order": levels}
+    cells, runs = ([shlex.join(["python", "main.py", *command_of(cell)]) for cell in of]
+                   for of in plan_sweep(flags))
+    return {"cells": cells, "order": runs}
 
 
 # ----------------------------------------------------------------------------- steps of the job
 
 
 ORIGINS = ("load base", "train base", "load ortho", "train ortho", "load base, train ortho",
-           "train base, train ortho", "scratch")
+           "train base, train ortho")
 
 
 class Job:
@@ -325,7 +324,8 @@ class Job:
         self.flags, self.folder = flags, folder
         self.targets = [float(t) for t in flags.thresholds] or round_targets(
             flags.prune_percent or 0, flags.n_rounds)
-        if len({round(target) for target in self.targets}) < len(self.targets):
+        shared = len({round(target) for target in self.targets}) < len(self.targets)
+        if shared and not flags.control:
             raise InputError(f"{flags.n_rounds} rounds to {flags.prune_percent}% would share file "
                              "names, which hold whole percents; ask for fewer rounds")
         self.begin = self.origin()
@@ -333,36 +333,41 @@ class Job:
     def origin(self):
         """Where the unpruned network comes from, by what files there are: one of ORIGINS."""
         flags = self.flags
-        if flags.control == "scratch":
-            return "scratch"
         final = "ortho" if flags.penalised else "base"
         load = flags.pretrained and not flags.only_train
         if final == "base" or flags.ebt:
             return f"{'load' if load else 'train'} {final}"
         # In the iterative job the penalty goes on from the plain network, where it is there.
         ortho, plain = (self.file(phase, 0).is_file() and not flags.init
-                        for phase in ("ortho", "base"))
+                        and flags.control != "scratch" for phase in ("ortho", "base"))
         if load and (ortho or not plain):
             return "load ortho"
         return ("load" if plain or flags.pretrained else "train") + " base, train ortho"
 
     def steps(self):
         """The job in its order: each step the name of a method of Run and its arguments, which are
-        a phase, or None, and the number of a round, 0 for what precedes all pruning."""
-        if self.flags.control == "scratch":  # its epochs are those of the pruned network, in all
-            return [("start_afresh", None, 1), ("train", "base", 1), ("train", "retrain", 1),
-                    ("save", "retrain", 1)]
-        steps = []
+        a phase, or None, and the number of a round, 0 for what precedes all pruning. A control has
+        all trainings of the pruned network, on one architecture."""
+        control, rounds = self.flags.control, len(self.targets) * (not self.flags.only_train)
+        steps = [("start_afresh", None, rounds)] * (control == "scratch")
         for action, phase in map(str.split, self.begin.split(", ")):
-            steps += [("load", phase, 0)] if action == "load" else [
-                ("train", phase, 0), ("save", phase, 0)]
-        for number in range(1, 1 + len(self.targets) * (not self.flags.only_train)):
+            steps.append((action, phase, 0))
+            if action == "train" and control != "scratch":
+                steps.append(("save", phase, 0))
+        steps += [("keep_all", None, rounds)] * (control == "unpruned")
+        for number in range(1, 1 + rounds):
             phases = ("between", "ortho") if self.penalty_follows(number) else ("retrain",)
-            pruning = ["keep_all"] if self.flags.control else ["estimate", "prune"]
-            steps += [*((step, None, number) for step in pruning),
-                      *(("train", phase, number) for phase in phases),
-                      ("save", phases[-1], number)]
+            if not control:
+                steps += [("estimate", None, number), ("prune", None, number)]
+            steps += [("train", phase, number) for phase in phases]
+            if not control or number == rounds:
+                steps.append(("save", phases[-1], number))
         return steps
+
+    def training(self, phase, number):
+        """The name of a training, one of its own among those that end in the same file."""
+        several = self.flags.control and len(self.targets) > 1 and number
+        return f"{phase} {number}" if several else phase
 
     def penalty_follows(self, number):
         """Whether round `number` ends with the penalty's training, for a round to come."""
@@ -371,15 +376,17 @@ class Job:
     def recipe(self, phase):
         return getattr(self.flags.schedule, phase) or self.flags.schedule.retrain
 
-    def settings(self, *phases):
-        """What a network is trained by: phase -> everything that shapes that training."""
-        flags = self.flags
-        return {phase: {"lr": self.recipe(phase).rates(flags.optimizer),
-                        "weight_decay": self.recipe(phase).weight_decay,
-                        "optimizer": flags.optimizer, "batch_size": flags.batch_size,
-                        "amp": flags.amp,
-                        "penalty": PENALTY[flags.model] if phase == "ortho" else 0}
-                for phase in phases}
+    def settings(self, *trainings):
+        """What a network is trained by: name of a training -> everything that shapes it."""
+        flags, settings = self.flags, {}
+        for training in trainings:
+            phase = training.split()[0]
+            recipe = self.recipe(phase)
+            settings[training] = {
+                "lr": recipe.rates(flags.optimizer), "weight_decay": recipe.weight_decay,
+                "optimizer": flags.optimizer, "batch_size": flags.batch_size, "amp": flags.amp,
+                "penalty": PENALTY[flags.model] if phase == "ortho" else 0}
+        return settings
 
     def file(self, phase, number):
         """Where the network lives that training `phase` of round `number` ends with."""
@@ -541,6 +548,9 @@ class Run(Job):
         if info.get("training") not in (None, self.settings(phase)):
             print(f"  Note: it was trained with other settings than this job's; {again}")
         if info.get("fingerprint") not in (None, self.data.fingerprint):
+            if self.data.validation:
+                raise InputError(f"{path} was trained on other images than --val_percent="
+                                 f"{flags.val_percent} leaves, maybe on those held out; {again}")
             print(f"  Note: it was trained on other images than {self.data.name} has now; {again}")
         if info["pruned"]:
             print("  Note: it is pruned already; percents count the unpruned network's filters")
@@ -552,10 +562,11 @@ class Run(Job):
         from eval import measure_orthogonality, print_orthogonality
         from train import OrthonormalityPenalty, Training, fit
         flags, penalty = self.flags, None
-        if not number:
+        if flags.control == "scratch" or flags.control and number:
+            heading(f"Control: train the {'fresh' if flags.control == 'scratch' else 'unpruned'} "
+                    "network" + ", with the penalty" * (phase == "ortho"))
+        elif not number:
             heading("Train with the penalty" if phase == "ortho" else "Train the plain network")
-        elif flags.control:
-            heading(f"Control: train the {'fresh' if phase == 'base' else flags.control} network")
         elif phase == "ortho":
             self.announce(number, 4, "train with the penalty, for the next round")
         else:
@@ -567,20 +578,24 @@ class Run(Job):
         if phase == "ortho":
             penalty = OrthonormalityPenalty(self.network, PENALTY[flags.model])
         ticket = self.ticket() if flags.eb_detect and not number else None
-        # A network that starts afresh sees the images in the order in which the base network did.
-        key = (flags.seed, phase, number * (phase != "base"))
+        # Networks that start afresh see the images in the same order, with the penalty or without.
+        key = (flags.seed, "base" if flags.ebt and not number else phase, number)
         trained = fit(self.network, self.data, self.recipe(phase), key=key,
                       batch_size=flags.batch_size, optimizer=flags.optimizer, penalty=penalty,
                       label=f"round {number}, " * (number > 0) + phase, amp=flags.amp,
                       compiled=flags.compile, ticket=ticket,
-                      training=self.state.trained.setdefault(phase, Training()), keep=self.keep)
-        print(f"  best epoch, chosen on the {self.data.chosen_on} images: {trained.best['epoch']} "
-              f"with {trained.best['top1']:.2f}%; last epoch {trained.last['top1']:.2f}%" + (
-                  ", both on the test images" if self.data.validation else ""))
-        if ticket:
-            drawn = ticket.is_drawn(trained.history)
-            print(f"  {'the ticket is drawn' if drawn else 'no ticket was found: the whole schedule ran'}"
-                  f" after {len(trained.history)} epochs; --eb_epsilon={flags.eb_epsilon:g}")
+                      training=self.state.trained.setdefault(self.training(phase, number), Training()),
+                      keep=self.keep)
+        if trained.chosen_on == "ticket":
+            print(f"  the ticket is drawn after {trained.last['epoch']} epochs, with "
+                  f"{trained.last['top1']:.2f}% on the test images; --eb_epsilon={flags.eb_epsilon:g}")
+        else:
+            if ticket:
+                print("  no ticket was found: the whole schedule ran; "
+                      f"--eb_epsilon={flags.eb_epsilon:g}")
+            print(f"  best epoch, chosen on the {trained.chosen_on} images: {trained.best['epoch']} "
+                  f"with {trained.best['top1']:.2f}%; last epoch {trained.last['top1']:.2f}%" + (
+                      ", both on the test images" if self.data.validation else ""))
         if penalty:
             print_orthogonality(measure_orthogonality(self.network))
 
@@ -681,7 +696,7 @@ class Run(Job):
         from eval import check_data, check_holds, measure_record
         from pruner import load_checkpoint
         flags = self.flags
-        path = replace(flags, control=False).pruned_file(self.folder, self.targets[0], False)
+        path = replace(flags, control=False).pruned_file(self.folder, self.targets[-1], False)
         heading("Control: the pruned architecture from scratch")
         if not path.is_file():
             raise InputError(f"--control=scratch needs the architecture of {path}; the same command "
@@ -689,10 +704,12 @@ class Run(Job):
         pruned, info = load_checkpoint(path)
         check_holds(path, pruned, info, model=flags.model, width=flags.width)
         check_data(path, pruned, info, self.data)
-        for name in ("budget", "round_to"):
-            then, now = (of.get(name, DEFAULTS[name]) for of in (info.get("flags", {}), vars(flags)))
-            if then != now:
-                raise InputError(f"{path} was pruned with --{name}={then}, not {now}")
+        for each in fields(Experiment) if "flags" in info else ():
+            then, now = ({**DEFAULTS, **of}.get(each.name) for of in (info["flags"], vars(flags)))
+            if each.metadata["group"] in ("training", "pruning") and (
+                    each.name not in ("control", "pretrained", "init", *NOT_OF_THE_RUN)
+                    and to_json(then) != to_json(now)):
+                raise InputError(f"{path} was pruned with --{each.name}={then}, not {now}")
         print(f"  its architecture is that of {path}")
         self.state.records = [measure_record(path, pruned, {
             "image_size": self.data.image_size, **info}, path.stat().st_size)]
@@ -707,8 +724,8 @@ class Run(Job):
         from pruner import checkpoint_bytes
         from train import State, is_first
         state, flags, path = self.state, self.flags, self.file(phase, number)
-        accuracy = {"best": state.trained[phase].best, "last": state.trained[phase].last,
-                    "chosen_on": self.data.chosen_on}
+        training = state.trained[self.training(phase, number)]
+        accuracy = {name: getattr(training, name) for name in ("best", "last", "chosen_on")}
         info = {
             **self.identity, "data": self.data.name, "data_path": flags.data_path,
             "classes": list(self.data.classes), "image_size": self.data.image_size,
@@ -795,8 +812,8 @@ class Run(Job):
                 raise InputError(f"{path} is damaged; leave out --resume=True to begin anew")
             self.network, steps = network.to(self.device), self.steps()
             self.kept = self.resumed = True
-            step, phase, _ = steps[self.state.done]
-            under_way = self.state.trained.get(phase) if step == "train" else None
+            step, *which = steps[self.state.done]
+            under_way = self.state.trained.get(self.training(*which)) if step == "train" else None
             epochs = f", and {len(under_way.history)} epochs of the next" if under_way else ""
             print(f"  resumed from {path}: {self.state.done} of {len(steps)} steps are done{epochs}")
         elif wanted:
@@ -847,19 +864,23 @@ def read_sweep(name):
     if not isinstance(settings, dict):
         raise InputError(f"--sweep={name} holds no flags; it looks like {{\"model\": [\"vgg\"], "
                          "...}")
-    allowed = {each.name for each in fields(Experiment)} - SET_BY_SWEEPS
-    for key in settings:
+    allowed, parser = {each.name for each in fields(Experiment)} - SET_BY_SWEEPS, make_parser()
+    choices = {}
+    for key, values in settings.items():
         if key not in allowed:
             raise InputError(f"--sweep={name}: {key!r} is no flag of an experiment that a sweep "
                              "leaves open")
-        if settings[key] == []:
+        if values == []:
             raise InputError(f"--sweep={name}: {key!r} has no value")
+        choices[key] = [getattr(parser.parse_args([f"--{key}={value}"]), key)
+                        for value in (values if isinstance(values, list) else [values])]
     cells = []
-    for values in itertools.product(*(v if isinstance(v, list) else [v]
-                                      for v in settings.values())):
-        cell = dict(zip(settings, values))
+    for values in itertools.product(*choices.values()):
+        cell = dict(zip(choices, values))
         if cell.get("control") == "unpruned":
-            cell.pop("prune_percent", None)
+            rounds = cell.get("thresholds")
+            cell = {key: value for key, value in cell.items() if key not in OF_THE_PRUNED}
+            cell |= {"n_rounds": len(rounds)} if rounds else {}
             if cell.get("pruning_type") != "orthoreg":
                 cell["pruning_type"] = "fisher"  # for all that start from the plain network
         if cell not in cells:
@@ -868,6 +889,7 @@ def read_sweep(name):
 
 
 SET_BY_SWEEPS = {"only_train", "pretrained", "resume", "wait", "print_config"}
+OF_THE_PRUNED = {"prune_percent", "thresholds", "eb_detect", "eb_epsilon", "eb_samples"}
 
 
 def command_of(cell):
@@ -894,28 +916,27 @@ def needs_of(cell):
 
 
 def plan_sweep(sweep):
-    """(the cells of a sweep, the runs that it takes: lists, each needs only those before it)."""
+    """(the cells of a sweep, all runs that it takes: each needs only some before it)."""
     cells = read_sweep(sweep.sweep)
     if sweep.cell and sweep.cell > len(cells):
         raise InputError(f"--cell={sweep.cell}: the sweep has {len(cells)}")
-    levels = []
+    runs = []
 
     def place(cell):
-        level = max((place(need) + 1 for need in needs_of(cell)), default=0)
-        levels.extend([] for _ in range(level + 1 - len(levels)))
-        if cell not in levels[level]:
-            levels[level].append(cell)
-        return level
+        for needed in needs_of(cell):
+            place(needed)
+        if cell not in runs:
+            runs.append(cell)
 
     for cell in cells[sweep.cell - 1:sweep.cell] if sweep.cell else cells:
         place(cell)
-    return cells, levels
+    return cells, runs
 
 
 def run_sweep(sweep):
     """Run the cells of a sweep, what they need first, each as a process of its own."""
-    cells, levels = plan_sweep(sweep)
-    Comparison(cells, sweep.jobs).run(levels)
+    cells, runs = plan_sweep(sweep)
+    Comparison(cells, sweep.jobs).run(runs)
 
 
 class Comparison:
@@ -936,32 +957,38 @@ class Comparison:
         flags = parse(argv)
         return Run(flags, argv, self.load(flags.data_path, flags.image_size, flags.skip_bad_images))
 
-    def run(self, levels):
+    def run(self, runs):
         files = {}
-        for cell in itertools.chain(*levels):  # all are looked at before one is run
-            run = self.prepare(cell)
-            other = files.setdefault(run.outputs()[-1], cell)
-            if other != cell:
-                raise InputError(f"two cells of the sweep would write {run.outputs()[-1]}: {other} "
-                                 f"and {cell}; run them as sweeps of their own, in other folders")
-        print(f"{len(self.cells)} experiments, {len(files)} runs with what they need, "
+        for cell in runs:  # all are looked at before one is run
+            for path in self.prepare(cell).outputs():
+                other = files.setdefault(path, cell)
+                if other != cell:
+                    raise InputError(f"two cells of the sweep would write {path}: {other} and "
+                                     f"{cell}; run them as sweeps of their own, in other folders")
+        print(f"{len(self.cells)} experiments, {len(runs)} runs with what they need, "
               f"{self.jobs} at once", flush=True)
-        for level in levels:
-            pool = ThreadPoolExecutor(self.jobs)
-            todo = [pool.submit(self.run_cell, cell) for cell in level]
-            try:
-                for each in as_completed(todo):
+        waiting, under_way, done = [(cell, needs_of(cell)) for cell in runs], {}, []
+        pool = ThreadPoolExecutor(self.jobs)
+        try:
+            while waiting or under_way:
+                ready = [each for each in waiting if all(needed in done for needed in each[1])]
+                waiting = [each for each in waiting if each not in ready]
+                under_way |= {pool.submit(self.run_cell, cell): cell for cell, _ in ready}
+                for each in wait(under_way, return_when=FIRST_COMPLETED).done:
                     print(each.result(), flush=True)
-            except KeyboardInterrupt as stop:
-                with uninterrupted():
-                    self.stopped = True
-                    for process in list(self.running):
-                        process.terminate()
-                    pool.shutdown(cancel_futures=True)
+                    done.append(under_way.pop(each))
+        except BaseException as stop:
+            with uninterrupted():
+                self.stopped = True
+                for process in list(self.running):
+                    process.terminate()
+                pool.shutdown(cancel_futures=True)
+            if isinstance(stop, KeyboardInterrupt):
                 raise KeyboardInterrupt("the same command goes on with this sweep") from stop
-            pool.shutdown()
+            raise
+        pool.shutdown()
         if self.failed:
-            raise InputError(f"{len(self.failed)} of {len(files)} runs failed: "
+            raise InputError(f"{len(self.failed)} of {len(runs)} runs failed: "
                              f"{', '.join(self.failed)}; the .log files beside their results say why")
 
     def name(self, cell, run):
@@ -975,21 +1002,21 @@ class Comparison:
         name = self.name(cell, run)
         try:
             accuracy = run.finished()
-        except InputError as error:
+            if accuracy:
+                return f"  {name}: test {accuracy_text(accuracy)}, was finished"
+            if any(need in list(self.failed.values()) for need in needs_of(cell)):
+                self.failed[name] = cell
+                return f"  {name}: LEFT OUT, since what it needs failed"
+            code, log = self.execute(run)
+            accuracy = run.finished()
+            if accuracy and not code:
+                return f"  {name}: test {accuracy_text(accuracy)}, {time.monotonic() - began:.0f} s"
+            lines = log.read_text(errors="replace").splitlines() or ["no output"]
+            self.failed[name] = cell
+            return f"  {name}: FAILED with exit code {code}: {lines[-1]}"
+        except (InputError, OSError) as error:
             self.failed[name] = cell
             return f"  {name}: FAILED: {error}"
-        if accuracy:
-            return f"  {name}: test {accuracy_text(accuracy)}, was finished"
-        if any(need in list(self.failed.values()) for need in needs_of(cell)):
-            self.failed[name] = cell
-            return f"  {name}: LEFT OUT, since what it needs failed"
-        code, log = self.execute(run)
-        accuracy = run.finished()
-        if code or not accuracy:
-            self.failed[name] = cell
-            lines = log.read_text(errors="replace").splitlines() or ["no output"]
-            return f"  {name}: FAILED with exit code {code}: {lines[-1]}"
-        return f"  {name}: test {accuracy_text(accuracy)}, {time.monotonic() - began:.0f} s"
 
     def execute(self, run):
         import torch

@@ -16,6 +16,7 @@ import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
+from functools import lru_cache
 from inspect import signature
 from pathlib import Path
 from typing import Callable
@@ -272,6 +273,7 @@ class Training:
 
     history: one dict per finished epoch. best, last: epoch, loss and accuracies on the test images;
     under way, and under "validation" later, on the validation images where there are any.
+    chosen_on: what `best` was chosen on at the end: "test" or "validation" images, or "ticket".
     The others are only there while it is under way: the weights of the best epoch, the states of
     the optimizer and of float16's scaler, the last masks of an Early-Bird ticket, and the epoch
     that has begun (see `epoch_sums`).
@@ -279,6 +281,7 @@ class Training:
     history: list = field(default_factory=list)
     best: dict = None
     last: dict = None
+    chosen_on: str = None
     weights: dict = None
     optimizer: dict = None
     scaler: dict = None
@@ -403,9 +406,9 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
         return {"epoch": figures["epoch"], **evaluate(model, data.test_batches()),
                 "validation": validation}
 
-    best, training.last = training.best, tested(training.last)
+    best, training.last, training.chosen_on = training.best, tested(training.last), data.chosen_on
     if ticket and ticket.is_drawn(training.history):
-        best = training.last
+        best, training.chosen_on = training.last, "ticket"
     if best["epoch"] == training.last["epoch"]:
         training.best = training.last
     else:
@@ -602,6 +605,12 @@ def _locked(path, wait):
                 folder.rmdir()
 
 
+@lru_cache
+def _say_unlocked(folder):
+    print(f"  Note: the file system of {folder} has no locks, so nothing keeps another run from "
+          "writing the same files at the same time")
+
+
 @contextmanager
 def _lock_file(lock, path, wait):
     """The system lets go of a lock when its process ends, however it ends."""
@@ -622,7 +631,7 @@ def _lock_file(lock, path, wait):
                 raise InputError(f"{path} is being written by another run ({file.read().strip()}); "
                                  "wait until it ends, or stop it") from None
             except OSError:
-                pass  # a file system without locks
+                _say_unlocked(path.parent)
             try:
                 ours = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
             except FileNotFoundError:

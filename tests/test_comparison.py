@@ -183,14 +183,22 @@ def test_a_job_looks_for_its_ticket(flags, tmp_path, capsys, monkeypatch):
     job = [*flags, "--pruning_type=fisher", "--prune_percent=30", "--eb_detect=True",
            "--eb_samples=12"]
     assert main.main([*job, "--eb_epsilon=1"]) == 0
-    assert "  the ticket is drawn after 5 epochs; --eb_epsilon=1\n" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert re.search(r"  the ticket is drawn after 5 epochs, with [\d.]+% on the test images; "
+                     "--eb_epsilon=1\n", output) and "best epoch, chosen on the test images: 5" not in output
     base = tmp_path / "pretrained/ebt/shapes/vgg-w0.125_fisher_30_ticket.pth"
     network, info = load_checkpoint(base)
     history = info["history"]["base"]
+    assert info["accuracy"]["chosen_on"] == "ticket"
+    assert info["accuracy"]["best"] == info["accuracy"]["last"]
     assert [len(epoch["mask_distances"]) for epoch in history] == [0, 1, 2, 3, 4]
     assert all(epoch["mask_seconds"] > 0 for epoch in history)
     assert main.main([*job, "--eb_epsilon=1e-9"]) == 0
-    assert "  no ticket was found: the whole schedule ran after 6 epochs" in capsys.readouterr().out
+    assert "  no ticket was found: the whole schedule ran; --eb_eps" in capsys.readouterr().out
+    network, info = load_checkpoint(base)
+    assert len(info["history"]["base"]) == 6 and info["accuracy"]["chosen_on"] == "test"
+    assert main.main([*job[:-2], "--control=scratch"]) == 2  # its epochs would be others
+    assert "was pruned with --eb_detect=True, not False" in capsys.readouterr().err
     for wrong in ("--pretrained=True", "--ebt=False", "--control=scratch"):
         assert main.main([*job, wrong]) == 2
         assert "--eb_detect=True looks for the ticket" in capsys.readouterr().err
@@ -217,14 +225,58 @@ def test_controls_have_the_budget_of_what_they_control(flags, tmp_path, capsys):
     assert scratch.widths == pruned.widths
     figures = record(folder / "vgg-w0.125_orthoreg-scratch_50_0.pth")
     assert figures["pruning"]["control"] == "scratch" and figures["pruned"]["file"] == trained["file"]
-    epochs = sum(map(len, figures["history"].values()))
-    assert epochs == len(trained["base"]["history"]["ortho"]) + len(trained["history"]["retrain"])
-    assert not any("penalty" in epoch["train"] for epoch in figures["history"]["base"])
+    same_trainings(figures["history"], {**trained["base"]["history"], **trained["history"]})
 
     whole, info = load_checkpoint(folder / "vgg-w0.125_ortho-unpruned_0_0.pth")
     assert not info["pruned"] and whole.filter_count()[0] == whole.filter_count()[1]
     assert len(info["history"]["retrain"]) == len(trained["history"]["retrain"])
     assert "Control: nothing is pruned" in output and "  its architecture is that of " in output
+
+
+def same_trainings(history, other):
+    """Their epochs have the same rates, and the penalty in the same places."""
+    def spoken(history):
+        return [(name, [(e["epoch"], e["lr"], "penalty" in e["train"]) for e in epochs])
+                for name, epochs in history.items()]
+    assert spoken(history) == spoken(other)
+
+
+@pytest.mark.parametrize("method", ["fisher", "orthoreg"])
+def test_controls_of_several_rounds_have_the_trainings_of_all(method, flags, tmp_path, capsys):
+    job = [*flags, "--ebt=False", f"--pruning_type={method}", "--n_rounds=2"]
+    v, folder = "vgg-w0.125", tmp_path / "pruned_nets/iterative/shapes"
+    assert main.main([*job, "--prune_percent=60"]) == 0
+    last, mark = ("retrain", "") if method == "fisher" else ("ortho", "_ortho")
+    first = record(folder / f"{v}_{method}_43{mark}_0.pth")
+    final = record(folder / f"{v}_{method}_60_0.pth")
+    rounds = {f"{name} {number}": epochs for number, r in ((1, first), (2, final))
+              for name, epochs in r["history"].items()}
+    assert list(rounds)[-2:] == [f"{last} 1", "retrain 2"]
+    before = load_checkpoint(tmp_path / f"pretrained/iterative/shapes/{v}.pth")[1]["history"]
+    if method == "orthoreg":
+        before |= first["base"]["history"]
+
+    assert main.main([*job, "--prune_percent=60", "--control=scratch"]) == 0
+    same_trainings(record(folder / f"{v}_{method}-scratch_60_0.pth")["history"], {**before, **rounds})
+    unpruned = f"{v}_{'base' if method == 'fisher' else 'ortho'}-unpruned_0_0.pth"
+    assert main.main([*job, "--pretrained=True", "--control=unpruned"]) == 0
+    same_trainings(record(folder / unpruned)["history"], rounds)
+    assert not load_checkpoint(folder / unpruned)[1]["pruned"]
+
+
+def test_both_networks_of_an_early_bird_job_see_the_same_images_in_the_same_order(
+        flags, monkeypatch):
+    keys = []
+
+    def fit(model, data, recipe, *, key, training, **_):
+        keys.append(key)
+        training.best = training.last = {"epoch": 0, "top1": 1., "loss": 1.}
+        return training
+
+    monkeypatch.setattr(train_module, "fit", fit)
+    for only in ("base", "ortho"):
+        assert main.main([*flags, f"--only_train={only}"]) == 0
+    assert keys == [(0, "base", 0)] * 2
 
 
 def test_a_fresh_start_is_fresh_and_sees_what_the_base_network_saw(flags, digits, monkeypatch):

@@ -87,7 +87,6 @@ def test_every_flag_of_eval(flags, says, shell, tmp_path):
     (("--only_train=base", "--pretrained=True"), "leave out --pretrained"),
     ((*PRUNE, "--num_classes=7"), "digits has 10 classes"), ((*PRUNE, "--jobs=2"), "of a --sweep"),
     ((*PRUNE, "--control=unpruned"), "prunes nothing"),
-    ((*PRUNE, "--control=scratch", "--n_rounds=2"), "is of one round"),
     ((*PRUNE, "--eb_detect=True"), "it needs --ebt=True"),
     ((*PRUNE, "--sweep=paper"), "leave out --data_path"),
     ((*PRUNE, "--pretrained=True"), "--only_train=base"),
