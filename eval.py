@@ -431,7 +431,7 @@ def read_results(folder):
             record = json.loads(path.read_text())
             describe_section([record])
             record["data"], JOBS[record["job"]], record["flags"]["preset"], record["widths"]
-            record["history"], record["orthogonality"]["layers"], record["environment"]["torch"]
+            history_rows([record]), record["orthogonality"]["layers"], record["environment"]["torch"]
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             others.append(path)
             continue
@@ -929,12 +929,21 @@ def main(argv=None):
 def run(args):
     if processes()[1] > 1:
         raise InputError("it measures in one process; run it without torchrun")
+    given = [f"--{each.name}" for each in fields(Measurement)
+             if getattr(args, each.name) != each.default]
     if args.report:
-        if args.model_path:
-            raise InputError("--report and --model_path contradict each other; leave out one of them")
+        if len(given) > 1:
+            raise InputError(f"--report and {' '.join(set(given) - {'--report'})} contradict each other; "
+                             "leave out one of them")
         return write_report(args.report)
     if not args.model_path:
         raise InputError("--model_path is missing: a checkpoint; or --report, a folder of results")
+    if args.export_normalize and not args.export:
+        raise InputError("--export_normalize=True is of an --export")
+    if not args.group_check:
+        for name in ("--compare", "--pruning_type", "--imp_samples", "--seed"):
+            if name in given:
+                raise InputError(f"{name} is of --group_check=True")
     import torch
     from data import load_data
     from models import measure_cost
@@ -946,8 +955,6 @@ def run(args):
     check_holds(args.model_path, model, info, args.model, args.pruned, args.num_classes)
     image_size = info.get("image_size", 32)
     data = None
-    if args.export_normalize and not args.export:
-        raise InputError("--export_normalize=True is of an --export")
     if args.train_acc or args.test_acc or args.group_check or args.export:
         trained_on = info.get("data_path", "CIFAR100")
         try:

@@ -98,6 +98,15 @@ def test_the_best_epoch_is_chosen_on_validation_images_and_the_test_images_are_u
     assert all(map(torch.equal, model.state_dict().values(), weights[1].values()))
 
 
+def test_images_that_were_trained_on_are_not_held_out(flags, capsys):
+    assert main.main([*flags, "--only_train=base"]) == 0
+    job = [*flags, "--pretrained=True", "--pruning_type=l1", "--prune_percent=30"]
+    assert main.main([*job, "--val_percent=25"]) == 2
+    assert "was trained on other images than --val_percent=25 leaves" in capsys.readouterr().err
+    assert main.main([*flags, "--only_train=base", "--val_percent=25"]) == 0
+    assert main.main([*job, "--val_percent=25"]) == 0
+
+
 def test_output_and_record_say_what_chose_the_best_epoch(flags, tmp_path, capsys):
     for extra, images in ([], "test"), (["--val_percent=25"], "validation"):
         assert main.main([*flags, "--pruning_type=l1", "--prune_percent=30", *extra]) == 0
@@ -180,9 +189,18 @@ def test_the_search_goes_on_where_it_was_stopped(digits):
 
 def test_a_job_looks_for_its_ticket(flags, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(config.PRESETS, "test", short_preset(epochs=6))
+    import imp_estimator
+    counts, estimate = [], imp_estimator.cal_importance
+
+    def spy(model, method, batches, **more):
+        counts.append(len(batches.order))
+        return estimate(model, method, batches, **more)
+
+    monkeypatch.setattr(imp_estimator, "cal_importance", spy)
     job = [*flags, "--pruning_type=fisher", "--prune_percent=30", "--eb_detect=True",
            "--eb_samples=12"]
     assert main.main([*job, "--eb_epsilon=1"]) == 0
+    assert counts == [12] * 5 + [36]  # a mask of each epoch, and the estimate
     output = capsys.readouterr().out
     assert re.search(r"  the ticket is drawn after 5 epochs, with [\d.]+% on the test images; "
                      "--eb_epsilon=1\n", output) and "best epoch, chosen on the test images: 5" not in output
@@ -391,7 +409,9 @@ def test_a_single_cell_runs_with_what_it_needs(sweep, tmp_path, capsys):
     ({"model": "lenet"}, "--model"), ({"colour": 1}, "'colour' is no flag"),
     ({"resume": True}, "'resume' is no flag"), ({"seed": []}, "'seed' has no value"),
     ({"seed": None}, "--seed"), ({"model": {"a": 1}}, "--model"), ({"seed": [0, -1]}, "--seed"),
-    ({"preset": ["test", "quick"]}, "two cells of the sweep would write")])
+    ({"preset": ["test", "quick"]}, "two cells of the sweep would write"),
+    ({"ebt": False, "n_rounds": 2, "pruning_type": "l1", "prune_percent": [43, 60], "control": False},
+     "two cells of the sweep would write pruned_nets/iterative/shapes/vgg-w0.125_l1_43_0.pth")])
 def test_a_sweep_that_cannot_be_run_is_refused_before_it_begins(change, says, sweep, tmp_path,
                                                                 capsys):
     settings, ran = sweep
@@ -402,6 +422,61 @@ def test_a_sweep_that_cannot_be_run_is_refused_before_it_begins(change, says, sw
     except SystemExit as error:  # argparse's way out
         assert error.code == 2
     assert says in capsys.readouterr().err and files(tmp_path) == before and not ran
+
+
+def test_what_fails_before_a_cell_begins_does_not_stop_the_others(sweep, tmp_path, capsys):
+    (tmp_path / "pruned_nets/ebt/shapes/vgg-w0.125_l1_30_0.log").mkdir(parents=True)
+    assert main.main(["--sweep=sweep.json"]) == 2
+    captured = capsys.readouterr()
+    assert "1 of 8 runs failed: cell 4, " in captured.err and len(networks(tmp_path)) == 7
+    assert "vgg-w0.125_l1_30_0: FAILED: [Errno 21] Is a directory" in captured.out
+
+
+def test_a_sweep_spells_values_as_the_command_line_does(sweep, tmp_path):
+    settings, _ = sweep
+    spelled = {**settings, "prune_percent": ["30", 50], "control": ["false", "unpruned"],
+               "eb_detect": "FALSE"}
+    (tmp_path / "sweep.json").write_text(json.dumps(spelled))
+    of_words = main.plan_sweep(main.Sweep("sweep.json"))
+    (tmp_path / "sweep.json").write_text(json.dumps({**settings, "eb_detect": False}))
+    assert main.plan_sweep(main.Sweep("sweep.json")) == of_words
+
+
+def test_a_sweep_of_rounds_or_tickets_has_its_unpruned_controls(sweep, tmp_path):
+    settings, _ = sweep
+    for change, then in (({"ebt": False, "thresholds": ["[20, 50]"]}, {"n_rounds": 2}),
+                         ({"ebt": False, "n_rounds": 2}, {"n_rounds": 2}), ({"eb_detect": True}, {})):
+        changed = {**settings, **change}
+        if "thresholds" in change:
+            del changed["prune_percent"]
+        (tmp_path / "sweep.json").write_text(json.dumps(changed))
+        cells, runs = main.plan_sweep(main.Sweep("sweep.json"))
+        control = next(cell for cell in cells if cell["control"] == "unpruned")
+        assert then.items() <= control.items()
+        assert not {"thresholds", "prune_percent", "eb_detect"} & set(control)
+        for cell in runs:
+            assert all(runs.index(needed) < runs.index(cell) for needed in main.needs_of(cell))
+
+
+def test_each_of_several_gpus_has_its_own_cell(sweep, tmp_path, monkeypatch):
+    seen = []
+
+    class Started:
+        def __init__(self, command, env, **_):
+            seen.append(env["CUDA_VISIBLE_DEVICES"])
+
+        def wait(self):
+            return 1
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(main, "subprocess", SimpleNamespace(Popen=Started, STDOUT=None))
+    for visible, expected in ((None, ["0", "1"]), ("4,7", ["4", "7"])):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert main.main(["--sweep=sweep.json", "--jobs=2"]) == 2
+        assert sorted(seen) == expected  # the two base networks; what needs them is left out
+        seen.clear()
 
 
 def test_a_run_waits_for_another_one(flags, tmp_path):
@@ -512,9 +587,56 @@ def test_the_report_has_the_figures_of_the_records(results, capsys):
     one = record(results / "pruned_nets/ebt/shapes/vgg-w0.125_bn_60_0.pth")
     details = next(row for row in rows if "| bn | 60 |" in row).split(" | ")
     assert details[3].startswith(f"{one['pruning']['achieved_percent']:.2f}")
-    assert float(details[4].split()[0]) == pytest.approx(
-        100 * one["parameters"] / one["base"]["parameters"], abs=10)
     assert details[-1] == "2 |"
+    one = record(results / "pruned_nets/ebt/shapes/vgg-w0.125_bn-scratch_30_0.pth")
+    whole = record(results / "pruned_nets/ebt/shapes/vgg-w0.125_bn_30_0.pth")["base"]
+    assert [row for row in rows if "| bn, scratch |" in row] == [
+        f"| VGG-13 x 0.125 | bn, scratch | 30 | {one['pruning']['achieved_percent']:.2f} | "
+        f"{100 * one['parameters'] / whole['parameters']:.1f} | {100 * one['flops'] / whole['flops']:.1f} "
+        f"|  | {one['accuracy']['best']['top1']:.1f} | {one['accuracy']['last']['top1']:.1f} "
+        f"|  | 1 |"]
+    assert any(row.endswith(f"{one['accuracy']['best']['top1']:.1f} (n = 1) |") for row in rows)
+
+
+def test_a_report_says_what_it_mixes_and_leaves_out_what_is_damaged(results, tmp_path, capsys):
+    shutil.copytree(results / "pruned_nets", tmp_path / "pruned_nets")
+    paths = sorted(tmp_path.rglob("*.json"))
+    changes = [("flags", {"val_percent": 10, "seed": 2}), ("compression", None), ("job", "later"),
+               ("history", 3), ("accuracy", {}), ("model", "lenet")]
+    for path, (key, value) in zip(paths, changes):
+        content = json.loads(path.read_text())
+        content[key] = {**content[key], **value} if key == "flags" else value
+        path.write_text(json.dumps(content))
+    assert measure.main([f"--report={tmp_path}"]) == 0
+    output = capsys.readouterr().out
+    assert "**These results differ in --val_percent, too.**" in output
+    assert f"Left out: 5 .json files that hold no result, the first is {paths[1]}" in output
+
+
+def test_the_plots_show_the_figures_of_the_records():
+    from matplotlib.figure import Figure
+
+    def result(method, percent, seed, top1, distances):
+        history = [{"epoch": i, "mask_distances": d} for i, d in enumerate(distances, 1)]
+        return {"flags": {"pruning_type": method, "seed": seed, "eb_epsilon": .1},
+                "pruning": {"requested_percent": percent}, "accuracy": {"best": {"top1": top1}},
+                "base": {"history": {"base": history}, "accuracy": {"chosen_on": "ticket"}}}
+
+    records = [result("bn", percent, seed, percent + seed, [[], [.3], [.2, .25], [.1, .2, .15]])
+               for percent in (25, 50) for seed in (0, 2)]
+    axis = Figure().add_subplot()
+    assert measure.plot_masks(axis, records)
+    line, ring, limit = axis.get_lines()
+    assert list(line.get_xdata()) == [2, 3, 4] and list(line.get_ydata()) == [.3, .25, .2]
+    assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([4], [.2])
+    assert set(limit.get_ydata()) == {.1} and line.get_label() == "bn, 50%"
+
+    axis = Figure().add_subplot()
+    assert measure.plot_accuracy(axis, records, "share", lambda r: r["pruning"]["requested_percent"])
+    line = axis.get_lines()[0]
+    assert list(line.get_xdata()) == [25, 50] and list(line.get_ydata()) == [26, 51]
+    (bars,) = axis.collections
+    assert [abs(a[1] - b[1]) / 2 for a, b in bars.get_segments()] == pytest.approx([2 ** .5] * 2)
 
 
 def test_the_plots_are_pictures_of_what_is_there(results):
@@ -572,9 +694,49 @@ def test_changes_add_up_where_the_loss_is_linear_in_the_filters(few):
         for row in rows:
             assert row["rank_changes"] > 0.9 and row["error_changes"] < 0.1
     del model.filter_groups
-    whole = measure.check_groups(model, [few], "l1", draws=4, pool=16, layers=1)
+    whole = measure.check_groups(model, [few], "l1", draws=8, pool=16, layers=1)
     largest = whole["kinds"]["over all layers, random"][-1]
     assert largest["size"] == 16 and largest["error_changes"] > 0.1  # not so across layers
+
+
+@pytest.mark.parametrize("additive", [True, False])
+def test_the_check_tells_whether_importances_add_up(additive, few, monkeypatch):
+    """In a made-up world where each filter is worth 1 to 2 and the loss is the worth of all that are
+    removed, or its square."""
+    import imp_estimator
+    model = narrow("vgg", width=1 / 4)
+    groups, draw = model.filter_groups(), torch.Generator().manual_seed(0)
+    worth = {g.name: 1 + torch.rand(g.conv.out_channels, generator=draw) for g in groups}
+
+    def evaluate(model, batches):
+        loss = sum(worth[g.name][g.bns[0].weight == 0].sum().item() for g in groups)
+        return {"loss": loss if additive else loss ** 2}
+
+    monkeypatch.setattr(train_module, "evaluate", evaluate)
+    monkeypatch.setattr(imp_estimator, "cal_importance", lambda *_, **__: {
+        name: 3 * of for name, of in worth.items()})
+    kinds = measure.check_groups(model, [few], "fisher")["kinds"]
+    assert list(kinds) == list(measure.GROUP_KINDS.values())
+    for where in ("over all layers", "within a layer"):
+        chance, lowest = kinds[f"{where}, random"], kinds[f"{where}, of the lowest scores"]
+        assert [row["size"] for row in chance] == [row["size"] for row in lowest]
+        for row in chance[:-1] + lowest[:-1]:  # the largest are all there is of a layer
+            assert row["rank_scores"] > .98 and row["rank_changes"] > .98
+            if additive or row["size"] == 1:
+                assert row["error_changes"] < 1e-4 and row["error_scores"] < (1e-4 if additive else 1)
+            else:  # of a square, the members' own changes are about one in `size`
+                assert row["error_changes"] == pytest.approx(1 - 1 / row["size"], abs=.05)
+        for random, low in zip(chance[1:5], lowest[1:5]):
+            assert low["change"] < random["change"]
+
+
+def test_the_rank_correlation_gives_equal_values_their_mean_rank():
+    def of(*pairs):
+        return measure.spearman(*(torch.tensor(values) for values in zip(*pairs)))
+    assert of((1., 3.), (2., 4.), (9., 5.)) == pytest.approx(1)
+    assert of((1., 5.), (2., 4.), (9., 3.)) == pytest.approx(-1)
+    assert of((1., 1.), (1., 2.), (2., 3.), (3., 4.)) == pytest.approx(.9 ** .5)
+    assert of((0., 1.), (0., 2.), (0., 3.)) is None
 
 
 def test_the_group_check_of_two_networks(results, tmp_path, capsys):
@@ -586,5 +748,5 @@ def test_the_group_check_of_two_networks(results, tmp_path, capsys):
     assert output.count("Groups within a layer, random") == 2
     figures = json.loads(base.with_name("vgg-w0.125_groups_fisher.json").read_text())
     assert list(figures) == [str(base), str(ortho)]
-    assert figures[str(base)]["images"] == 12
+    assert figures[str(base)]["images"] == 12 and figures[str(base)]["environment"]["torch"]
     assert base.with_name("vgg-w0.125_groups_fisher.png").is_file()

@@ -297,7 +297,7 @@ def test_a_sweep_trains_its_base_networks_from_the_weights(flags, folder, capsys
         **dict(flag[2:].split("=") for flag in flags), "init": "net.pth", "pruning_type": "l1",
         "prune_percent": 20, "control": [False, "scratch"]}))
     assert main.main(["--sweep=sweep.json", "--print_config=True"]) == 0
-    (base,), (cell,), (scratch,) = json.loads(capsys.readouterr().out)["order"]
+    base, cell, scratch = json.loads(capsys.readouterr().out)["order"]
     assert "--init=net.pth" in base and "--init" not in cell + scratch
     assert "--pretrained=True" in cell and "--control=scratch" in scratch
 
