@@ -334,15 +334,16 @@ class Job:
         """Where the unpruned network comes from, by what files there are: one of ORIGINS."""
         flags = self.flags
         final = "ortho" if flags.penalised else "base"
-        load = flags.pretrained and not flags.only_train
+        afresh = flags.init or flags.control == "scratch"
+        pretrained = flags.pretrained and not afresh
+        load = pretrained and not flags.only_train
         if final == "base" or flags.ebt:
             return f"{'load' if load else 'train'} {final}"
         # In the iterative job the penalty goes on from the plain network, where it is there.
-        ortho, plain = (self.file(phase, 0).is_file() and not flags.init
-                        and flags.control != "scratch" for phase in ("ortho", "base"))
+        ortho, plain = (self.file(phase, 0).is_file() and not afresh for phase in ("ortho", "base"))
         if load and (ortho or not plain):
             return "load ortho"
-        return ("load" if plain or flags.pretrained else "train") + " base, train ortho"
+        return ("load" if plain or pretrained else "train") + " base, train ortho"
 
     def steps(self):
         """The job in its order: each step the name of a method of Run and its arguments, which are

@@ -274,7 +274,7 @@ def test_controls_of_several_rounds_have_the_trainings_of_all(method, flags, tmp
     if method == "orthoreg":
         before |= first["base"]["history"]
 
-    assert main.main([*job, "--prune_percent=60", "--control=scratch"]) == 0
+    assert main.main([*job, "--prune_percent=60", "--control=scratch", "--pretrained=True"]) == 0
     same_trainings(record(folder / f"{v}_{method}-scratch_60_0.pth")["history"], {**before, **rounds})
     unpruned = f"{v}_{'base' if method == 'fisher' else 'ortho'}-unpruned_0_0.pth"
     assert main.main([*job, "--pretrained=True", "--control=unpruned"]) == 0
