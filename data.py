@@ -43,10 +43,8 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set. `folder` stands before the names of the files that belong to it ("" for
-    CIFAR-100, the suite's home data set); `flip` says whether a mirrored image keeps its class."""
+    """A data set. `flip` says whether a mirrored image keeps its class."""
     name: str
-    folder: str
     classes: tuple
     train: Split
     test: Split
@@ -114,8 +112,8 @@ class ImageData:
         labels = self.train.labels.cpu()
         each = min(count // len(self.classes), int(labels.bincount().min()))
         if not each:
-            raise InputError(f"--imp_samples={count} is less than one image for each of the "
-                             f"{len(self.classes)} classes, which grasp needs")
+            raise InputError(f"{count} images are less than one for each of the {len(self.classes)} "
+                             "classes, which grasp needs; give a larger --imp_samples or --eb_samples")
         chosen = torch.cat([order[labels[order] == k][:each] for k in range(len(self.classes))])
         return order[torch.isin(order, chosen)]
 
@@ -267,7 +265,7 @@ def _cifar(name, image_size):
                 "--data_path=digits, which needs no download") from error
     splits = [Split(_resized(torch.from_numpy(part.data), image_size), torch.tensor(part.targets))
               for part in parts]
-    return ImageData(cls.__name__, folder_of(name), tuple(parts[0].classes), *splits)
+    return ImageData(cls.__name__, tuple(parts[0].classes), *splits)
 
 
 def _digits(_name, image_size):
@@ -281,7 +279,7 @@ def _digits(_name, image_size):
     images, labels = _resized(grey, image_size), torch.from_numpy(digits.target).long()
     order = torch.from_numpy(np.random.RandomState(0).permutation(len(labels)))
     train, test = (Split(images[part], labels[part]) for part in (order[360:], order[:360]))
-    return ImageData("digits", folder_of("digits"), tuple(str(n) for n in digits.target_names), train, test,
+    return ImageData("digits", tuple(str(n) for n in digits.target_names), train, test,
                      flip=False)
 
 
@@ -339,8 +337,7 @@ def _image_folder(root, image_size, skip_bad_images):
             print(f"  and {len(bad) - 10:,} more")
         _require_images(root, {(name, part): int((split.labels == k).sum())
                                for part, split in splits.items() for k, name in enumerate(classes)})
-    name = folder_of(root)
-    return ImageData(name, name, classes, splits["train"], splits["test"])
+    return ImageData(folder_of(root.resolve()), classes, splits["train"], splits["test"])
 
 
 def _require_images(root, counts):

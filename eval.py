@@ -112,20 +112,26 @@ def measure_record(path, network, info, file_bytes):
             "orthogonality": measure_orthogonality(network)}
 
 
-def history_rows(records):
-    """The epochs of the trainings of some records, one flat dict for each."""
-    rows = []
-    for r in records:
-        for phase, epochs in (r.get("history") or {}).items():
-            for epoch in epochs:
-                row = {"round": (r.get("pruning") or {}).get("round", 0), "phase": phase}
-                for name, value in epoch.items():
-                    if isinstance(value, dict):
-                        row |= {f"{name}/{kind}": figure for kind, figure in value.items()}
-                    else:
-                        row[name] = max(value, default="") if isinstance(value, list) else value
-                rows.append(row)
+def history_rows(record):
+    """The epochs of a record's trainings, one flat dict for each."""
+    rows, pruning = [], record.get("pruning") or {}
+    own = 0 if pruning.get("control") else pruning.get("round", 0)
+    for training, epochs in (record.get("history") or {}).items():
+        phase, _, number = training.partition(" ")
+        for epoch in epochs:
+            row = {"round": int(number or own), "phase": phase}
+            for name, value in epoch.items():
+                if isinstance(value, dict):
+                    row |= {f"{name}/{kind}": figure for kind, figure in value.items()}
+                else:
+                    row[name] = max(value, default="") if isinstance(value, list) else value
+            rows.append(row)
     return rows
+
+
+def epochs_of(record):
+    """All epochs of a record's trainings, in order."""
+    return [epoch for epochs in (record.get("history") or {}).values() for epoch in epochs]
 
 
 def environment(device):
@@ -276,9 +282,9 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
     choose: the k filters that it would remove first, then random ones of its first 2k (of 32, where
     these are more). Sizes with fewer than 8 groups are left out. A group is removed by setting the
     scales and shifts of its BatchNorms to zero. Its actual change of the loss on `batches`, in eval
-    mode, is compared with the sum of its members' scores, scaled by one factor so that both sums
-    are equal over all single filters in any group, and with the sum of the members' own actual
-    changes. Returns {"loss", "images", "pruning_type", "seed", "draws", "kinds": {name: [{"size",
+    mode, is compared, without its sign, with the sum of its members' scores, scaled by one factor so
+    that both sums are equal over all single filters in any group, and, with its sign, with the sum
+    of the members' own actual changes. Returns {"loss", "images", "pruning_type", "seed", "draws", "kinds": {name: [{"size",
     "n", "change": mean of the absolute change, "rank_scores", "rank_changes": Spearman, None where
     it is undefined, "error_scores", "error_changes": median of |estimate - change| / |change|}]}}.
     The model is left as it was.
@@ -325,6 +331,9 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
     alone = {member: change([member]) for member in progress(members, "filters")}
     factor = sum(map(abs, alone.values())) / (sum(abs(score[m]) for m in members) or 1)
 
+    def error(estimate, truth):
+        return ((estimate - truth).abs() / truth.abs().clamp_min(1e-12)).median().item()
+
     kinds = {}
     for kind, name in GROUP_KINDS.items():
         kinds[name] = []
@@ -335,15 +344,12 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
             actual = torch.tensor([change(m) if size > 1 else alone[m[0]] for m in of]).double()
             by_scores = factor * torch.tensor([sum(score[f] for f in m) for m in of]).double()
             by_changes = torch.tensor([sum(alone[f] for f in m) for m in of]).double()
-            size_of = actual.abs()
-
-            def error(estimate, truth):
-                return ((estimate - truth).abs() / truth.abs().clamp_min(1e-12)).median().item()
+            magnitude = actual.abs()
             kinds[name].append({
-                "size": size, "n": len(of), "change": size_of.mean().item(),
-                "rank_scores": spearman(by_scores, size_of),
+                "size": size, "n": len(of), "change": magnitude.mean().item(),
+                "rank_scores": spearman(by_scores, magnitude),
                 "rank_changes": spearman(by_changes, actual),
-                "error_scores": error(by_scores, size_of),
+                "error_scores": error(by_scores, magnitude),
                 "error_changes": error(by_changes, actual)})
     return {"loss": loss, "images": sum(len(labels) for _, labels in batches),
             "pruning_type": pruning_type, "seed": seed, "draws": draws, "kinds": kinds}
@@ -385,8 +391,8 @@ def print_groups(figures):
                 "–" if r[name] is None else f"{r[name]:.2f}" for name in (
                     "rank_scores", "error_scores", "rank_changes", "error_changes")))
             for r in rows)])
-    print("  The first pair: sum of the scores against the group's change of the loss, the error at one "
-          "filter being the score's own; the second: sum of the members' own changes against it.")
+    print("  The first pair: sum of the scores against the size of the group's change of the loss, the "
+          "error at one filter being the score's own; the second: sum of the members' own changes against it.")
 
 
 def plot_groups(figures, path):
@@ -431,7 +437,7 @@ def read_results(folder):
             record = json.loads(path.read_text())
             describe_section([record])
             record["data"], JOBS[record["job"]], record["flags"]["preset"], record["widths"]
-            history_rows([record]), record["orthogonality"]["layers"], record["environment"]["torch"]
+            history_rows(record), record["orthogonality"]["layers"], record["environment"]["torch"]
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             others.append(path)
             continue
@@ -457,14 +463,14 @@ def write_report(folder):
         budget = r["flags"].get("budget", "filters")
         sections.setdefault((r["run_in"], r["data"], r["job"], r["flags"]["preset"], budget),
                             []).append(r)
-    lines, written = ["# Comparison of pruning methods"], []
+    lines, written, pyplot = ["# Comparison of pruning methods"], [], load_pyplot()
     for number, ((run_in, data, job, preset, budget), records) in enumerate(
             sorted(sections.items()), 1):
         lines += ["", f"## {data}, {JOBS[job]} job, preset {preset}"
                   + f", percents{of_budget(budget)}" * (budget != "filters")
                   + f", in {run_in}" * (run_in != "."), "", *describe_section(records)]
         suffix = f"_{number}" * (len(sections) > 1)
-        for name, caption in plot_section(records, folder, suffix):
+        for name, caption in plot_section(pyplot, records, folder, suffix) if pyplot else ():
             lines += ["", f"![{caption}]({name})"]
             written.append(name)
     environments = {f"{e['device']}, torch {e['torch']}, Python {e['python']}"
@@ -614,11 +620,8 @@ def style_of(method):
             "linestyle": ("-", "--")[i // len(COLOURS)], "markersize": 5, "linewidth": 1.4}
 
 
-def plot_section(records, folder, suffix=""):
-    """Draw the plots of one comparison: [(file name, caption)]; none without matplotlib."""
-    pyplot = load_pyplot()
-    if pyplot is None:
-        return []
+def plot_section(pyplot, records, folder, suffix=""):
+    """Draw the plots of one comparison: [(file name, caption)]."""
     models = networks_of(records)
     files = []
     for name, (caption, draw) in PLOTS.items():
@@ -737,9 +740,8 @@ def plot_orthogonality(axis, records):
 def plot_training(axis, records):
     chosen = most_pruned(records)
     for method, r in chosen.items():
-        before = [e for of in (r.get("base", {}).get("history") or {}).values() for e in of]
-        after = [e for of in (r["history"] or {}).values() for e in of]
-        epochs = before + after
+        before = epochs_of(r.get("base", {}))
+        epochs = before + epochs_of(r)
         accuracy = [(e.get("validation") or e["test"])["top1"] for e in epochs]
         axis.plot(range(1, len(epochs) + 1), accuracy, markevery=0.1,
                   label=f"{method}, {r['pruning']['requested_percent']:g}%", **style_of(method))
@@ -752,24 +754,23 @@ def plot_training(axis, records):
 
 
 def plot_masks(axis, records):
-    found = False
+    epsilon = None
     for method, r in most_pruned(records).items():
-        history = [e for of in (r.get("base", {}).get("history") or {}).values() for e in of]
-        distances = {e["epoch"]: max(e["mask_distances"]) for e in history
+        distances = {e["epoch"]: max(e["mask_distances"]) for e in epochs_of(r.get("base", {}))
                      if e.get("mask_distances")}
         if distances:
             axis.plot(list(distances), list(distances.values()),
                       label=f"{method}, {r['pruning']['requested_percent']:g}%", **style_of(method))
-            found = r["flags"]["eb_epsilon"]
+            epsilon = r["flags"]["eb_epsilon"]
             if r["base"]["accuracy"].get("chosen_on") == "ticket":
                 axis.plot(*list(distances.items())[-1], linestyle="", marker="o", markersize=13,
                           markerfacecolor="none", color="0.3", label="the ticket is drawn")
-    if found:
-        axis.axhline(found, color="0.4", linestyle=":", label="--eb_epsilon")
+    if epsilon:
+        axis.axhline(epsilon, color="0.4", linestyle=":", label="--eb_epsilon")
         axis.set_ylim(bottom=0)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set(xlabel="epoch", ylabel="share of filters that differ,\nthe largest of up to four")
-    return bool(found)
+    return bool(epsilon)
 
 
 PLOTS = {
@@ -812,12 +813,13 @@ def print_latency(model, image_size, devices):
                  "runs", "times as fast")]
         for size in LATENCY_BATCHES:
             figures = measure_latency(networks, size, image_size, device)
+            ratio = "unpruned" in figures and (
+                figures["unpruned"]["median"] / figures["here"]["median"])
             for label, of in figures.items():
-                ratio = figures["unpruned"]["median"] / of["median"] if len(networks) > 1 else 1
                 rows.append((str(size), label, f"{of['median']:.2f}", f"{of['p90']:.2f}",
                              f"{of['images_per_second']:,.0f}", str(of["runs"]),
-                             "" if label == "unpruned" or len(networks) == 1 else f"{ratio:.2f}"))
-            if len(networks) > 1 and ratio < 1.02:
+                             f"{ratio:.2f}" if ratio and label == "here" else ""))
+            if ratio and ratio < 1.02:
                 slower.append(f"{size} on {device.type}")
         print(f"Time for images of {image_size} x {image_size} on {environment(device)['device']}")
         print_table(rows)
@@ -933,8 +935,8 @@ def run(args):
              if getattr(args, each.name) != each.default]
     if args.report:
         if len(given) > 1:
-            raise InputError(f"--report and {' '.join(set(given) - {'--report'})} contradict each other; "
-                             "leave out one of them")
+            others = " ".join(name for name in given if name != "--report")
+            raise InputError(f"--report and {others} contradict each other; leave out one of them")
         return write_report(args.report)
     if not args.model_path:
         raise InputError("--model_path is missing: a checkpoint; or --report, a folder of results")
@@ -1047,6 +1049,9 @@ def run_group_check(args, model, data):
     networks, figures = {args.model_path: model}, {}
     if args.compare:
         networks[args.compare], info = load_checkpoint(args.compare)
+        if info.get("image_size", data.image_size) != data.image_size:
+            raise InputError(f"--compare={args.compare} is for images of another size than "
+                             f"{args.model_path}; compare networks for the same images")
         check_data(args.compare, networks[args.compare], info, data)
         networks[args.compare].to(data.train.images.device)
     count = sum(len(labels) for _, labels in batches)

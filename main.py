@@ -210,6 +210,10 @@ class Sweep:
 DEFAULTS = {each.name: each.default for each in fields(Experiment)
             if each.name not in NOT_OF_THE_RUN}
 
+# Flags in which a control may differ from what it controls.
+NOT_OF_A_CONTROL = {"control", "pretrained", "init", "data_path", "num_classes", "skip_bad_images",
+                    "device", "compile", "deterministic"}
+
 
 def make_parser():
     parser = Parser(prog="main.py", description=__doc__)
@@ -289,17 +293,15 @@ def main(argv=None):
         if isinstance(flags, Sweep):
             return run_sweep(flags)
         Run(flags, argv).run()
-        if processes()[1] > 1:
-            from train import leave_processes
-            leave_processes()
+        from train import leave_processes
+        leave_processes()
     return run_command("main.py", body)
 
 
 def describe(flags):
     """What --print_config shows, as plain values. Nothing is run, and no images are looked at."""
     if isinstance(flags, Experiment):
-        from data import folder_of
-        return Job(flags, folder_of(flags.data_path)).described()
+        return Job(flags).described()
     cells, runs = ([shlex.join(["python", "main.py", *command_of(cell)]) for cell in of]
                    for of in plan_sweep(flags))
     return {"cells": cells, "order": runs}
@@ -319,9 +321,10 @@ class Job:
     network comes from.
     """
 
-    def __init__(self, flags, folder):
+    def __init__(self, flags):
+        from data import folder_of
         from pruner import round_targets
-        self.flags, self.folder = flags, folder
+        self.flags, self.folder = flags, folder_of(flags.data_path)
         self.targets = [float(t) for t in flags.thresholds] or round_targets(
             flags.prune_percent or 0, flags.n_rounds)
         shared = len({round(target) for target in self.targets}) < len(self.targets)
@@ -366,9 +369,8 @@ class Job:
         return steps
 
     def training(self, phase, number):
-        """The name of a training, one of its own among those that end in the same file."""
-        several = self.flags.control and len(self.targets) > 1 and number
-        return f"{phase} {number}" if several else phase
+        """The name of a training; those of a control, which end in one file, have their round."""
+        return f"{phase} {number}" if self.flags.control and number else phase
 
     def penalty_follows(self, number):
         """Whether round `number` ends with the penalty's training, for a round to come."""
@@ -429,10 +431,10 @@ class Run(Job):
 
     def __init__(self, flags, argv=(), data=None):
         with uninterrupted():  # libraries do not survive an interruption while they load
-            from data import folder_of, load_data
+            from data import load_data
             from train import (State, as_first, first_alone, join_processes, pick_device,
                                require_same)
-        super().__init__(flags, data.folder if data else folder_of(flags.data_path))
+        super().__init__(flags)
         self.argv = argv
         self.device = pick_device(flags.device, flags.deterministic)
         join_processes(self.device)
@@ -536,23 +538,23 @@ class Run(Job):
         from train import evaluate
         flags, path = self.flags, self.file(phase, number)
         heading("Load the trained network")
+        again = (f"the same command with --only_train={phase}, without --pretrained=True and the "
+                 "pruning flags, trains it")
         if not path.is_file():
-            raise InputError(f"--pretrained=True needs {path}; the same command with "
-                             f"--only_train={phase} and no pruning flags trains it")
+            raise InputError(f"--pretrained=True needs {path}; {again}")
         network, info = load_checkpoint(path)
         check_holds(path, network, info, model=flags.model, width=flags.width)
         check_data(path, network, info, self.data)
         self.network = network.to(self.device)
         accuracy = {**info.get("accuracy", {}), "best": evaluate(network, self.data.test_batches())}
         print(f"  {path}: test {accuracy_text(accuracy['best'])}")
-        again = f"the same command with --only_train={phase} and no pruning flags trains it anew"
         if info.get("training") not in (None, self.settings(phase)):
-            print(f"  Note: it was trained with other settings than this job's; {again}")
+            print(f"  Note: it was trained with other settings than this job's; {again} anew")
         if info.get("fingerprint") not in (None, self.data.fingerprint):
             if self.data.validation:
                 raise InputError(f"{path} was trained on other images than --val_percent="
-                                 f"{flags.val_percent} leaves, maybe on those held out; {again}")
-            print(f"  Note: it was trained on other images than {self.data.name} has now; {again}")
+                                 f"{flags.val_percent} leaves, maybe on those held out; {again} anew")
+            print(f"  Note: it was trained on other images than {self.data.name} has now; {again} anew")
         if info["pruned"]:
             print("  Note: it is pruned already; percents count the unpruned network's filters")
         self.state.records = [measure_record(path, network, {
@@ -705,12 +707,10 @@ class Run(Job):
         pruned, info = load_checkpoint(path)
         check_holds(path, pruned, info, model=flags.model, width=flags.width)
         check_data(path, pruned, info, self.data)
-        for each in fields(Experiment) if "flags" in info else ():
-            then, now = ({**DEFAULTS, **of}.get(each.name) for of in (info["flags"], vars(flags)))
-            if each.metadata["group"] in ("training", "pruning") and (
-                    each.name not in ("control", "pretrained", "init", *NOT_OF_THE_RUN)
-                    and to_json(then) != to_json(now)):
-                raise InputError(f"{path} was pruned with --{each.name}={then}, not {now}")
+        for name, default in DEFAULTS.items() if "flags" in info else ():
+            then, now = info["flags"].get(name, default), getattr(flags, name)
+            if name not in NOT_OF_A_CONTROL and to_json(then) != to_json(now):
+                raise InputError(f"{path} was pruned with --{name}={then}, not {now}")
         print(f"  its architecture is that of {path}")
         self.state.records = [measure_record(path, pruned, {
             "image_size": self.data.image_size, **info}, path.stat().st_size)]
@@ -739,7 +739,7 @@ class Run(Job):
             info["pruning"] = state.pruning
         contents = {path: checkpoint_bytes(self.network, info)}
         record = measure_record(path, self.network, info, len(contents[path]))
-        contents[path.with_suffix(".csv")] = to_csv(history_rows([record]))
+        contents[path.with_suffix(".csv")] = to_csv(history_rows(record))
         if number:
             record["pruned" if flags.control == "scratch" else "base"] = state.records[0]
             contents[path.with_suffix(".json")] = to_json(record)
@@ -775,10 +775,11 @@ class Run(Job):
     def log(self):
         """Add the epochs that are new to TensorBoard's files, in a folder for each training."""
         from eval import history_rows, layer_widths, measure_orthogonality
-        number = (self.state.pruning or {}).get("round", 0)
-        for phase, training in self.state.trained.items():
-            name = f"round {number} {phase}"
-            rows = history_rows([{"history": {phase: training.history}}])
+        for name, training in self.state.trained.items():
+            rows = history_rows({"history": {name: training.history}, "pruning": self.state.pruning})
+            if not rows:
+                continue
+            name = "round {round} {phase}".format(**rows[0])
             if name not in self.writers:
                 self.writers[name] = self.tensorboard_writer(name, len(rows))
             writer, known = self.writers[name]
@@ -894,26 +895,23 @@ OF_THE_PRUNED = {"prune_percent", "thresholds", "eb_detect", "eb_epsilon", "eb_s
 
 
 def command_of(cell):
-    """The command line of a cell, which loads what the cells that it needs have trained."""
-    loads = not (cell.get("eb_detect") or cell.get("control") == "scratch") if (
-        "only_train" not in cell) else cell["only_train"] == "ortho" and not cell.get("ebt")
-    afresh = not loads and cell.get("control") != "scratch"
-    return [f"--{name}={value}" for name, value in cell.items() if name != "init" or afresh] + [
+    """The command line of a cell: what needs no other begins with --init, others load."""
+    needs = needs_of(cell)
+    loads = bool(needs) and cell.get("control") != "scratch"
+    return [f"--{name}={value}" for name, value in cell.items() if name != "init" or not needs] + [
         "--pretrained=True"] * loads + ["--resume=True", "--wait=True"]
 
 
 def needs_of(cell):
     """The cells that must be finished before a cell can be run."""
-    flags = parse(command_of(cell))
-    if flags.control == "scratch":
+    if cell.get("control") == "scratch":
         return [{**cell, "control": False}]
+    only = cell.get("only_train")
+    if only == "base" or cell.get("ebt") and (only or cell.get("eb_detect")):
+        return []
     training = {each.name: cell[each.name] for each in fields(Experiment)
                 if each.name in cell and each.metadata["group"] != "pruning"}
-    if flags.only_train == "ortho" and not flags.ebt:
-        return [{**training, "only_train": "base"}]
-    if flags.only_train or flags.eb_detect:
-        return []
-    return [{**training, "only_train": "ortho" if flags.penalised else "base"}]
+    return [{**training, "only_train": "ortho" if cell.get("pruning_type") == "orthoreg" else "base"}]
 
 
 def plan_sweep(sweep):
@@ -927,6 +925,7 @@ def plan_sweep(sweep):
         for needed in needs_of(cell):
             place(needed)
         if cell not in runs:
+            parse(command_of(cell))  # refuses flags that contradict each other
             runs.append(cell)
 
     for cell in cells[sweep.cell - 1:sweep.cell] if sweep.cell else cells:
@@ -966,7 +965,8 @@ class Comparison:
                 if other != cell:
                     raise InputError(f"two cells of the sweep would write {path}: {other} and "
                                      f"{cell}; run them as sweeps of their own, in other folders")
-        print(f"{len(self.cells)} experiments, {len(runs)} runs with what they need, "
+        own = sum(cell in self.cells for cell in runs)
+        print(f"{own} experiments, {len(runs)} runs with what they need, "
               f"{self.jobs} at once", flush=True)
         waiting, under_way, done = [(cell, needs_of(cell)) for cell in runs], {}, []
         pool = ThreadPoolExecutor(self.jobs)
@@ -1005,19 +1005,19 @@ class Comparison:
             accuracy = run.finished()
             if accuracy:
                 return f"  {name}: test {accuracy_text(accuracy)}, was finished"
-            if any(need in list(self.failed.values()) for need in needs_of(cell)):
-                self.failed[name] = cell
-                return f"  {name}: LEFT OUT, since what it needs failed"
-            code, log = self.execute(run)
-            accuracy = run.finished()
-            if accuracy and not code:
-                return f"  {name}: test {accuracy_text(accuracy)}, {time.monotonic() - began:.0f} s"
-            lines = log.read_text(errors="replace").splitlines() or ["no output"]
-            self.failed[name] = cell
-            return f"  {name}: FAILED with exit code {code}: {lines[-1]}"
+            if any(needed in list(self.failed.values()) for needed in needs_of(cell)):
+                how = "LEFT OUT, since what it needs failed"
+            else:
+                code, log = self.execute(run)
+                accuracy, seconds = run.finished(), time.monotonic() - began
+                if accuracy and not code:
+                    return f"  {name}: test {accuracy_text(accuracy)}, {seconds:.0f} s"
+                lines = log.read_text(errors="replace").splitlines() or ["no output"]
+                how = f"FAILED with exit code {code}: {lines[-1]}"
         except (InputError, OSError) as error:
-            self.failed[name] = cell
-            return f"  {name}: FAILED: {error}"
+            how = f"FAILED: {error}"
+        self.failed[name] = cell
+        return f"  {name}: {how}"
 
     def execute(self, run):
         import torch

@@ -482,7 +482,7 @@ class State:
     scores: dict = None  # these and the following are of the round under way
     pruning: dict = None
     seconds: dict = field(default_factory=dict)
-    trained: dict = field(default_factory=dict)  # phase -> Training, done or under way
+    trained: dict = field(default_factory=dict)  # name, see main.Job.training -> Training
 
 
 def write_resume_file(path, network, state, identity):

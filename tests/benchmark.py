@@ -308,7 +308,7 @@ def random_images(count, size=32, classes=100):
     images = torch.randint(0, 256, (count, size, size, 3), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, classes, (count,), generator=generator)
     split = Split(images, labels)
-    return ImageData("random", "random", tuple(map(str, range(classes))), split, split)
+    return ImageData("random", tuple(map(str, range(classes))), split, split)
 
 
 def fresh(name, width=1.0):

@@ -26,7 +26,7 @@ def files(root):
 
 
 def short_preset(epochs=1):
-    """One epoch of everything."""
+    """As many epochs of everything, at one rate."""
     def recipe(weight_decay=1e-4):
         return Recipe(lr=[.02], epochs=[epochs], weight_decay=weight_decay, adam_lr=[1e-3])
     schedule = Schedule(base=recipe(), ortho=recipe(0), retrain=recipe(), between=recipe())

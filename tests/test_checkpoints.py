@@ -22,7 +22,7 @@ from imp_estimator import cal_importance
 # ------------------------------------------------------------------------------------ published
 
 
-def published_cfg(model, kept=None):
+def published_cfg(model):
     """The `cfg` of a published checkpoint, written from the description of that form."""
     integers = itertools.cycle((np.int64, int, np.int32, np.uint16))
     count = {g.name: next(integers)(g.conv.out_channels) for g in model.filter_groups()}

@@ -10,14 +10,14 @@ from torchvision import datasets
 import data
 from conftest import write_folder
 from config import InputError
-from data import load_data
+from data import folder_of, load_data
 
 
 def test_digits_are_the_real_ones_in_a_fixed_split():
     digits = load_data("digits")
     assert digits.train.images.shape == (1437, 32, 32, 3) and len(digits.test) == 360
     assert digits.classes == tuple("0123456789") and not digits.flip
-    assert digits.folder == digits.name == "digits" and digits.image_size == 32
+    assert folder_of("digits") == digits.name == "digits" and digits.image_size == 32
     assert digits.test.labels.bincount().min() > 20
     again = load_data("digits")
     assert torch.equal(digits.test.images, again.test.images)
@@ -34,7 +34,7 @@ def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
 
 def test_an_image_folder(folder, digits):
     images = load_data(folder, 16)
-    assert images.classes == ("one", "three", "two") and images.name == images.folder == "shapes"
+    assert images.classes == ("one", "three", "two") and images.name == folder_of(folder) == "shapes"
     assert images.train.labels.bincount().tolist() == [12] * 3
     assert images.test.labels.bincount().tolist() == [6] * 3 and images.flip
     ones = digits.train.images[digits.train.labels == 1][:12]
@@ -125,7 +125,7 @@ def test_cifar_archives(tmp_path, monkeypatch, name, cls, folder, classes, key):
     monkeypatch.setattr(cls, "_load_meta", lambda self: setattr(self, "classes", names))
     images = load_data(name)
     assert len(images.classes) == classes and images.name == name
-    assert images.folder == ("" if name == "CIFAR100" else "CIFAR10")
+    assert folder_of(name) == ("" if name == "CIFAR100" else "CIFAR10")
     assert images.train.images[0, 5, 5].tolist() == [200, 0, 0]
     assert images.train.images[0, 0, 5].tolist() == [200, 0, 77]
     assert images.test.labels.tolist() == list(range(8))

@@ -4,6 +4,7 @@ import collections
 import os
 import shutil
 import zlib
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import main
 import pruner
 from config import InputError
 from conftest import ROOT, files, write_folder
@@ -37,14 +39,20 @@ def refused(shell, script, *flags, cwd, says, **how):
 INTEGERS = {"image_size": (0, 1025), "num_classes": (1, -2), "batch_size": (1, 0), "seed": (-1,),
             "prune_percent": (-1, 96, 12.5), "pruning_percent": (-1, 96), "n_rounds": (0, 96),
             "imp_samples": (0, 10 ** 30), "rdt_projections": (-1, 1001), "val_percent": (-1, 51),
-            "eb_samples": (0,), "jobs": (0,), "cell": (0,)}
+            "eb_samples": (0,), "jobs": (0,), "cell": (0,), "round_to": (0, 1025)}
 NUMBERS = {"width": (0, -1, "nan", "inf", 17), "GraSP_T": (0, -200, "nan", "inf"),
            "eb_epsilon": (0, 1.1, "nan")}
 BOOLEANS = ("ebt", "pretrained", "resume", "skip_bad_images", "wait", "eb_detect", "compile",
-            "deterministic")
-CHOICES = {"model": "vgg", "preset": "paper", "optimizer": "adam", "pruning_type": "orthoreg",
+            "deterministic", "tensorboard", "print_config")
+CHOICES = {"budget": "macs", "model": "vgg", "preset": "paper", "optimizer": "adam", "pruning_type": "orthoreg",
            "device": "cuda", "only_train": "base, ortho, False", "amp": "bfloat16, float16, False",
            "control": "unpruned, scratch, False"}
+
+
+def test_no_flag_is_forgotten():
+    tried = {*INTEGERS, *NUMBERS, *BOOLEANS, *CHOICES, "thresholds", "data_path"}
+    assert {each.name for command in (main.Experiment, main.Sweep) for each in fields(command)
+            } - tried == {"init", "out", "sweep"}
 
 
 @pytest.mark.parametrize("flag, value, says", [
@@ -131,9 +139,6 @@ def test_a_schedule_that_cannot_be_run(old, new, says, shell, tmp_path):
     assert "config.py, preset 'quick'" in ended.stderr and not list(work.iterdir())
 
 
-# ------------------------------------------------------------------------------------------ data
-
-
 @pytest.mark.parametrize("old, new, says", [
     ('"vgg": 1e-2', '"vgg": "strong"', "PENALTY['vgg'] is 'strong'"), ('"vgg": 1e-2, ', "", "None"),
     ("MOMENTUM = 0.9", "MOMENTUM = -1", "MOMENTUM is -1")])
@@ -143,6 +148,9 @@ def test_other_settings_that_cannot_be_used(old, new, says, shell, tmp_path):
     text = (ROOT / "config.py").read_text()
     (tmp_path / "config.py").write_text(text.replace(old, new))
     refused(shell, tmp_path / "main.py", *PRUNE, cwd=tmp_path, fresh=True, says=says)
+
+
+# ------------------------------------------------------------------------------------------ data
 
 
 def spoiled(place, digits, spoil, says):
