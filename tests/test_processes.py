@@ -105,7 +105,7 @@ def test_two_processes_train_as_one_does_that_normalises_halves_of_each_batch(tm
     losses, states = [], []
     for epoch in (1, 2):
         total = 0
-        for images, labels in run.data.train_batches(16, key=(0, "ortho", 0, epoch)):
+        for images, labels in run.data.train_batches(16, key=(0, "base", 0, epoch)):
             for number, replica in enumerate(replicas):
                 replica.train().zero_grad()
                 loss = F.cross_entropy(replica(images[number::2]), labels[number::2],
