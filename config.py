@@ -344,7 +344,8 @@ def run_command(prog, body):
     """Run `body()`; return the exit code: 0 done, 2 bad input, 3 diverged, 130 interrupted.
 
     SIGINT and SIGTERM end it as KeyboardInterrupt. What ends it is said in one line. Of several
-    processes the first alone prints, but for what ends another.
+    processes the first alone prints, but for what ends another; before they have met, those of a
+    machine find the same errors, and all are stopped where one is.
     """
     number, count = processes()
     if number:
@@ -360,7 +361,7 @@ def run_command(prog, body):
             _flush()
             os._exit(1)
         raise
-    if code and not (code == 2 and number and not _have_met()):
+    if code and (not number or (code != 130 if _have_met() else os.environ["LOCAL_RANK"] == "0")):
         print(f"{prog}: {' '.join(line.splitlines())}", file=sys.stderr)
     return code
 
@@ -387,11 +388,8 @@ def _outcome(body):
         code = 2
         if _out_of_memory(error):
             line = "error: out of memory; a smaller --batch_size, --image_size or --width needs less"
-        elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            line = f"error: --compile=True does not work here: {str(error).splitlines()[0]}"
         elif processes()[1] > 1 and any(text in str(error) for text in ("gloo", "NCCL", "Connection")):
-            code, line = 1, ("stopped, as when another process has ended, whose own lines say why: "
-                             f"{str(error).splitlines()[0]}")
+            code, line = 1, f"stopped (where another process ended first, its lines say why): {error}"
         else:
             raise
     except OSError as error:
@@ -471,7 +469,6 @@ def processes():
 
 
 def _have_met():
-    """Whether the processes have met; before, each finds the same errors."""
     return "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized()
 
 

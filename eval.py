@@ -168,16 +168,18 @@ def _stream_widths(network):
 def print_pruning(before, after, target, image_size, budget="filters", round_to=1):
     """What pruning `before` to `target` percent has made of it: how far it went, and what it won."""
     from models import measure_cost
-    from pruner import pruned_percent
+    from pruner import pruned_percent, round_up
     (had, dense), (has, _) = before.filter_count(), after.filter_count()
     achieved = pruned_percent(after, budget, image_size)
     print(f"  requested {target:.2f}%{of_budget(budget)}, achieved {achieved:.2f}%: {dense - has:,} "
           f"of {dense:,} filters are gone, {had - has:,} of them in this round")
     groups = after.filter_groups()
-    if achieved < target and all(g.conv.out_channels <= g.floor for g in groups):
+    if achieved < target and all(g.conv.out_channels <= round_up(g.floor, round_to, g.dense)
+                                 for g in groups):
         stem = any(g.protected for g in groups)
         print(f"  More cannot go than {achieved:.2f}%: every layer keeps 5% of its filters, rounded "
-              "down, and one more" + (", and the first convolution all" if stem else ""))
+              "down, and one more" + (", and the first convolution all" if stem else "")
+              + (f"; widths go up to a multiple of {round_to}" if round_to > 1 else ""))
     elif round_to > 1:
         print(f"  --round_to={round_to}: widths went up to the next multiple, so that less is removed")
     if has == had:
@@ -1016,7 +1018,8 @@ def run(args):
     if args.group_check:
         run_group_check(args, model, data)
     if args.latency:  # last: it may move the network to another device
-        devices = [torch.device("cpu")] * (args.device == "auto" and device.type != "cpu") + [device]
+        others = ["cpu"] * (args.device == "auto" and device.type != "cpu")
+        devices = [*map(pick_device, others), device]
         print_latency(model, image_size, devices)
     asked = [each.name for each in fields(Measurement)
              if each.metadata["group"] in ("measure", "export")] + ["group_check"]
@@ -1031,8 +1034,10 @@ def stem(path):
 
 
 def run_export(args, model, info, data):
+    import torch
+    from data import Batches
     from pruner import export
-    images = next(iter(data.test_batches()))[0][:32]
+    images, _ = next(iter(Batches(data.test, torch.arange(min(32, len(data.test))), 32)))
     info = {**info, "classes": list(data.classes)}
     done = export(model, info, args.export, images, args.export_normalize)
     print(f"Exported to {args.export}: loaded again, and the logits of {len(images)} test images of "

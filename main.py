@@ -405,10 +405,23 @@ class Job:
         """The files that the job writes, in order."""
         return [self.file(*arguments) for step, *arguments in self.steps() if step == "save"]
 
+    def take_up(self, begin, done):
+        """Make it the job of a resume file, of which `done` steps are done. Raises InputError."""
+        self.begin = begin
+        if begin not in ORIGINS or done not in range(len(self.steps())):
+            raise InputError(f"{self.resume_file} is damaged; leave out --resume=True to begin anew")
+        return done
+
     def described(self):
         """All of it as plain values."""
-        from train import pick_device
-        flags, steps = self.flags, []
+        from train import pick_device, read_progress
+        flags, steps, done = self.flags, [], 0
+        if flags.resume and self.resume_file.is_file():
+            done = self.take_up(*read_progress(self.resume_file))
+        try:
+            device = str(pick_device(flags.device))
+        except InputError as error:  # a job may be looked at on another machine than it runs on
+            device = str(error)
         for step, phase, number in self.steps():
             entry = {"step": step.replace("_", " "), "round": number, "phase": phase}
             if step in ("load", "save"):
@@ -421,8 +434,10 @@ class Job:
                           "epochs": list(recipe.epochs)}
             if step == "prune":
                 entry["percent"] = self.targets[number - 1]
+            if len(steps) < done:
+                entry["is done"] = True
             steps.append({key: value for key, value in entry.items() if value is not None})
-        return {"flags": asdict(flags), "device": str(pick_device(flags.device)),
+        return {"flags": asdict(flags), "device": device,
                 "momentum": MOMENTUM, "steps": steps, "resume file": str(self.resume_file)}
 
 
@@ -459,6 +474,7 @@ class Run(Job):
         self.network, self.state = None, State(self.begin)
         self.kept = self.resumed = False  # the state, from a file
         self.writers = {}  # of TensorBoard: training -> (its writer, epochs that it has)
+        self.logged = {}  # training -> epochs of before the resume
 
     def run(self):
         from eval import print_summary
@@ -774,14 +790,11 @@ class Run(Job):
 
     def log(self):
         """Add the epochs that are new to TensorBoard's files, in a folder for each training."""
-        from eval import history_rows, layer_widths, measure_orthogonality
-        for name, training in self.state.trained.items():
-            rows = history_rows({"history": {name: training.history}, "pruning": self.state.pruning})
-            if not rows:
-                continue
-            name = "round {round} {phase}".format(**rows[0])
+        from eval import layer_widths, measure_orthogonality
+        trainings = self.histories()
+        for name, rows in trainings.items():
             if name not in self.writers:
-                self.writers[name] = self.tensorboard_writer(name, len(rows))
+                self.writers[name] = self.tensorboard_writer(name)
             writer, known = self.writers[name]
             for row in rows[known:]:
                 for key, value in row.items():
@@ -789,17 +802,25 @@ class Run(Job):
                         writer.add_scalar(key, value, row["epoch"])
                 for key, of in (("width", layer_widths(self.network)),
                                 ("orthogonality of", measure_orthogonality(self.network)["layers"])):
-                    for layer, value in of.items() if row is rows[-1] else ():
+                    under_way = row is rows[-1] and name == list(trainings)[-1]
+                    for layer, value in of.items() if under_way else ():
                         writer.add_scalar(f"{key}/{layer}", value, row["epoch"])
             writer.flush()
             self.writers[name] = writer, len(rows)
 
-    def tensorboard_writer(self, name, count):
-        """(a writer for a training of `count` epochs by now, how many of them its files have)."""
+    def histories(self):
+        """Round and phase of each training since the last file -> the rows of its history."""
+        from eval import history_rows
+        histories = (history_rows({"history": {name: training.history}, "pruning": self.state.pruning})
+                     for name, training in self.state.trained.items())
+        return {"round {round} {phase}".format(**rows[0]): rows for rows in histories if rows}
+
+    def tensorboard_writer(self, name):
+        """(a writer for a training, how many of its epochs its files have)."""
         from torch.utils.tensorboard import SummaryWriter
         folder = self.resume_file.with_suffix(".tensorboard") / name.replace(" ", "-")
         files = list(folder.glob("events.out.tfevents.*"))
-        known = count - 1 if files and self.resumed else 0
+        known = self.logged.get(name, 0) if files else 0
         for old in files if not self.resumed else ():
             old.unlink()
         return SummaryWriter(folder, purge_step=known + 1), known
@@ -809,14 +830,13 @@ class Run(Job):
         path, wanted = self.resume_file, self.flags.resume
         if wanted and path.is_file():
             network, self.state = read_resume_file(path, self.identity, DEFAULTS)
-            self.begin = self.state.begin
-            if self.state.begin not in ORIGINS or self.state.done not in range(len(self.steps())):
-                raise InputError(f"{path} is damaged; leave out --resume=True to begin anew")
+            self.take_up(self.state.begin, self.state.done)
             self.network, steps = network.to(self.device), self.steps()
             self.kept = self.resumed = True
             step, *which = steps[self.state.done]
             under_way = self.state.trained.get(self.training(*which)) if step == "train" else None
             epochs = f", and {len(under_way.history)} epochs of the next" if under_way else ""
+            self.logged = {name: len(rows) for name, rows in self.histories().items()}
             print(f"  resumed from {path}: {self.state.done} of {len(steps)} steps are done{epochs}")
         elif wanted:
             others = ", ".join(str(other) for other in sorted(path.parent.glob("*.resume")))

@@ -11,6 +11,7 @@ import copy
 import io
 import itertools
 import json
+import math
 import mmap
 import reprlib
 import struct
@@ -46,10 +47,15 @@ def pruned_percent(model, budget="filters", image_size=32):
     return _percent_without(model, model.widths, budget, image_size)
 
 
+def round_up(width, multiple, most):
+    """The next multiple that a width goes up to, at most the width `most`."""
+    return min(most, -(-width // multiple) * multiple)
+
+
 def max_percent(model, budget="filters", image_size=32, round_to=1):
     """The largest percent that the layers' floors and the protected stem allow, where all layers
     that write into a residual stream keep the same of its channels."""
-    floors = {g.name: list(range(min(g.dense, -(-g.floor // round_to) * round_to)))
+    floors = {g.name: list(range(round_up(g.floor, round_to, g.dense)))
               for g in model.filter_groups()}
     return _percent_without(model, floors, budget, image_size)
 
@@ -97,8 +103,7 @@ def select_filters(model, scores, percent, budget="filters", round_to=1, image_s
             gone[group.name].append(index)
         for group in groups:
             full, out = group.conv.out_channels, gone[group.name]
-            back = min(full, -(-(full - len(out)) // multiple) * multiple) - (full - len(out))
-            gone[group.name] = set(out[:len(out) - back])
+            gone[group.name] = set(out[:full - round_up(full - len(out), multiple, full)])
         return {group.name: torch.tensor([i for i in range(group.conv.out_channels)
                                           if i not in gone[group.name]]) for group in groups}
 
@@ -254,16 +259,9 @@ def rebuild(content):
         tensor = state.get(key)
         if tensor is None and key.endswith("num_batches_tracked"):
             continue  # files from before torch 0.4.1 have none, and nothing depends on it
-        if not isinstance(tensor, torch.Tensor) or tensor.shape != wanted.shape:
-            raise ValueError(f"{key} is {_shape(tensor)}, where its widths ask for {_shape(wanted)}")
-        if tensor.layout != torch.strided or (
-                tensor.is_floating_point() != wanted.is_floating_point()) or (
-                tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()):
-            raise ValueError(f"{key} is not a plain tensor of type {wanted.dtype}")
-        if not tensor.to(wanted.dtype).isfinite().all():
-            raise ValueError(f"{key} holds values that are not finite")
-        if key.endswith("running_var") and (tensor < 0).any():
-            raise ValueError(f"{key} holds variances below 0")
+        misfit = _misfit(key, tensor, wanted)
+        if misfit:
+            raise ValueError(f"{key} {misfit}")
     unknown = [key for key in state if key not in expected]
     if unknown:
         raise ValueError(f"{reprlib.repr(unknown[0])} is no weight of {name}")
@@ -272,9 +270,22 @@ def rebuild(content):
     return model
 
 
-def _shape(tensor):
-    return " x ".join(map(str, tensor.shape)) or "one number" if isinstance(
-        tensor, torch.Tensor) else "missing"
+def _misfit(key, tensor, wanted):
+    """Why a tensor of a file cannot be the weights `key`, of the shape and type of `wanted`; or None."""
+    if not isinstance(tensor, torch.Tensor):
+        return "is missing"
+    if tensor.shape != wanted.shape:
+        there, here = (" x ".join(map(str, of.shape)) or "one number" for of in (tensor, wanted))
+        return f"is {there} instead of {here}"
+    if tensor.layout != torch.strided or (
+            tensor.is_floating_point() != wanted.is_floating_point()) or (
+            tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()):
+        return f"is not a plain tensor of type {wanted.dtype}"
+    if not tensor.to(wanted.dtype).isfinite().all():
+        return "holds values that are not finite"
+    if key.endswith("running_var") and (tensor < 0).any():
+        return "holds variances below 0"
+    return None
 
 
 def _rebuild_published(content):
@@ -427,31 +438,29 @@ def initialise(model, path):
 
     The file is a state dict, or a dict that has one under "net", "state_dict" or "model", or a
     .safetensors file; its names are this suite's, the published ones, or torchvision's. A classifier
-    for other classes, torchvision's 7 x 7 stem, and BatchNorms that it has not, or elsewhere (in
-    torchvision's VGG they stand before the ReLU), stay fresh. Returns lines that say which.
+    for other classes, torchvision's 7 x 7 stem with its BatchNorm, and BatchNorms that it has not, or
+    elsewhere (in torchvision's VGG they stand before the ReLU), stay fresh. Returns lines that say which.
     Raises InputError where another convolution does not fit.
     """
     state, taken, fresh = _ours(read_weights(path), model), {}, {}
     layers = {name: module for name, module in model.named_modules() if module._parameters}
-    stem, head = next(iter(layers)), list(layers)[-1]
+    stem, norm, *_, head = layers
     for name, module in layers.items():
         own = {f"{name}.{part}": tensor for part, tensor in module.state_dict().items()
                if part != "num_batches_tracked"}
-        unfit = next((key for key, tensor in own.items() if not (
-            isinstance(state.get(key), torch.Tensor) and state[key].shape == tensor.shape
-            and state[key].is_floating_point() and state[key].isfinite().all())), None)
-        if unfit is None:
+        misfits = [f"{key.rpartition('.')[2]} {misfit}" for key, tensor in own.items()
+                   if (misfit := _misfit(key, state.get(key), tensor))]
+        if not misfits and not (name == norm and stem in fresh):  # whose statistics are the stem's
             taken |= {key: state[key] for key in own}
             continue
-        fresh[name] = (f"{name}, whose {unfit.rpartition('.')[2]} is {_shape(state.get(unfit))} there "
-                       f"and {_shape(own[unfit])} here")
+        fresh[name] = f"{name}, whose {', '.join(misfits)}"
         if isinstance(module, torch.nn.Conv2d) and name != stem:
             raise InputError(f"--init={path} is no {model.name} of this width: {fresh[name]}")
     model.load_state_dict(taken, strict=False)
     share = sum(map(torch.Tensor.numel, taken.values())) / sum(
         tensor.numel() for tensor in model.state_dict().values() if tensor.is_floating_point())
     norms = [name for name in fresh if isinstance(layers[name], torch.nn.BatchNorm2d)]
-    return [f"{100 * share:.1f}% of the weights are those of {path}"] + [
+    return [f"{math.floor(1000 * share) / 10}% of the weights are those of {path}"] + [
         f"{'replaced' if name == head else 'fresh'}: {line}" for name, line in fresh.items()
         if name not in norms] + ([f"fresh: the BatchNorms {', '.join(norms)}"] if norms else [])
 
@@ -515,7 +524,7 @@ def class_names(model, info):
 def export(model, info, path, images, normalize=False):
     """Write `model` for use without this suite: .pt2 (torch.export), .onnx or .safetensors.
 
-    info: of its checkpoint. images: real ones, N x 3 x H x W in -1..1, N at least 2. The graph of a
+    info: of its checkpoint. images: real ones, N x 3 x H x W in -1..1. The graph of a
     .pt2 or .onnx takes any number of images; with `normalize` their pixels are 0..1, else -1..1.
     What is to be written is loaded again first, and its logits for these images, and for the first
     alone, are compared with the model's. Classes, sizes and what the pixels must be are in its
@@ -537,6 +546,7 @@ def export(model, info, path, images, normalize=False):
             "pixels from 0 to 1" if normalize else
             "pixels from 0 to 1 normalised with mean 0.5 and standard deviation 0.5, so from -1 to 1"),
         "output": f"logits, N x {model.num_classes}"}
+    images = images.expand(max(2, len(images)), -1, -1, -1)  # of one, the number would be fixed
     images = images.cpu().contiguous()
     given = (images + 1) / 2 if normalize else images
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():

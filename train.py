@@ -132,8 +132,8 @@ def pick_device(name="auto", deterministic=False):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by cuBLAS
         torch.use_deterministic_algorithms(True, warn_only=True)
     if several and name == "cuda":
-        here, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-        if here >= there:
+        here, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if max(here + 1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > there:
             raise InputError(f"torchrun has started more processes than this machine has GPUs: "
                              f"--nproc_per_node={there}, or --device=cpu")
         torch.cuda.set_device(here)
@@ -177,15 +177,22 @@ def evaluate(model, batches):
 def autocast(model, amp=False, compiled=False):
     """images -> float32 logits of `model`, computed in `amp` ("bfloat16", "float16" or False)
     where autocast finds that safe, and by torch.compile if `compiled`. Of several processes all
-    get the mean of their gradients."""
+    get the mean of their gradients. Calls of the result raise InputError where nothing compiles."""
     device = next(model.parameters()).device
     network = _distributed(model, device) if processes()[1] > 1 else model
     if compiled:
+        torch._dynamo.reset()  # it gives up on a network's code after a few sets of widths
         network = torch.compile(network)
 
     def forward(images):
         with torch.autocast(device.type, getattr(torch, amp or "bfloat16"), enabled=bool(amp)):
-            logits = network(images)
+            try:
+                logits = network(images)
+            except Exception as error:
+                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                    raise
+                line = str(error).partition("\n")[0]
+                raise InputError(f"--compile=True does not work here: {line}") from error
         return logits.float() if amp else logits
     return forward
 
@@ -525,6 +532,15 @@ def read_resume_file(path, identity, defaults=None):
         if len(states["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(states["cuda"])
         return network, state
+    except NOT_AS_WRITTEN as error:
+        raise InputError(f"{path} is damaged; leave out --resume=True to begin anew") from error
+
+
+def read_progress(path):
+    """(how the run began, how many of its steps are done) by a resume file. Raises InputError."""
+    content = read_safely(path)
+    try:
+        return content["state"]["begin"], int(content["state"]["done"])
     except NOT_AS_WRITTEN as error:
         raise InputError(f"{path} is damaged; leave out --resume=True to begin anew") from error
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
 import config
 import eval as measure
@@ -212,27 +213,24 @@ def test_latency_is_measured_beside_the_unpruned_network(saved, monkeypatch, cap
 # ---------------------------------------------------------------------------- others' weights come in
 
 
-def torchvisions(model, classes=1000):
-    """The weights of one of our networks under torchvision's names, with its stem and classifier."""
-    state = {}
-    for key, tensor in model.state_dict().items():
-        if not key.startswith(("linear", "conv1", "classifier")):
-            state[key.replace("shortcut", "downsample")] = torch.randn_like(tensor.float()).abs()
-    return {**state, "conv1.weight": torch.randn(model.conv1.out_channels, 3, 7, 7),
-            "fc.weight": torch.randn(classes, model.linear.in_features),
-            "fc.bias": torch.randn(classes)}
+@pytest.fixture(scope="module")
+def resnet34():
+    """Weights of torchvision's network, whose BatchNorms do not look alike."""
+    return {key: tensor + torch.rand_like(tensor) if "bn" in key and tensor.ndim else tensor
+            for key, tensor in torchvision.models.resnet34().state_dict().items()}
 
 
-def test_a_torchvision_resnet_gives_all_but_stem_and_classifier():
-    model = narrow("resnet")
-    state = torchvisions(model)
+def test_a_torchvision_resnet_gives_all_but_stem_and_classifier(resnet34):
+    model, state = build_model("resnet", num_classes=4), resnet34
     torch.save(state, "tv.pth")
     lines = "\n".join(initialise(model, "tv.pth"))
     own = model.state_dict()
     assert torch.equal(own["layer3.0.shortcut.0.weight"], state["layer3.0.downsample.0.weight"])
     assert torch.equal(own["layer4.2.bn2.running_var"], state["layer4.2.bn2.running_var"])
-    assert "fresh: conv1, whose weight is 8 x 3 x 7 x 7 there and 8 x 3 x 3 x 3 here" in lines
-    assert "replaced: linear, whose weight is 1000 x 64 there and 4 x 64 here" in lines
+    assert (own["bn1.running_mean"] == 0).all() and (own["bn1.weight"] == 1).all()  # not conv1's
+    assert "fresh: conv1, whose weight is 64 x 3 x 7 x 7 instead of 64 x 3 x 3 x 3" in lines
+    assert "fresh: the BatchNorms bn1" in lines and "99.9% of the weights are" in lines
+    assert "replaced: linear, whose weight is 1000 x 512 instead of 4 x 512, bias is" in lines
 
 
 def test_a_classifier_for_as_many_classes_is_taken_too(tmp_path):
@@ -245,26 +243,13 @@ def test_a_classifier_for_as_many_classes_is_taken_too(tmp_path):
         assert key.endswith("num_batches_tracked") or torch.equal(value, model.state_dict()[key])
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_a_torchvision_vgg_gives_its_convolutions_in_order(batch_norm):
-    model = narrow("vgg")
-    state, at = {}, 0
-    for item in model.layout:
-        if item == "M":
-            at += 1
-            continue
-        name = list(model.dense)[sum(key.endswith(".bias") and not key.startswith("bn") and
-                                     state[key].ndim == 1 and f"{key[:-5]}.weight" in state and
-                                     state[f"{key[:-5]}.weight"].ndim == 4 for key in state)]
-        conv = model.get_submodule(name)
-        state |= {f"features.{at}.weight": torch.randn_like(conv.weight),
-                  f"features.{at}.bias": torch.randn_like(conv.bias)}
-        if batch_norm:
-            state |= {f"features.{at + 1}.{part}": torch.ones(conv.out_channels) for part in
-                      ("weight", "bias", "running_mean", "running_var")}
-        at += 3 if batch_norm else 2
-    state |= {"classifier.6.weight": torch.randn(1000, 4096), "classifier.6.bias": torch.randn(1000)}
+@pytest.mark.parametrize("name", ["vgg13", "vgg13_bn"])
+def test_a_torchvision_vgg_gives_its_convolutions_in_order(name):
+    with torch.device("meta"):
+        shapes = getattr(torchvision.models, name)().state_dict()
+    state = {key: torch.rand(tensor.shape) for key, tensor in shapes.items() if tensor.numel() < 5e6}
     torch.save(state, "tv.pth")
+    model = build_model("vgg", num_classes=4)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     lines = "\n".join(initialise(model, "tv.pth"))
     convs = [key for key, value in state.items() if value.ndim == 4]
@@ -272,9 +257,20 @@ def test_a_torchvision_vgg_gives_its_convolutions_in_order(batch_norm):
         assert torch.equal(model.get_submodule(ours).weight, state[theirs])
     assert torch.equal(model.features[2].weight, before["features.2.weight"])
     assert "fresh: the BatchNorms features.2, features.5, " in lines and "replaced: classifier" in lines
-    torch.save(dict(list(state.items())[6 * (1 + 2 * batch_norm):]), "tv.pth")  # some layers fewer
+    torch.save({key: value for key, value in state.items() if key != convs[1]}, "tv.pth")
     with pytest.raises(InputError, match="is no vgg of this width: features.3, whose weight is"):
         initialise(model, "tv.pth")
+
+
+def test_weights_that_no_network_has_are_not_taken():
+    model, state = narrow("vgg"), narrow("vgg", seed=1).state_dict()
+    state["features.5.running_var"][0] = -1
+    torch.save(state, "net.pth")
+    assert initialise(model, "net.pth")[1:] == ["fresh: the BatchNorms features.5"]
+    state["features.3.weight"][0] = math.nan
+    torch.save(state, "net.pth")
+    with pytest.raises(InputError, match="features.3, whose weight holds values that are not finite"):
+        initialise(model, "net.pth")
 
 
 def test_another_network_is_no_beginning(flags, capsys):
@@ -282,7 +278,7 @@ def test_another_network_is_no_beginning(flags, capsys):
         torch.save(state, f"{name}.pth")
         assert main.main([*flags, "--only_train=base", f"--init={name}.pth"]) == 2
     error = capsys.readouterr().err
-    assert "--init=other.pth is no vgg of this width: features.3, whose weight is missing" in error
+    assert "--init=other.pth is no vgg of this width: features.3, whose weight is missing, " in error
     assert "none.pth holds no state dict" in error
     assert sorted(files(Path("."))) == ["none.pth", "other.pth"]
     for wrong in ("--pretrained=True", "--control=scratch"):
@@ -372,6 +368,18 @@ def test_the_shown_job_is_the_one_that_runs(flags, job, capsys):
         step["percent"] for step in shown["steps"] if step["step"] == "prune"][-1]
 
 
+def test_of_a_stopped_run_what_is_done_is_shown_on_any_machine(shell, flags, tmp_path, capsys):
+    job = [*flags[:-1], "--pruning_type=orthoreg", "--prune_percent=40", "--resume=True"]
+    stopped = shell("main.py", *job, cwd=tmp_path, stop=(15, 8))
+    assert stopped.returncode == 130, stopped.stderr
+    shown_job = [*job, "--print_config=True"]
+    assert main.main([*shown_job, "--device=mps"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert "there is none here" in shown["device"]
+    assert [(step["step"], step.get("is done", False)) for step in shown["steps"][:3]] == [
+        ("train", True), ("save", True), ("train", False)]  # and not "load", though it is there by now
+
+
 def test_the_shown_sweep_is_its_commands(capsys):
     assert main.main(["--sweep=paper", "--print_config=True"]) == 0
     shown = json.loads(capsys.readouterr().out)
@@ -394,29 +402,41 @@ def test_every_network_has_the_history_of_its_training_as_csv(flags):
         assert math.isclose(float(row["orthogonality"]), epoch["orthogonality"])
 
 
-def test_tensorboard_has_each_epoch_once_also_after_a_resume(shell, folder, tmp_path):
+def test_tensorboard_has_each_epoch_once_also_after_resumes(shell, folder, tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    def scalars(folder):
+        """{training: {name: [(epoch, value)]}}"""
+        logs = {path.parent.name: events.EventAccumulator(str(path.parent))
+                for path in folder.rglob("events.out.tfevents.*")}
+        return {training: {name: [(each.step, each.value) for each in log.Scalars(name)]
+                           for name in log.Reload().Tags()["scalars"] if name != "seconds"}
+                for training, log in logs.items()}
+
     job = ["--preset=test", "--image_size=16", "--width=0.125", f"--data_path={folder}",
            "--pruning_type=orthoreg", "--prune_percent=40", "--n_rounds=2", "--tensorboard=True"]
-    stopped = shell("main.py", *job, cwd=tmp_path, stop=(15, 29))  # in the last epoch
-    assert stopped.returncode == 130, stopped.stderr
+    for step in (18, 1, 10):  # after one training of round 1, in the other, and in the last epoch
+        stopped = shell("main.py", *job, "--resume=True", cwd=tmp_path, stop=(15, step))
+        assert stopped.returncode == 130, stopped.stderr
     assert shell("main.py", *job, "--resume=True", cwd=tmp_path).returncode == 0
+    (tmp_path / "whole").mkdir()
+    assert shell("main.py", *job, cwd=tmp_path / "whole").returncode == 0
     path = tmp_path / "pruned_nets/iterative/shapes"
+    logged = scalars(path)
+    assert logged == scalars(tmp_path / "whole")
     result = json.loads((path / "vgg-w0.125_orthoreg_40_0.json").read_text())
     middle = torch.load(path / "vgg-w0.125_orthoreg_25_ortho_0.pth", weights_only=True)
     trainings = {"round-0-ortho": result["base"]["history"]["ortho"],
                  "round-1-between": middle["history"]["between"],
                  "round-1-ortho": middle["history"]["ortho"],
                  "round-2-retrain": result["history"]["retrain"]}
-    for name, epochs in trainings.items():
-        log = events.EventAccumulator(str(path / "vgg-w0.125_orthoreg_40_0.tensorboard" / name))
-        log.Reload()
-        assert [scalar.step for scalar in log.Scalars("test/top1")] == [1, 2]
+    for training, epochs in trainings.items():
+        log = logged[training]
         for name, of in (("test/top1", lambda e: e["test"]["top1"]), ("lr", lambda e: e["lr"]),
                          ("train/loss", lambda e: e["train"]["loss"]),
                          ("orthogonality", lambda e: e["orthogonality"])):
-            assert [each.value for each in log.Scalars(name)] == pytest.approx(list(map(of, epochs)))
-    assert log.Scalars("width/features.0")[-1].value == result["widths"]["features.0"]
+            assert log[name] == [(k, pytest.approx(of(epoch))) for k, epoch in enumerate(epochs, 1)]
+    assert log["width/features.0"][-1][1] == result["widths"]["features.0"]
 
 
 def test_tensorboard_that_is_missing_is_one_line(flags, monkeypatch, capsys):

@@ -18,7 +18,7 @@ import worker
 from conftest import ROOT, files, narrow, short_preset
 from data import Batches, Split
 from pruner import load_checkpoint, save_checkpoint
-from train import OrthonormalityPenalty
+from train import OrthonormalityPenalty, pick_device
 
 JOB = ["--preset=test", "--data_path=digits", "--image_size=16", "--width=0.125", "--ebt=True"]
 
@@ -229,6 +229,32 @@ def test_rounds_of_two_processes_and_a_signal(folder, tmp_path):
     names = {path.name for path in (tmp_path / "pruned_nets/iterative/shapes").iterdir()}
     assert names == {f"vgg-w0.125_orthoreg_{name}.{kind}" for name in ("25_ortho_0", "40_0")
                      for kind in ("pth", "json", "csv")}
+
+
+def test_each_process_has_a_gpu_of_its_own_or_all_say_that_there_are_too_few(monkeypatch, capsys):
+    taken = []
+    for name, value in (("is_available", True), ("device_count", 2)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+
+    def started_as(number, of):
+        for name, value in (("MASTER_ADDR", "localhost"), ("RANK", number), ("LOCAL_RANK", number),
+                            ("WORLD_SIZE", of), ("LOCAL_WORLD_SIZE", of)):
+            monkeypatch.setenv(name, str(value))
+
+    started_as(1, of=2)
+    assert pick_device() == torch.device("cuda", 1) and taken == [1]
+    assert pick_device("cpu") == torch.device("cpu")
+    for number in range(3):
+        started_as(number, of=3)
+        assert config.run_command("main.py", pick_device) == 2
+        heard = capsys.readouterr().err
+        assert ("--nproc_per_node=2, or --device=cpu" in heard) == (number == 0)
+    monkeypatch.setenv("RANK", "5")  # the first process of the second machine
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert config.run_command("main.py", pick_device) == 2
+    assert "main.py, process 5 of 3: error: torchrun" in capsys.readouterr().err
+    assert taken == [1]
 
 
 def test_what_several_processes_cannot_do(tmp_path, monkeypatch, capsys):

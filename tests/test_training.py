@@ -171,11 +171,14 @@ def test_a_compiled_training_is_the_same_and_leaves_no_mark(digits, monkeypatch)
     assert list(model.state_dict()) == list(plain.state_dict())
 
 
-def test_a_compiler_that_is_not_there_is_one_line(capsys):
-    def body():
-        from torch._dynamo.exc import InternalTorchDynamoError
+def test_a_compiler_that_is_not_there_is_one_line(capsys, monkeypatch):
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    def fail(_images):
         raise InternalTorchDynamoError("no C++ compiler found\nmore")
-    assert run_command("main.py", body) == 2
+    monkeypatch.setattr(torch, "compile", lambda _model: fail)
+    forward = autocast(narrow("vgg"), compiled=True)
+    assert run_command("main.py", lambda: forward(torch.zeros(2, 3, 16, 16))) == 2
     message = capsys.readouterr().err
     assert message.startswith("main.py: error: --compile=True does not work here: ")
     assert message.count("\n") == 1

@@ -2,7 +2,8 @@
 FILE OUT the estimators and the accuracy of a checkpoint.
 
 WORKER_FAILS="process step": that process fails at that training step. WORKER_DIFFERS="process":
-that process scores filters in another way than the others.
+that process scores filters in another way than the others. A process that is not the first fails
+where it writes a file.
 """
 import itertools
 import os
@@ -32,6 +33,10 @@ def fail_at(last):
     torch.Tensor.backward = counted
 
 
+def refuse(*paths):
+    raise LookupError(f"not the first process, but writes {paths}")
+
+
 def scores(path):
     """{estimator: scores}, and the accuracy, of a network on digits."""
     data, model = load_data("digits", 16), load_checkpoint(path)[0]
@@ -49,6 +54,8 @@ if __name__ == "__main__":
             torch.save(result, sys.argv[3])
         leave_processes()
         sys.exit()
+    if os.environ["RANK"] != "0":
+        os.replace = refuse
     process, step = os.environ.get("WORKER_FAILS", "-1 0").split()
     if os.environ.get("RANK") == process:
         fail_at(int(step))
