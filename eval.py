@@ -948,7 +948,6 @@ def run(args):
         for name in ("--compare", "--pruning_type", "--imp_samples", "--seed"):
             if name in given:
                 raise InputError(f"{name} is of --group_check=True")
-    import torch
     from data import load_data
     from models import measure_cost
     from pruner import load_checkpoint
