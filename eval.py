@@ -410,9 +410,10 @@ def plot_groups(figures, path):
             for measure, line, estimate in (("scores", "-", "sum of scores"),
                                             ("changes", "--", "sum of single changes")):
                 for axis, kind in zip(axes[:, column], ("rank", "error")):
+                    values = [r[f"{kind}_{measure}"] for r in rows]  # no 0 on an axis of powers
                     axis.plot([r["size"] for r in rows], [
-                        math.nan if r[f"{kind}_{measure}"] is None else r[f"{kind}_{measure}"]
-                        for r in rows], color=colour, marker=marker, linestyle=line, markersize=4,
+                        math.nan if v is None or kind == "error" and not v else v for v in values],
+                              color=colour, marker=marker, linestyle=line, markersize=4,
                               label=f"{label}: {estimate}")
         axes[0, column].set_title(name, fontsize=9)
         axes[1, column].set(xlabel="filters in the group", xscale="log", yscale="log")
