@@ -273,6 +273,7 @@ GROUP_KINDS = {("network", "random"): "over all layers, random",
                ("network", "lowest"): "over all layers, of the lowest scores",
                ("layer", "random"): "within a layer, random",
                ("layer", "lowest"): "within a layer, of the lowest scores"}
+GROUPS_IN = "_groups_"  # the names of the files that this is saved in
 
 
 def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layers=4):
@@ -436,6 +437,8 @@ def read_results(folder):
     """(the records of all .json files below a folder that main.py wrote, the files left out)."""
     results, others = [], []
     for path in sorted(Path(folder).rglob("*.json")):
+        if GROUPS_IN in path.name:
+            continue
         try:
             record = json.loads(path.read_text())
             describe_section([record])
@@ -1067,7 +1070,7 @@ def run_group_check(args, model, data):
                          "data": data.name, "fingerprint": data.fingerprint,
                          "environment": environment(data.train.images.device)}
         print_groups(figures[path])
-    target = f"{stem(args.model_path)}_groups_{args.pruning_type}"
+    target = f"{stem(args.model_path)}{GROUPS_IN}{args.pruning_type}"
     write_atomically({f"{target}.json": to_json(figures)})
     names = {path: Path(path).stem for path in figures}
     plot_groups({path if len(set(names.values())) < len(names) else names[path]: of
