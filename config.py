@@ -349,7 +349,7 @@ def run_command(prog, body):
     """
     number, count = processes()
     if number:
-        sys.stdout, prog = open(os.devnull, "w"), f"{prog}, process {number} of {count}"
+        sys.stdout, prog = open(os.devnull, "w"), f"{prog}, rank {number} of {count}"
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
@@ -479,6 +479,10 @@ def to_json(value):
     """JSON bytes; null takes the place of NaN and infinity, which JSON does not know."""
     return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None),
                       indent=1).encode()
+
+
+def counted(count, noun):
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def to_csv(rows):

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from config import InputError, processes, progress
+from config import InputError, counted, processes, progress
 
 FOLDER = "data"  # where CIFAR is looked for and downloaded to
 EVAL_PIXELS = {"cuda": 1 << 20}  # in a batch that is not trained on; elsewhere a quarter
@@ -386,8 +386,8 @@ def _class_folders(root, part):
         found[folder.name] = [file for file in files if _suffix(file) in SUFFIXES]
         others += [file for file in files if _suffix(file) not in SUFFIXES]
     if others:
-        print(f"Left out: {len(others):,} files in {root / part} that are no images by their names, "
-              f"the first is {others[0]}")
+        print(f"Left out: {counted(len(others), 'file')} in {root / part} with other names than images "
+              f"have, the first is {others[0]}")
     return found
 
 

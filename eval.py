@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from config import (BUDGETS, MODELS, PRUNING_TYPES, InputError, Parser, boolean, exit_with, flag,
+from config import (BUDGETS, MODELS, PRUNING_TYPES, InputError, Parser, boolean, counted, exit_with, flag,
                     heading, integer, print_columns, print_table, processes, run_command, switch,
                     to_csv, to_json, write_atomically)
 
@@ -140,7 +140,7 @@ def environment(device):
     import torch
     import torchvision
     name = (torch.cuda.get_device_name(device) if device.type == "cuda"
-            else f"{device.type}, {torch.get_num_threads()} threads")
+            else f"{device.type}, {counted(torch.get_num_threads(), 'thread')}")
     return {"python": platform.python_version(), "torch": str(torch.__version__),
             "torchvision": torchvision.__version__, "numpy": numpy.__version__,
             "platform": platform.platform(), "device": name, "processes": processes()[1]}
@@ -244,7 +244,9 @@ def print_summary(records):
     def name(r):
         if "pruning" not in r:
             return "unpruned"
-        return r["pruning"]["control"] or ("pruned" if r is base else f"round {r['pruning']['round']}")
+        if r["pruning"]["control"]:
+            return "from scratch" if r["pruning"]["control"] == "scratch" else "trained as long"
+        return "pruned" if r is base else f"round {r['pruning']['round']}"
 
     rows = [row("", name)]
     if len(records) > 1:
@@ -536,7 +538,7 @@ def last(record):
 
 # Flags in which the results of one comparison may differ.
 COMPARED = {"model", "width", "pruning_type", "prune_percent", "thresholds", "n_rounds", "seed",
-            "control", "pretrained", "num_classes", "device", "eb_detect", "eb_epsilon", "eb_samples"}
+            "control", "pretrained", "num_classes", "device"}
 
 
 def describe_section(records):
@@ -555,7 +557,8 @@ def describe_section(records):
              + (f"; mean ± standard deviation over seeds {', '.join(map(str, seeds))}"
                 if len(seeds) > 1 else f"; seed {seeds[0]}") + ".", ""]
     unlike = [name for name in records[0]["flags"] if name not in COMPARED and len(
-        {json.dumps(r["flags"][name]) for r in records if name in r["flags"]}) > 1]
+        {json.dumps(r["flags"][name]) for r in records if name in r["flags"]
+         and not (name.startswith("eb_") and r["flags"].get("control"))}) > 1]
     if unlike:
         lines += [f"**These results differ in --{', --'.join(unlike)}, too.**", ""]
     for model in models:
@@ -749,7 +752,8 @@ def plot_training(axis, records):
         before = epochs_of(r.get("base", {}))
         epochs = before + epochs_of(r)
         accuracy = [(e.get("validation") or e["test"])["top1"] for e in epochs]
-        axis.plot(range(1, len(epochs) + 1), accuracy, markevery=0.1,
+        marked = {*range(0, len(epochs), -(-len(epochs) // 8)), len(epochs) - 1}
+        axis.plot(range(1, len(epochs) + 1), accuracy, markevery=sorted(marked),
                   label=f"{method}, {r['pruning']['requested_percent']:g}%", **style_of(method))
         if before:
             axis.axvline(len(before) + .5, color="0.6", linewidth=.8)
@@ -965,7 +969,8 @@ def run(args):
     if args.train_acc or args.test_acc or args.group_check or args.export:
         trained_on = info.get("data_path", "CIFAR100")
         try:
-            data = load_data(args.data_path or trained_on, image_size, args.skip_bad_images)
+            skip = args.skip_bad_images or bool(info.get("flags", {}).get("skip_bad_images"))
+            data = load_data(args.data_path or trained_on, image_size, skip)
         except InputError as error:
             raise error if args.data_path else InputError(
                 f"{error}; it was trained on {trained_on}, --data_path can name other images")

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
-from config import (BUDGETS, MODELS, MOMENTUM, PENALTY, PRESETS, PRUNING_TYPES, SWEEPS, InputError,
+from config import (BUDGETS, MODELS, MOMENTUM, PENALTY, PRESETS, PRUNING_TYPES, SWEEPS, InputError, counted,
                     Parser, boolean, check_preset, digest_of, exit_with, flag, heading, integer,
                     need, one_of, positive, processes, rising, run_command, to_csv, to_json,
                     uninterrupted, write_atomically)
@@ -432,6 +432,8 @@ class Job:
                 recipe = self.recipe(phase)
                 entry |= {**self.settings(phase)[phase], "lr": recipe.lr_of(flags.optimizer),
                           "epochs": list(recipe.epochs)}
+            if step == "estimate":
+                entry |= {"method": flags.pruning_type, "training images": flags.imp_samples}
             if step == "prune":
                 entry["percent"] = self.targets[number - 1]
             if len(steps) < done:
@@ -539,14 +541,17 @@ class Run(Job):
                 f"the control {flags.method}" if flags.control else
                 f"prune to {', '.join(f'{t:.4g}%' for t in self.targets)}{of_budget(flags.budget)} by "
                 f"{flags.pruning_type}")
+        steps = len(data.train_batches(flags.batch_size, key=()))
         print(f"{MODELS[flags.model]}, {'Early-Bird' if flags.ebt else 'iterative'} job: {goal}\n"
               f"  data    {data.name}: {len(data.train):,} training and {len(data.test):,} test "
               f"images of {len(data.classes)} classes, {data.image_size} x {data.image_size}"
               + (f", {len(data.validation):,} validation images" if data.validation else "") + "\n"
               f"  device  {environment(self.device)['device']}"
               + f", in each of {processes()[1]} processes" * (processes()[1] > 1) + "\n"
-              f"  recipe  preset {flags.preset}, {flags.optimizer}, batch {flags.batch_size}, "
-              f"seed {flags.seed}")
+              f"  recipe  preset {flags.preset}, {flags.optimizer}, batch {flags.batch_size} "
+              f"({counted(steps, 'step')} in an epoch), seed {flags.seed}")
+        if steps < 10:
+            print("  Note: so few steps may teach it nothing; a smaller --batch_size gives more")
 
     def load(self, phase, number):
         from eval import accuracy_text, check_data, check_holds, measure_record
@@ -583,7 +588,8 @@ class Run(Job):
         flags, penalty = self.flags, None
         if flags.control == "scratch" or flags.control and number:
             heading(f"Control: train the {'fresh' if flags.control == 'scratch' else 'unpruned'} "
-                    "network" + ", with the penalty" * (phase == "ortho"))
+                    "network" + f", as in round {number}" * bool(number)
+                    + ", with the penalty" * (phase == "ortho"))
         elif not number:
             heading("Train with the penalty" if phase == "ortho" else "Train the plain network")
         elif phase == "ortho":
@@ -610,8 +616,10 @@ class Run(Job):
                   f"{trained.last['top1']:.2f}% on the test images; --eb_epsilon={flags.eb_epsilon:g}")
         else:
             if ticket:
+                few = len(trained.history) < 5
                 print("  no ticket was found: the whole schedule ran; "
-                      f"--eb_epsilon={flags.eb_epsilon:g}")
+                      f"--eb_epsilon={flags.eb_epsilon:g}"
+                      + f", and the masks of 5 epochs are needed, of {len(trained.history)} here" * few)
             print(f"  best epoch, chosen on the {trained.chosen_on} images: {trained.best['epoch']} "
                   f"with {trained.best['top1']:.2f}%; last epoch {trained.last['top1']:.2f}%" + (
                       ", both on the test images" if self.data.validation else ""))
@@ -763,6 +771,8 @@ class Run(Job):
             write_atomically(contents)
         print(f"  saved {path}, beside it "
               + ".csv, the history of its training" + " and .json, all figures" * (number > 0))
+        if self.flags.tensorboard:
+            print(f"  TensorBoard's files are in {self.tensorboard_folder}")
         self.state = State(state.begin, state.done, [*state.records * (number > 0), record])
 
     # --------------------------------------------------------------------------------- resume
@@ -815,10 +825,14 @@ class Run(Job):
                      for name, training in self.state.trained.items())
         return {"round {round} {phase}".format(**rows[0]): rows for rows in histories if rows}
 
+    @property
+    def tensorboard_folder(self):
+        return self.resume_file.with_suffix(".tensorboard")
+
     def tensorboard_writer(self, name):
         """(a writer for a training, how many of its epochs its files have)."""
         from torch.utils.tensorboard import SummaryWriter
-        folder = self.resume_file.with_suffix(".tensorboard") / name.replace(" ", "-")
+        folder = self.tensorboard_folder / name.replace(" ", "-")
         files = list(folder.glob("events.out.tfevents.*"))
         known = self.logged.get(name, 0) if files else 0
         for old in files if not self.resumed else ():
@@ -996,8 +1010,8 @@ class Comparison:
                 waiting = [each for each in waiting if each not in ready]
                 under_way |= {pool.submit(self.run_cell, cell): cell for cell, _ in ready}
                 for each in wait(under_way, return_when=FIRST_COMPLETED).done:
-                    print(each.result(), flush=True)
                     done.append(under_way.pop(each))
+                    print(f"  {len(done)} of {len(runs)}, {each.result()}", flush=True)
         except BaseException as stop:
             with uninterrupted():
                 self.stopped = True
@@ -1024,20 +1038,20 @@ class Comparison:
         try:
             accuracy = run.finished()
             if accuracy:
-                return f"  {name}: test {accuracy_text(accuracy)}, was finished"
+                return f"{name}: test {accuracy_text(accuracy)}, was finished"
             if any(needed in list(self.failed.values()) for needed in needs_of(cell)):
                 how = "LEFT OUT, since what it needs failed"
             else:
                 code, log = self.execute(run)
                 accuracy, seconds = run.finished(), time.monotonic() - began
                 if accuracy and not code:
-                    return f"  {name}: test {accuracy_text(accuracy)}, {seconds:.0f} s"
+                    return f"{name}: test {accuracy_text(accuracy)}, {seconds:.0f} s"
                 lines = log.read_text(errors="replace").splitlines() or ["no output"]
                 how = f"FAILED with exit code {code}: {lines[-1]}"
         except (InputError, OSError) as error:
             how = f"FAILED: {error}"
         self.failed[name] = cell
-        return f"  {name}: {how}"
+        return f"{name}: {how}"
 
     def execute(self, run):
         import torch

@@ -506,14 +506,14 @@ def _read_safetensors(path):
         raise InputError(f"{path} is no readable .safetensors file: {error}") from error
 
 
-class _FromPixels(torch.nn.Module):
-    """A network behind the normalisation of its pixels."""
-    def __init__(self, network):
+class _Product(torch.nn.Module):
+    """A network as it is exported, behind the normalisation of its pixels or without."""
+    def __init__(self, network, normalize):
         super().__init__()
-        self.network = network
+        self.network, self.normalize = network, normalize
 
     def forward(self, images):
-        return self.network(images * 2 - 1)
+        return self.network(images * 2 - 1 if self.normalize else images)
 
 
 def class_names(model, info):
@@ -545,13 +545,16 @@ def export(model, info, path, images, normalize=False):
         "input": f"float32, N x 3 x {size} x {size}, RGB, " + (
             "pixels from 0 to 1" if normalize else
             "pixels from 0 to 1 normalised with mean 0.5 and standard deviation 0.5, so from -1 to 1"),
+        "mean": [0.0 if normalize else 0.5] * 3, "std": [1.0 if normalize else 0.5] * 3,
+        "resize": f"shorter side to {size}, the centre cut out, transparent parts white",
         "output": f"logits, N x {model.num_classes}"}
     images = images.expand(max(2, len(images)), -1, -1, -1)  # of one, the number would be fixed
     images = images.cpu().contiguous()
     given = (images + 1) / 2 if normalize else images
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
-        content, loaded = EXPORTS[kind](_FromPixels(model) if normalize else model, given, {
+        product = model if kind == ".safetensors" else _Product(model, normalize)
+        content, loaded = EXPORTS[kind](product, given, {
             key: value if isinstance(value, str) else json.dumps(value)
             for key, value in metadata.items()})
         logits = model(images)
@@ -567,7 +570,8 @@ def export(model, info, path, images, normalize=False):
 # Each returns (the content of the file, a function images -> logits that was made of it).
 
 def _export_pt2(network, images, metadata):
-    program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    program = torch.export.export(network, (images,), dynamic_shapes=(
+        {0: torch.export.Dim("batch", min=1)},))
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
     return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()

@@ -399,8 +399,9 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
                 distances = [mask_distance(masks[0], older) for older in reversed(training.masks)]
                 training.history[-1].update(mask_distances=distances, mask_seconds=masked)
                 training.masks = (training.masks + masks)[-4:]
-                line += (", of it {:.1f} s for the mask, which differs from those before by {}".format(
-                    masked, " ".join(f"{d:.3f}" for d in distances) or "(there is none)"))
+                line += f", of it {masked:.1f} s for the mask, " + (
+                    f"which differs from those before by {' '.join(f'{d:.3f}' for d in distances)}"
+                    if distances else "the first")
             training.optimizer, training.scaler = steps.state_dict(), scaler.state_dict()
             training.sums = None
             keep()

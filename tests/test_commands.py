@@ -14,7 +14,7 @@ import config
 import eval as measure
 import main
 from config import MODELS, PRUNING_TYPES
-from conftest import ROOT, WIDTH, files, short_preset, write_folder
+from conftest import ROOT, WIDTH, files, narrow, short_preset, write_folder
 from data import load_data
 from pruner import load_checkpoint
 from train import evaluate
@@ -321,12 +321,18 @@ def test_file_names_of_the_published_jobs():
         "pruned_nets/iterative/digits/resnet-56_orthoreg_80_0.pth"
 
 
-def test_the_python_of_the_readme_runs_and_its_flags_are_all_there():
+def test_the_python_of_the_readme_runs_and_its_flags_are_all_there(monkeypatch, tmp_path):
     text = (ROOT / "README.md").read_text()
+    prune_it, keep_it, *_ = (part.split("```")[0] for part in text.split("```python\n")[1:])
     names = {}
-    exec(text.split("```python\n")[1].split("```")[0], names)
+    exec(prune_it, names)
     now, dense = names["small"].filter_count()
     assert now == dense // 2
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(config.PRESETS, "quick", short_preset())
+    names["small"] = narrow("vgg", num_classes=10)
+    exec(keep_it, names)
+    assert measure.main(["--model_path=small.pth", "--test_acc=True"]) == 0
     for parser in (main.make_parser(), measure.make_parser()):
         for action in parser._actions:
             for flag in action.option_strings:

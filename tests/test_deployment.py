@@ -102,6 +102,7 @@ def test_the_graph_may_normalise(saved, few, capsys):
         torch.testing.assert_close(run(((images + 1) / 2).contiguous()), model(images), rtol=1e-4,
                                    atol=1e-4)
     assert metadata["input"].endswith("RGB, pixels from 0 to 1")
+    assert metadata["mean"] == "[0.0, 0.0, 0.0]" and metadata["std"] == "[1.0, 1.0, 1.0]"
     assert "pixels from 0 to 1\n" in capsys.readouterr().out
     assert measure.main(["--model_path=net.pth", "--export=n.safetensors",
                          "--export_normalize=True"]) == 2

@@ -253,7 +253,7 @@ def test_each_process_has_a_gpu_of_its_own_or_all_say_that_there_are_too_few(mon
     monkeypatch.setenv("RANK", "5")  # the first process of the second machine
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert config.run_command("main.py", pick_device) == 2
-    assert "main.py, process 5 of 3: error: torchrun" in capsys.readouterr().err
+    assert "main.py, rank 5 of 3: error: torchrun" in capsys.readouterr().err
     assert taken == [1]
 
 

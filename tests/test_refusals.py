@@ -272,7 +272,7 @@ def test_odd_images_and_other_files_are_no_obstacle(shell, tmp_path, digits):
                   "--image_size=16", "--pruning_type=l1", "--prune_percent=20", cwd=tmp_path)
     assert ended.returncode == 0 and ended.stderr == "", ended.stderr
     assert "49 training and 18 test images" in ended.stdout
-    assert "2 files in" in ended.stdout and "no images by their names" in ended.stdout
+    assert "2 files in" in ended.stdout and "with other names than images have" in ended.stdout
     data = load_data(root, 16)
     red = (data.train.images == torch.tensor([255, 0, 0], dtype=torch.uint8)).all(-1).all((1, 2))
     assert red.sum() == 2  # of 1 x 1 and of 5000 x 5000 pixels
