@@ -266,6 +266,8 @@ class Parser(argparse.ArgumentParser):
             name, names = options.pop("group"), options.pop("names")
             if name not in groups:
                 groups[name] = self.add_argument_group(name)
+            if not {"type", "choices"} & options.keys():
+                options["type"] = text
             groups[name].add_argument(f"--{each.name}", *names, default=each.default, **options)
 
 
@@ -277,6 +279,13 @@ def flag(group, default, help, *names, shown=None, **options):
     shown = default if shown is None else shown
     return field(default=default, metadata={
         "group": group, "names": names, "help": f"{help} (default: {shown})", **options})
+
+
+def text(value):
+    """An argument type: what is not empty, as a shell's variable may be that nobody has set."""
+    if not value:
+        raise argparse.ArgumentTypeError("it is empty")
+    return value
 
 
 def switch(group, help):
@@ -497,6 +506,8 @@ def to_csv(rows):
 
 def digest_of(path):
     """A short text that tells a file's content from others. Raises InputError."""
+    if not os.path.isfile(path):
+        raise InputError(f"there is no file {path}")
     try:
         with open(path, "rb") as file:
             return hashlib.sha256(file.read()).hexdigest()[:16]

@@ -289,9 +289,10 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
     scales and shifts of its BatchNorms to zero. Its actual change of the loss on `batches`, in eval
     mode, is compared, without its sign, with the sum of its members' scores, scaled by one factor so
     that both sums are equal over all single filters in any group, and, with its sign, with the sum
-    of the members' own actual changes. Returns {"loss", "images", "pruning_type", "seed", "draws", "kinds": {name: [{"size",
-    "n", "change": mean of the absolute change, "rank_scores", "rank_changes": Spearman, None where
-    it is undefined, "error_scores", "error_changes": median of |estimate - change| / |change|}]}}.
+    of the members' own actual changes. Returns {"loss", "images", "pruning_type", "seed", "draws",
+    "kinds": {name: [{"size", "n", "change": mean of the absolute change, "rank_scores",
+    "rank_changes": Spearman, None where it is undefined, "error_scores", "error_changes": median of
+    |estimate - change| / |change|}]}}. Raises InputError where there is nothing to remove.
     The model is left as it was.
     """
     import torch
@@ -320,6 +321,9 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
     big = sorted(groups, key=lambda g: len(removable(g)))[-2 * layers:]
     some = [removable(g) for g in groups if g in big][::2]  # spread over the depth
     everything = sorted((member for g in groups for member in removable(g)), key=score.get)
+    if not everything:
+        raise InputError("--group_check=True: no layer has more filters than it must keep; give a "
+                         "network of which less is pruned")
     chance = shuffled(everything)[:pool]
     drawn = {(kind, size): [] for kind in GROUP_KINDS for size in GROUP_SIZES}
     for draw in range(draws):
@@ -419,11 +423,14 @@ def plot_groups(figures, path):
                               color=colour, marker=marker, linestyle=line, markersize=4,
                               label=f"{label}: {estimate}")
         axes[0, column].set_title(name, fontsize=9)
-        axes[1, column].set(xlabel="filters in the group", xscale="log", yscale="log")
+        axes[1, column].set(xlabel="filters in the group", xscale="log")
         axes[1, column].set_xticks(GROUP_SIZES, GROUP_SIZES, fontsize=7)
         axes[1, column].minorticks_off()
     axes[0, 0].set_ylabel("rank correlation with the\nchange of the loss")
     axes[1, 0].set_ylabel("median relative error")
+    if any(r[error] for of in figures.values() for rows in of["kinds"].values() for r in rows
+           for error in ("error_scores", "error_changes")):
+        axes[1, 0].set_yscale("log")
     for axis in axes.flat:
         axis.grid(alpha=.3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
@@ -443,16 +450,30 @@ def read_results(folder):
             continue
         try:
             record = json.loads(path.read_text())
-            describe_section([record])
-            record["data"], JOBS[record["job"]], record["flags"]["preset"], record["widths"]
-            history_rows(record), record["orthogonality"]["layers"], record["environment"]["torch"]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            _check_result(record)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+                RecursionError):
             others.append(path)
             continue
         within = path.relative_to(folder).parts
         run_in = within[:within.index("pruned_nets")] if "pruned_nets" in within else within[:-1]
         results.append({**record, "run_in": "/".join(run_in) or "."})
     return results, others
+
+
+def _check_result(record):
+    """Raise ValueError or others where a record is not what main.py writes and a report needs."""
+    describe_section([record])
+    record["data"], JOBS[record["job"]], record["flags"]["preset"], record["environment"]["torch"]
+    numbers = [record["flags"].get("eb_epsilon", 0)]
+    for network in filter(None, (record, record.get("base"))):
+        history_rows(network)
+        numbers += [*network["widths"].values(), *network["orthogonality"]["layers"].values()]
+        for epoch in epochs_of(network):
+            numbers += [(epoch.get("validation") or epoch["test"])["top1"],
+                        *epoch.get("mask_distances", ())]
+    if not all(number is None or abs(float(number)) < 1e15 for number in numbers):
+        raise ValueError("numbers that nothing has")
 
 
 def write_report(folder):

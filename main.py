@@ -495,7 +495,10 @@ class Run(Job):
             changed = False
             if is_first():
                 for path in files:
-                    check_writable(path.parent)
+                    for kind in (path.suffix, ".csv", ".json"):
+                        check_writable(path.with_suffix(kind))
+                if self.flags.tensorboard:
+                    check_writable(self.tensorboard_folder / "events")
                 stack.enter_context(locked(files, self.flags.wait))
                 changed = self.resume_stamp() != before
                 if not self.flags.wait and changed:
@@ -893,8 +896,8 @@ def read_sweep(name):
     settings = SWEEPS.get(name)
     if settings is None:
         try:
-            settings = json.loads(Path(name).read_text())
-        except (OSError, ValueError) as error:
+            settings = json.loads(Path(name).read_text(), object_pairs_hook=once)
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"--sweep={name} is neither in config.py ({', '.join(SWEEPS)}) nor a "
                              f"JSON file that can be read ({error})") from error
     if not isinstance(settings, dict):
@@ -922,6 +925,14 @@ def read_sweep(name):
         if cell not in cells:
             cells.append(cell)
     return cells
+
+
+def once(pairs):
+    """The dict of JSON's pairs. Raises ValueError where a key is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
 
 
 SET_BY_SWEEPS = {"only_train", "pretrained", "resume", "wait", "print_config"}

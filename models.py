@@ -177,7 +177,14 @@ class DepthwiseSeparable(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
 
     def forward(self, x):
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # In bfloat16 it is slower there, and its gradient holds whatever is in memory where
+            # weights see nothing but padding.
+            with torch.autocast("cpu", enabled=False):
+                x = self.conv1(x.float())
+        else:
+            x = self.conv1(x)
+        x = F.relu(self.bn1(x), inplace=True)
         return F.relu(self.bn2(self.conv2(x)), inplace=True)
 
 

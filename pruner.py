@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import mmap
+import re
 import reprlib
 import struct
 import warnings
@@ -277,7 +278,7 @@ def _misfit(key, tensor, wanted):
     if tensor.shape != wanted.shape:
         there, here = (" x ".join(map(str, of.shape)) or "one number" for of in (tensor, wanted))
         return f"is {there} instead of {here}"
-    if tensor.layout != torch.strided or (
+    if tensor.layout != torch.strided or tensor.is_meta or (
             tensor.is_floating_point() != wanted.is_floating_point()) or (
             tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()):
         return f"is not a plain tensor of type {wanted.dtype}"
@@ -487,12 +488,11 @@ def _ours(state, model):
         renamed["linear" + key[2:] if key.startswith("fc.") else key] = tensor
     if model.name == "vgg" and "features.2.running_mean" not in renamed:
         # Its layers are numbered; with BatchNorms elsewhere, or none, the order is still the same.
-        theirs = sorted((key.rpartition(".")[0] for key, tensor in renamed.items()
-                         if key.startswith("features.") and getattr(tensor, "ndim", 0) == 4),
-                        key=lambda name: int(name.split(".")[1]))
+        theirs = sorted(int(key.split(".")[1]) for key, tensor in renamed.items() if re.fullmatch(
+            r"features\.\d{1,3}\.weight", key) and getattr(tensor, "ndim", 0) == 4)
         if len(theirs) == len(model.dense):
-            renamed = {f"{ours}.{part}": renamed.get(f"{name}.{part}")
-                       for ours, name in zip(model.dense, theirs) for part in ("weight", "bias")}
+            renamed = {f"{ours}.{part}": renamed.get(f"features.{number}.{part}")
+                       for ours, number in zip(model.dense, theirs) for part in ("weight", "bias")}
     return renamed
 
 

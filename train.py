@@ -590,8 +590,11 @@ def _difference(then, now, name):
     return None if to_json(then) == to_json(now) else f"{name} was {then!r} and is {now!r}"
 
 
-def check_writable(folder):
-    """Raise InputError where nothing could be written to `folder`, which need not exist yet."""
+def check_writable(file):
+    """Raise InputError where `file` could not be written, whose folder need not exist yet."""
+    if os.path.isdir(file):
+        raise InputError(f"cannot write {file}: there is a folder of that name")
+    folder = Path(file).parent
     path = Path(os.path.realpath(folder))
     there = next(p for p in (path, *path.parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):

@@ -272,8 +272,21 @@ def test_output_folders_are_tried_before_hours_of_training(tmp_path, folder, mon
     assert run_main("--width=0.125", f"--data_path={folder}", "--pruning_type=l1",
                     "--prune_percent=20") == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "cannot write to pruned_nets/iterative/shapes/" in error
+    assert error.count("\n") == 1 and "cannot write to pruned_nets/iterative/shapes" in error
     assert list(files(tmp_path)) == ["pruned_nets"]
+
+
+@pytest.mark.parametrize("kind", ["json", "pth", "tensorboard"])
+def test_so_are_the_files_themselves(kind, tmp_path, folder, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    there = tmp_path / f"pruned_nets/iterative/shapes/vgg-w0.125_l1_20_0.{kind}"
+    there.parent.mkdir(parents=True)
+    there.touch() if kind == "tensorboard" else there.mkdir()
+    assert run_main("--width=0.125", f"--data_path={folder}", "--pruning_type=l1",
+                    "--prune_percent=20", "--tensorboard=True") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "cannot write" in error and there.name in error
+    assert not list(tmp_path.rglob("pretrained"))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

@@ -19,7 +19,7 @@ import train as train_module
 from conftest import ROOT, files, narrow, short_preset
 from config import InputError, Recipe
 from data import Split
-from pruner import kept_mask, load_checkpoint, mask_distance, prune, select_filters
+from pruner import kept_mask, load_checkpoint, mask_distance, prune, save_checkpoint, select_filters
 from train import EarlyBird, Training, fit
 
 RECIPE = Recipe(lr=[.02], epochs=[3], weight_decay=0, adam_lr=[1e-3])
@@ -425,6 +425,14 @@ def test_a_sweep_that_cannot_be_run_is_refused_before_it_begins(change, says, sw
     assert says in capsys.readouterr().err and files(tmp_path) == before and not ran
 
 
+@pytest.mark.parametrize("text, says", [("[" * 100_000, "a JSON file that can be read"),
+                                        ('{"seed": 1, "seed": 2}', "a key is there twice")])
+def test_a_sweep_that_is_no_json_is_refused(text, says, tmp_path, capsys):
+    (tmp_path / "sweep.json").write_text(text)
+    assert main.main([f"--sweep={tmp_path}/sweep.json"]) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_what_fails_before_a_cell_begins_does_not_stop_the_others(sweep, tmp_path, capsys):
     (tmp_path / "pruned_nets/ebt/shapes/vgg-w0.125_l1_30_0.log").mkdir(parents=True)
     assert main.main(["--sweep=sweep.json"]) == 2
@@ -600,6 +608,24 @@ def test_the_report_has_the_figures_of_the_records(results, capsys):
     assert any(row.endswith(f"{one['accuracy']['best']['top1']:.1f} (n = 1) |") for row in rows)
 
 
+@pytest.mark.parametrize("keys, value", [
+    (["orthogonality", "layers", "features.0"], {}), (["widths"], 3.5), (["widths", "features.0"], []),
+    (["base", "widths"], True), (["widths", "features.0"], 10 ** 400), (["base", "history"], [1, 2]),
+    (["base", "history", "base"], [1, 2]), (["flags", "eb_epsilon"], {"a": 1})])
+def test_what_no_plot_can_draw_is_no_result(keys, value, results, tmp_path):
+    path = results / "pruned_nets/ebt/shapes/vgg-w0.125_bn_60_0.json"
+    content = json.loads(path.read_text())
+    (tmp_path / "good.json").write_text(path.read_text())
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    inner = content
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    (tmp_path / "bad.json").write_text(json.dumps(content))
+    found, others = measure.read_results(tmp_path)
+    assert len(found) == 1 and [path.name for path in others] == ["bad.json", "deep.json"]
+
+
 def test_a_report_says_what_it_mixes_and_leaves_out_what_is_damaged(results, tmp_path, capsys):
     shutil.copytree(results / "pruned_nets", tmp_path / "pruned_nets")
     paths = sorted(tmp_path.rglob("*.json"))
@@ -739,6 +765,16 @@ def test_the_rank_correlation_gives_equal_values_their_mean_rank():
     assert of((1., 5.), (2., 4.), (9., 3.)) == pytest.approx(-1)
     assert of((1., 1.), (1., 2.), (2., 3.), (3., 4.)) == pytest.approx(.9 ** .5)
     assert of((0., 1.), (0., 2.), (0., 3.)) is None
+
+
+def test_nothing_can_be_checked_where_nothing_can_be_removed(few, tmp_path, capsys):
+    model = narrow("vgg", num_classes=10)
+    scores = {g.name: torch.arange(g.conv.out_channels) for g in model.filter_groups()}
+    small = prune(model, select_filters(model, scores, 95))
+    save_checkpoint(tmp_path / "net.pth", small, {"data_path": "digits", "image_size": 16})
+    assert measure.main([f"--model_path={tmp_path}/net.pth", "--group_check=True"]) == 2
+    assert "no layer has more filters than it must keep" in capsys.readouterr().err
+    assert list(files(tmp_path)) == ["net.pth"]
 
 
 def test_the_group_check_of_two_networks(results, tmp_path, capsys):

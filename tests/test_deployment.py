@@ -2,6 +2,7 @@
 import csv
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -275,13 +276,20 @@ def test_weights_that_no_network_has_are_not_taken():
 
 
 def test_another_network_is_no_beginning(flags, capsys):
-    for name, state in (("other", narrow("mobilenet").state_dict()), ("none", {"a": 1})):
+    meta = {key: value.to("meta") for key, value in narrow("vgg").state_dict().items()}
+    strange = {"features.conv0.weight": torch.rand(8, 3, 3, 3)}
+    for name, state in (("strange", strange), ("meta", meta), ("none", {"a": 1}),
+                        ("other", narrow("mobilenet").state_dict())):
         torch.save(state, f"{name}.pth")
         assert main.main([*flags, "--only_train=base", f"--init={name}.pth"]) == 2
     error = capsys.readouterr().err
     assert "--init=other.pth is no vgg of this width: features.3, whose weight is missing, " in error
     assert "none.pth holds no state dict" in error
-    assert sorted(files(Path("."))) == ["none.pth", "other.pth"]
+    assert "strange.pth is no vgg of this" in error and "features.3, whose weight is not a plain" in error
+    assert sorted(files(Path("."))) == [f"{name}.pth" for name in ("meta", "none", "other", "strange")]
+    os.mkfifo("fifo.pth")
+    assert main.main([*flags, "--only_train=base", "--init=fifo.pth"]) == 2
+    assert "there is no file fifo.pth" in capsys.readouterr().err
     for wrong in ("--pretrained=True", "--control=scratch"):
         assert main.main([*flags, "--pruning_type=l1", "--prune_percent=20", "--init=other.pth",
                           wrong]) == 2

@@ -65,7 +65,8 @@ def test_no_flag_is_forgotten():
     *(("thresholds", value, "rising list") for value in (
         "", "[]", "()", "[50, 10]", "[10, 10]", "[10, 96]", "[-1]", "50", "[1.5]", "['a']",
         "[True]", "{1}", "[[1]]", "[1", "__import__('os').mkdir('pwned')", "[" * 5000)),
-    ("data_path", "no\nwhere", "neither a folder"), ("un\nknown", "1", "--un known"), ("data_path", "", "neither a folder"),
+    ("data_path", "no\nwhere", "neither a folder"), ("un\nknown", "1", "--un known"), 
+    *((name, "", "it is empty") for name in ("data_path", "init", "out", "sweep")),
     ("unknown", "1", "--unknown"), ("prune_perc", "20", "--prune_perc")])
 def test_every_flag_of_main(flag, value, says, shell, tmp_path):
     refused(shell, "main.py", *PRUNE, f"--{flag}={value}", cwd=tmp_path, says=says)
@@ -77,6 +78,7 @@ def test_every_flag_of_main(flag, value, says, shell, tmp_path):
         "pruned", "train_acc", "test_acc", "flops", "compression", "eval_ortho")),
     (("--model=alexnet", "--model_path=x"), "vgg"), (("--num_classes=1", "--model_path=x"), "2"),
     (("--device=abacus", "--model_path=x"), "cuda"), (("--model_path=x",), "no checkpoint at x"),
+    *(((f"--{name}=", "--model_path=x"), "it is empty") for name in ("export", "predict", "compare")),
     (("stray", "--model_path=x"), "stray")])
 def test_every_flag_of_eval(flags, says, shell, tmp_path):
     refused(shell, "eval.py", *flags, cwd=tmp_path, says=says)

@@ -171,6 +171,17 @@ def test_a_compiled_training_is_the_same_and_leaves_no_mark(digits, monkeypatch)
     assert list(model.state_dict()) == list(plain.state_dict())
 
 
+def test_depthwise_convolutions_stay_out_of_low_precision():
+    """On a CPU PyTorch gives them gradients of uninitialised memory, seldom enough to be missed."""
+    model, types = narrow("mobilenet").train(), {}
+    for name in ("conv1", "layers.11.conv1", "layers.11.conv2"):
+        model.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, output, name=name: types.update({name: output.dtype}))
+    autocast(model, "bfloat16")(torch.randn(4, 3, 8, 8)).sum().backward()
+    assert types == {"conv1": torch.bfloat16, "layers.11.conv1": torch.float32,
+                     "layers.11.conv2": torch.bfloat16}
+
+
 def test_a_compiler_that_is_not_there_is_one_line(capsys, monkeypatch):
     from torch._dynamo.exc import InternalTorchDynamoError
 
