@@ -407,9 +407,9 @@ class Job:
 
     def take_up(self, begin, done):
         """Make it the job of a resume file, of which `done` steps are done. Raises InputError."""
-        self.begin = begin
+        path, self.begin = self.resume_file, begin
         if begin not in ORIGINS or done not in range(len(self.steps())):
-            raise InputError(f"{self.resume_file} is damaged; leave out --resume=True to begin anew")
+            raise InputError(f"{path} is damaged; leave out --resume=True to begin anew")
         return done
 
     def described(self):

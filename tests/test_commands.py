@@ -261,7 +261,7 @@ def test_other_images_under_the_same_name_are_noticed(tmp_path, digits, monkeypa
     assert run_main("--width=0.125", f"--data_path={mine}", "--only_train=base") == 0
     prune = ("--width=0.125", "--pretrained=True", "--pruning_type=l1", "--prune_percent=20")
     assert run_main(*prune, f"--data_path={mine}") == 0
-    assert "Note" not in capsys.readouterr().out
+    assert "Note: it was trained" not in capsys.readouterr().out
     assert run_main(*prune, f"--data_path={other}") == 0
     assert "it was trained on other images than mine has now" in capsys.readouterr().out
 

@@ -178,6 +178,9 @@ def test_a_damaged_resume_file_is_refused(shell, flags, tmp_path):
         ended = shell("main.py", *flags, *TICKET, "--resume=True", cwd=tmp_path)
         assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
         assert files(tmp_path) == before
+        if b"steal" in content:
+            ended = shell("main.py", *flags, *TICKET, "--resume=True", "--print_config=True", cwd=tmp_path)
+            assert ended.returncode == 2 and "is damaged" in ended.stderr, ended.stderr
     path.write_bytes(whole)  # and without --resume a run begins anew, and says what it replaces
     ended = shell("main.py", *flags, *TICKET, cwd=tmp_path)
     assert ended.returncode == 0 and "--resume=True goes on from it" in ended.stdout
