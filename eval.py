@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from config import (BUDGETS, MODELS, PRUNING_TYPES, InputError, Parser, boolean, counted, exit_with, flag,
-                    heading, integer, print_columns, print_table, processes, run_command, switch,
+from config import (BUDGETS, MODELS, PRUNING_TYPES, InputError, Parser, boolean, counted, exit_with,
+                    flag, heading, integer, print_columns, print_table, processes, run_command, switch,
                     to_csv, to_json, write_atomically)
 
 # torch and what needs it is imported inside the functions: --help answers before that.

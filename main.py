@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
-from config import (BUDGETS, MODELS, MOMENTUM, PENALTY, PRESETS, PRUNING_TYPES, SWEEPS, InputError, counted,
-                    Parser, boolean, check_preset, digest_of, exit_with, flag, heading, integer,
-                    need, one_of, positive, processes, rising, run_command, to_csv, to_json,
+from config import (BUDGETS, MODELS, MOMENTUM, PENALTY, PRESETS, PRUNING_TYPES, SWEEPS, InputError,
+                    Parser, boolean, check_preset, counted, digest_of, exit_with, flag, heading,
+                    integer, need, one_of, positive, processes, rising, run_command, to_csv, to_json,
                     uninterrupted, write_atomically)
 
 # torch and what needs it is imported inside the functions: --help answers before that.
