@@ -407,9 +407,10 @@ class Job:
 
     def take_up(self, begin, done):
         """Make it the job of a resume file, of which `done` steps are done. Raises InputError."""
+        from train import damaged
         path, self.begin = self.resume_file, begin
         if begin not in ORIGINS or done not in range(len(self.steps())):
-            raise InputError(f"{path} is damaged; leave out --resume=True to begin anew")
+            raise damaged(path)
         return done
 
     def described(self):
@@ -619,10 +620,11 @@ class Run(Job):
                   f"{trained.last['top1']:.2f}% on the test images; --eb_epsilon={flags.eb_epsilon:g}")
         else:
             if ticket:
-                few = len(trained.history) < 5
+                few = len(trained.history) <= ticket.older
                 print("  no ticket was found: the whole schedule ran; "
                       f"--eb_epsilon={flags.eb_epsilon:g}"
-                      + f", and the masks of 5 epochs are needed, of {len(trained.history)} here" * few)
+                      + f", and the masks of {ticket.older + 1} epochs are needed, of "
+                        f"{len(trained.history)} here" * few)
             print(f"  best epoch, chosen on the {trained.chosen_on} images: {trained.best['epoch']} "
                   f"with {trained.best['top1']:.2f}%; last epoch {trained.last['top1']:.2f}%" + (
                       ", both on the test images" if self.data.validation else ""))
@@ -813,11 +815,11 @@ class Run(Job):
                 for key, value in row.items():
                     if isinstance(value, (int, float)) and key not in ("round", "epoch"):
                         writer.add_scalar(key, value, row["epoch"])
+            if rows[known:] and name == list(trainings)[-1]:  # the network is that of its last epoch
                 for key, of in (("width", layer_widths(self.network)),
                                 ("orthogonality of", measure_orthogonality(self.network)["layers"])):
-                    under_way = row is rows[-1] and name == list(trainings)[-1]
-                    for layer, value in of.items() if under_way else ():
-                        writer.add_scalar(f"{key}/{layer}", value, row["epoch"])
+                    for layer, value in of.items():
+                        writer.add_scalar(f"{key}/{layer}", value, rows[-1]["epoch"])
             writer.flush()
             self.writers[name] = writer, len(rows)
 

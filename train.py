@@ -310,10 +310,11 @@ class EarlyBird:
     """
     mask: Callable
     epsilon: float = 0.1
+    older = 4  # how many masks the newest is compared with
 
     def is_drawn(self, history):
         distances = history[-1]["mask_distances"] if history else []
-        return len(distances) == 4 and max(distances) <= self.epsilon
+        return len(distances) == self.older and max(distances) <= self.epsilon
 
 
 def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=None, label="train",
@@ -398,7 +399,7 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
             if ticket:
                 distances = [mask_distance(masks[0], older) for older in reversed(training.masks)]
                 training.history[-1].update(mask_distances=distances, mask_seconds=masked)
-                training.masks = (training.masks + masks)[-4:]
+                training.masks = (training.masks + masks)[-ticket.older:]
                 line += f", of it {masked:.1f} s for the mask, " + (
                     f"which differs from those before by {' '.join(f'{d:.3f}' for d in distances)}"
                     if distances else "the first")
@@ -534,7 +535,11 @@ def read_resume_file(path, identity, defaults=None):
             torch.cuda.set_rng_state_all(states["cuda"])
         return network, state
     except NOT_AS_WRITTEN as error:
-        raise InputError(f"{path} is damaged; leave out --resume=True to begin anew") from error
+        raise damaged(path) from error
+
+
+def damaged(path):
+    return InputError(f"{path} is damaged; leave out --resume=True to begin anew")
 
 
 def read_progress(path):
@@ -543,7 +548,7 @@ def read_progress(path):
     try:
         return content["state"]["begin"], int(content["state"]["done"])
     except NOT_AS_WRITTEN as error:
-        raise InputError(f"{path} is damaged; leave out --resume=True to begin anew") from error
+        raise damaged(path) from error
 
 
 def _checked(cls, values):
