@@ -3,20 +3,64 @@
     scores = cal_importance(model, "fisher", batches)
     scores["features.0"]            # 1-D tensor, one score per filter of that convolution
 
+To add an estimator, write one function here under `@estimator(...)`; flags, help, sweeps, reports
+and plots know it then.
+
 Every estimator sees the network in eval mode. In train mode a convolution followed by BatchNorm is
 scale-invariant, so that sum_w w dL/dw vanishes and gradient scores would be noise.
 In this file L is the mean cross-entropy over all images of `batches`, g its gradient, and w runs
 over a filter's weights and its bias, the rows of `models.filter_matrix`. Of several processes each
 takes some of the batches; sums over images are made sums over all processes.
 """
+from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-import torch
-from torch.nn import functional as F
+from common.libraries import lazy
+from common.processes import processes, shared, sum_over_processes
+from common.terminal import progress
 
-from config import processes, progress
-from data import shared, sum_over_processes
-from models import filter_matrix
+models, torch = lazy("models"), lazy("torch")  # --help asks for the names of the methods alone
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A pruning method.
+
+    name     as in --pruning_type
+    score    (model, groups, batches, *, temperature, projections, seed) -> one 1-D tensor for each
+             group, one value per filter
+    help     what it judges filters by, in a few words
+    source   where it is from
+    needs    what it is computed from, beside the weights: "", "images", "balanced images" (equally
+             many of each class) or "seed"
+    penalty  whether it prunes the network that was trained with the penalty, or the plain one
+    colour, marker  of its lines in plots
+    """
+    name: str
+    score: Callable
+    help: str
+    source: str
+    needs: str = ""
+    penalty: bool = False
+    colour: str = "#000000"
+    marker: str = "x"
+
+    @property
+    def needs_images(self):
+        return self.needs.endswith("images")
+
+
+ESTIMATORS = {}  # name -> Estimator, in the order of this file
+PLAIN = "fisher"  # stands for all methods that prune the plain network, where one must
+
+
+def estimator(name, **about):
+    """Register the function below as a pruning method; see `Estimator`."""
+    def register(score):
+        ESTIMATORS[name] = Estimator(name, score, **about)
+        return score
+    return register
 
 
 def cal_importance(model, pruning_type, batches=None, *, temperature=200.0, projections=3, seed=0):
@@ -24,7 +68,7 @@ def cal_importance(model, pruning_type, batches=None, *, temperature=200.0, proj
 
     pruning_type: a key of ESTIMATORS.
     batches: iterable of (images N x 3 x H x W, labels N), on the model's device, that gives the
-        same batches each time it is iterated; None will do for the methods not in NEEDS_DATA.
+        same batches each time it is iterated; None will do for methods that need no images.
     temperature: of the logits, for "grasp". projections: backward passes per minibatch of "rdt",
         0 for the exact computation with one for each class. seed: for "random" and "rdt".
     Returns a dict: dotted name of the convolution -> 1-D float32 tensor on the model's device.
@@ -33,12 +77,13 @@ def cal_importance(model, pruning_type, batches=None, *, temperature=200.0, proj
     """
     if pruning_type not in ESTIMATORS:
         raise ValueError(f"no estimator {pruning_type!r}; there are {', '.join(ESTIMATORS)}")
-    if batches is None and pruning_type in NEEDS_DATA:
+    method = ESTIMATORS[pruning_type]
+    if batches is None and method.needs_images:
         raise ValueError(f"{pruning_type} is computed from images; give it batches")
     groups = model.filter_groups()
     with _as_evaluated(model):
-        scores = ESTIMATORS[pruning_type](model, groups, batches, temperature=temperature,
-                                          projections=projections, seed=seed)
+        scores = method.score(model, groups, batches, temperature=temperature,
+                              projections=projections, seed=seed)
     for group, score in zip(groups, scores, strict=True):
         if not score.isfinite().all():
             raise ValueError(f"{pruning_type}: the scores of {group.name} are not finite")
@@ -63,7 +108,7 @@ def _as_evaluated(model):
             module.training = training
 
 
-# ------------------------------------------------------------------------------ building blocks
+# -------------------------------------------------------------------------------- building blocks
 
 
 def _filter_parameters(groups):
@@ -78,11 +123,16 @@ def _per_filter(groups, values):
                 for p in group.conv.parameters()) for group in groups]
 
 
+def _loss(model, images, labels, temperature=1.0):
+    """The cross-entropy, summed over a batch, of logits / temperature."""
+    return torch.nn.functional.cross_entropy(model(images) / temperature, labels, reduction="sum")
+
+
 def _mean_gradient(model, parameters, batches, temperature=1.0):
     """(gradient of L for each of `parameters`, number of images); L takes logits / temperature."""
     total, count = [torch.zeros_like(p) for p in parameters], 0
     for images, labels in progress(shared(batches), "gradients"):
-        loss = F.cross_entropy(model(images) / temperature, labels, reduction="sum")
+        loss = _loss(model, images, labels, temperature)
         torch._foreach_add_(total, torch.autograd.grad(loss, parameters))
         count += len(labels)
     count = _over_processes(total, count)
@@ -91,7 +141,7 @@ def _mean_gradient(model, parameters, batches, temperature=1.0):
 
 
 def _over_processes(sums, count):
-    """Make the tensors `sums` those of all processes; how many images, or batches, they are of."""
+    """Make the tensors `sums` those of all processes, and `count`, of images or batches, too."""
     count = torch.tensor(float(count), device=sums[0].device)
     sum_over_processes(*sums, count)
     if not count:
@@ -99,9 +149,13 @@ def _over_processes(sums, count):
     return int(count)
 
 
-# ----------------------------------------------------------------------------------- estimators
+# -------------------------------------------------------------------------------------- estimators
 
 
+@estimator("fisher", needs="images", source="in Lubana et al. 2020", colour="#0072B2", marker="s",
+           help="squared sum of weight x gradient of a filter")
+@estimator("orthoreg", needs="images", source="Lubana et al. 2020", colour="#D55E00", marker="o",
+           help="fisher's score, on a network trained with the penalty", penalty=True)
 def fisher(model, groups, batches, **_):
     """(sum_w w g_w)^2: the squared first-order change of L when the filter is set to zero."""
     parameters = _filter_parameters(groups)
@@ -109,6 +163,8 @@ def fisher(model, groups, batches, **_):
     return [s.square() for s in _per_filter(groups, [w * g for w, g in zip(parameters, gradient)])]
 
 
+@estimator("theis", needs="images", source="Theis et al. 2018", colour="#009E73", marker="D",
+           help="Fisher information of a channel")
 def theis(model, groups, batches, **_):
     """1/(2N) sum_n s_n^2, s_n = sum_hw a dl_n/da at the BatchNorm's output a, per image n.
 
@@ -131,8 +187,7 @@ def theis(model, groups, batches, **_):
     count = 0
     try:
         for images, labels in progress(shared(batches), "gradients"):
-            loss = F.cross_entropy(model(images), labels, reduction="sum")
-            torch.autograd.grad(loss, first)
+            torch.autograd.grad(_loss(model, images, labels), first)
             count += len(labels)
     finally:
         for handle in handles:
@@ -141,6 +196,8 @@ def theis(model, groups, batches, **_):
     return [score / (2 * count) for score in scores]
 
 
+@estimator("tfo", needs="images", source="Molchanov et al. 2017, 2019", colour="#CC79A7",
+           marker="^", help="squared first-order Taylor term at the BatchNorm")
 def tfo(model, groups, batches, **_):
     """(gamma g_gamma + beta g_beta)^2: the squared activation x gradient sum at the BatchNorm.
 
@@ -152,28 +209,39 @@ def tfo(model, groups, batches, **_):
     return [(scale + shift).square() for scale, shift in zip(products[::2], products[1::2])]
 
 
+@estimator("bn", source="Liu et al. 2017; You et al. 2020", colour="#56B4E9", marker="v",
+           help="size of the BatchNorm's scale")
 def bn(model, groups, batches, **_):
     """|gamma| of the BatchNorm (Liu et al. 2017, arXiv 1708.06519; You et al. 2020)."""
     return [group.bn.weight.abs() for group in groups]
 
 
+@estimator("l1", source="Li et al. 2017", colour="#E69F00", marker="P",
+           help="L1 norm of the kernel")
 def l1(model, groups, batches, **_):
-    """L1 norm of the filter (Li et al. 2017, arXiv 1608.08710)."""
-    return [filter_matrix(group.conv).abs().sum(1) for group in groups]
+    """L1 norm of the kernel, without the bias (Li et al. 2017, arXiv 1608.08710)."""
+    return [models.kernel_matrix(group.conv).abs().sum(1) for group in groups]
 
 
+@estimator("sfp", source="He et al. 2018", colour="#999933", marker="*",
+           help="L2 norm of the kernel")
 def sfp(model, groups, batches, **_):
-    """L2 norm of the filter (He et al. 2018, arXiv 1808.06866)."""
-    return [filter_matrix(group.conv).norm(dim=1) for group in groups]
+    """L2 norm of the kernel, without the bias (He et al. 2018, arXiv 1808.06866)."""
+    return [models.kernel_matrix(group.conv).norm(dim=1) for group in groups]
 
 
+@estimator("fpgm", source="He et al. 2019", colour="#882255", marker="X",
+           help="distance to the layer's other kernels")
 def fpgm(model, groups, batches, **_):
-    """Sum of the distances to all filters of the layer (He et al. 2019, arXiv 1811.00250)."""
+    """Sum of the distances between a kernel and all kernels of the layer, without the biases (He et
+    al. 2019, arXiv 1811.00250)."""
     # The faster way of cdist subtracts squares and loses small distances.
     return [torch.cdist(w, w, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
-            for w in (filter_matrix(group.conv).detach() for group in groups)]
+            for w in (models.kernel_matrix(group.conv).detach() for group in groups)]
 
 
+@estimator("grasp", needs="balanced images", source="Wang et al. 2020", colour="#44AA99",
+           marker="h", help="effect on gradient flow")
 def grasp(model, groups, batches, *, temperature, **_):
     """sum_w w (H g)_w, H and g of L on logits / T over all of the network's parameters; signed.
 
@@ -184,7 +252,7 @@ def grasp(model, groups, batches, *, temperature, **_):
     gradient, count = _mean_gradient(model, everything, batches, temperature)
     product = [torch.zeros_like(p) for p in filters]
     for images, labels in progress(shared(batches), "Hessian"):
-        loss = F.cross_entropy(model(images) / temperature, labels, reduction="sum") / count
+        loss = _loss(model, images, labels, temperature) / count
         slopes = torch.autograd.grad(loss, everything, create_graph=True)
         inner = sum((slope * g).sum() for slope, g in zip(slopes, gradient))
         torch._foreach_add_(product, torch.autograd.grad(inner, filters))
@@ -192,6 +260,8 @@ def grasp(model, groups, batches, *, temperature, **_):
     return _per_filter(groups, [w * hg for w, hg in zip(filters, product)])
 
 
+@estimator("rdt", needs="images", source="Gao et al. 2019", colour="#332288", marker="<",
+           help="Fisher information of the mean prediction")
 def rdt(model, groups, batches, *, projections, seed, **_):
     """sum_w w^2 I_w, I_w = mean over minibatches of sum_k p_k (d log p_k / dw)^2.
 
@@ -203,7 +273,7 @@ def rdt(model, groups, batches, *, projections, seed, **_):
     information, count = [torch.zeros_like(p) for p in parameters], 0
     process, step = processes()
     for images, _labels in progress(shared(batches), "gradients"):
-        log_p = F.log_softmax(model(images), 1)
+        log_p = model(images).log_softmax(1)
         root_p = log_p.detach().exp().mean(0).sqrt()
         log_p, classes = log_p.mean(0), len(root_p)
         if 0 < projections < classes:
@@ -231,19 +301,15 @@ def _signs(classes, start, count, seed):
     columns = torch.randperm(order, generator=generator)[:classes]
     flips = torch.randint(0, 2, (classes,), generator=generator) * 2 - 1
     chosen = rows[(start + torch.arange(count)) % order]
-    shared = chosen[:, None] & columns  # the sign of entry (i, j) is the parity of i & j
-    parity = sum((shared >> bit) & 1 for bit in range(order.bit_length())) % 2
+    bits = chosen[:, None] & columns  # the sign of entry (i, j) is the parity of i & j
+    parity = sum((bits >> bit) & 1 for bit in range(order.bit_length())) % 2
     return (1 - 2 * parity) * flips
 
 
+@estimator("random", needs="seed", source="the control", colour="#777777", marker=">",
+           help="uniform: the control")
 def random(model, groups, batches, *, seed, **_):
     """Uniform in [0, 1), from `seed`: the control that every comparison needs."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.rand(g.conv.out_channels, generator=generator).to(g.conv.weight.device)
             for g in groups]
-
-
-ESTIMATORS = {"orthoreg": fisher, "fisher": fisher, "theis": theis, "tfo": tfo, "bn": bn, "l1": l1,
-              "sfp": sfp, "fpgm": fpgm, "grasp": grasp, "rdt": rdt, "random": random}
-
-NEEDS_DATA = {"orthoreg", "fisher", "theis", "tfo", "grasp", "rdt"}

@@ -17,6 +17,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ class VGG(Network):
 
     def published_widths(self, cfg):  # [64, 64, "M", 128, ...]
         if [item == "M" for item in cfg] != [item == "M" for item in self.layout]:
-            raise ValueError(f"cfg is {reprlib.repr(cfg)}; {self.name} has the layers {list(self.layout)}")
+            raise ValueError(f"cfg is {reprlib.repr(cfg)}; {self.name} has the layers "
+                             f"{list(self.layout)}")
         return dict(zip(self.dense, (item for item in cfg if item != "M")))
 
 
@@ -224,7 +226,7 @@ class MobileNet(Network):
     def published_widths(self, cfg):  # [32, 64, (128, 2), 128, ...]
         items = [item if isinstance(item, (list, tuple)) else (item, 1) for item in cfg]
         if [stride for _, stride in items] != [1] + [stride for _, stride in self.layout]:
-            raise ValueError(f"cfg is {reprlib.repr(cfg)}; its strides are not those of {self.name}")
+            raise ValueError(f"cfg is {reprlib.repr(cfg)}; its strides are not {self.name}'s")
         return dict(zip(self.dense, (width for width, _ in items)))
 
 
@@ -397,22 +399,26 @@ def measure_cost(network, image_size=32, widths=None):
 
 @lru_cache
 def _cost_of(name, num_classes, widths, width, image_size):
-    from torch.utils.flop_counter import FlopCounterMode
     with torch.device("meta"), torch.no_grad():  # shapes only: nothing is computed
         twin = build_model(name, num_classes, widths, width).eval()
         with FlopCounterMode(display=False) as counter:
             twin(torch.empty(1, 3, image_size, image_size))
-    flops, of = counter.get_total_flops(), counter.get_flop_counts()
+    flops, by_module = counter.get_total_flops(), counter.get_flop_counts()
     return {"filters": twin.filter_count()[0],
             "parameters": sum(p.numel() for p in twin.parameters()),
             "macs": flops // 2, "flops": flops,
-            "layer_macs": {n: sum(of[f"{type(twin).__name__}.{n}"].values()) // 2
+            "layer_macs": {n: sum(by_module[f"{type(twin).__name__}.{n}"].values()) // 2
                        for n, module in twin.named_modules()
                        if isinstance(module, (nn.Conv2d, nn.Linear))}}
 
 
+def kernel_matrix(conv):
+    """A convolution's kernels as the rows of a matrix: out_channels x weights of one filter, in
+    their order in channels-last memory."""
+    return conv.weight.permute(0, 2, 3, 1).flatten(1)
+
+
 def filter_matrix(conv):
-    """A convolution's filters as the rows of a matrix: out_channels x (weights of one filter, in
-    their order in channels-last memory, and its bias as one more column where there is one)."""
-    matrix = conv.weight.permute(0, 2, 3, 1).flatten(1)
+    """`kernel_matrix`, with the bias as one more column where the convolution has one."""
+    matrix = kernel_matrix(conv)
     return matrix if conv.bias is None else torch.cat((matrix, conv.bias[:, None]), 1)

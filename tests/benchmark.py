@@ -22,10 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
@@ -36,13 +36,13 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from common.device import pick_device  # noqa: E402
 from config import MOMENTUM, PENALTY, PRESETS  # noqa: E402
 from data import ImageData, Split, load_data  # noqa: E402
-from models import measure_cost  # noqa: E402
 from imp_estimator import cal_importance  # noqa: E402
-from models import build_model  # noqa: E402
+from models import build_model, measure_cost  # noqa: E402
 from pruner import prune, select_filters  # noqa: E402
-from train import OrthonormalityPenalty, pick_device, train_epoch  # noqa: E402
+from train import OrthonormalityPenalty, train_epoch  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROWS = {}
@@ -438,7 +438,7 @@ def importance(method, ours, name="mobilenet", count=2560, width=1.0):
     model = side_of(fresh(name, width), ours).eval()
     batches = list(random_images(count).to(DEVICE).train_batches(
         128, key=(0,), balanced=method == "grasp", count=count))
-    plain, seeds = [(layout(i, ours), l) for i, l in batches], itertools.count()
+    plain, seeds = [(layout(i, ours), labels) for i, labels in batches], itertools.count()
 
     def estimate():
         scores = (cal_importance(model, method, batches, seed=next(seeds)) if ours

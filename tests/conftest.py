@@ -1,4 +1,5 @@
 """Narrow networks and small real data for all tests: offline, on the CPU, deterministic."""
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,10 +10,11 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from shell import Shell  # noqa: E402
+
 from config import MODELS, Preset, Recipe, Schedule  # noqa: E402
 from data import load_data  # noqa: E402
 from models import build_model  # noqa: E402
-from shell import Shell  # noqa: E402
 
 torch.set_num_threads(2)
 
@@ -23,6 +25,15 @@ WIDTH = {"vgg": 1 / 8, "mobilenet": 1 / 8, "resnet": 1 / 8, "resnet-56": 1 / 2}
 def files(root):
     """{name: content} of all files under a folder."""
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def copy_suite(folder):
+    """The whole suite in a folder of its own, where its config.py can be edited."""
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, folder)
+    for package in ("common", "lab"):
+        shutil.copytree(ROOT / package, folder / package,
+                        ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def short_preset(epochs=1):

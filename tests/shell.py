@@ -48,11 +48,13 @@ class Shell:
 
 def _serve():
     import importlib
-    for slow in ("sklearn.datasets", "torchvision.datasets", "train", "data", "eval"):
+    for slow in ("sklearn.datasets", "torchvision.datasets", "lab.job", "lab.sweep", "lab.report",
+                 "lab.deploy", "lab.weights", "eval"):
         importlib.import_module(slow)
     import torch
-    import config
     from conftest import short_preset
+
+    import config
     torch.set_num_threads(1)
     config.PRESETS["test"] = short_preset(epochs=2)
     for line in sys.stdin:
@@ -79,8 +81,10 @@ def _run(argv, cwd, output, die_at=None, stop=None, file_limit=None, fresh=False
             import resource
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
         if fresh:
-            for name in ("config", "data", "eval", "main", "models", "pruner", "train"):
-                sys.modules.pop(name, None)
+            suite = ("common", "config", "data", "eval", "imp_estimator", "lab", "main", "models",
+                     "pruner", "train")
+            for name in [name for name in sys.modules if name.split(".")[0] in suite]:
+                del sys.modules[name]
         sys.argv, sys.path[0] = argv, os.path.dirname(argv[0])
         try:
             runpy.run_path(argv[0], run_name="__main__")
@@ -112,6 +116,7 @@ def _die_at(last):
     """Die at the n-th event: a training step, a step of the importance estimate, before a test,
     after surgery, in the middle of writing a file, before and after a file takes its place."""
     import torch
+
     import pruner
     import train
     events = itertools.count(1)

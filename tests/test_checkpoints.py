@@ -9,15 +9,16 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from conftest import files, narrow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config import MODELS, InputError
-from conftest import files, narrow
-from models import build_model
-from pruner import checkpoint_bytes, load_checkpoint, prune, save_checkpoint, select_filters
+from common.errors import InputError
+from config import MODELS
 from imp_estimator import cal_importance
-
+from lab.checkpoint import checkpoint_bytes, load_checkpoint, save_checkpoint
+from models import build_model
+from pruner import prune, select_filters
 
 # ------------------------------------------------------------------------------------ published
 
@@ -77,9 +78,9 @@ def test_published_dense_files_load(name, images, tmp_path):
     dense = narrow(name, 7, width=1)
     path = publish(tmp_path / "net.pth", dense, accuracy=73.4, classes=7, history=[1],
                    acc=np.float64(70.5), epoch=np.int64(139))
-    loaded, info = load_checkpoint(path)
+    loaded, record = load_checkpoint(path)
     assert loaded.name == name and loaded.num_classes == 7
-    assert info == {"acc": 70.5, "epoch": 139, "pruned": False}
+    assert record.pruned is False and record.accuracy is None
     assert torch.equal(loaded.eval()(images), dense(images))
 
 
@@ -101,12 +102,12 @@ def test_published_pruned_files_load_and_are_compact(name, zero_scale, images, t
     pruned, kept = published_pruned(name, zero_scale=zero_scale)
     path = publish(tmp_path / "net.pth", pruned, cfg=published_cfg(pruned), acc=torch.tensor(70.5),
                    epoch=np.int64(139))
-    loaded, info = load_checkpoint(path)
-    assert info["pruned"] and info["epoch"] == 139 and type(info["epoch"]) is int
+    loaded, record = load_checkpoint(path)
+    assert record.pruned
     assert {g.name: g.conv.out_channels for g in loaded.filter_groups()} == {
         key: len(index) for key, index in kept.items()}
     torch.testing.assert_close(loaded.eval()(images), pruned(images), atol=1e-5, rtol=1e-4)
-    save_checkpoint(tmp_path / "again.pth", loaded, info)  # and it can be written in our own form
+    save_checkpoint(tmp_path / "again.pth", loaded, record.plain())  # and it can be written in our own form
     again, _ = load_checkpoint(tmp_path / "again.pth")
     assert torch.equal(again.eval()(images), loaded(images))
 

@@ -3,20 +3,23 @@ processes of their own."""
 import itertools
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 
 import pytest
 import torch
+from conftest import ROOT, WIDTH, files, narrow, short_preset, write_folder
 
 import config
 import eval as measure
 import main
-from config import MODELS, PRUNING_TYPES
-from conftest import ROOT, WIDTH, files, narrow, short_preset, write_folder
+from config import MODELS
 from data import load_data
-from pruner import load_checkpoint
+from imp_estimator import ESTIMATORS
+from lab.checkpoint import load_checkpoint
+from lab.experiment import make_parser
 from train import evaluate
 
 SIZE = 16
@@ -55,7 +58,7 @@ def test_every_method_in_every_job(model, shared, folder, monkeypatch, capsys):
         folder_name = f"pretrained/{'ebt' if ebt else 'iterative'}/shapes"
         suffix = "_ortho" if only == "ortho" else ""
         assert (shared / folder_name / f"{network}{suffix}.pth").is_file()
-    for method in PRUNING_TYPES:
+    for method in ESTIMATORS:
         start = (*flags, "--pretrained=True", f"--pruning_type={method}")
         assert run_main(*start, "--ebt=True", "--prune_percent=30") == 0
         assert run_main(*start, "--prune_percent=40", "--n_rounds=2") == 0
@@ -67,14 +70,14 @@ def test_every_method_in_every_job(model, shared, folder, monkeypatch, capsys):
                                   ("60_0", 60))}
         for name, percent in expected.items():
             path = shared / "pruned_nets" / f"{name}.pth"
-            pruned, info = load_checkpoint(path)
+            pruned, kept = load_checkpoint(path)
             now, dense = pruned.filter_count()
             record = json.loads(path.with_suffix(".json").read_text())
             achieved = 100 * (1 - now / dense)
             assert record["pruning"]["achieved_percent"] == pytest.approx(achieved)
             reach = min(percent, record["pruning"]["max_percent"])
             assert achieved == pytest.approx(reach, abs=250 / dense), (method, name)
-            assert info["penalised"] == name.endswith("_ortho_0")
+            assert kept.penalised == name.endswith("_ortho_0")
     out = capsys.readouterr().out
     assert out.count("train with the penalty, for the next round") == 2
     assert out.count("without the penalty since no round follows") == 3
@@ -96,7 +99,7 @@ def ticket(tmp_path, folder, monkeypatch, capsys):
 
 def test_the_record_tells_the_truth_about_the_network(ticket, folder):
     root, path, record, _ = ticket
-    model, info = load_checkpoint(path)
+    model, kept = load_checkpoint(path)
     data = load_data(folder, SIZE)
     assert record["accuracy"]["best"]["top1"] == evaluate(model, data.test_batches())["top1"]
     assert record["parameters"] == sum(p.numel() for p in model.parameters())
@@ -113,17 +116,18 @@ def test_the_record_tells_the_truth_about_the_network(ticket, folder):
     assert record["base"]["file"] == "pretrained/ebt/shapes/vgg-w0.125_ortho_s3.pth"
     base, _ = load_checkpoint(root / record["base"]["file"])
     assert record["base"]["accuracy"]["best"]["top1"] == evaluate(base, data.test_batches())["top1"]
-    assert info["classes"] == list(data.classes) and info["image_size"] == SIZE
+    assert kept.classes == list(data.classes) and kept.image_size == SIZE
 
 
 def test_the_output_tells_the_story(ticket):
     _, _, record, out = ticket
     for part in ("VGG-13, Early-Bird job", "36 training and 18 test images of 3 classes",
-                 "Train with the penalty", "ortho 1/1  lr 0.02  loss", "degree of orthogonality",
+                 "Train with the penalty", "ortho 1/1  lr 0.02  loss", "in the mean (before the training: ",
                  "features.31", "Round 1 of 1, step 1 of 3", "Round 1 of 1, step 2 of 3",
-                 "requested 25.00%, achieved 25.00%", " -> ", "FLOPs",
+                 "removed ", " filters: 25.00% (asked for: 25%)", " -> ", "FLOPs",
                  "test accuracy right after pruning", "step 3 of 3: retrain", "unpruned",
-                 "percent removed", record["file"], "chosen on the test images"):
+                 "percent removed", record["file"], "chosen on the test images, which flatters all accuracies",
+                 "was trained 1 epoch longer than the unpruned one"):
         assert part in out, part
 
 
@@ -262,7 +266,7 @@ def test_other_images_under_the_same_name_are_noticed(tmp_path, digits, monkeypa
     prune = ("--width=0.125", "--pretrained=True", "--pruning_type=l1", "--prune_percent=20")
     assert run_main(*prune, f"--data_path={mine}") == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if "Note" in line]
-    assert all("so few steps" in note for note in notes)
+    assert all("are too few to learn much from" in note for note in notes)
     assert run_main(*prune, f"--data_path={other}") == 0
     assert "it was trained on other images than mine has now" in capsys.readouterr().out
 
@@ -335,7 +339,7 @@ def test_file_names_of_the_published_jobs():
         "pruned_nets/iterative/digits/resnet-56_orthoreg_80_0.pth"
 
 
-def test_the_python_of_the_readme_runs_and_its_flags_are_all_there(monkeypatch, tmp_path):
+def test_the_python_of_the_readme_runs_and_its_flags_exist(monkeypatch, tmp_path):
     text = (ROOT / "README.md").read_text()
     prune_it, keep_it, *_ = (part.split("```")[0] for part in text.split("```python\n")[1:])
     names = {}
@@ -347,8 +351,10 @@ def test_the_python_of_the_readme_runs_and_its_flags_are_all_there(monkeypatch, 
     names["small"] = narrow("vgg", num_classes=10)
     exec(keep_it, names)
     assert measure.main(["--model_path=small.pth", "--test_acc=True"]) == 0
-    for parser in (main.make_parser(), measure.make_parser()):
-        for action in parser._actions:
-            for flag in action.option_strings:
-                assert flag in ("-h", "--help") or f"`{flag}`" in text, flag
-    assert all(f"`{name}`" in text for name in (*PRUNING_TYPES, *MODELS))
+    assert all(f"`{name}`" in text for name in ESTIMATORS)
+    assert all(title in text for title in MODELS.values())
+    flags = {name for parser in (make_parser(), measure.make_parser())
+             for action in parser._actions for name in action.option_strings}
+    for page in (text, (ROOT / "lab/README.md").read_text()):
+        for line in re.sub(r"`?torchrun.*|.*rdzv.*|#SBATCH.*", "", page).splitlines():
+            assert set(re.findall(r"(?<![-\w])--[a-z]\w+", line)) <= flags, line

@@ -7,19 +7,27 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT, files, narrow, short_preset
 
 import config
 import eval as measure
 import main
 import train as train_module
-from conftest import ROOT, files, narrow, short_preset
-from config import InputError, Recipe
+from common.errors import Diverged, InputError
+from config import Recipe
 from data import Split
-from pruner import kept_mask, load_checkpoint, mask_distance, prune, save_checkpoint, select_filters
+from lab import groups as group_check
+from lab import plots, report
+from lab import sweep as sweeps
+from lab.checkpoint import load_checkpoint, save_checkpoint
+from lab.experiment import Sweep, parse
+from lab.record import Record
+from pruner import kept_mask, mask_distance, prune, select_filters
 from train import EarlyBird, Training, fit
 
 RECIPE = Recipe(lr=[.02], epochs=[3], weight_decay=0, adam_lr=[1e-3])
@@ -71,7 +79,7 @@ def test_held_out_images_are_balanced_fixed_by_the_seed_and_no_longer_trained_on
     few = digits.train.labels < 0
     few[:30] = True
     with pytest.raises(InputError, match="--val_percent=1 of the"):
-        main.replace(digits, train=Split(digits.train.images[few], digits.train.labels[few])
+        replace(digits, train=Split(digits.train.images[few], digits.train.labels[few])
                      ).hold_out(1, 0)
 
 
@@ -111,8 +119,9 @@ def test_output_and_record_say_what_chose_the_best_epoch(flags, tmp_path, capsys
     for extra, images in ([], "test"), (["--val_percent=25"], "validation"):
         assert main.main([*flags, "--pruning_type=l1", "--prune_percent=30", *extra]) == 0
         output = capsys.readouterr().out
-        assert f"  best epoch, chosen on the {images} images: 1 with " in output
-        assert f"\n  The best epoch was chosen on the {images} images.\n" in output
+        assert f"  best epoch by {images}: 1; test accuracy " in output
+        assert f"\n  The best epoch was chosen on the {images} images" in output
+        assert ("which flatters" in output) == (images == "test")
         accuracy = record(next(tmp_path.glob("pruned_nets/*/*/*.pth")))["accuracy"]
         assert accuracy["chosen_on"] == images and accuracy["last"]["top1"] >= 0
         assert ("validation" in accuracy["best"]) == (images == "validation")
@@ -162,7 +171,10 @@ def test_the_ticket_is_drawn_when_five_masks_agree(shares, epsilon, drawn, digit
     if drawn:  # pruned is what the mask was of
         assert trained.best == trained.last and trained.best["epoch"] == drawn
         assert all(map(torch.equal, model.state_dict().values(), kept[-1].values()))
-    assert " s for the mask, the first\n" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert "mask" not in lines[0]
+    assert "; mask differs from the 1 before in " in lines[1] and (
+        f" of filters (ticket: all 4 at most {100 * epsilon:g}%)" in lines[1])
 
 
 def test_the_search_goes_on_where_it_was_stopped(digits):
@@ -176,7 +188,7 @@ def test_the_search_goes_on_where_it_was_stopped(digits):
     for stop in range(1, 7):  # after the last one the ticket is drawn already
         model, training, count = narrow("vgg", 10), Training(), 0
 
-        def keep():
+        def keep(stop=stop):
             nonlocal count
             count += 1
             if count == stop:
@@ -202,19 +214,19 @@ def test_a_job_looks_for_its_ticket(flags, tmp_path, capsys, monkeypatch):
     assert main.main([*job, "--eb_epsilon=1"]) == 0
     assert counts == [12] * 5 + [36]  # a mask of each epoch, and the estimate
     output = capsys.readouterr().out
-    assert re.search(r"  the ticket is drawn after 5 epochs, with [\d.]+% on the test images; "
-                     "--eb_epsilon=1\n", output) and "best epoch, chosen on the test images: 5" not in output
+    assert re.search(r"  the ticket is drawn after 5 epochs, with [\d.]+% on the test images "
+                     r"\(--eb_epsilon=1\)\n", output) and "best epoch by" not in output.split("Round")[0]
     base = tmp_path / "pretrained/ebt/shapes/vgg-w0.125_fisher_30_ticket.pth"
     network, info = load_checkpoint(base)
-    history = info["history"]["base"]
-    assert info["accuracy"]["chosen_on"] == "ticket"
-    assert info["accuracy"]["best"] == info["accuracy"]["last"]
+    history = info.history["base"]
+    assert info.accuracy["chosen_on"] == "ticket"
+    assert info.accuracy["best"] == info.accuracy["last"]
     assert [len(epoch["mask_distances"]) for epoch in history] == [0, 1, 2, 3, 4]
     assert all(epoch["mask_seconds"] > 0 for epoch in history)
     assert main.main([*job, "--eb_epsilon=1e-9"]) == 0
-    assert "  no ticket was found: the whole schedule ran; --eb_eps" in capsys.readouterr().out
+    assert "  no ticket was found: the whole schedule ran (--eb_eps" in capsys.readouterr().out
     network, info = load_checkpoint(base)
-    assert len(info["history"]["base"]) == 6 and info["accuracy"]["chosen_on"] == "test"
+    assert len(info.history["base"]) == 6 and info.accuracy["chosen_on"] == "test"
     assert main.main([*job[:-2], "--control=scratch"]) == 2  # its epochs would be others
     assert "was pruned with --eb_detect=True, not False" in capsys.readouterr().err
     for wrong in ("--pretrained=True", "--ebt=False", "--control=scratch"):
@@ -247,8 +259,8 @@ def test_controls_have_the_budget_of_what_they_control(flags, tmp_path, capsys):
                                         "retrain 1": trained["history"]["retrain"]})
 
     whole, info = load_checkpoint(folder / "vgg-w0.125_ortho-unpruned_0_0.pth")
-    assert not info["pruned"] and whole.filter_count()[0] == whole.filter_count()[1]
-    assert len(info["history"]["retrain 1"]) == len(trained["history"]["retrain"])
+    assert not info.pruned and whole.filter_count()[0] == whole.filter_count()[1]
+    assert len(info.history["retrain 1"]) == len(trained["history"]["retrain"])
     assert "Control: nothing is pruned" in output and "  its architecture is that of " in output
 
 
@@ -271,7 +283,7 @@ def test_controls_of_several_rounds_have_the_trainings_of_all(method, flags, tmp
     rounds = {f"{name} {number}": epochs for number, r in ((1, first), (2, final))
               for name, epochs in r["history"].items()}
     assert list(rounds)[-2:] == [f"{last} 1", "retrain 2"]
-    before = load_checkpoint(tmp_path / f"pretrained/iterative/shapes/{v}.pth")[1]["history"]
+    before = load_checkpoint(tmp_path / f"pretrained/iterative/shapes/{v}.pth")[1].history
     if method == "orthoreg":
         before |= first["base"]["history"]
 
@@ -280,7 +292,7 @@ def test_controls_of_several_rounds_have_the_trainings_of_all(method, flags, tmp
     unpruned = f"{v}_{'base' if method == 'fisher' else 'ortho'}-unpruned_0_0.pth"
     assert main.main([*job, "--pretrained=True", "--control=unpruned"]) == 0
     same_trainings(record(folder / unpruned)["history"], rounds)
-    assert not load_checkpoint(folder / unpruned)[1]["pruned"]
+    assert not load_checkpoint(folder / unpruned)[1].pruned
 
 
 def test_both_networks_of_an_early_bird_job_see_the_same_images_in_the_same_order(
@@ -332,7 +344,7 @@ def sweep(folder, tmp_path, monkeypatch):
         def wait(self):
             return self.code
 
-    monkeypatch.setattr(main, "subprocess", SimpleNamespace(
+    monkeypatch.setattr(sweeps, "subprocess", SimpleNamespace(
         Popen=InHere, STDOUT=subprocess.STDOUT))
     settings = {"data_path": str(folder), "preset": "test", "image_size": 16, "width": .125,
                 "ebt": True, "model": ["vgg"], "pruning_type": ["orthoreg", "l1"],
@@ -347,10 +359,10 @@ def networks(root):
 
 def test_a_sweep_shares_networks_and_skips_what_is_finished(sweep, tmp_path, capsys):
     settings, ran = sweep
-    assert len(main.read_sweep("sweep.json")) == 6  # unpruned: once for each kind of network
+    assert len(sweeps.read_sweep("sweep.json")) == 6  # unpruned: once for each kind of network
     assert main.main(["--sweep=sweep.json"]) == 0
     output = capsys.readouterr().out
-    assert "6 experiments, 8 runs with what they need, 1 at once" in output
+    assert "6 cells and 2 networks that they need: 8 runs, 1 at a time" in output
     v = "vgg-w0.125"
     assert networks(tmp_path) == sorted([
         v, f"{v}_ortho", f"{v}_base-unpruned_0_0", f"{v}_ortho-unpruned_0_0",
@@ -364,32 +376,32 @@ def test_a_sweep_shares_networks_and_skips_what_is_finished(sweep, tmp_path, cap
 
 
 def test_one_failed_cell_does_not_stop_the_others(sweep, tmp_path, capsys, monkeypatch):
-    prune = main.Run.prune
+    prune = main.prune_filters
 
-    def fail(self, number):
-        if self.flags.prune_percent == 30 and self.flags.pruning_type == "l1":
+    def fail(job, number):
+        if job.flags.prune_percent == 30 and job.flags.pruning_type == "l1":
             raise InputError("no luck")
-        prune(self, number)
+        prune(job, number)
 
-    monkeypatch.setattr(main.Run, "prune", fail)
+    monkeypatch.setattr(main, "prune_filters", fail)
     assert main.main(["--sweep=sweep.json", "--jobs=2"]) == 2
     captured = capsys.readouterr()
     assert "1 of 8 runs failed: cell 4, pruned_nets/ebt/shapes/vgg-w0.125_l1_30_0; " in captured.err
     assert "vgg-w0.125_l1_30_0: FAILED with exit code 2" in captured.out
     assert len(networks(tmp_path)) == 7
-    monkeypatch.setattr(main.Run, "prune", prune)
+    monkeypatch.setattr(main, "prune_filters", prune)
     assert main.main(["--sweep=sweep.json"]) == 0 and len(networks(tmp_path)) == 8
 
 
 def test_what_needs_a_failed_run_is_left_out(sweep, tmp_path, capsys, monkeypatch):
-    train = main.Run.train
+    train = main.train_network
 
-    def fail(self, phase, number):
+    def fail(job, phase, number=0):
         if phase == "ortho":
-            raise config.Diverged("the loss is not finite")
-        train(self, phase, number)
+            raise Diverged("the loss is not finite")
+        train(job, phase, number)
 
-    monkeypatch.setattr(main.Run, "train", fail)
+    monkeypatch.setattr(main, "train_network", fail)
     assert main.main(["--sweep=sweep.json"]) == 2
     output = capsys.readouterr().out
     assert output.count("LEFT OUT, since what it needs failed") == 3
@@ -446,9 +458,9 @@ def test_a_sweep_spells_values_as_the_command_line_does(sweep, tmp_path):
     spelled = {**settings, "prune_percent": ["30", 50], "control": ["false", "unpruned"],
                "eb_detect": "FALSE"}
     (tmp_path / "sweep.json").write_text(json.dumps(spelled))
-    of_words = main.plan_sweep(main.Sweep("sweep.json"))
+    of_words = sweeps.plan(Sweep("sweep.json"))
     (tmp_path / "sweep.json").write_text(json.dumps({**settings, "eb_detect": False}))
-    assert main.plan_sweep(main.Sweep("sweep.json")) == of_words
+    assert sweeps.plan(Sweep("sweep.json")) == of_words
 
 
 def test_a_sweep_of_rounds_or_tickets_has_its_unpruned_controls(sweep, tmp_path):
@@ -459,12 +471,12 @@ def test_a_sweep_of_rounds_or_tickets_has_its_unpruned_controls(sweep, tmp_path)
         if "thresholds" in change:
             del changed["prune_percent"]
         (tmp_path / "sweep.json").write_text(json.dumps(changed))
-        cells, runs = main.plan_sweep(main.Sweep("sweep.json"))
+        cells, runs = sweeps.plan(Sweep("sweep.json"))
         control = next(cell for cell in cells if cell["control"] == "unpruned")
         assert then.items() <= control.items()
         assert not {"thresholds", "prune_percent", "eb_detect"} & set(control)
         for cell in runs:
-            assert all(runs.index(needed) < runs.index(cell) for needed in main.needs_of(cell))
+            assert all(runs.index(needed) < runs.index(cell) for needed in sweeps.needs_of(cell))
 
 
 def test_each_of_several_gpus_has_its_own_cell(sweep, tmp_path, monkeypatch):
@@ -478,7 +490,7 @@ def test_each_of_several_gpus_has_its_own_cell(sweep, tmp_path, monkeypatch):
             return 1
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(main, "subprocess", SimpleNamespace(Popen=Started, STDOUT=None))
+    monkeypatch.setattr(sweeps, "subprocess", SimpleNamespace(Popen=Started, STDOUT=None))
     for visible, expected in ((None, ["0", "1"]), ("4,7", ["4", "7"])):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible:
@@ -514,11 +526,11 @@ def test_a_sweep_file_that_is_none(content, sweep, tmp_path, capsys):
 
 
 def test_the_shipped_sweeps_can_be_read():
-    assert len(main.read_sweep("paper")) == 27
+    assert len(sweeps.read_sweep("paper")) == 27
     for name in config.SWEEPS:
-        for cell in main.read_sweep(name):
-            main.parse(main.command_of(cell))
-            assert main.needs_of(cell)
+        for cell in sweeps.read_sweep(name):
+            parse(sweeps.command_of(cell))
+            assert sweeps.needs_of(cell)
 
 
 def test_a_real_sweep_stopped_and_resumed(folder, tmp_path):
@@ -543,7 +555,7 @@ def test_a_real_sweep_stopped_and_resumed(folder, tmp_path):
     assert networks(tmp_path) == ["vgg-w0.125", "vgg-w0.125_l1_30_0", "vgg-w0.125_ortho",
                                   "vgg-w0.125_orthoreg_30_0"]
     logs = [path.read_text() for path in (tmp_path / "pretrained").rglob("*.log")]
-    assert any("interrupted: the state is saved" in log and "resumed from" in log for log in logs)
+    assert any("interrupted: the state is saved" in log and "  goes on " in log for log in logs)
 
 
 # -------------------------------------------------------------------------------------- report
@@ -589,23 +601,24 @@ def test_the_report_has_the_figures_of_the_records(results, capsys):
         return f"{mean:.1f} ± {(sum((a - mean) ** 2 for a in of)) ** .5:.1f}"
 
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert rows[0] == "| pruned | VGG-13 x 0.125 orthoreg / bn |"
-    assert f"| 30% | {cell('orthoreg', 30)} / {cell('bn', 30)} |" in rows
-    assert f"| 60% | {cell('orthoreg', 60)} / {cell('bn', 60)} |" in rows
-    assert any(row.startswith("| 30%, from scratch | – / ") for row in rows)
-    assert any(row.startswith("| none, trained as long | – / ") for row in rows)
+    assert rows[0] == "| VGG-13 x 0.125 | 30% removed | 60% removed | nothing removed |"
+    for method in ("orthoreg", "bn"):
+        assert f"| {method} | {cell(method, 30)} | {cell(method, 60)} | – |" in rows
+    assert [row.split(" | ")[0][2:] for row in rows[2:6]] == [
+        "orthoreg", "bn", "bn, scratch", "unpruned, trained as long"]
+    assert rows[5].startswith("| unpruned, trained as long | – | – | ")
     one = record(results / "pruned_nets/ebt/shapes/vgg-w0.125_bn_60_0.pth")
     details = next(row for row in rows if "| bn | 60 |" in row).split(" | ")
     assert details[3].startswith(f"{one['pruning']['achieved_percent']:.2f}")
     assert details[-1] == "2 |"
     one = record(results / "pruned_nets/ebt/shapes/vgg-w0.125_bn-scratch_30_0.pth")
     whole = record(results / "pruned_nets/ebt/shapes/vgg-w0.125_bn_30_0.pth")["base"]
-    assert [row for row in rows if "| bn, scratch |" in row] == [
+    assert [row for row in rows if "x 0.125 | bn, scratch |" in row] == [
         f"| VGG-13 x 0.125 | bn, scratch | 30 | {one['pruning']['achieved_percent']:.2f} | "
         f"{100 * one['parameters'] / whole['parameters']:.1f} | {100 * one['flops'] / whole['flops']:.1f} "
         f"|  | {one['accuracy']['best']['top1']:.1f} | {one['accuracy']['last']['top1']:.1f} "
         f"|  | 1 |"]
-    assert any(row.endswith(f"{one['accuracy']['best']['top1']:.1f} (n = 1) |") for row in rows)
+    assert f"| bn, scratch | {one['accuracy']['best']['top1']:.1f} (n = 1) | – | – |" in rows
 
 
 @pytest.mark.parametrize("keys, value", [
@@ -622,8 +635,10 @@ def test_what_no_plot_can_draw_is_no_result(keys, value, results, tmp_path):
         inner = inner[key]
     inner[keys[-1]] = value
     (tmp_path / "bad.json").write_text(json.dumps(content))
-    found, others = measure.read_results(tmp_path)
+    found, others = report.read_results(tmp_path)
     assert len(found) == 1 and [path.name for path in others] == ["bad.json", "deep.json"]
+    with pytest.raises(ValueError, match=keys[-1]):  # it says which entry is wrong
+        Record.read_result(content)
 
 
 def test_a_report_says_what_it_mixes_and_leaves_out_what_is_damaged(results, tmp_path, capsys):
@@ -646,21 +661,23 @@ def test_the_plots_show_the_figures_of_the_records():
 
     def result(method, percent, seed, top1, distances):
         history = [{"epoch": i, "mask_distances": d} for i, d in enumerate(distances, 1)]
-        return {"flags": {"pruning_type": method, "seed": seed, "eb_epsilon": .1},
-                "pruning": {"requested_percent": percent}, "accuracy": {"best": {"top1": top1}},
-                "base": {"history": {"base": history}, "accuracy": {"chosen_on": "ticket"}}}
+        return Record(
+            flags={"pruning_type": method, "seed": seed, "eb_epsilon": .1},
+            pruning={"requested_percent": percent}, accuracy={"best": {"top1": top1}},
+            base={"history": {"base": history},
+                  "accuracy": {"best": {"top1": 1.}, "chosen_on": "ticket"}})
 
     records = [result("bn", percent, seed, percent + seed, [[], [.3], [.2, .25], [.1, .2, .15]])
                for percent in (25, 50) for seed in (0, 2)]
     axis = Figure().add_subplot()
-    assert measure.plot_masks(axis, records)
+    assert plots.plot_masks(axis, records)
     line, ring, limit = axis.get_lines()
     assert list(line.get_xdata()) == [2, 3, 4] and list(line.get_ydata()) == [.3, .25, .2]
     assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([4], [.2])
-    assert set(limit.get_ydata()) == {.1} and line.get_label() == "bn, 50%"
+    assert set(limit.get_ydata()) == {.1} and line.get_label() == "bn, 50%, seed 0"
 
     axis = Figure().add_subplot()
-    assert measure.plot_accuracy(axis, records, "share", lambda r: r["pruning"]["requested_percent"])
+    assert plots.plot_accuracy(axis, records, "share", lambda r: r.requested)
     line = axis.get_lines()[0]
     assert list(line.get_xdata()) == [25, 50] and list(line.get_ydata()) == [26, 51]
     (bars,) = axis.collections
@@ -682,8 +699,8 @@ def test_a_report_without_matplotlib_is_tables_alone(results, tmp_path, monkeypa
     shutil.copytree(results / "pruned_nets", tmp_path / "pruned_nets")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert measure.main([f"--report={tmp_path}"]) == 0
-    assert "matplotlib is missing, so there are tables only" in capsys.readouterr().out
-    assert not list(tmp_path.glob("*.png")) and "| 30% | " in (tmp_path / "report.md").read_text()
+    assert "Tables only, without plots: this needs matplotlib" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.png")) and "| 30% removed | " in (tmp_path / "report.md").read_text()
 
 
 def test_a_report_of_nothing_is_refused(results, tmp_path, capsys):
@@ -702,7 +719,7 @@ def test_a_removed_group_is_what_surgery_removes(network, few):
     chosen = [name for name, g in groups.items() if not g.protected and g.conv.out_channels > 1][1::2]
     kept = {name: torch.arange(name in chosen, g.conv.out_channels) for name, g in groups.items()}
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with measure.removed(groups, [(name, 0) for name in chosen]):
+    with group_check.removed(groups, [(name, 0) for name in chosen]):
         logits = model(few[0])
     torch.testing.assert_close(logits, prune(model, kept)(few[0]), rtol=1e-4, atol=1e-4)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
@@ -715,14 +732,14 @@ def test_changes_add_up_where_the_loss_is_linear_in_the_filters(few):
         model.classifier.weight.mul_(1e-2)
     last = model.filter_groups()[-1:]
     model.filter_groups = lambda: last
-    figures = measure.check_groups(model, [few], "fisher", draws=8)
+    figures = group_check.check_groups(model, [few], "fisher", draws=8)
     for rows in figures["kinds"].values():
         assert [row["size"] for row in rows] == [1, 2, 4, 8, 16, 32, 64][:len(rows)]
         assert rows[0]["error_changes"] == 0 and rows[0]["rank_changes"] == pytest.approx(1)
         for row in rows:
             assert row["rank_changes"] > 0.9 and row["error_changes"] < 0.1
     del model.filter_groups
-    whole = measure.check_groups(model, [few], "l1", draws=8, pool=16, layers=1)
+    whole = group_check.check_groups(model, [few], "l1", draws=8, pool=16, layers=1)
     largest = whole["kinds"]["over all layers, random"][-1]
     assert largest["size"] == 16 and largest["error_changes"] > 0.1  # not so across layers
 
@@ -743,8 +760,8 @@ def test_the_check_tells_whether_importances_add_up(additive, few, monkeypatch):
     monkeypatch.setattr(train_module, "evaluate", evaluate)
     monkeypatch.setattr(imp_estimator, "cal_importance", lambda *_, **__: {
         name: 3 * of for name, of in worth.items()})
-    kinds = measure.check_groups(model, [few], "fisher")["kinds"]
-    assert list(kinds) == list(measure.GROUP_KINDS.values())
+    kinds = group_check.check_groups(model, [few], "fisher")["kinds"]
+    assert list(kinds) == list(group_check.KINDS.values())
     for where in ("over all layers", "within a layer"):
         chance, lowest = kinds[f"{where}, random"], kinds[f"{where}, of the lowest scores"]
         assert [row["size"] for row in chance] == [row["size"] for row in lowest]
@@ -760,7 +777,7 @@ def test_the_check_tells_whether_importances_add_up(additive, few, monkeypatch):
 
 def test_the_rank_correlation_gives_equal_values_their_mean_rank():
     def of(*pairs):
-        return measure.spearman(*(torch.tensor(values) for values in zip(*pairs)))
+        return group_check.spearman(*(torch.tensor(values) for values in zip(*pairs)))
     assert of((1., 3.), (2., 4.), (9., 5.)) == pytest.approx(1)
     assert of((1., 5.), (2., 4.), (9., 3.)) == pytest.approx(-1)
     assert of((1., 1.), (1., 2.), (2., 3.), (3., 4.)) == pytest.approx(.9 ** .5)

@@ -5,11 +5,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import write_folder
 from torchvision import datasets
 
-import data
-from conftest import write_folder
-from config import InputError
+from common import images
+from common.errors import InputError
 from data import folder_of, load_data
 
 
@@ -67,7 +67,7 @@ def test_every_mode_and_size_becomes_rgb(tmp_path, mode, colour, expected, size)
         expected = (9, 99, 199)
     else:
         Image.new(mode, size, colour).save(path)
-    pixels = data._decode(path, 32)
+    pixels = images.decode(path, 32)
     assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
     assert (np.abs(pixels.astype(int) - expected) <= 1).all()
 
@@ -77,7 +77,7 @@ def test_a_wide_image_is_cut_not_squeezed(tmp_path):
     image = np.zeros((10, 30, 3), np.uint8)
     image[:, 10:20] = 255
     Image.fromarray(image).save(tmp_path / "x.png")
-    assert (data._decode(tmp_path / "x.png", 10) == 255).all()
+    assert (images.decode(tmp_path / "x.png", 10) == 255).all()
 
 
 def test_raw_tiny_imagenet_is_recognised(tmp_path, digits):
@@ -158,14 +158,14 @@ def test_decoded_images_are_kept_until_a_file_changes(tmp_path, digits, monkeypa
     root = write_folder(tmp_path / "images", digits)
     (root / "train/one/bad.png").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "CACHE_FROM", 10)
-    decode, decoded = data._decode, []
+    monkeypatch.setattr(images, "CACHE_FROM", 10)
+    decode, decoded = images.decode, []
 
     def counted(path, size):
         decoded.append(path)
         return decode(path, size)
 
-    monkeypatch.setattr(data, "_decode", counted)
+    monkeypatch.setattr(images, "decode", counted)
 
     def load(expected, size=16):
         decoded.clear()
@@ -198,7 +198,7 @@ def test_decoded_images_are_kept_until_a_file_changes(tmp_path, digits, monkeypa
 def test_without_a_home_images_are_decoded_each_time(folder, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(data.os.path, "expanduser", lambda path: path)  # as where HOME is unknown
-    monkeypatch.setattr(data, "CACHE_FROM", 10)
+    monkeypatch.setattr(images.os.path, "expanduser", lambda path: path)  # as where HOME is unknown
+    monkeypatch.setattr(images, "CACHE_FROM", 10)
     assert len(load_data(folder, 16).train) == 36
     assert "could not be kept" in capsys.readouterr().out and not list(tmp_path.iterdir())

@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, copy_suite, files, narrow
 
 import main
 import train as train_module
-from config import Diverged, Recipe
-from conftest import ROOT, files, narrow
+from common.errors import Diverged
+from config import Recipe
 from data import ImageData
+from lab.resume import State, read_resume_file, write_resume_file
 from models import build_model
-from train import State, Training, fit, read_resume_file, train_epoch, write_resume_file
+from train import Training, fit, train_epoch
 
 TICKET = ("--ebt=True", "--pruning_type=orthoreg", "--prune_percent=25")
 ROUNDS = ("--pruning_type=orthoreg", "--thresholds=[20, 40]")
@@ -117,7 +118,8 @@ def test_a_finished_step_is_not_done_again(shell, flags, tmp_path):
     assert ended.returncode == KILLED
     ended = shell("main.py", *flags, *ROUNDS, "--resume=True", cwd=tmp_path)
     assert "Train the plain network" not in ended.stdout and "Result" in ended.stdout
-    assert "resumed from pruned_nets/iterative/shapes/vgg-w0.125_orthoreg_40_0.resume" in ended.stdout
+    assert "  goes on in round 1 of 2, " in ended.stdout
+    assert "(pruned_nets/iterative/shapes/vgg-w0.125_orthoreg_40_0.resume)" in ended.stdout
 
 
 def test_a_finished_run_says_so(shell, flags, tmp_path):
@@ -296,6 +298,7 @@ def test_no_permission_is_one_line(flags, tmp_path, folder, monkeypatch, capsys)
 
 def test_random_states_come_back(tmp_path):
     import random
+
     import numpy as np
     network = build_model("vgg", 3, width=1 / 8)
 
@@ -401,8 +404,7 @@ def test_a_diverging_epoch_is_not_trained_to_its_end(digits, monkeypatch):
 def test_a_diverging_run_ends_with_3_and_its_files_stay(shell, flags, tmp_path):
     suite, work = tmp_path / "suite", tmp_path / "work"
     suite.mkdir(), work.mkdir()
-    for script in ROOT.glob("*.py"):
-        shutil.copy(script, suite)
+    copy_suite(suite)
     job = ("--preset=quick", *flags[1:], "--ebt=True", "--only_train=base")
     assert shell(suite / "main.py", *job, cwd=work, fresh=True).returncode == 0
     before = files(work)

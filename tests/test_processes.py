@@ -10,15 +10,17 @@ import time
 
 import pytest
 import torch
+import worker
+from conftest import ROOT, files, narrow, short_preset
 from torch.nn import functional as F
 
 import config
 import main
-import worker
-from conftest import ROOT, files, narrow, short_preset
+from common.command import run_command
+from common.device import pick_device
 from data import Batches, Split
-from pruner import load_checkpoint, save_checkpoint
-from train import OrthonormalityPenalty, pick_device
+from lab.checkpoint import load_checkpoint, save_checkpoint
+from train import OrthonormalityPenalty
 
 JOB = ["--preset=test", "--data_path=digits", "--image_size=16", "--width=0.125", "--ebt=True"]
 
@@ -98,8 +100,8 @@ def test_two_processes_train_as_one_does_that_normalises_halves_of_each_batch(tm
     assert done.returncode == 0, done.stderr
     trained, info = load_checkpoint(tmp_path / "pretrained/ebt/digits/mobilenet-w0.125_ortho.pth")
 
-    run = main.Run(main.parse([*JOB, "--only_train=ortho", "--model=mobilenet"]))
-    first = run.fresh_network()
+    run = main.make_job([*JOB, "--only_train=ortho", "--model=mobilenet"])
+    first = main.fresh_network(run)
     replicas = first, copy.deepcopy(first)
     steps = [torch.optim.SGD(r.parameters(), lr=.02, momentum=.9) for r in replicas]
     losses, states = [], []
@@ -121,9 +123,9 @@ def test_two_processes_train_as_one_does_that_normalises_halves_of_each_batch(tm
             a.copy_((a + b) / 2)
             b.copy_(a)
         states.append(copy.deepcopy(first.state_dict()))
-    history = info["history"]["ortho"]
+    history = info.history["ortho"]
     assert [epoch["train"]["loss"] for epoch in history] == pytest.approx(losses, rel=1e-4)
-    best = states[info["accuracy"]["best"]["epoch"] - 1]
+    best = states[info.accuracy["best"]["epoch"] - 1]
     for (name, ours), theirs in zip(best.items(), trained.state_dict().values()):
         torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4, msg=name)
     assert "in each of 2 processes" in done.stdout and done.stdout.count("Train with the penalty") == 1
@@ -192,7 +194,7 @@ def test_a_process_that_fails_ends_the_job_which_others_resume(tmp_path, monkeyp
         path.write_bytes(content)
 
     done = torchrun(*job, cwd=folders["failing"])
-    assert done.returncode == 0 and "and 1 epochs of the next" in done.stdout, done.stderr
+    assert done.returncode == 0 and "train network, after epoch 1 of 2 (" in done.stdout, done.stderr
     assert torchrun(*job, cwd=folders["never stopped"]).returncode == 0
     monkeypatch.chdir(folders["one"])
     assert main.main(job) == 0
@@ -200,8 +202,8 @@ def test_a_process_that_fails_ends_the_job_which_others_resume(tmp_path, monkeyp
             for folder in folders.values()]
     for resumed, whole in zip(nets[0][0].state_dict().values(), nets[1][0].state_dict().values()):
         assert torch.equal(resumed, whole)
-    assert nets[2][1]["cfg"] == nets[1][1]["cfg"]
-    assert len(nets[2][1]["history"]["retrain"]) == 2
+    assert nets[2][1].cfg == nets[1][1].cfg
+    assert len(nets[2][1].history["retrain"]) == 2
 
 
 def test_processes_that_choose_other_filters_are_an_error(folder, tmp_path):
@@ -225,7 +227,7 @@ def test_rounds_of_two_processes_and_a_signal(folder, tmp_path):
         error = run.stderr.read()
     assert run.returncode and "main.py: interrupted: the last epoch's state is saved" in error
     done = torchrun(*job, cwd=tmp_path)
-    assert done.returncode == 0 and "resumed from pruned_nets" in done.stdout, done.stderr
+    assert done.returncode == 0 and "  goes on " in done.stdout, done.stderr
     names = {path.name for path in (tmp_path / "pruned_nets/iterative/shapes").iterdir()}
     assert names == {f"vgg-w0.125_orthoreg_{name}.{kind}" for name in ("25_ortho_0", "40_0")
                      for kind in ("pth", "json", "csv")}
@@ -247,12 +249,12 @@ def test_each_process_has_a_gpu_of_its_own_or_all_say_that_there_are_too_few(mon
     assert pick_device("cpu") == torch.device("cpu")
     for number in range(3):
         started_as(number, of=3)
-        assert config.run_command("main.py", pick_device) == 2
+        assert run_command("main.py", pick_device) == 2
         heard = capsys.readouterr().err
         assert ("--nproc_per_node=2, or --device=cpu" in heard) == (number == 0)
     monkeypatch.setenv("RANK", "5")  # the first process of the second machine
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert config.run_command("main.py", pick_device) == 2
+    assert run_command("main.py", pick_device) == 2
     assert "main.py, rank 5 of 3: error: torchrun" in capsys.readouterr().err
     assert taken == [1]
 

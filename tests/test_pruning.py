@@ -4,14 +4,15 @@ import os
 
 import pytest
 import torch
+from conftest import narrow
 from torch.nn import functional as F
 
-from config import InputError, write_atomically
-from conftest import narrow
+from common.errors import InputError
+from common.files import write_atomically
 from imp_estimator import cal_importance
+from lab.checkpoint import load_checkpoint, save_checkpoint
 from models import build_model, measure_cost
-from pruner import (load_checkpoint, max_percent, prune, pruned_percent, round_targets,
-                    save_checkpoint, select_filters)
+from pruner import max_percent, prune, pruned_percent, round_targets, select_filters
 
 
 def random_scores(model, seed=0):
@@ -284,12 +285,12 @@ def small(network):
 
 def test_a_checkpoint_brings_back_the_same_network(small, tmp_path):
     save_checkpoint(tmp_path / "a" / "net.pth", small, {"data": "digits", "seed": 3})
-    again, info = load_checkpoint(tmp_path / "a" / "net.pth")
+    again, record = load_checkpoint(tmp_path / "a" / "net.pth")
     assert_same_function(again.eval(), small)
     assert again.widths == small.widths and again.filter_count() == small.filter_count()
-    assert (info["data"], info["seed"], info["pruned"]) == ("digits", 3, True)
+    assert (record.data, record.seed, record.pruned) == ("digits", 3, True)
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["net.pth"]
-    twin = build_model(small.name, small.num_classes, info["cfg"], small.width)
+    twin = build_model(small.name, small.num_classes, record.cfg, small.width)
     twin.load_state_dict(small.state_dict(), strict=True)
 
 

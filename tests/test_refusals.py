@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, copy_suite, files, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import main
-import pruner
-from config import InputError
-from conftest import ROOT, files, write_folder
+from common.errors import InputError
 from data import load_data
-from pruner import load_checkpoint
+from lab import checkpoint
+from lab.checkpoint import load_checkpoint
+from lab.experiment import Experiment, Sweep
 
 PRUNE = ("--pruning_type=l1", "--prune_percent=25", "--data_path=digits")
 
@@ -51,7 +51,7 @@ CHOICES = {"budget": "macs", "model": "vgg", "preset": "paper", "optimizer": "ad
 
 def test_no_flag_is_forgotten():
     tried = {*INTEGERS, *NUMBERS, *BOOLEANS, *CHOICES, "thresholds", "data_path"}
-    assert {each.name for command in (main.Experiment, main.Sweep) for each in fields(command)
+    assert {each.name for command in (Experiment, Sweep) for each in fields(command)
             } - tried == {"init", "out", "sweep"}
 
 
@@ -95,14 +95,14 @@ def test_every_flag_of_eval(flags, says, shell, tmp_path):
     *(((f"--only_train={net}", flag), f"leave out {flag.split('=')[0]}") for net in ("base", "ortho")
       for flag in ("--pruning_type=l1", "--prune_percent=25", "--n_rounds=2", "--thresholds=[5]")),
     (("--only_train=base", "--pretrained=True"), "leave out --pretrained"),
-    ((*PRUNE, "--num_classes=7"), "digits has 10 classes"), ((*PRUNE, "--jobs=2"), "of a --sweep"),
+    ((*PRUNE, "--num_classes=7"), "digits has 10 classes"), ((*PRUNE, "--jobs=2"), "only work with --sweep"),
     ((*PRUNE, "--control=unpruned"), "prunes nothing"),
     ((*PRUNE, "--eb_detect=True"), "it needs --ebt=True"),
     ((*PRUNE, "--sweep=paper"), "leave out --data_path"),
     ((*PRUNE, "--pretrained=True"), "--only_train=base"),
     ((*PRUNE[::2], "--prune_percent=1", "--n_rounds=5"), "fewer rounds"),
     (("--pruning_type=grasp", "--prune_percent=25", "--data_path=digits", "--imp_samples=9"),
-     "which grasp needs"),
+     "less than one for each of the 10 classes"),
     *([((*PRUNE, "--device=cuda"), "--device=cpu always works")]
       * (not torch.cuda.is_available()))])
 def test_flags_that_contradict_each_other_or_the_data(flags, says, shell, tmp_path):
@@ -133,8 +133,7 @@ def test_a_schedule_that_cannot_be_run(old, new, says, shell, tmp_path):
         changed = changed[:start] + "ebt='no', " + changed[changed.index("iterative=", start):]
     suite, work = tmp_path / "suite", tmp_path / "work"
     suite.mkdir(), work.mkdir()
-    for script in ROOT.glob("*.py"):
-        shutil.copy(script, suite)
+    copy_suite(suite)
     (suite / "config.py").write_text(changed)
     ended = shell(suite / "main.py", *PRUNE, "--preset=quick", cwd=work, fresh=True)
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and says in ended.stderr, ended
@@ -145,8 +144,7 @@ def test_a_schedule_that_cannot_be_run(old, new, says, shell, tmp_path):
     ('"vgg": 1e-2', '"vgg": "strong"', "PENALTY['vgg'] is 'strong'"), ('"vgg": 1e-2, ', "", "None"),
     ("MOMENTUM = 0.9", "MOMENTUM = -1", "MOMENTUM is -1")])
 def test_other_settings_that_cannot_be_used(old, new, says, shell, tmp_path):
-    for script in ROOT.glob("*.py"):
-        shutil.copy(script, tmp_path)
+    copy_suite(tmp_path)
     text = (ROOT / "config.py").read_text()
     (tmp_path / "config.py").write_text(text.replace(old, new))
     refused(shell, tmp_path / "main.py", *PRUNE, cwd=tmp_path, fresh=True, says=says)
@@ -274,7 +272,7 @@ def test_odd_images_and_other_files_are_no_obstacle(shell, tmp_path, digits):
                   "--image_size=16", "--pruning_type=l1", "--prune_percent=20", cwd=tmp_path)
     assert ended.returncode == 0 and ended.stderr == "", ended.stderr
     assert "49 training and 18 test images" in ended.stdout
-    assert "2 files in" in ended.stdout and "with other names than images have" in ended.stdout
+    assert "2 files in" in ended.stdout and "without the suffix of an image" in ended.stdout
     data = load_data(root, 16)
     red = (data.train.images == torch.tensor([255, 0, 0], dtype=torch.uint8)).all(-1).all((1, 2))
     assert red.sum() == 2  # of 1 x 1 and of 5000 x 5000 pixels
@@ -327,7 +325,7 @@ def test_no_permission_to_read_is_said(tmp_path, digits, monkeypatch):
         load_data(root, 16)
     (tmp_path / "net.pth").write_bytes(b"x")
     forbidden = tmp_path / "net.pth"
-    monkeypatch.setattr(pruner, "open", denied, raising=False)
+    monkeypatch.setattr(checkpoint, "open", denied, raising=False)
     with pytest.raises(InputError, match="net.pth may not be read: Permission denied"):
         load_checkpoint(forbidden)
 

@@ -6,16 +6,25 @@ import sys
 
 import pytest
 import torch
+from conftest import ROOT, narrow
 from torch import nn
 from torch.nn import functional as F
 
-from config import PRESETS, Diverged, InputError, Recipe, run_command
-from conftest import ROOT, narrow
+from common.command import run_command
+from common.device import autocast
+from common.errors import Diverged, InputError
+from config import PRESETS, Recipe
 from data import Batches, Split
 from imp_estimator import cal_importance
 from models import build_model
-from train import (OrthonormalityPenalty, autocast, convolutions, degree_of_orthogonality,
-                   evaluate, fit, train_epoch)
+from train import (
+    OrthonormalityPenalty,
+    convolutions,
+    degree_of_orthogonality,
+    evaluate,
+    fit,
+    train_epoch,
+)
 
 RECIPE = Recipe(lr=[.05, .01], epochs=[1, 1], weight_decay=1e-4, adam_lr=[1e-3, 1e-4])
 
@@ -320,7 +329,7 @@ def test_a_batch_takes_the_memory_that_the_last_one_freed():
         pytest.skip("only glibc is told to keep what is freed")
     count = """
 import resource, torch
-from train import pick_device
+from common.device import pick_device
 {}
 def use():
     torch.ones(25_000_000)  # 100 MB: 24,400 pages

@@ -1,0 +1,1 @@
+"""What knows no pruning: flags, exit codes, files, processes, images, the terminal."""

@@ -1,0 +1,136 @@
+"""How a command ends: exit codes, signals, one line for what went wrong."""
+import os
+import signal
+import sys
+import threading
+import traceback
+from contextlib import contextmanager, suppress
+
+from common.errors import Diverged, InputError
+from common.processes import processes
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def run_command(prog, body):
+    """Run `body()`; return the exit code: 0 done, 2 bad input, 3 diverged, 130 interrupted.
+
+    SIGINT and SIGTERM end it as KeyboardInterrupt. What ends it is said in one line. Of several
+    processes only the first prints, and any process that ends the others. Before they have met, the
+    processes of a machine find the same errors, and all are stopped where one is.
+    """
+    number, count = processes()
+    if number:
+        sys.stdout, prog = open(os.devnull, "w"), f"{prog}, rank {number} of {count}"
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file name may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code, line = _outcome(body)
+    except Exception:
+        if count > 1:  # do not wait for the other processes, who may be waiting for this one
+            traceback.print_exc()
+            _flush()
+            os._exit(1)
+        raise
+    if code and (not number or (code != 130 if _have_met() else os.environ["LOCAL_RANK"] == "0")):
+        print(f"{prog}: {' '.join(line.splitlines())}", file=sys.stderr)
+    return code
+
+
+def _outcome(body):
+    """(exit code, what to say of it) of `body()`; what nobody has foreseen is raised."""
+    try:
+        with _signals():
+            body()
+        if sys.stdout:  # None where the caller closed it
+            sys.stdout.flush()
+        return 0, ""
+    except InputError as error:
+        return 2, f"error: {error}"
+    except Diverged as error:
+        return 3, f"diverged: {error}"
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "torchvision", "numpy", "tqdm"):
+            raise
+        return 2, f"error: {error.name} is missing; ./requirements.sh installs it"
+    except KeyboardInterrupt as error:
+        return 130, f"interrupted: {error}" if str(error) else "interrupted"
+    except (MemoryError, RuntimeError) as error:
+        if _out_of_memory(error):
+            return 2, ("error: out of memory; a smaller --batch_size, --image_size or --width "
+                       "needs less")
+        lost = any(text in str(error) for text in ("gloo", "NCCL", "Connection"))
+        if lost and processes()[1] > 1:
+            return 1, f"stopped (another process may have ended first; see its lines): {error}"
+        raise
+    except OSError as error:
+        # What is left in the buffer has nowhere to go.
+        with suppress(AttributeError, OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+        if isinstance(error, BrokenPipeError):  # the reader has gone, as in `... | head`
+            return 130, "interrupted: nobody reads the output any more"
+        return 2, f"error: {error}"
+
+
+def _flush():
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # closed
+            stream.flush()
+
+
+def exit_with(code):
+    """End a script. A signal changes nothing any more, however long the libraries take to end."""
+    if code and processes()[1] > 1:
+        _flush()
+        os._exit(code)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def _out_of_memory(error):
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(
+        text in str(error) for text in ("can't allocate memory", "not enough memory"))
+
+
+_inside = threading.local()  # .depth: of uninterrupted blocks; .signal: one came meanwhile
+
+
+@contextmanager
+def _signals():
+    """SIGINT and SIGTERM raise KeyboardInterrupt, at the end of an `uninterrupted` block."""
+    def interrupt(_number, _frame):
+        if getattr(_inside, "depth", 0):
+            _inside.signal = True
+        else:
+            raise KeyboardInterrupt
+
+    _inside.signal, previous = False, {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in previous.items():
+        if handler is not signal.SIG_IGN:  # as a shell sets it for commands in the background
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def uninterrupted():
+    """What is inside is done wholly or not at all: a signal waits for its end."""
+    _inside.depth = getattr(_inside, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _inside.depth -= 1
+    if not _inside.depth and getattr(_inside, "signal", False):
+        _inside.signal = False
+        raise KeyboardInterrupt
+
+
+def _have_met():
+    return "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized()

@@ -1,0 +1,152 @@
+"""Files that hold the old or the new content, never half of it, and locks on them."""
+import csv
+import hashlib
+import io
+import json
+import os
+import socket
+import warnings
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+
+from common.command import uninterrupted
+from common.errors import InputError
+from common.libraries import lazy
+
+filelock = lazy("filelock")
+
+
+def to_json(value):
+    """JSON bytes; null takes the place of NaN and infinity, which JSON does not know."""
+    return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None),
+                      indent=1).encode()
+
+
+def to_csv(rows):
+    """CSV bytes of some dicts, under the names that any of them has."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)),
+                           lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue().encode()
+
+
+def digest_of(path):
+    """A short text that tells a file's content from others. Raises InputError."""
+    if not os.path.isfile(path):
+        raise InputError(f"there is no file {path}")
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()[:16]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def write_atomically(contents):
+    """Write files, {path: bytes}: whatever happens, each holds what it held, or all of the new.
+
+    All are on the disk under temporary names before the first takes its place. The temporary names
+    are fixed, so that what a killed process left is overwritten; see `locked`.
+    Raises InputError where a folder cannot be written or the disk is full.
+    """
+    temporary = {Path(path): Path(path).with_name(f".{Path(path).name}.tmp") for path in contents}
+    path, unchanged = None, "; nothing there was changed"
+    try:
+        for path, content in zip(temporary, contents.values()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary[path], "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        with uninterrupted():
+            for path in temporary:
+                os.replace(temporary[path], path)
+                unchanged = ""
+        for folder in {path.parent for path in temporary}:
+            _sync_folder(folder)
+    except BaseException as error:
+        for name in temporary.values():
+            with suppress(OSError):
+                name.unlink()
+        if isinstance(error, OSError):
+            raise InputError(f"cannot write {path}: {error.strerror or error}"
+                             f"{unchanged}") from error
+        raise
+
+
+def _sync_folder(folder):
+    """A new name is durable once its folder is; not every system can do this."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def check_writable(file):
+    """Raise InputError where `file` could not be written, whose folder need not exist yet."""
+    if os.path.isdir(file):
+        raise InputError(f"cannot write {file}: there is a folder of that name")
+    folder = Path(file).parent
+    path = Path(os.path.realpath(folder))
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to {folder}/: {existing} is no writable folder")
+
+
+@contextmanager
+def locked(paths, wait=False):
+    """Hold the right to write `paths`. Where another run that lives holds one: wait until it ends,
+    or raise InputError."""
+    with ExitStack() as held:
+        for path in sorted(set(map(Path, paths))):
+            held.enter_context(_locked(path, wait))
+        yield
+
+
+@contextmanager
+def _locked(path, wait):
+    """The system lets go of a lock when its process ends, however it ends."""
+    new = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    holder = filelock.FileLock(lock)
+    try:
+        _acquire(holder, path, lock, wait)
+        yield
+    finally:
+        if holder.is_locked:
+            lock.unlink(missing_ok=True)  # while it is held: who waits for it notices
+            holder.release()
+        for folder in new:
+            with suppress(OSError):  # only empty ones go
+                folder.rmdir()
+
+
+def _acquire(holder, path, lock, wait):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a weaker lock where the system has no better
+            holder.acquire(timeout=-1 if wait else 0, poll_interval=1)
+        lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+    except filelock.Timeout:
+        raise InputError(f"{path} is being written by another run ({_words_in(lock)}); wait until "
+                         "it ends, or stop it") from None
+    except (NotImplementedError, OSError):
+        _say_unlocked(path.parent)
+
+
+def _words_in(lock):
+    try:
+        return lock.read_text().strip()
+    except (OSError, ValueError):
+        return "its process is unknown"
+
+
+@lru_cache
+def _say_unlocked(folder):
+    print(f"  Note: the file system of {folder} has no locks, so nothing keeps another run from "
+          "writing the same files at the same time")

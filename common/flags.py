@@ -1,0 +1,129 @@
+"""Command lines from frozen dataclasses: each field that `flag` makes is a flag of its name."""
+import argparse
+import ast
+from dataclasses import field, fields
+
+from common.processes import processes
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that refuses in one line on standard error, with exit code 2.
+
+    hints: name of a flag that does not exist -> what to use instead.
+    """
+
+    def __init__(self, hints=None, **options):
+        super().__init__(allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.hints, self.switches = hints or {}, set()
+
+    def error(self, message):
+        if processes()[0]:
+            self.exit(2)  # the first process says it
+        name = message.removeprefix("argument ").partition(":")[0]
+        if message.endswith("expected one argument"):
+            message = (f"{name} needs True or False: {name}=True" if name in self.switches
+                       else f"{name} needs a value: {name}=...")
+        unknown = message.removeprefix("unrecognized arguments: ").split("=")[0].lstrip("-")
+        if message.startswith("unrecognized") and unknown in self.hints:
+            message = f"there is no --{unknown}: {self.hints[unknown]}"
+        self.exit(2, f"{self.prog}: error: {' '.join(message.splitlines())}\n")
+
+    def add_flags(self, cls):
+        """Add the fields of a dataclass that `flag` has made."""
+        groups = {}
+        for each in filter(lambda each: each.metadata, fields(cls)):
+            options = dict(each.metadata["options"])
+            name, names = each.metadata["group"], each.metadata["names"]
+            if name not in groups:
+                groups[name] = self.add_argument_group(name)
+            if not {"type", "choices"} & options.keys():
+                options["type"] = text
+            if options.get("type") is boolean:
+                self.switches.add(f"--{each.name}")
+            groups[name].add_argument(f"--{each.name}", *names, default=each.default, **options)
+
+
+def flag(group, default, help, *names, shown=None, marks=(), **options):
+    """A dataclass field that is a flag of the same name on the command line.
+
+    names: other names of it. shown: the default in words. marks: what else is to be known of it,
+    see `marked`. options: those of add_argument.
+    """
+    shown = default if shown is None else shown
+    return field(default=default, metadata={
+        "group": group, "names": names, "marks": frozenset(marks),
+        "options": {"help": f"{help} (default: {shown})".replace("%", "%%"), **options}})
+
+
+def switch(group, help, **more):
+    """A flag that is True or False, and False unless given."""
+    return flag(group, False, help, type=boolean, metavar="True|False", **more)
+
+
+def marked(cls, mark):
+    """The names of a dataclass's flags that have this mark."""
+    return {each.name for each in fields(cls) if mark in each.metadata["marks"]}
+
+
+def text(value):
+    """An argument type: any text but the empty one, which an unset shell variable leaves."""
+    if not value:
+        raise argparse.ArgumentTypeError("it is empty")
+    return value
+
+
+def one_of(*values):
+    """An argument type: one of some values, in any case."""
+    def parse(text):
+        for value in values:
+            if text.lower() == str(value).lower():
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(map(str, values))}")
+    return parse
+
+
+boolean = one_of(True, False)
+
+
+def integer(low, high=None):
+    """An argument type: an integer from `low` to `high`, both included."""
+    def parse(text):
+        wanted = f"an integer from {low} " + ("up" if high is None else f"to {high}")
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
+        if not low <= value <= (2 ** 63 - 1 if high is None else high):
+            raise argparse.ArgumentTypeError(f"{value} is out of range: give {wanted}")
+        return value
+    return parse
+
+
+def positive(most):
+    """An argument type: a number above 0, up to `most`."""
+    def parse(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, up to {most:g}")
+        return value
+    return parse
+
+
+def rising(low, high):
+    """An argument type: a rising list of integers from `low` to `high`, as a tuple."""
+    def parse(text):
+        try:
+            values = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            values = None
+        if (not isinstance(values, (list, tuple)) or not values
+                or not all(type(v) is int and low <= v <= high for v in values)
+                or any(a >= b for a, b in zip(values, values[1:]))):
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a rising list of integers from "
+                                             f"{low} to {high}, as in '[10, 50, 80]'")
+        return tuple(values)
+    return parse

@@ -1,0 +1,86 @@
+"""The processes that torchrun has started, which do one job together. Without it there is one.
+
+The first one prints and writes. What they must agree on is sent by the first (`as_first`) or
+compared (`require_same`); sums over images are made sums over all processes.
+"""
+import hashlib
+import json
+import os
+from contextlib import contextmanager
+from datetime import timedelta
+
+from common.errors import InputError
+from common.libraries import lazy
+
+torch = lazy("torch")
+
+
+def processes():
+    """(number of this process, how many there are), as torchrun has started them; else (0, 1)."""
+    if not {"MASTER_ADDR", "RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys():
+        return 0, 1  # some clusters set some of these for every job
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def is_first():
+    """Whether this is the process that prints and writes."""
+    return processes()[0] == 0
+
+
+def join_processes(device):
+    """Meet the processes that torchrun has started beside this one, if there are any."""
+    if processes()[1] > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30),
+            device_id=device if device.type == "cuda" else None)
+
+
+def leave_processes():
+    if processes()[1] > 1:
+        torch.distributed.barrier()  # none closes while another still reads
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def first_alone():
+    """The first process does what is inside before the others do."""
+    if not is_first():
+        torch.distributed.barrier()
+    yield
+    if processes()[1] > 1 and is_first():
+        torch.distributed.barrier()
+
+
+def as_first(value):
+    """The plain value that the first process has, in all of them."""
+    values = [value]
+    if processes()[1] > 1:
+        torch.distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def require_same(what, value):
+    """Raise InputError, in all processes, where they differ in a plain value."""
+    count = processes()[1]
+    if count == 1:
+        return
+    digests = [None] * count
+    digest = hashlib.sha256(json.dumps(value).encode()).hexdigest()
+    torch.distributed.all_gather_object(digests, digest)
+    others = [number for number, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        raise InputError(f"the processes differ in {what}: {others} from the first; all must run "
+                         "the same code on the same images and kind of machine")
+
+
+def shared(batches):
+    """This process's share of some batches: each batch belongs to one process."""
+    number, count = processes()
+    return batches[number::count] if count > 1 else batches
+
+
+def sum_over_processes(*tensors):
+    """Add up each tensor, in place, over all processes."""
+    if processes()[1] > 1:
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor)

@@ -1,0 +1,50 @@
+"""What is shown in a terminal: progress, headings, tables."""
+import sys
+from itertools import islice
+
+from common.libraries import lazy
+from common.processes import processes
+
+tqdm = lazy("tqdm")
+
+LINE = 100  # letters
+
+
+def progress(iterable, label, start=0):
+    """Iterate, from item `start` on, with a tqdm bar where standard error is a terminal, silently
+    elsewhere."""
+    total = len(iterable) if hasattr(iterable, "__len__") else None
+    return tqdm.tqdm(islice(iterable, start, None), desc=f"  {label}", leave=False, total=total,
+                     dynamic_ncols=True, initial=start,
+                     disable=None if sys.stderr and not processes()[0] else True)
+
+
+def heading(text):
+    """Announce a step."""
+    print(f"\n{text}", flush=True)
+
+
+def print_table(rows):
+    """Print rows of strings, the first column flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        cells = [cell.ljust(w) if i == 0 else cell.rjust(w)
+                 for i, (cell, w) in enumerate(zip(row, widths))]
+        print("  " + "  ".join(cells).rstrip())
+
+
+def print_columns(pairs):
+    """Print (name, value) pairs of strings, as many beside each other as a line holds."""
+    name, value = (max(map(len, column)) for column in zip(*pairs))
+    cells = [f"{n.ljust(name)} {v.rjust(value)}" for n, v in pairs]
+    across = max(1, LINE // (name + value + 4))
+    for start in range(0, len(cells), across):
+        print("  " + "   ".join(cells[start:start + across]))
+
+
+def counted(count, noun):
+    return f"{count:,} {noun if count == 1 else noun + 's'}"
+
+
+def megabytes(count):
+    return f"{count / 1e6:.2f} MB"

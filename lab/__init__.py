@@ -1,0 +1,1 @@
+"""What surrounds an experiment: files, resume, sweeps, reports, exports."""

@@ -1,0 +1,343 @@
+"""The flags of main.py, their contradictions, and the names of the files that follow from them."""
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from common.device import DEVICES
+from common.errors import InputError
+from common.flags import Parser, flag, integer, marked, one_of, positive, rising, switch
+from common.processes import processes
+from config import BUDGETS, MODELS, MOMENTUM, PENALTY, PRESETS, SWEEPS, Preset, Recipe, Schedule
+from imp_estimator import ESTIMATORS
+
+# What a flag means to others than the training itself:
+NOT_THE_RUN = "not the run"  # runs that differ only in such flags are the same: --resume knows them
+NOT_THE_CONTROL = "not the control"  # a control may differ in it from what it controls
+SWEEPS_OWN = "sweeps' own"  # a sweep sets it itself, for each of its cells
+OF_THE_PRUNED = "of the pruned"  # an unpruned control has none
+COMPARED = "compared"  # results of one table may differ in it
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One command line, checked: the value of every flag."""
+    data_path: str = flag(
+        "data", "CIFAR100", "CIFAR100, CIFAR10, digits (a quick start without a download), or a "
+        "folder with train/ and test/, one folder of images per class in each", metavar="DATA",
+        marks=[NOT_THE_CONTROL])
+    image_size: int = flag(
+        "data", 32, "height and width in pixels that images are brought to", type=integer(1, 1024),
+        metavar="N")
+    skip_bad_images: bool = switch(
+        "data", "leave out images that cannot be read", marks=[NOT_THE_CONTROL])
+    val_percent: int = flag(
+        "data", 0, "percent of the training images to hold out: the best epoch is then chosen on "
+        "them, and the test images are used once, at the end", type=integer(0, 50), metavar="N")
+    num_classes: int = flag(
+        "data", None, "only checked against the data", shown="from the data", type=integer(2),
+        metavar="N", marks=[NOT_THE_CONTROL, COMPARED])
+
+    model: str = flag(
+        "training", "vgg", "the network: " + ", ".join(f"{k} ({v})" for k, v in MODELS.items()),
+        "-m", choices=MODELS, metavar="NAME", marks=[COMPARED])
+    width: float = flag(
+        "training", 1.0, "multiplies the widths of the unpruned network", type=positive(4),
+        metavar="FACTOR", marks=[COMPARED])
+    ebt: bool = switch(
+        "training", "Early-Bird job: train briefly, prune once, retrain; False: train fully, then "
+        "prune and retrain in rounds")
+    preset: str = flag(
+        "training", "paper", "learning rates, epochs and batch size, see PRESETS in config.py: "
+        + ", ".join(PRESETS), choices=PRESETS, metavar="NAME")
+    optimizer: str = flag(
+        "training", "sgd", "adam has learning rates of its own in config.py",
+        choices=("sgd", "adam"))
+    batch_size: int = flag(
+        "training", None, "images in a training step", shown="the preset's", type=integer(2),
+        metavar="N")
+    init: str = flag(
+        "training", None, "begin with the weights in this file, as far as they fit: a network of "
+        "this suite, a published one, or torchvision's", shown="fresh weights", metavar="FILE",
+        marks=[NOT_THE_CONTROL])
+    seed: int = flag("training", 0, "of all random choices", type=integer(0), metavar="N",
+                     marks=[COMPARED])
+    only_train: str = flag(
+        "training", False, "train the plain network (base), or the one with the penalty (ortho), "
+        "and stop", type=one_of("base", "ortho", False), metavar="{base,ortho,False}",
+        marks=[SWEEPS_OWN])
+    pretrained: bool = switch(
+        "training", "start with the network in pretrained/ instead of training it",
+        marks=[NOT_THE_CONTROL, SWEEPS_OWN, COMPARED])
+    resume: bool = switch(
+        "training", "go on with this command's run that was stopped, with the same result",
+        marks=[NOT_THE_RUN, SWEEPS_OWN])
+    wait: bool = switch(
+        "training", "where another run writes the same files, wait until it has ended",
+        marks=[NOT_THE_RUN, SWEEPS_OWN])
+
+    pruning_type: str = flag(
+        "pruning", None, "how filters are judged: " + "; ".join(
+            f"{name} ({method.help})" for name, method in ESTIMATORS.items()),
+        shown="none; required to prune", choices=ESTIMATORS, metavar="TYPE", marks=[COMPARED])
+    prune_percent: int = flag(
+        "pruning", None, "percent of all filters to remove, 0 to 95", "--pruning_percent",
+        shown="none; this or --thresholds is required to prune", type=integer(0, 95), metavar="N",
+        marks=[OF_THE_PRUNED, COMPARED])
+    n_rounds: int = flag(
+        "pruning", None, "rounds of pruning and retraining", shown=1, type=integer(1, 95),
+        metavar="N", marks=[COMPARED])
+    thresholds: tuple = flag(
+        "pruning", (), "the percent after each round, as in '[10, 50, 80]'", shown="none",
+        type=rising(0, 95), metavar="LIST", marks=[OF_THE_PRUNED, COMPARED])
+    budget: str = flag(
+        "pruning", "filters", "what the percent is of: filters, macs (multiply-adds) or params "
+        "(parameters)", choices=BUDGETS)
+    round_to: int = flag(
+        "pruning", 1, "widths of pruned layers go up to the next multiple of this; hardware is "
+        "fast at multiples of 8", type=integer(1, 1024), metavar="N")
+    imp_samples: int = flag(
+        "pruning", 10000, "training images that importance is measured on, at most all there are",
+        type=integer(1), metavar="N")
+    GraSP_T: float = flag(
+        "pruning", 200.0, "temperature of grasp", shown=200, type=positive(1e6), metavar="T")
+    rdt_projections: int = flag(
+        "pruning", 3, "backward passes of rdt per minibatch; 0: one for each class, exact",
+        type=integer(0, 1000), metavar="N")
+    eb_detect: bool = switch(
+        "pruning", "in an Early-Bird job, end the first training as soon as the filters that would "
+        "be kept no longer change", marks=[OF_THE_PRUNED])
+    eb_epsilon: float = flag(
+        "pruning", 0.1, "with --eb_detect, the share of filters by which the choices of 5 epochs "
+        "may differ", type=positive(1), metavar="SHARE", marks=[OF_THE_PRUNED])
+    eb_samples: int = flag(
+        "pruning", 2000, "with --eb_detect, training images that each epoch's choice is measured "
+        "on", type=integer(1), metavar="N", marks=[OF_THE_PRUNED])
+    control: str = flag(
+        "pruning", False, "instead of pruning: train the unpruned network for as many epochs, or "
+        "the pruned architecture from scratch", type=one_of("unpruned", "scratch", False),
+        metavar="{unpruned,scratch,False}", marks=[NOT_THE_CONTROL, COMPARED])
+
+    out: str = flag("output", ".", "the folder in which pretrained/ and pruned_nets/ are",
+                    metavar="FOLDER", marks=[NOT_THE_RUN])
+    tensorboard: bool = switch("output", "write TensorBoard's files beside the result",
+                               marks=[NOT_THE_RUN])
+    print_config: bool = switch(
+        "output", "show the whole job, with schedules and files, and stop",
+        marks=[NOT_THE_RUN, SWEEPS_OWN])
+
+    device: str = flag("hardware", "auto", "auto takes a GPU where there is one", choices=DEVICES,
+                       marks=[NOT_THE_CONTROL, COMPARED])
+    amp: str = flag(
+        "hardware", False, "train in this precision where autocast finds it safe; penalty, "
+        "importance and accuracy stay float32", type=one_of("bfloat16", "float16", False),
+        metavar="{bfloat16,float16,False}")
+    compile: bool = switch(
+        "hardware", "train through torch.compile, which takes a minute at the start of each "
+        "training", marks=[NOT_THE_CONTROL])
+    deterministic: bool = switch(
+        "hardware", "the same bits again on a GPU too, where it is slower", marks=[NOT_THE_CONTROL])
+
+    @property
+    def identity(self):
+        """The flags that make two runs the same."""
+        return {name: value for name, value in asdict(self).items() if name in DEFAULTS}
+
+    @property
+    def estimator(self):
+        """The pruning method, an Estimator, or None."""
+        return ESTIMATORS.get(self.pruning_type)
+
+    @property
+    def job(self):
+        return "ebt" if self.ebt else "iterative"
+
+    @property
+    def schedule(self):
+        return getattr(PRESETS[self.preset], self.job)
+
+    @property
+    def penalised(self):
+        """Whether the network that pruning starts from, or that is trained, has the penalty."""
+        return self.only_train == "ortho" or bool(self.estimator and self.estimator.penalty)
+
+    @property
+    def network(self):
+        return self.model if self.width == 1 else f"{self.model}-w{self.width:.15g}"
+
+    def base_file(self, folder, penalised):
+        """Where a network before any pruning lives; one with a ticket has a name of its own."""
+        name = f"{self.network}_ortho" if penalised else self.network
+        if self.eb_detect:
+            percent = round((self.thresholds or [self.prune_percent])[0])
+            name += f"_{self.pruning_type}_{percent}_ticket"
+        if self.seed:
+            name += f"_s{self.seed}"
+        return Path(self.out) / "pretrained" / self.job / folder / f"{name}.pth"
+
+    @property
+    def method(self):
+        """What is compared under this name: the pruning type, or a control of it."""
+        if self.control == "unpruned":
+            return "ortho-unpruned" if self.penalised else "base-unpruned"
+        return f"{self.pruning_type}-{self.control}" if self.control else self.pruning_type
+
+    def pruned_file(self, folder, percent, penalised):
+        """Where a pruned network lives; `penalised`: it got the penalty for a round to come."""
+        name = f"{self.network}_{self.method}_{round(percent)}"
+        if penalised:
+            name += "_ortho"
+        return Path(self.out) / "pruned_nets" / self.job / folder / f"{name}_{self.seed}.pth"
+
+
+DEFAULTS = {each.name: each.default for each in fields(Experiment)
+            if NOT_THE_RUN not in each.metadata["marks"]}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A command line that runs many experiments."""
+    sweep: str = flag(
+        "comparison", None, "run all experiments of a JSON file, or of an entry of SWEEPS in "
+        f"config.py: {', '.join(SWEEPS)}", shown="none", metavar="FILE")
+    jobs: int = flag(
+        "comparison", 1, "how many experiments of a sweep at once; of several GPUs each takes one",
+        type=integer(1, 1000), metavar="N")
+    cell: int = flag(
+        "comparison", None, "only the sweep's experiment of this number, and what it needs",
+        shown="all", type=integer(1), metavar="K")
+    print_config: bool = False
+
+
+def make_parser(description=None):
+    hint = "rates and epochs are those of --preset, see PRESETS in config.py"
+    parser = Parser(prog="main.py", description=description,
+                    hints=dict.fromkeys(("epochs", "epoch", "lr", "learning_rate"), hint))
+    parser.add_flags(Experiment)
+    parser.add_flags(Sweep)
+    return parser
+
+
+def parse(argv, description=None):
+    """The command line -> Experiment or Sweep. Raises InputError where flags contradict each other.
+    """
+    args = make_parser(description).parse_args(argv)
+    sweep = Sweep(**{each.name: vars(args).pop(each.name)
+                     for each in fields(Sweep) if each.metadata})
+    if sweep.sweep:
+        return _checked_sweep(sweep, args)
+    if sweep != Sweep():
+        raise InputError("--jobs and --cell only work with --sweep")
+    check_preset(args.preset)
+    rounds = len(args.thresholds) or args.n_rounds or 1
+    if args.only_train:
+        _check_only_train(args)
+    else:
+        _check_pruning(args)
+    if args.ebt and rounds > 1:
+        raise InputError(f"--ebt=True prunes once, and {rounds} rounds are asked for; leave out "
+                         "--ebt=True to prune iteratively, or ask for one round")
+    _check_together(args)
+    batch_size = args.batch_size or PRESETS[args.preset].batch_size
+    if batch_size < 2 * processes()[1]:
+        raise InputError(f"--batch_size={batch_size} is less than two images for each of the "
+                         f"{processes()[1]} processes")
+    return Experiment(**vars(args) | {"n_rounds": rounds, "batch_size": batch_size})
+
+
+def _checked_sweep(sweep, args):
+    for each in fields(Experiment):
+        if getattr(args, each.name) != each.default and each.name != "print_config":
+            more = "" if each.name in marked(Experiment, SWEEPS_OWN) else ", or write it there"
+            raise InputError(f"--sweep runs what its file says; leave out --{each.name}{more}")
+    if processes()[1] > 1:
+        raise InputError("--sweep starts processes itself; run it without torchrun")
+    return replace(sweep, print_config=args.print_config)
+
+
+def _check_only_train(args):
+    for each in fields(Experiment):
+        if each.metadata["group"] == "pruning" and getattr(args, each.name) != each.default:
+            raise InputError(f"--only_train={args.only_train} trains and stops, it does not "
+                             f"prune; leave out --{each.name}")
+    if args.pretrained and (args.only_train == "base" or args.ebt):
+        raise InputError(f"--only_train={args.only_train} trains from scratch here, so there "
+                         "is nothing to load; leave out --pretrained=True")
+
+
+def _check_pruning(args):
+    if not args.pruning_type:
+        raise InputError(f"--pruning_type is missing: one of {', '.join(ESTIMATORS)}; to prune "
+                         "nothing: --only_train=base or --only_train=ortho")
+    if args.thresholds and args.prune_percent is not None:
+        raise InputError("--thresholds and --prune_percent contradict each other; leave out one of "
+                         "them")
+    if args.control == "unpruned":
+        if args.thresholds or args.prune_percent is not None:
+            raise InputError("--control=unpruned prunes nothing; leave out the percent "
+                             "(--n_rounds says how many rounds to train)")
+        args.prune_percent = 0
+    if not args.thresholds and args.prune_percent is None:
+        raise InputError("--prune_percent is missing: an integer from 0 to 95 (or --thresholds, a "
+                         "list of them)")
+    if args.thresholds and args.n_rounds not in (None, len(args.thresholds)):
+        raise InputError(f"--thresholds names {len(args.thresholds)} rounds and --n_rounds "
+                         f"{args.n_rounds}; leave out --n_rounds")
+
+
+def _check_together(args):
+    if args.wait and processes()[1] > 1:
+        raise InputError("--wait=True is for one process; torchrun's would give up while they wait")
+    if args.init and (args.pretrained or args.control == "scratch"):
+        other = "--pretrained=True" if args.pretrained else "--control=scratch"
+        raise InputError(f"--init begins a training from scratch; leave out {other}")
+    if args.eb_detect and (args.control or args.pretrained or not args.ebt):
+        raise InputError("--eb_detect=True looks for the ticket while the network is trained in an "
+                         "Early-Bird job: it needs --ebt=True, and neither --pretrained=True nor "
+                         "--control")
+
+
+# ------------------------------------------------------------------ what a user wrote in config.py
+
+
+def check_preset(name):
+    """Raise InputError where an entry of PRESETS, or what all presets share, cannot be used."""
+    for what, value in (("MOMENTUM", MOMENTUM), *((f"PENALTY[{m!r}]", PENALTY.get(m))
+                                                  for m in MODELS)):
+        if not _is_number(value) or not 0 <= value < float("inf"):
+            raise InputError(f"config.py: {what} is {value!r}; it must be a number from 0 up")
+    preset = PRESETS[name]
+    if not isinstance(preset, Preset):
+        raise InputError(f"config.py, preset {name!r} is {preset!r}; it must be a Preset")
+    if type(preset.batch_size) is not int or preset.batch_size < 2:
+        raise InputError(f"config.py, preset {name!r}: batch_size is {preset.batch_size!r}; "
+                         "it must be an integer of at least 2")
+    for job in ("ebt", "iterative"):
+        schedule, where = getattr(preset, job), f"config.py, preset {name!r}, {job}"
+        if not isinstance(schedule, Schedule):
+            raise InputError(f"{where} is {schedule!r}; it must be a Schedule")
+        for phase, recipe in vars(schedule).items():
+            if isinstance(recipe, Recipe):
+                _check_recipe(f"{where}, {phase}", recipe)
+            elif recipe is not None or phase != "between":
+                raise InputError(f"{where}, {phase} is {recipe!r}; it must be a Recipe")
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_recipe(where, recipe):
+    for name in ("epochs", "lr", "adam_lr"):
+        values = getattr(recipe, name)
+        if not isinstance(values, (list, tuple)) or not all(map(_is_number, values)):
+            raise InputError(f"{where}: {name} is {values!r}; it must be a list of numbers")
+        if len(values) != len(recipe.epochs):
+            raise InputError(f"{where}: {name} has {len(values)} values and epochs "
+                             f"{len(recipe.epochs)}; they must be of equal length")
+        if name == "epochs" and not all(type(v) is int and v >= 0 for v in values):
+            raise InputError(f"{where}: epochs is {values!r}; they must be integers from 0 up")
+        if name != "epochs" and not all(0 < v < 1e38 for v in values):
+            raise InputError(f"{where}: {name} is {values!r}; rates must be above 0, and finite in "
+                             "single precision")
+    if not _is_number(recipe.weight_decay) or not 0 <= recipe.weight_decay < float("inf"):
+        raise InputError(f"{where}: weight_decay is {recipe.weight_decay!r}; "
+                         "it must be a number from 0 up")

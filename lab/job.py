@@ -1,0 +1,305 @@
+"""An experiment under way: locks, what is done of it, how it goes on, what it writes."""
+import os
+import shlex
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from common.device import environment, pick_device
+from common.errors import InputError
+from common.files import check_writable, digest_of, locked, to_json, write_atomically
+from common.processes import (
+    as_first,
+    first_alone,
+    is_first,
+    join_processes,
+    processes,
+    require_same,
+)
+from common.terminal import counted
+from config import MODELS, MOMENTUM, PENALTY
+from data import load_data
+from lab.checkpoint import checkpoint_bytes, load_checkpoint
+from lab.experiment import DEFAULTS
+from lab.measure import measured
+from lab.plan import ORIGINS, Plan, Recording
+from lab.record import JOBS, Record
+from lab.resume import State, damaged, read_resume_file, write_resume_file
+from lab.tables import accuracy_text, budget_text
+from lab.writers import Console, Csv, TensorBoard
+
+MAIN = Path(__file__).resolve().parent.parent / "main.py"
+FEW_STEPS = 10  # in an epoch
+
+
+class Job(Plan):
+    """A job under way, whose steps change `network` and `state`.
+
+    drive: the function that calls its steps. argv: the command line, to be named where it stops.
+    data: an ImageData, instead of reading the one that the flags name.
+    """
+
+    def __init__(self, flags, drive, argv=(), data=None):
+        super().__init__(flags)
+        self.drive, self.argv = drive, argv
+        self.device = pick_device(flags.device, flags.deterministic)
+        join_processes(self.device)
+        self.recording = Recording(flags, drive, self.begin)
+        self.writers = [Console(flags.eb_epsilon), Csv()]
+        if flags.tensorboard:
+            self.writers.append(TensorBoard(self.recording.resume_file.with_suffix(".tensorboard")))
+        with first_alone():  # it may have to download them
+            data = data or load_data(flags.data_path, flags.image_size, flags.skip_bad_images)
+        self.data = data.hold_out(flags.val_percent, flags.seed)
+        self.init = digest_of(flags.init) if flags.init else None
+        self._check()
+        require_same("the command, the schedules or the images", self.identity)
+        self.network, self.state, self.steps_seen = None, State(self.begin), 0
+        self.kept = False  # whether a resume file has the state
+
+    def _check(self):
+        """Raise InputError where the flags do not fit the data, before any training."""
+        flags, data = self.flags, self.data
+        if flags.num_classes not in (None, len(data.classes)):
+            raise InputError(f"--num_classes={flags.num_classes}, but {flags.data_path} has "
+                             f"{len(data.classes)} classes")
+        self.importance_batches(1, flags.imp_samples)
+        if flags.eb_detect:
+            self.importance_batches(1, flags.eb_samples)
+        if len(data.train) < 2 * processes()[1]:
+            raise InputError(f"{len(data.train)} training images are less than two for each of "
+                             f"the {processes()[1]} processes")
+        if flags.init and Path(flags.init).resolve() in [
+                path.resolve() for path in self.recording.outputs]:
+            raise InputError(f"--init={flags.init} would be replaced by this very run; copy it "
+                             "first")
+
+    @property
+    def outputs(self):
+        return self.recording.outputs
+
+    @property
+    def resume_file(self):
+        return self.recording.resume_file
+
+    @property
+    def identity(self):
+        """What makes two runs the same: the entries of a checkpoint by which they are compared."""
+        schedule = {**asdict(self.flags.schedule), "penalty": PENALTY[self.flags.model],
+                    "momentum": MOMENTUM}
+        identity = {"flags": self.flags.identity, "fingerprint": self.data.fingerprint,
+                    "schedule": schedule}
+        return {**identity, "content of --init": self.init} if self.init else identity
+
+    def importance_batches(self, number, count):
+        """`count` images for the estimate of round `number`, 0 for the search of a ticket; None for
+        a method that needs none. Raises InputError where there are too few."""
+        flags, method = self.flags, self.flags.estimator
+        if method is None or not method.needs_images:
+            return None
+        return self.data.train_batches(
+            flags.batch_size, key=(flags.seed, "importance", number), count=count,
+            balanced=method.needs == "balanced images")
+
+    # ------------------------------------------------------------------------------------- a run
+
+    def run(self):
+        """Do what is not done yet; the records of the networks, or None where all was finished."""
+        if is_first():
+            for path in (*self.outputs, self.resume_file):
+                for suffix in (path.suffix, ".csv", ".json"):
+                    check_writable(path.with_suffix(suffix))
+            for writer in self.writers:
+                writer.check_writable()
+        with ExitStack() as stack:
+            self._hold(stack)
+            if as_first(self.flags.resume and self._say_if_finished()):
+                return None
+            self.kept = self.network is not None
+            self._introduce()
+            self.data = self.data.to(self.device)
+            if self.kept:
+                self._take_up()
+            try:
+                self.drive(self)
+            except KeyboardInterrupt as stop:
+                raise self._how_to_go_on(stop) from stop
+            if is_first():
+                self.resume_file.unlink(missing_ok=True)
+        return self.state.records
+
+    def _hold(self, stack):
+        """Lock the job's files; what is to be done is looked up when nobody else can change it."""
+        while True:
+            held = stack.enter_context(ExitStack())
+            if is_first():
+                held.enter_context(locked([*self.outputs, self.resume_file], self.flags.wait))
+            begin = as_first(self._look())
+            if begin == self.begin:
+                return
+            held.close()
+            self.begin, self.recording = begin, Recording(self.flags, self.drive, begin)
+            self.network, self.state = None, State(begin)
+
+    def _look(self):
+        """How the job begins, or has begun by the resume file that it goes on from."""
+        if not (self.flags.resume and self.resume_file.is_file()):
+            return self._begin()
+        self.network, self.state = read_resume_file(self.resume_file, self.identity, DEFAULTS)
+        if self.state.begin not in ORIGINS:
+            raise damaged(self.resume_file)
+        Recording(self.flags, self.drive, self.state.begin).check_progress(self.state.done)
+        require_same("the resume file", [self.state.begin, self.state.done, [
+            [name, len(training.history), training.sums and training.sums["batches"]]
+            for name, training in self.state.trained.items()]])
+        return self.state.begin
+
+    def _take_up(self):
+        self.network = self.network.to(self.device)
+        number = self.recording.steps[self.state.done].number
+        known = {}
+        for name, training in self.state.trained.items():
+            phase, _, own = name.partition(" ")
+            known[phase, int(own or number)] = len(training.history)
+        for writer in self.writers:
+            writer.resume(known)
+
+    def step(self, action, **place):
+        """Do a step, unless it is done, and keep the state. place: phase and number, see `Step`."""
+        self.steps_seen += 1
+        if self.steps_seen <= self.state.done:
+            return
+        action(self, **place)
+        self.state.done += 1
+        if self.state.done < len(self.recording.steps) and not hasattr(action, "keeps_itself"):
+            self.keep()
+
+    def keep(self):
+        if is_first():
+            write_resume_file(self.resume_file, self.network, self.state, self.identity)
+        self.kept = True
+
+    def tell_epoch(self, title, phase, number):
+        """The function by which a training reports its epochs to the writers."""
+        def report(history, epochs):
+            for writer in self.writers if is_first() else ():
+                writer.epoch(title, (phase, number), history, epochs, self.network)
+        return report
+
+    def _how_to_go_on(self, stop):
+        if not self.kept:
+            return stop
+        if processes()[1] > 1:
+            return KeyboardInterrupt("the last epoch's state is saved, the same torchrun command "
+                                     "goes on from it with --resume=True")
+        again = ["python", os.path.relpath(MAIN), *self.argv]
+        if not self.flags.resume:
+            again.append("--resume=True")
+        return KeyboardInterrupt(f"the state is saved, this goes on: {shlex.join(again)}")
+
+    # ---------------------------------------------------------------------------- what it says
+
+    def _introduce(self):
+        flags, data = self.flags, self.data
+        goals = ", ".join(f"{target:.4g}%" for target in self.targets)
+        goal = f"prune to {goals}{budget_text(flags.budget)} by {flags.pruning_type}"
+        if flags.only_train:
+            goal = f"train the {flags.only_train} network"
+        elif flags.control:
+            goal = f"the control {flags.method}"
+        steps = len(data.train_batches(flags.batch_size, key=()))
+        images = (f"{len(data.train):,} training and {len(data.test):,} test images of "
+                  f"{len(data.classes)} classes, {data.image_size} x {data.image_size}")
+        if data.validation:
+            images += f", {len(data.validation):,} validation images"
+        device = environment(self.device)["device"]
+        if processes()[1] > 1:
+            device += f", in each of {processes()[1]} processes"
+        print(f"{MODELS[flags.model]}, {JOBS[flags.job]} job: {goal}\n"
+              f"  data    {data.name}: {images}\n"
+              f"  device  {device}\n"
+              f"  recipe  preset {flags.preset}, {flags.optimizer}, batch {flags.batch_size} "
+              f"({counted(steps, 'step')} in an epoch), seed {flags.seed}")
+        if steps < FEW_STEPS:
+            smaller = max(2, len(data.train) // 20)
+            advice = f"--batch_size={smaller} gives {len(data.train) // smaller}, " if (
+                smaller < flags.batch_size) else ""
+            print(f"  Note: {counted(steps, 'step')} in an epoch are too few to learn much from; "
+                  f"{advice}a preset with more epochs (config.py) helps, too")
+        self._say_if_resumed()
+
+    def _say_if_resumed(self):
+        path = self.resume_file
+        if self.kept:
+            print(f"  goes on {self._place()} ({path})")
+        elif self.flags.resume:
+            others = ", ".join(str(other) for other in sorted(path.parent.glob("*.resume")))
+            print(f"  there is no {path} to resume from: this run begins at the beginning")
+            if others:
+                print(f"  (resume files of other commands: {others})")
+        elif path.is_file():
+            print(f"  Note: {path} is of a run that was stopped, and --resume=True goes on from "
+                  "it; this run begins anew and will replace it")
+
+    def _place(self):
+        """Where a resumed run goes on, in words."""
+        step = self.recording.steps[self.state.done]
+        place = f"in round {step.number} of {len(self.targets)}" if step.number else (
+            "before any pruning")
+        place += f", {step.action.__name__.replace('_', ' ')}"
+        training = self.state.trained.get(self.training(step.phase, step.number)) if (
+            step.phase) else None
+        if training and training.history and hasattr(step.action, "keeps_itself"):
+            epochs = len(self.recipe(step.phase).rates(self.flags.optimizer))
+            place += f", after epoch {len(training.history)} of {epochs}"
+        return place
+
+    def finished(self):
+        """The test accuracy of what this very command has left, where nothing is under way; None
+        where it is not finished."""
+        path = self.outputs[-1]
+        if self.resume_file.is_file() or not path.is_file():
+            return None
+        entries = load_checkpoint(path)[1].plain()
+        entries["flags"] = {**DEFAULTS, **entries.get("flags", {})}
+        same = to_json({key: entries.get(key) for key in self.identity}) == to_json(self.identity)
+        return entries["accuracy"]["best"] if same and "accuracy" in entries else None
+
+    def _say_if_finished(self):
+        accuracy = self.finished()
+        if accuracy:
+            print(f"This run is finished: {self.outputs[-1]}, test {accuracy_text(accuracy)}; "
+                  "without --resume=True it is run anew")
+        return bool(accuracy)
+
+
+def save_network(job, phase, number=0):
+    """The step that writes a network's checkpoint, .csv and, of a pruned network, .json."""
+    state, flags, path = job.state, job.flags, job.file(phase, number)
+    training = state.trained[job.training(phase, number)]
+    record = Record(
+        **{"init" if key == "content of --init" else key: value
+           for key, value in job.identity.items()},
+        data=job.data.name, data_path=flags.data_path, classes=list(job.data.classes),
+        image_size=job.data.image_size, seed=flags.seed, job=flags.job, penalised=phase == "ortho",
+        training=job.settings(*state.trained),
+        accuracy={name: getattr(training, name) for name in ("best", "last", "chosen_on")},
+        environment=environment(job.device),
+        history={name: each.history for name, each in state.trained.items()},
+        seconds={**state.seconds, **{name: t.seconds for name, t in state.trained.items()}},
+        pruning=state.pruning if number else None)
+    contents = {path: checkpoint_bytes(job.network, record.plain())}
+    record = measured(record, path, job.network, len(contents[path]))
+    if number:
+        first = {"original" if flags.control == "scratch" else "base": state.records[0].json()}
+        contents[path.with_suffix(".json")] = to_json(replace(record, **first).json())
+    for writer in job.writers:
+        contents |= writer.files(path, record)
+    if is_first():
+        write_atomically(contents)
+        for writer in job.writers:
+            writer.saved(path)
+    job.state = State(state.begin, state.done, [*state.records, record] if number else [record])
+
+
+save_network.writes = True

@@ -1,0 +1,105 @@
+"""What can be measured of a network without images."""
+import logging
+import math
+import statistics
+import timeit
+from dataclasses import replace
+
+import torch
+
+import train
+from common.libraries import lazy
+from lab.checkpoint import checkpoint_bytes
+from models import measure_cost, unpruned_twin
+
+benchmark = lazy("torch.utils.benchmark")
+
+LATENCY_TURNS = 5
+
+
+def measured(record, path, network, file_bytes):
+    """`record` with all that is known of `network`, in a file of `file_bytes` at `path`."""
+    size = record.image_size
+    return replace(record, file=str(path), model=network.name, num_classes=network.num_classes,
+                   widths=layer_widths(network), **measure_cost(network, size),
+                   compression=measure_compression(network, file_bytes, record.plain(), size),
+                   orthogonality=measure_orthogonality(network))
+
+
+def measure_compression(network, file_bytes, entries, image_size=32):
+    """How many times smaller a network in a file of `file_bytes` is than its unpruned twin; see
+    lab.record.Compression. The twin's file is one with the same `entries` beside the weights."""
+    twin = unpruned_twin(network)
+    ours, theirs = measure_cost(network, image_size), measure_cost(twin, image_size)
+    unpruned = len(checkpoint_bytes(twin, entries))
+    return {"parameters": theirs["parameters"] / ours["parameters"],
+            "flops": theirs["flops"] / ours["flops"], "file": unpruned / file_bytes,
+            "file_bytes": file_bytes, "unpruned_file_bytes": unpruned}
+
+
+def layer_widths(network):
+    """{layer: number of its filters}."""
+    return {group.name: group.conv.out_channels for group in network.filter_groups()}
+
+
+def stream_widths(network):
+    """{residual stream: number of its channels}; in a chain the stream is called like its layer."""
+    streams = {g.stream.name: g.stream.width for g in network.filter_groups()}
+    return {name: width for name, width in streams.items() if name not in network.dense}
+
+
+def measure_orthogonality(network):
+    """{"mean": over layers, "layers": {convolution: degree of orthogonality}}."""
+    layers = train.degree_of_orthogonality(network)
+    return {"mean": sum(layers.values()) / len(layers), "layers": layers}
+
+
+def measure_layers(network, image_size=32):
+    """One dict for each convolution and for the classifier, in order: "layer", "kept" and "total"
+    outputs, "macs" and "unpruned_macs" (multiply-adds of one image), and "orthogonality", its
+    degree, None for the classifier."""
+    with torch.device("meta"):
+        twin = dict(unpruned_twin(network).named_modules())
+    before, after = (measure_cost(network, image_size, widths)["layer_macs"]
+                     for widths in (network.dense, None))
+    degrees, modules = measure_orthogonality(network)["layers"], dict(network.named_modules())
+    return [{"layer": name, "kept": len(modules[name].weight), "total": len(twin[name].weight),
+             "macs": after[name], "unpruned_macs": before[name],
+             "orthogonality": degrees.get(name)} for name in after]
+
+
+def measure_latency(networks, batch_size, image_size, device, seconds=4.0):
+    """{label: {"median": milliseconds for a batch, "p90", "images_per_second", "runs"}} of
+    {label: network}, which take turns for about `seconds` in all."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(batch_size, 3, image_size, image_size, generator=generator) * 2 - 1
+    images = images.to(device, memory_format=torch.channels_last)
+
+    def clock():
+        if device.type in ("cuda", "mps"):
+            getattr(torch, device.type).synchronize()
+        return timeit.default_timer()
+
+    # It says at its import where there is no CUDA.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    timers = {}
+    for label, network in networks.items():
+        timers[label] = benchmark.Timer(
+            "network(images)", timer=clock, num_threads=torch.get_num_threads(),
+            globals={"network": network.to(device).eval(), "images": images})
+    times = {label: [] for label in networks}
+    with torch.inference_mode():
+        for timer in timers.values():
+            timer.timeit(3)  # warm-up
+        for _ in range(LATENCY_TURNS):
+            for label, timer in timers.items():
+                turn = timer.blocked_autorange(min_run_time=seconds / LATENCY_TURNS / len(timers))
+                times[label] += [1000 * time for time in turn.times]
+    figures = {}
+    for label, milliseconds in times.items():
+        milliseconds.sort()
+        median = statistics.median(milliseconds)
+        figures[label] = {"median": median, "runs": len(milliseconds),
+                          "p90": milliseconds[math.ceil(0.9 * len(milliseconds)) - 1],
+                          "images_per_second": 1000 * batch_size / median}
+    return figures

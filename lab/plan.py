@@ -1,0 +1,144 @@
+"""What an experiment will do: its targets, trainings, steps and files.
+
+A job is driven by a function of main.py, which calls `job.step` for each step in order. The same
+function on a `Recording` only lists them: so a job knows its files before it begins, skips what a
+resume file says is done, and can be shown.
+"""
+from collections.abc import Callable
+from typing import NamedTuple
+
+from common.errors import InputError
+from config import PENALTY
+from data import folder_of
+from lab.resume import damaged, read_progress
+from pruner import round_targets
+
+
+class Origin(NamedTuple):
+    """Where the unpruned network comes from: the phase to load, or None, and those to train."""
+    load: str
+    train: tuple
+
+
+ORIGINS = {
+    "load base": Origin("base", ()), "train base": Origin(None, ("base",)),
+    "load ortho": Origin("ortho", ()), "train ortho": Origin(None, ("ortho",)),
+    "load base, train ortho": Origin("base", ("ortho",)),
+    "train base, train ortho": Origin(None, ("base", "ortho"))}
+
+
+class Step(NamedTuple):
+    """A step of a job. phase: of a schedule in config.py. number: of the round, 0 before any.
+
+    action: a function of the job, phase and number. Its attribute `writes` says that it writes the
+    network's file; `keeps_itself` that the state is kept within it, and need not be after it.
+    """
+    action: Callable
+    phase: str = None
+    number: int = 0
+
+
+class Plan:
+    """What follows from the flags: targets, trainings, files. `begin` is a key of ORIGINS."""
+
+    def __init__(self, flags, begin=None):
+        self.flags, self.folder = flags, folder_of(flags.data_path)
+        self.targets = [float(t) for t in flags.thresholds] or round_targets(
+            flags.prune_percent or 0, flags.n_rounds)
+        names = {round(target) for target in self.targets}
+        if len(names) < len(self.targets) and not flags.control:
+            raise InputError(f"{flags.n_rounds} rounds to {flags.prune_percent}% would share file "
+                             "names, which hold whole percents; ask for fewer rounds")
+        self.rounds = () if flags.only_train else range(1, len(self.targets) + 1)
+        self.begin = begin or self._begin()
+
+    def _begin(self):
+        """Where the unpruned network comes from, by what files there are."""
+        flags = self.flags
+        final = "ortho" if flags.penalised else "base"
+        afresh = flags.init or flags.control == "scratch"
+        pretrained = flags.pretrained and not afresh
+        load = pretrained and not flags.only_train
+        if final == "base" or flags.ebt:
+            return f"{'load' if load else 'train'} {final}"
+        # In the iterative job the penalty goes on from the plain network, where it is there.
+        ortho, plain = (self.file(phase, 0).is_file() and not afresh for phase in ("ortho", "base"))
+        if load and (ortho or not plain):
+            return "load ortho"
+        return ("load" if plain or pretrained else "train") + " base, train ortho"
+
+    @property
+    def origin(self):
+        return ORIGINS[self.begin]
+
+    def phases(self, number):
+        """The trainings that follow the pruning of round `number`: with the penalty in the end if a
+        round of a method that wants it is to come."""
+        follows = self.flags.penalised and number < len(self.targets)
+        return ("between", "ortho") if follows else ("retrain",)
+
+    def training(self, phase, number):
+        """The name of a training; those of a control, which end in one file, have their round."""
+        return f"{phase} {number}" if self.flags.control and number else phase
+
+    def recipe(self, phase):
+        return getattr(self.flags.schedule, phase) or self.flags.schedule.retrain
+
+    def settings(self, *trainings):
+        """What a network is trained by: name of a training -> everything that shapes it."""
+        flags, settings = self.flags, {}
+        for training in trainings:
+            phase = training.split()[0]
+            recipe = self.recipe(phase)
+            settings[training] = {
+                "lr": recipe.rates(flags.optimizer), "weight_decay": recipe.weight_decay,
+                "optimizer": flags.optimizer, "batch_size": flags.batch_size, "amp": flags.amp,
+                "penalty": PENALTY[flags.model] if phase == "ortho" else 0}
+        return settings
+
+    def file(self, phase, number):
+        """Where the network lives that training `phase` of round `number` ends with."""
+        if not number:
+            return self.flags.base_file(self.folder, phase == "ortho")
+        return self.flags.pruned_file(self.folder, self.targets[number - 1], phase == "ortho")
+
+
+class Recording(Plan):
+    """A job that only lists its steps."""
+
+    def __init__(self, flags, drive, begin=None):
+        super().__init__(flags, begin)
+        self.steps = []
+        drive(self)
+
+    def step(self, action, phase=None, number=0):
+        self.steps.append(Step(action, phase, number))
+
+    @property
+    def outputs(self):
+        """The files that the job writes, in order."""
+        return [self.file(step.phase, step.number) for step in self.steps
+                if hasattr(step.action, "writes")]
+
+    @property
+    def resume_file(self):
+        return self.outputs[-1].with_suffix(".resume")
+
+    def check_progress(self, done):
+        """Raise InputError unless `done` steps, by a resume file, can be done."""
+        if done not in range(len(self.steps)):
+            raise damaged(self.resume_file)
+
+
+def recorded(flags, drive):
+    """(the Recording of a job, how many of its steps are done by the resume file that it goes on
+    from). Raises InputError."""
+    recording = Recording(flags, drive)
+    if not (flags.resume and recording.resume_file.is_file()):
+        return recording, 0
+    begin, done = read_progress(recording.resume_file)
+    if begin not in ORIGINS:
+        raise damaged(recording.resume_file)
+    recording = Recording(flags, drive, begin)
+    recording.check_progress(done)
+    return recording, done

@@ -1,0 +1,234 @@
+"""Plots of a comparison. To add one, write a function (axis, records) -> whether it drew something,
+under `@plot(file name, caption)`."""
+import math
+import statistics
+from pathlib import Path
+
+from common.errors import InputError
+from common.libraries import need
+from imp_estimator import ESTIMATORS
+from lab.record import UNPRUNED, networks_of
+
+PLOTS = {}  # file name -> (caption, function), in the order of this file
+GREY = {"color": "0.5", "linewidth": 3}
+
+
+def plot(name, caption, columns=2):
+    """Register a plot. columns: how many networks at most stand beside each other."""
+    def register(draw):
+        PLOTS[name] = caption, draw, columns
+        return draw
+    return register
+
+
+def load_pyplot():
+    """matplotlib's pyplot, drawing to files; None, and a line that says so, where it is missing."""
+    try:
+        need("matplotlib")
+    except InputError as error:
+        print(f"Tables only, without plots: {error}")
+        return None
+    import matplotlib  # optional, as its pyplot
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    return pyplot
+
+
+def plot_section(pyplot, records, folder, suffix=""):
+    """Draw the plots of one comparison: [(file name, caption)]."""
+    networks, files = networks_of(records), []
+    for name, (caption, draw, columns) in PLOTS.items():
+        columns = min(columns, len(networks))
+        rows = -(-len(networks) // columns)
+        figure, axes = pyplot.subplots(
+            rows, columns, squeeze=False, layout="constrained",
+            figsize=(9 if len(networks) > 1 else 6.5, (4 if rows > 1 else 4.2) * rows + .6))
+        for axis in axes.flat[len(networks):]:
+            axis.set_axis_off()
+        drawn = [draw(axis, [r for r in records if r.network == network])
+                 for axis, network in zip(axes.flat, networks)]
+        if any(drawn):
+            handles = {}
+            for axis, network in zip(axes.flat, networks):
+                axis.set_title(network)
+                axis.grid(alpha=.3)
+                handles |= {label: line for line, label in zip(*axis.get_legend_handles_labels())}
+            figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=8,
+                          ncols=3 if len(networks) < 2 else 6)
+            files.append((f"{name}{suffix}.png", caption))
+            figure.savefig(Path(folder) / files[-1][0], dpi=130)
+        pyplot.close(figure)
+    return files
+
+
+def style_of(method):
+    """The colour and marker of a pruning type, the same in all plots."""
+    about = ESTIMATORS.get(method)
+    return {"color": about.colour if about else "#000000", "marker": about.marker if about else "x",
+            "markersize": 5, "linewidth": 1.4}
+
+
+def by_method(records, control=False):
+    """{pruning type: its records}, in the order of imp_estimator.py; of a control, or of none."""
+    found = {}
+    for record in records:
+        if record.control == control:
+            found.setdefault(record.flags["pruning_type"], []).append(record)
+    order = list(ESTIMATORS)
+    return dict(sorted(found.items(), key=lambda item: (
+        order.index(item[0]) if item[0] in ESTIMATORS else len(order), item[0])))
+
+
+def most_pruned(records):
+    """{pruning type: its record of the highest percent, of the lowest seed}."""
+    return {method: max(found, key=lambda r: (r.requested, -r.flags["seed"]))
+            for method, found in by_method(records).items()}
+
+
+def label_of(method, record):
+    return f"{method}, {record.requested:g}%, seed {record.flags['seed']}"
+
+
+# ----------------------------------------------------------------------------------------- accuracy
+
+
+@plot("flops", "Test accuracy against the FLOPs left")
+def plot_flops(axis, records):
+    return plot_accuracy(axis, records, "FLOPs left (% of the unpruned network's)",
+                         lambda r: r.flops_left)
+
+
+@plot("accuracy", "Test accuracy against the share removed")
+def plot_removed(axis, records):
+    return plot_accuracy(axis, records, f"{records[0].budget} removed (%)", lambda r: r.achieved,
+                         apart=0.8)
+
+
+def plot_accuracy(axis, records, label, x_of, apart=0):
+    """apart: how far the methods' points, which else would hide each other, are moved sideways."""
+    lines = [(method, found, marks) for control, marks in (
+        (False, {}), ("scratch", {"linestyle": ":", "markerfacecolor": "none"}))
+             for method, found in by_method(records, control).items()]
+    if apart and len(lines) > 1:
+        label += ", methods side by side"
+        axis.set_xticks(sorted({r.requested for _, found, _ in lines for r in found}))
+    for i, (_, found, marks) in enumerate(lines):
+        points = _points(found, x_of, apart * (i - (len(lines) - 1) / 2))
+        x, y, deviation = zip(*points)
+        axis.errorbar(x, y, deviation if any(deviation) else None, capsize=3, label=found[0].method,
+                      **{**style_of(found[0].flags["pruning_type"]), **marks})
+    for kind, line in zip(UNPRUNED, (":", "-.")):
+        found = [r.best for r in records if r.method == kind]
+        if found:
+            axis.axhline(statistics.mean(found), color="0.4", linestyle=line, label=kind)
+    seeds = len({r.flags["seed"] for r in records})
+    meaning = f"mean of {seeds} seeds, bars: standard deviation" if seeds > 1 else "one seed"
+    axis.set_ylabel(f"test accuracy, best epoch (%)\n{meaning}")
+    axis.set_xlabel(label)
+    return True
+
+
+def _points(records, x_of, shift):
+    """(x, mean accuracy, its standard deviation) for each percent."""
+    cells = {}
+    for record in records:
+        cells.setdefault(record.requested, []).append(record)
+    for _percent, found in sorted(cells.items()):
+        values = [r.best for r in found]
+        yield (statistics.mean(map(x_of, found)) + shift, statistics.mean(values),
+               statistics.stdev(values) if len(values) > 1 else 0)
+
+
+# ------------------------------------------------------------------------------------------- layers
+
+
+@plot("widths", "Filters of each layer, before and after", columns=1)
+def plot_widths(axis, records):
+    chosen = most_pruned(records)
+    lines = {label_of(method, r): (r.widths, style_of(method)) for method, r in chosen.items()}
+    before = next((r.unpruned.widths for r in chosen.values() if r.base), None)
+    if before:
+        lines = {"unpruned": (before, GREY), **lines}
+    return bool(chosen) and plot_layers(axis, lines, "filters")
+
+
+@plot("orthogonality", "Degree of orthogonality of each layer", columns=1)
+def plot_orthogonality(axis, records):
+    chosen, lines = most_pruned(records), {}
+    for record in chosen.values():
+        base = record.unpruned
+        if base is not None:
+            label, line = (("unpruned with penalty", "--") if base.penalised else ("unpruned", "-"))
+            lines.setdefault(label, (base.orthogonality["layers"], {**GREY, "linestyle": line}))
+    lines |= {label_of(method, r): (r.orthogonality["layers"], style_of(method))
+              for method, r in chosen.items()}
+    # A network with depthwise layers has these in between: they stand on a level of their own.
+    return bool(lines) and plot_layers(axis, lines, "degree of orthogonality (1: orthogonal)",
+                                       first=next(iter(chosen.values())).widths)
+
+
+def plot_layers(axis, lines, ylabel, first=()):
+    """Lines over the layers of a network: {label: ({layer: value}, style)}. first: layers that
+    stand before the others, from which a gap parts them."""
+    names = list(next(iter(lines.values()))[0])
+    others = [name for name in names if name not in first] if first else []
+    names = [name for name in names if name not in others]
+    shown = [f"conv {i}" if name.rpartition(".")[2].isdigit() else name
+             for i, name in enumerate(names, 1)]
+    if others:
+        names, shown = [*names, "", *others], [*shown, "", *others]
+    for label, (values, style) in lines.items():
+        axis.plot(range(len(names)), [_drawable(values.get(name)) for name in names], label=label,
+                  **style)
+    every = -(-len(names) // 30)  # more names would lie upon each other
+    axis.set_xticks(range(0, len(names), every), shown[::every], rotation=90, fontsize=6)
+    axis.set(xlabel="layer", ylabel=ylabel)
+    axis.set_ylim(bottom=0)
+    return True
+
+
+def _drawable(value):
+    return math.nan if value is None else value
+
+
+# ------------------------------------------------------------------------------------------- epochs
+
+
+@plot("training", "Accuracy during the trainings")
+def plot_training(axis, records):
+    chosen = most_pruned(records)
+    for method, record in chosen.items():
+        before = record.unpruned.epochs if record.base else []
+        epochs = before + record.epochs
+        accuracy = [(e.get("validation") or e["test"])["top1"] for e in epochs]
+        marked = {*range(0, len(epochs), -(-len(epochs) // 8)), len(epochs) - 1}
+        axis.plot(range(1, len(epochs) + 1), accuracy, markevery=sorted(marked),
+                  label=label_of(method, record), **style_of(method))
+        if before:
+            axis.axvline(len(before) + .5, color="0.6", linewidth=.8)
+    images = " and ".join(sorted({r.chosen_on for r in records}))
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set(xlabel="epoch, of both trainings (a line: pruning)", ylabel=f"{images} accuracy (%)")
+    return bool(chosen)
+
+
+@plot("masks", "Distance of each epoch's mask from the four before")
+def plot_masks(axis, records):
+    epsilon = None
+    for method, record in most_pruned(records).items():
+        base = record.unpruned
+        distances = {e["epoch"]: max(e["mask_distances"]) for e in (base.epochs if base else ())
+                     if e.get("mask_distances")}
+        if distances:
+            axis.plot(list(distances), list(distances.values()), label=label_of(method, record),
+                      **style_of(method))
+            epsilon = record.flag("eb_epsilon")
+            if base.chosen_on == "ticket":
+                axis.plot(*list(distances.items())[-1], linestyle="", marker="o", markersize=13,
+                          markerfacecolor="none", color="0.3", label="the ticket is drawn")
+    if epsilon:
+        axis.axhline(epsilon, color="0.4", linestyle=":", label="--eb_epsilon")
+        axis.set_ylim(bottom=0)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set(xlabel="epoch", ylabel="share of filters that differ,\nthe largest of up to four")
+    return bool(epsilon)

@@ -1,0 +1,304 @@
+"""What is known of a network: the entries of its checkpoint, its .json, and a row of a report.
+
+A checkpoint has the entries up to `pruned`, beside the weights under "net". A .json has all that
+are known. Entries that nobody knows, as in published files, are None, and left out when written.
+Percents go from 0 to 100, accuracies too; times are seconds, sizes bytes.
+"""
+import json
+from dataclasses import dataclass, fields
+from typing import TypedDict
+
+from common.schema import check_fields
+from config import BUDGETS, MODELS
+from imp_estimator import ESTIMATORS
+
+JOBS = {"ebt": "Early-Bird", "iterative": "iterative"}
+UNPRUNED = ("unpruned, trained as long", "unpruned with penalty, trained as long")
+
+
+class _Top1(TypedDict):
+    top1: float  # accuracy
+
+
+class Figures(_Top1, total=False):
+    """A network measured on images."""
+    top5: float  # where there are more than 5 classes
+    loss: float | None  # mean cross-entropy
+    epoch: int  # after which it was measured
+    validation: dict[str, float | None]  # the same figures on the validation images
+
+
+class _Best(TypedDict):
+    best: Figures  # on the test images, of the epoch whose weights are in the file
+
+
+class Accuracy(_Best, total=False):
+    last: Figures  # of the last epoch
+    chosen_on: str | None  # what `best` was chosen by: "test" or "validation" images, or "ticket"
+
+
+class Epoch(TypedDict, total=False):
+    """One epoch of a training."""
+    epoch: int  # from 1
+    lr: float  # learning rate
+    seconds: float
+    train: dict[str, float | None]  # loss (cross-entropy), top1, penalty
+    test: Figures  # or, where there are validation images,
+    validation: Figures
+    orthogonality: float | None  # degree, mean over the convolutions
+    mask_distances: list[float]  # shares of filters in which the mask differs from those before
+    mask_seconds: float
+
+
+class _Percents(TypedDict):
+    requested_percent: float
+    achieved_percent: float  # of the unpruned network's filters, or what --budget counts
+
+
+class Pruning(_Percents, total=False):
+    round: int  # from 1
+    rounds: int
+    control: object  # False, "unpruned" or "scratch"
+    max_percent: float  # what the floors of the layers allow
+    after_pruning: Figures | None  # before any retraining
+
+
+class Compression(TypedDict):
+    """How many times smaller than the unpruned network."""
+    parameters: float
+    flops: float
+    file: float
+    file_bytes: int
+    unpruned_file_bytes: int
+
+
+class Orthogonality(TypedDict):
+    mean: float | None
+    layers: dict[str, float | None]  # convolution -> its degree of orthogonality
+
+
+@dataclass(frozen=True)
+class Record:
+    # What identifies the run: a finished run is known by these.
+    flags: dict[str, object] = None  # name -> value
+    fingerprint: str = None  # of the images
+    schedule: dict[str, object] = None  # the recipes, the penalty's weight, the momentum
+    init: str = None  # digest of the --init file; written as "content of --init"
+    # What the network was trained on, and how.
+    data: str = None  # name of the data set
+    data_path: str = None
+    classes: list[str] = None
+    image_size: int = None  # pixels, height and width
+    seed: int = None
+    job: str = None  # a key of JOBS
+    penalised: bool = None  # whether its last training had the penalty
+    training: dict[str, dict[str, object]] = None  # training -> rates and what else shaped it
+    accuracy: Accuracy = None
+    environment: dict[str, object] = None  # versions and device
+    history: dict[str, list[Epoch]] = None  # training -> its epochs
+    seconds: dict[str, float] = None  # phase -> its duration
+    pruning: Pruning = None
+    # What rebuilds it.
+    cfg: dict[str, object] = None  # layer -> filters, or the channels of its stream that it writes
+    model: str = None  # a key of MODELS
+    width: float = None  # multiplier of the unpruned network's widths
+    num_classes: int = None
+    pruned: bool = None
+    # What was measured of it, and what it is compared with.
+    file: str = None
+    filters: int = None  # of all prunable layers, carried depthwise ones counted
+    parameters: int = None
+    macs: int = None  # multiply-adds for one image
+    flops: int = None
+    layer_macs: dict[str, int] = None
+    widths: dict[str, int] = None  # layer -> filters
+    compression: Compression = None
+    orthogonality: Orthogonality = None
+    base: dict[str, object] = None  # the unpruned network's record, as plain values
+    original: dict[str, object] = None  # of a scratch control: the record of the network whose
+    #                                     architecture it has; written as "pruned"
+
+    @classmethod
+    def read(cls, values, name=""):
+        """The record in a dict that a file held. Raises ValueError that names what is wrong."""
+        if not isinstance(values, dict):
+            raise ValueError(f"{name or 'it'} is no record")
+        values = {_FIELDS.get(key, key): value for key, value in values.items()
+                  if value is not None}
+        if isinstance(values.get("pruned"), dict):
+            values["original"] = values.pop("pruned")
+        known = {each.name: values[each.name] for each in fields(cls) if each.name in values}
+        check_fields(cls, known, name)
+        if "image_size" in known and not 1 <= known["image_size"] <= 1024:
+            raise ValueError(f"image_size is {known['image_size']}, not from 1 to 1024")
+        if {"classes", "num_classes"} <= known.keys():
+            if len(known["classes"]) != known["num_classes"]:
+                raise ValueError(f"classes has {len(known['classes'])} names, and num_classes is "
+                                 f"{known['num_classes']}")
+        record = cls(**known)
+        for part in ("base", "original"):
+            if part in known:
+                cls.read(known[part], part)
+        return record
+
+    @classmethod
+    def read_result(cls, values):
+        """The record in the .json of a pruned network, with all that a report needs.
+
+        Raises ValueError where something is missing.
+        """
+        record = cls.read(values)
+        for name in ("flags", "data", "model", "job", "accuracy", "environment", "pruning",
+                     "compression", "widths", "orthogonality", "file"):
+            if getattr(record, name) is None:
+                raise ValueError(f"{name} is missing")
+        wanted = {"pruning_type": str, "preset": str, "seed": int, "width": (int, float)}
+        for name, kind in wanted.items():
+            if not isinstance(record.flags.get(name), kind):
+                raise ValueError(f"flags.{name} is {record.flags.get(name)!r}")
+        if record.model not in MODELS or record.job not in JOBS:
+            raise ValueError("model or job is unknown")
+        if record.base is not None and not (record.unpruned.widths and record.unpruned.accuracy
+                                            and record.unpruned.orthogonality):
+            raise ValueError("the base network's figures are missing")
+        if not isinstance(record.flag("eb_epsilon"), (int, float)):
+            raise ValueError("flags.eb_epsilon is no number")
+        for network in filter(None, (record, record.unpruned)):
+            if not all("test" in epoch or "validation" in epoch for epoch in network.epochs):
+                raise ValueError("an epoch has no accuracy")
+        return record
+
+    def plain(self):
+        """Its known entries as a dict of plain values, in the order of a checkpoint."""
+        names = {field: key for key, field in _FIELDS.items()} | {"original": "pruned"}
+        return {names.get(each.name, each.name): getattr(self, each.name)
+                for each in fields(self) if getattr(self, each.name) is not None}
+
+    def json(self):
+        """The content of a .json file, as a dict."""
+        first = {"file": self.file, "model": self.model, "num_classes": self.num_classes,
+                 "training": None, "history": None, "seconds": None}
+        return first | self.plain()
+
+    # ---------------------------------------------------------------------- what reports ask for
+
+    def flag(self, name):
+        """The value of a flag, also of one that is newer than the file."""
+        return (self.flags or {}).get(name, _DEFAULTS.get(name))
+
+    @property
+    def unpruned(self):
+        """The record of the network that pruning started from; None of a control."""
+        return None if self.base is None else Record.read(self.base, "base")
+
+    @property
+    def network(self):
+        """The name of the unpruned network, with its width where that is not 1."""
+        width = self.flag("width")
+        return MODELS[self.model] + (f" x {width:g}" if width != 1 else "")
+
+    @property
+    def control(self):
+        """False, "unpruned" or "scratch"."""
+        return self.pruning.get("control", False) if self.pruning else False
+
+    @property
+    def method(self):
+        """The pruning type, or the name of a control."""
+        pruning_type = self.flags["pruning_type"]
+        if self.control == "unpruned":
+            method = ESTIMATORS.get(pruning_type)
+            return UNPRUNED[bool(method and method.penalty)]
+        return f"{pruning_type}, {self.control}" if self.control else pruning_type
+
+    @property
+    def budget(self):
+        """What its percents count, in words."""
+        return BUDGETS[self.flag("budget")]
+
+    @property
+    def requested(self):
+        return self.pruning["requested_percent"]
+
+    @property
+    def achieved(self):
+        return self.pruning["achieved_percent"]
+
+    @property
+    def after_pruning(self):
+        """Top-1 right after pruning, or None."""
+        figures = (self.pruning or {}).get("after_pruning")
+        return figures["top1"] if figures else None
+
+    @property
+    def best(self):
+        return self.accuracy["best"]["top1"]
+
+    @property
+    def last(self):
+        return self.accuracy.get("last", {}).get("top1")
+
+    @property
+    def top5(self):
+        return self.accuracy["best"].get("top5")
+
+    @property
+    def chosen_on(self):
+        return self.accuracy.get("chosen_on") or "test"
+
+    @property
+    def flops_left(self):
+        """Percent of the unpruned network's."""
+        return 100 / self.compression["flops"]
+
+    @property
+    def parameters_left(self):
+        return 100 / self.compression["parameters"]
+
+    @property
+    def epochs(self):
+        """All epochs of its trainings, in order."""
+        return [epoch for epochs in (self.history or {}).values() for epoch in epochs]
+
+    def rows(self):
+        """The epochs of its trainings, one flat dict for each: the lines of the .csv."""
+        pruning = self.pruning or {}
+        own = 0 if pruning.get("control") else pruning.get("round", 0)
+        return [row for training, epochs in (self.history or {}).items()
+                for row in flat_rows(training, epochs, own)]
+
+
+def flat_rows(training, epochs, own_round=0):
+    """The epochs of one training as flat dicts: "round", "phase", "epoch", "lr", "train/loss" ...
+
+    training: its name, "phase" or "phase round".
+    """
+    phase, _, number = training.partition(" ")
+    rows = []
+    for epoch in epochs:
+        row = {"round": int(number or own_round), "phase": phase}
+        for name, value in epoch.items():
+            if isinstance(value, dict):
+                row |= {f"{name}/{kind}": figure for kind, figure in value.items()}
+            else:
+                row[name] = max(value, default="") if isinstance(value, list) else value
+        rows.append(row)
+    return rows
+
+
+def networks_of(records):
+    """The names of the networks, in the order of MODELS."""
+    order = {r.network: (list(MODELS).index(r.model), r.flag("width")) for r in records}
+    return sorted(order, key=order.get)
+
+
+_FIELDS = {"content of --init": "init"}  # key in a file -> field
+_DEFAULTS = {"budget": "filters", "width": 1.0, "eb_epsilon": 0.1}  # of flags newer than a file
+
+
+def read_json(path):
+    """The plain values in a .json file. Raises OSError and ValueError."""
+    try:
+        return json.loads(path.read_text())
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error

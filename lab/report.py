@@ -1,0 +1,169 @@
+"""The results below a folder, compared: report.md and its plots."""
+import json
+import statistics
+from pathlib import Path
+
+from common.errors import InputError
+from common.files import write_atomically
+from common.flags import marked
+from imp_estimator import ESTIMATORS
+from lab import plots
+from lab.experiment import COMPARED, Experiment
+from lab.groups import GROUPS_IN
+from lab.record import JOBS, UNPRUNED, Record, networks_of, read_json
+from lab.tables import budget_text
+
+
+def read_results(folder):
+    """([(Record, folder of its run)] of all .json files below a folder that main.py wrote, the
+    files left out)."""
+    results, others = [], []
+    for path in sorted(Path(folder).rglob("*.json")):
+        if GROUPS_IN in path.name:
+            continue
+        try:
+            record = Record.read_result(read_json(path))
+        except (OSError, ValueError):
+            others.append(path)
+            continue
+        within = path.relative_to(folder).parts
+        run_in = within[:within.index("pruned_nets")] if "pruned_nets" in within else within[:-1]
+        results.append((record, "/".join(run_in) or "."))
+    return results, others
+
+
+def write_report(folder):
+    """Write report.md, and plots beside it where matplotlib is installed; print what was written.
+
+    Raises InputError where there are no results.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"--report={folder} is no folder")
+    results, others = read_results(folder)
+    if not results:
+        raise InputError(f"--report={folder}: no results below it; main.py writes a .json beside "
+                         "each pruned network")
+    sections = {}
+    for record, run_in in results:
+        key = run_in, record.data, record.job, record.flags["preset"], record.flag("budget")
+        sections.setdefault(key, []).append(record)
+    lines, written, pyplot = ["# Comparison of pruning methods"], [], plots.load_pyplot()
+    for number, (key, records) in enumerate(sorted(sections.items()), 1):
+        lines += ["", _title(*key), "", *describe_section(records)]
+        suffix = f"_{number}" if len(sections) > 1 else ""
+        for name, caption in plots.plot_section(pyplot, records, folder, suffix) if pyplot else ():
+            lines += ["", f"![{caption}]({name})"]
+            written.append(name)
+    environments = {f"{e['device']}, torch {e['torch']}, Python {e['python']}"
+                    for e in (record.environment for record, _ in results)}
+    lines += ["", f"{len(results)} results; {'; '.join(sorted(environments))}.", ""]
+    try:
+        write_atomically({Path(folder) / "report.md": "\n".join(lines).encode()})
+    except UnicodeError as error:
+        raise InputError(f"--report={folder}: {error}") from error
+    print("\n".join(lines))
+    plotted = f" and {len(written)} plots" if written else ""
+    print(f"Written: {Path(folder) / 'report.md'}{plotted}")
+    if others:
+        print(f"Left out: {len(others)} .json files that hold no result, the first is {others[0]}")
+
+
+def _title(run_in, data, job, preset, budget):
+    title = f"## {data}, {JOBS[job]} job, preset {preset}"
+    if budget != "filters":
+        title += f", percents{budget_text(budget)}"
+    return title if run_in == "." else f"{title}, in {run_in}"
+
+
+def spread(values, digits=1):
+    """Mean and standard deviation over seeds in words."""
+    values = [v for v in values if v is not None]
+    if not values:
+        return ""
+    text = f"{statistics.mean(values):.{digits}f}"
+    return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
+
+
+def _order(method):
+    """Methods in the order of imp_estimator.py, each before its control from scratch."""
+    name, _, control = method.partition(",")
+    return (list(ESTIMATORS).index(name) if name in ESTIMATORS else len(ESTIMATORS), name, control)
+
+
+def describe_section(records):
+    """The tables of one comparison, as lines of Markdown."""
+    seeds = sorted({r.flags["seed"] for r in records})
+    chosen = " and ".join(sorted({r.chosen_on for r in records}))
+    over = (f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1
+            else f"seed {seeds[0]}")
+    lines = [f"Test accuracy (%) of the best epoch, chosen on the {chosen} images; {over}.", ""]
+    unlike = _unlike(records)
+    if unlike:
+        lines += [f"**These results differ in --{', --'.join(unlike)}, too.**", ""]
+    for network in networks_of(records):
+        own = [r for r in records if r.network == network]
+        lines += [_unpruned_line(network, own), "", *_accuracies(network, own, seeds), ""]
+    return lines + _details(records)
+
+
+def _unlike(records):
+    """Flags in which results differ that should not."""
+    may_differ = marked(Experiment, COMPARED)
+    return [name for name in records[0].flags if name not in may_differ and len(
+        {json.dumps(r.flags[name]) for r in records if name in r.flags
+         and not (name.startswith("eb_") and r.control)}) > 1]
+
+
+def _unpruned_line(network, records):
+    kinds = {}
+    for record in records:
+        base = record.unpruned
+        if base is not None:
+            kind = "with penalty" if base.penalised else "plain"
+            kinds.setdefault(kind, {})[base.file] = base
+    return f"Unpruned {network}: " + "; ".join(
+        f"{kind} {spread(b.best for b in bases.values())}, last epoch "
+        f"{spread(b.last for b in bases.values())} (n = {len(bases)})"
+        for kind, bases in kinds.items()) + "."
+
+
+def _accuracies(network, records, seeds):
+    """A table with a row for each method and a column for each percent."""
+    cells = {}
+    for record in records:
+        key = record.method, round(record.requested, 2)
+        cells.setdefault(key, []).append(record)
+    percents = sorted({percent for method, percent in cells if method not in UNPRUNED})
+    methods = sorted({method for method, _ in cells}, key=_order)
+
+    def entry(found):
+        missing = f" (n = {len(found)})" if len(found) < len(seeds) else ""
+        return f"{spread(r.best for r in found)}{missing}" if found else "–"
+
+    lines = [f"| {network} | {' | '.join(f'{p:g}% removed' for p in percents)} | nothing removed |",
+             "|---" * (len(percents) + 2) + "|"]
+    for method in methods:
+        whole = entry(cells.get((method, 0), [])) if method in UNPRUNED else "–"
+        row = [entry(cells.get((method, p), [])) if method not in UNPRUNED else "–"
+               for p in percents]
+        lines.append(f"| {method} | {' | '.join([*row, whole])} |")
+    return lines
+
+
+def _details(records):
+    """A row for each network, method and percent."""
+    cells, networks = {}, networks_of(records)
+    for record in records:
+        key = networks.index(record.network), round(record.requested, 2), record.method
+        cells.setdefault(key, []).append(record)
+    header = ("network", "method", "asked for (%)", "removed (%)", "parameters left (%)",
+              "FLOPs left (%)", "right after pruning", "best epoch", "last epoch", "top-5", "n")
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for (network, percent, method), found in sorted(
+            cells.items(), key=lambda item: (*item[0][:2], _order(item[0][2]))):
+        lines.append("| " + " | ".join([
+            networks[network], method, f"{percent:g}", spread((r.achieved for r in found), 2),
+            spread(r.parameters_left for r in found), spread(r.flops_left for r in found),
+            spread(r.after_pruning for r in found), spread(r.best for r in found),
+            spread(r.last for r in found), spread(r.top5 for r in found), str(len(found))]) + " |")
+    return lines

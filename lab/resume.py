@@ -1,0 +1,147 @@
+"""Resume files: all that is needed to go on with a run, and to end with the same bits."""
+import copy
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from common.errors import InputError
+from common.files import to_json, write_atomically
+from common.schema import check, check_fields
+from lab.checkpoint import NOT_AS_WRITTEN, is_plain, network_content, read_safely, rebuild, to_bytes
+from lab.record import Epoch, Figures, Pruning, Record
+from train import Training, epoch_sums
+
+
+@dataclass
+class State:
+    """How far a run has come. With the network it is what the resume file holds.
+
+    begin: where the unpruned network comes from, a key of lab.plan.ORIGINS. done: steps of the job.
+    records: of the networks that are finished, each a Record. The others are of the round under
+    way: scores, layer -> tensor; how it was pruned, a lab.record.Pruning; phase -> its seconds;
+    name of a training -> Training.
+    """
+    begin: str
+    done: int = 0
+    records: list = field(default_factory=list)
+    scores: dict | None = None
+    pruning: Pruning | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    trained: dict = field(default_factory=dict)
+
+
+def write_resume_file(path, network, state, identity):
+    """Write all that is needed to go on, atomically. identity: entries that tell a command from
+    another one, nested dicts of plain values."""
+    kind, keys, *rest = np.random.get_state()
+    states = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest),
+              "torch": torch.get_rng_state(),
+              "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    stored = {**vars(state), "records": [record.json() for record in state.records],
+              "trained": {name: vars(training) for name, training in state.trained.items()}}
+    write_atomically({path: to_bytes({**network_content(network), **identity, "random": states,
+                                      "state": stored})})
+
+
+def read_resume_file(path, identity, defaults=None):
+    """(network on the CPU, State) of a resume file; the random generators go on from theirs.
+
+    defaults: of the flags, of which the file may not know the newest.
+    Raises InputError where it is damaged, or of another command: then it names the difference.
+    """
+    content = read_safely(path)
+    try:
+        if not all(is_plain(content.get(key)) for key in identity):
+            raise TypeError("what identifies the command is not plain")
+        content["flags"] = {**(defaults or {}), **content["flags"]}
+        change = next(filter(None, (_difference(content.get(key), now, _SPOKEN.get(key, key))
+                                    for key, now in identity.items())), None)
+        if change:
+            raise InputError(f"{path} is of another command: {change} now; give what it was, or "
+                             "leave out --resume=True to begin anew")
+        network, state = rebuild(content), _read_state(content["state"])
+        for training in state.trained.values():
+            _check_states(training, network)
+        states = content["random"]
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])
+        torch.set_rng_state(states["torch"])
+        if len(states["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(states["cuda"])
+        return network, state
+    except NOT_AS_WRITTEN as error:
+        raise damaged(path) from error
+
+
+def damaged(path):
+    return InputError(f"{path} is damaged; leave out --resume=True to begin anew")
+
+
+def read_progress(path):
+    """(how the run began, how many of its steps are done) by a resume file. Raises InputError."""
+    content = read_safely(path)
+    try:
+        state = _read_state(content["state"])
+    except NOT_AS_WRITTEN as error:
+        raise damaged(path) from error
+    return state.begin, state.done
+
+
+def _read_state(stored):
+    check_fields(State, stored, "state")
+    records = [Record.read(record) for record in stored["records"]]
+    trained = {name: _read_training(training, name)
+               for name, training in stored["trained"].items()}
+    return State(**{**stored, "records": records, "trained": trained})
+
+
+def _read_training(stored, name):
+    check_fields(Training, stored, name)
+    check(list[Epoch], stored["history"], f"{name}.history")
+    for epoch in stored["history"]:
+        images = "validation" if "validation" in epoch else "test"
+        missing = {"epoch", "lr", "seconds", "train", images} - epoch.keys()
+        if missing:
+            raise ValueError(f"an epoch of {name} has no {', '.join(missing)}")
+        check(float, epoch["train"].get("top1"), f"{name}, train.top1")
+    for figures in filter(lambda figures: figures is not None, (stored["best"], stored["last"])):
+        check(Figures, figures, f"{name}.best or last")
+        check(int, figures.get("epoch"), f"{name}, epoch of best or last")
+    for entry, start in epoch_sums().items() if stored["sums"] is not None else ():
+        kind = (torch.Tensor, float) if type(start) is float else int
+        if not isinstance(stored["sums"].get(entry), kind):
+            raise ValueError(f"{name}, sums.{entry} is no number")
+    return Training(**stored)
+
+
+def _check_states(training, network):
+    """Raise where a training's tensors do not fit the network: load all of them into copies."""
+    twin = copy.deepcopy(network)
+    if training.weights is not None:
+        twin.load_state_dict(training.weights)
+    if training.optimizer is not None:
+        adam = "betas" in training.optimizer["param_groups"][0]
+        optimizer = torch.optim.Adam if adam else torch.optim.SGD
+        optimizer(twin.parameters(), lr=1.0).load_state_dict(training.optimizer)
+    if training.scaler:
+        check(float, training.scaler.get("scale"), "scale")
+        check(int, training.scaler.get("_growth_tracker"), "_growth_tracker")
+    filters = sum(group.conv.out_channels for group in network.filter_groups())
+    for mask in training.masks:
+        if mask.dtype != torch.bool or mask.shape != (filters,):
+            raise ValueError("a mask does not fit the network")
+
+
+_SPOKEN = {"flags": "--", "schedule": "in config.py, ",
+           "fingerprint": "the fingerprint of the images"}
+
+
+def _difference(then, now, name):
+    """The first difference of two nested dicts, in words; None where there is none."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        changes = (_difference(then.get(key), now.get(key), f"{name}{key}" if name in
+                               _SPOKEN.values() else f"{name}.{key}") for key in {**now, **then})
+        return next(filter(None, changes), None)
+    return None if to_json(then) == to_json(now) else f"{name} was {then!r} and is {now!r}"

@@ -1,0 +1,251 @@
+"""Comparisons with one command: every combination of some flags, as processes of their own."""
+import itertools
+import json
+import os
+import queue
+import subprocess
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import fields
+from functools import lru_cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import torch
+
+from common.command import uninterrupted
+from common.errors import InputError
+from common.flags import marked
+from config import SWEEPS
+from data import load_data
+from imp_estimator import ESTIMATORS, PLAIN
+from lab.experiment import OF_THE_PRUNED, SWEEPS_OWN, Experiment, make_parser, parse
+from lab.job import MAIN
+from lab.tables import accuracy_text
+
+
+def read_sweep(name):
+    """The cells of a sweep, in order: one dict of flags for each experiment.
+
+    A sweep is a dict, flag -> value or list of values; every combination is a cell. A control that
+    does not depend on the method or the percent is one cell. Raises InputError.
+    """
+    settings = SWEEPS.get(name)
+    if settings is None:
+        try:
+            settings = json.loads(Path(name).read_text(), object_pairs_hook=_without_twins)
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"--sweep={name} is neither in config.py ({', '.join(SWEEPS)}) nor a "
+                             f"JSON file that can be read ({error})") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"--sweep={name} holds no flags; it looks like {{\"model\": [\"vgg\"], "
+                         "...}")
+    allowed = {each.name for each in fields(Experiment)} - marked(Experiment, SWEEPS_OWN)
+    parser, choices = make_parser(), {}
+    for key, values in settings.items():
+        if key not in allowed:
+            raise InputError(f"--sweep={name}: {key!r} is no flag that a sweep can set")
+        if values == []:
+            raise InputError(f"--sweep={name}: {key!r} has no value")
+        choices[key] = [getattr(parser.parse_args([f"--{key}={value}"]), key)
+                        for value in (values if isinstance(values, list) else [values])]
+    cells = []
+    for values in itertools.product(*choices.values()):
+        cell = _as_control(dict(zip(choices, values)))
+        if cell not in cells:
+            cells.append(cell)
+    return cells
+
+
+def _without_twins(pairs):
+    """The dict of JSON's pairs. Raises ValueError where a key is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def _as_control(cell):
+    """The cell without what does not shape an unpruned control, so that equal ones are one."""
+    if cell.get("control") != "unpruned":
+        return cell
+    control = {key: value for key, value in cell.items()
+               if key not in marked(Experiment, OF_THE_PRUNED)}
+    if cell.get("thresholds"):
+        control["n_rounds"] = len(cell["thresholds"])
+    method = ESTIMATORS.get(cell.get("pruning_type"))
+    if not (method and method.penalty):  # one for all that start from the plain network
+        control["pruning_type"] = PLAIN
+    return control
+
+
+def command_of(cell):
+    """The flags of a cell's command: a run that needs no other begins with --init, others load."""
+    needs = needs_of(cell)
+    command = [f"--{name}={value}" for name, value in cell.items() if name != "init" or not needs]
+    if needs and cell.get("control") != "scratch":
+        command.append("--pretrained=True")
+    return [*command, "--resume=True", "--wait=True"]
+
+
+def needs_of(cell):
+    """The cells that must be finished before a cell can be run."""
+    if cell.get("control") == "scratch":
+        return [{**cell, "control": False}]
+    only = cell.get("only_train")
+    if only == "base" or cell.get("ebt") and (only or cell.get("eb_detect")):
+        return []
+    training = {each.name: cell[each.name] for each in fields(Experiment)
+                if each.name in cell and each.metadata["group"] != "pruning"}
+    method = ESTIMATORS.get(cell.get("pruning_type"))
+    return [{**training, "only_train": "ortho" if method and method.penalty else "base"}]
+
+
+def plan(sweep):
+    """(the cells of a sweep, all runs that it takes: each needs only some before it)."""
+    cells = read_sweep(sweep.sweep)
+    if sweep.cell and sweep.cell > len(cells):
+        raise InputError(f"--cell={sweep.cell}: the sweep has {len(cells)}")
+    runs = []
+
+    def place(cell):
+        for needed in needs_of(cell):
+            place(needed)
+        if cell not in runs:
+            parse(command_of(cell))  # refuses flags that contradict each other
+            runs.append(cell)
+
+    for cell in cells[sweep.cell - 1:sweep.cell] if sweep.cell else cells:
+        place(cell)
+    return cells, runs
+
+
+def run(sweep, make_job):
+    """Run the cells of a sweep, what they need first, each as a process of its own.
+
+    make_job: (flags of a command line, its images) -> lab.job.Job. Raises InputError where cells
+    would write the same file, or where some have failed in the end.
+    """
+    cells, runs = plan(sweep)
+    _Comparison(cells, runs, sweep.jobs, make_job).run()
+
+
+class _Comparison:
+    """A sweep under way. Runs are known by their numbers in `runs`."""
+
+    def __init__(self, cells, runs, at_once, make_job):
+        self.cells, self.runs, self.at_once, self.make_job = cells, runs, at_once, make_job
+        self.load = lru_cache(load_data)
+        self.processes, self.stopped = set(), False
+        self.failed = {}  # number of a run -> its name
+        self.slots = queue.SimpleQueue()
+        for slot in range(at_once):
+            self.slots.put(slot)
+
+    def prepare(self, number):
+        argv = command_of(self.runs[number])
+        flags = parse(argv)
+        return self.make_job(argv, self.load(flags.data_path, flags.image_size,
+                                             flags.skip_bad_images))
+
+    def needs(self, number):
+        return [self.runs.index(needed) for needed in needs_of(self.runs[number])]
+
+    def run(self):
+        self._check_outputs()
+        cells = [cell for cell in self.runs if cell in self.cells]
+        print(f"{len(cells)} cells and {len(self.runs) - len(cells)} networks that they need: "
+              f"{len(self.runs)} runs, {self.at_once} at a time; the output of each is in the .log "
+              "beside its network", flush=True)
+        order = TopologicalSorter({number: self.needs(number) for number in range(len(self.runs))})
+        order.prepare()
+        pool, under_way, done = ThreadPoolExecutor(self.at_once), {}, 0
+        try:
+            while order.is_active():
+                for number in sorted(order.get_ready()):
+                    under_way[pool.submit(self.run_cell, number)] = number
+                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    order.done(under_way.pop(future))
+                    done += 1
+                    print(f"  {done} of {len(self.runs)}, {future.result()}", flush=True)
+        except BaseException as stop:
+            with uninterrupted():
+                self.stopped = True
+                for process in list(self.processes):
+                    process.terminate()
+                pool.shutdown(cancel_futures=True)
+            if isinstance(stop, KeyboardInterrupt):
+                raise KeyboardInterrupt("the same command goes on with this sweep") from stop
+            raise
+        pool.shutdown()
+        if self.failed:
+            raise InputError(f"{len(self.failed)} of {len(self.runs)} runs failed: "
+                             f"{', '.join(self.failed.values())}; the .log files beside their "
+                             "results say why")
+
+    def _check_outputs(self):
+        """Look at all runs before the first. Raises InputError where two write the same file."""
+        writers = {}  # path -> number of the run
+        for number, cell in enumerate(self.runs):
+            for path in self.prepare(number).outputs:
+                other = self.runs[writers.setdefault(path, number)]
+                if other != cell:
+                    values = "; ".join(
+                        f"{key}: {other.get(key)} and {cell.get(key)}"
+                        for key in {**cell, **other} if cell.get(key) != other.get(key))
+                    raise InputError(f"two cells of the sweep would write {path}, whose name does "
+                                     f"not show in what they differ ({values}); make them sweeps "
+                                     'of their own, each with another "out"')
+
+    def name(self, number, job):
+        cell, path = self.runs[number], job.outputs[-1].with_suffix("")
+        return f"cell {self.cells.index(cell) + 1}, {path}" if cell in self.cells else str(path)
+
+    def run_cell(self, number):
+        """Run a cell unless it is finished; a line on how that went."""
+        job, began = self.prepare(number), time.monotonic()
+        name = self.name(number, job)
+        try:
+            accuracy = job.finished()
+            if accuracy:
+                return f"{name}: test {accuracy_text(accuracy)}, was finished"
+            if any(needed in self.failed for needed in self.needs(number)):
+                outcome = "LEFT OUT, since what it needs failed"
+            else:
+                code, log = self.execute(job)
+                accuracy, seconds = job.finished(), time.monotonic() - began
+                if accuracy and not code:
+                    return f"{name}: test {accuracy_text(accuracy)}, {seconds:.0f} s"
+                lines = log.read_text(errors="replace").splitlines() or ["no output"]
+                outcome = f"FAILED with exit code {code}: {lines[-1]}"
+        except (InputError, OSError) as error:
+            outcome = f"FAILED: {error}"
+        self.failed[number] = name
+        return f"{name}: {outcome}"
+
+    def execute(self, job):
+        """(exit code, log file) of a process that runs a job; of several GPUs it has one."""
+        log, slot = job.outputs[-1].with_suffix(".log"), self.slots.get()
+        environment = dict(os.environ)
+        gpus = torch.cuda.device_count()
+        if gpus > 1:
+            visible = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+            visible = visible.split(",")
+            environment["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
+        if self.at_once > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // self.at_once)))
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with open(log, "a") as output:
+                if self.stopped:
+                    return 130, log
+                process = subprocess.Popen([sys.executable, str(MAIN), *job.argv], env=environment,
+                                           stdout=output, stderr=subprocess.STDOUT,
+                                           start_new_session=True)
+                self.processes.add(process)
+                code = process.wait()
+                self.processes.discard(process)
+            return code, log
+        finally:
+            self.slots.put(slot)

@@ -1,0 +1,186 @@
+"""What the two commands print of a network: architecture, pruning, orthogonality, the result."""
+from common.device import environment
+from common.terminal import counted, heading, megabytes, print_columns, print_table
+from config import BUDGETS
+from lab.measure import layer_widths, measure_latency, stream_widths
+from models import measure_cost, unpruned_twin
+from pruner import pruned_percent, round_up
+
+LATENCY_BATCHES = 1, 32, 128
+
+
+def accuracy_text(figures):
+    text = f"top-1 {figures['top1']:.2f}%"
+    return f"{text}, top-5 {figures['top5']:.2f}%" if "top5" in figures else text
+
+
+def budget_text(budget):
+    """What percents are of, where it is not filters."""
+    return "" if budget == "filters" else f" of the {BUDGETS[budget]}"
+
+
+def print_architecture(network, before=None):
+    """Width of each layer and residual stream, beside that of the same layer of `before`: the
+    network it was pruned from, by default the unpruned one."""
+    now, then = ({**layer_widths(each),
+                  **{f"{name} (residual stream)": w for name, w in stream_widths(each).items()}}
+                 for each in (network, before or unpruned_twin(network)))
+    print_columns([(name, f"{then[name]} -> {width}" if width < then[name] else str(width))
+                   for name, width in now.items()])
+
+
+def print_pruning(before, after, target, image_size, budget="filters", round_to=1):
+    """What pruning `before` to `target` percent has made of it: how far it went, what it won."""
+    (had, dense), (has, _) = before.filter_count(), after.filter_count()
+    achieved = pruned_percent(after, budget, image_size)
+    in_all = (f"removed {dense - has:,} of {dense:,} filters" if had == dense else
+              f"removed {had - has:,} filters in this round, {dense - has:,} of {dense:,} in all")
+    print(f"  {in_all}: {achieved:.2f}%{budget_text(budget)} (asked for: {target:.4g}%)")
+    _print_limits(after, achieved, target, round_to)
+    if has == had:
+        reason = ": the network is already as small as that" if achieved >= target else ""
+        print(f"  This round removes nothing{reason}")
+    else:
+        print("  filters of each layer, before -> after")
+        print_architecture(after, before)
+    costs = [measure_cost(network, image_size) for network in (before, after)]
+    print_table([("", "before", "after", "left")] + [
+        (name, f"{costs[0][key]:,}", f"{costs[1][key]:,}",
+         f"{100 * costs[1][key] / costs[0][key]:.1f}%")
+        for key, name in (("parameters", "parameters"), ("flops", "FLOPs"))])
+
+
+def _print_limits(network, achieved, target, round_to):
+    """Why less was removed than was asked for."""
+    groups = network.filter_groups()
+    if achieved < target and all(g.conv.out_channels <= round_up(g.floor, round_to, g.dense)
+                                 for g in groups):
+        line = (f"  More cannot go than {achieved:.2f}%: every layer keeps 5% of its filters, "
+                "rounded down, and one more")
+        if any(g.protected for g in groups):
+            line += ", and the first convolution all"
+        if round_to > 1:
+            line += f"; widths go up to a multiple of {round_to}"
+        print(line)
+    elif round_to > 1:
+        print(f"  --round_to={round_to} kept {target - achieved:.1f} percentage points more than "
+              "asked for")
+
+
+def print_orthogonality(figures, before=None):
+    """The mean degree of orthogonality, also before a training, where that is given."""
+    then = "" if before is None else f"before the training: {before['mean']:.2f}; "
+    print(f"  degree of orthogonality: {figures['mean']:.2f} in the mean ({then}1 = orthogonal "
+          "filters); each layer: eval.py --eval_ortho=True")
+
+
+def print_orthogonality_of_layers(figures):
+    print(f"  degree of orthogonality (1 = orthogonal filters): {figures['mean']:.3f} in the mean")
+    print_columns([(name, f"{degree:.3f}") for name, degree in figures["layers"].items()])
+
+
+# ------------------------------------------------------------------------------ the end of a run
+
+
+def print_summary(records):
+    """The table at the end: the first network, unpruned but for one that a control repeats, beside
+    what each round made of it."""
+    heading("Result")
+    base, last = records[0], records[-1]
+
+    def row(name, text):
+        return [name] + [text(record) for record in records]
+
+    def accuracy(epoch, key="top1"):
+        return lambda r: f"{r.accuracy[epoch][key]:.2f}%" if epoch in r.accuracy else ""
+
+    def relative(key):
+        def text(r):
+            value, whole = getattr(r, key), getattr(base, key)
+            return f"{value:,}" if r is base else f"{value:,} ({100 * value / whole:.1f}%)"
+        return text
+
+    def percent(name):
+        return lambda r: "" if r is base else f"{getattr(r, name):.2f}%"
+
+    def after_pruning(r):
+        return "" if r.after_pruning is None else f"{r.after_pruning:.2f}%"
+
+    rows = [row("", lambda r: "pruned" if r is base and r.pruning else _title(r))]
+    if len(records) > 1:
+        rows += [row(f"percent of {last.budget} to remove", percent("requested")),
+                 row("percent removed", percent("achieved"))]
+    rows += [row("test accuracy, best epoch", accuracy("best")),
+             row("test accuracy, last epoch", accuracy("last"))]
+    if "top5" in base.accuracy["best"]:
+        rows.append(row("top-5 accuracy, best epoch", accuracy("best", "top5")))
+    if any(map(after_pruning, records)):
+        rows.append(row("accuracy right after pruning", after_pruning))
+    rows += [row("filters", relative("filters")), row("parameters", relative("parameters")),
+             row("MACs (multiply-adds)", relative("macs")), row("FLOPs", relative("flops")),
+             row("file size", lambda r: megabytes(r.compression["file_bytes"])),
+             row("mean degree of orthogonality", lambda r: f"{r.orthogonality['mean']:.3f}")]
+    print_table(rows)
+    _print_notes(records)
+    for record in records:
+        print(f"  {record.file}")
+
+
+def _title(record):
+    if record.pruning is None:
+        return "pruned" if record.pruned else "unpruned"
+    titles = {"scratch": "from scratch", "unpruned": "trained as long"}
+    number, rounds = record.pruning.get("round", 1), record.pruning.get("rounds", 1)
+    return titles.get(record.control, f"round {number}" if rounds > 1 else "pruned")
+
+
+def _print_notes(records):
+    """How the accuracies of the table may be compared."""
+    base, last = records[0], records[-1]
+    if last.chosen_on == "test":
+        print("  The best epoch was chosen on the test images, which flatters all accuracies; "
+              "--val_percent=10 avoids that.")
+    else:
+        print(f"  The best epoch was chosen on the {last.chosen_on} images." if
+              last.chosen_on != "ticket" else "  The network is that of the ticket's epoch.")
+    after = sum(len(record.epochs) for record in records[1:])
+    if base.epochs and after and not last.control:
+        print(f"  The pruned network was trained {counted(after, 'epoch')} longer than the "
+              "unpruned one; --control=unpruned trains that as long.")
+
+
+# ------------------------------------------------------------------------------------- measurements
+
+
+def print_layers(rows):
+    print_table([("layer", "filters", "MACs before", "MACs after", "left", "orthogonality"), *(
+        (r["layer"], f"{r['kept']}/{r['total']}", f"{r['unpruned_macs']:,}", f"{r['macs']:,}",
+         f"{100 * r['macs'] / r['unpruned_macs']:.1f}%",
+         "" if r["orthogonality"] is None else f"{r['orthogonality']:.3f}") for r in rows)])
+
+
+def print_latency(model, image_size, devices):
+    """Time a network, beside the unpruned one where it is pruned, on each of some devices."""
+    before, after = (measure_cost(model, image_size, widths)["flops"]
+                     for widths in (model.dense, None))
+    networks = {"this": model}
+    if after < before:
+        networks = {"unpruned": unpruned_twin(model), "this": model}
+    slower = []
+    for device in devices:
+        rows = [("images at once", "network", "ms, median", "ms, 90th percentile", "images/s",
+                 "runs", "times as fast")]
+        for size in LATENCY_BATCHES:
+            figures = measure_latency(networks, size, image_size, device)
+            ratio = figures.get("unpruned", figures["this"])["median"] / figures["this"]["median"]
+            for label, time in figures.items():
+                rows.append((str(size), label, f"{time['median']:.2f}", f"{time['p90']:.2f}",
+                             f"{time['images_per_second']:,.0f}", str(time["runs"]),
+                             f"{ratio:.2f}" if label == "this" and len(networks) > 1 else ""))
+            if len(networks) > 1 and ratio < 1.02:
+                slower.append(f"{size} on {device.type}")
+        print(f"Time for images of {image_size} x {image_size} on {environment(device)['device']}")
+        print_table(rows)
+    if slower:
+        print(f"  It has {100 * after / before:.1f}% of the unpruned network's FLOPs, but is not "
+              f"faster with images at once: {', '.join(slower)}")

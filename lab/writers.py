@@ -1,0 +1,98 @@
+"""Who is told of a job's epochs and results: the terminal, a .csv, TensorBoard.
+
+All have the methods of `Writer`. They are told the whole history so far, so that after a resume
+each can catch up.
+"""
+from common.files import check_writable, to_csv
+from common.libraries import need
+from lab.measure import layer_widths, measure_orthogonality
+from lab.record import flat_rows
+from train import epoch_line
+
+
+class Writer:
+    def check_writable(self):
+        """Raise InputError where it could not write."""
+
+    def resume(self, known):
+        """The job goes on from a resume file, which has {(phase, round): number of its epochs}."""
+
+    def epoch(self, title, phase, history, epochs, network):
+        """An epoch has ended. title: the training's, in words. phase: (name, round). history: its
+        epochs so far, of `epochs` in all; network: as it is after the last one."""
+
+    def files(self, path, record):
+        """{path: content} that belongs beside a finished network at `path`."""
+        return {}
+
+    def saved(self, path):
+        """The network at `path`, and its files, have been written."""
+
+
+class Console(Writer):
+    """One line for each epoch and file. epsilon: of a ticket that is looked for."""
+
+    def __init__(self, epsilon=None):
+        self.epsilon = epsilon
+
+    def epoch(self, title, phase, history, epochs, network):
+        print(epoch_line(title, history, epochs, self.epsilon), flush=True)
+
+    def saved(self, path):
+        beside = f"{path.stem}.csv (every epoch)"
+        if path.with_suffix(".json").is_file():
+            beside += f" and {path.stem}.json (all figures)"
+        print(f"  saved {path}; beside it {beside}")
+
+
+class Csv(Writer):
+    """The history of every training, beside its network."""
+
+    def files(self, path, record):
+        return {path.with_suffix(".csv"): to_csv(record.rows())}
+
+
+class TensorBoard(Writer):
+    """Losses, accuracies, rates, widths and degrees of orthogonality, a folder for each training.
+
+    Raises InputError where tensorboard is missing.
+    """
+
+    def __init__(self, folder):
+        need("tensorboard")
+        self.folder, self.known, self.logs = folder, None, {}
+
+    def resume(self, known):
+        self.known = known
+
+    def check_writable(self):
+        check_writable(self.folder / "events")
+
+    def epoch(self, title, phase, history, epochs, network):
+        if phase not in self.logs:
+            self.logs[phase] = self._open(phase)
+        log, known = self.logs[phase]
+        for row in flat_rows(phase[0], history[known:]):
+            for key, value in row.items():
+                if isinstance(value, (int, float)) and key not in ("round", "epoch"):
+                    log.add_scalar(key, value, row["epoch"])
+        for key, layers in (("width", layer_widths(network)),
+                            ("orthogonality of", measure_orthogonality(network)["layers"])):
+            for layer, value in layers.items():
+                log.add_scalar(f"{key}/{layer}", value, history[-1]["epoch"])
+        log.flush()
+        self.logs[phase] = log, len(history)
+
+    def _open(self, phase):
+        """(a log for a training, how many of its epochs its files have)."""
+        from torch.utils.tensorboard import SummaryWriter  # needs the optional tensorboard
+        folder = self.folder / f"round-{phase[1]}-{phase[0]}"
+        files = list(folder.glob("events.out.tfevents.*"))
+        known = (self.known or {}).get(phase, 0) if files else 0
+        if self.known is None:
+            for old in files:
+                old.unlink()
+        return SummaryWriter(folder, purge_step=known + 1), known
+
+    def saved(self, path):
+        print(f"  TensorBoard's files are in {self.folder}")

@@ -1,0 +1,101 @@
+"""The shape of the code: imports run down only, rooms stay small, a method is registered once."""
+import ast
+import re
+from graphlib import TopologicalSorter
+
+import pytest
+from conftest import ROOT
+
+import eval as measure
+import imp_estimator
+from imp_estimator import ESTIMATORS
+from lab import plots
+from lab.experiment import make_parser, parse
+
+FLOORS = [("common",), ("config", "models"), ("data", "imp_estimator", "pruner", "train"), ("lab",),
+          ("main", "eval")]  # each imports from its own floor and those before it
+FILES = sorted(path for path in [*ROOT.glob("*.py"), *ROOT.glob("common/*.py"),
+                                 *ROOT.glob("lab/*.py")])
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+
+def name_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+NAMES = {name_of(path) for path in FILES}
+
+
+def imported(path):
+    """The suite's modules that a file imports, at its top, in functions and through lazy()."""
+    found = set()
+    tree = ast.parse(path.read_text())
+    lazies = "lazy" in path.read_text()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{each.name}" for each in node.names)}
+        elif lazies and isinstance(node, ast.Call) and any(
+                isinstance(part, ast.Name) and part.id == "lazy" for part in ast.walk(node)):
+            found |= {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+    return {name for name in found if name in NAMES and name not in ("common", "lab")}
+
+
+def test_imports_run_down_only_and_never_in_a_circle():
+    graph = {name_of(path): imported(path) for path in FILES}
+    assert {"torch"} not in graph.values() and "lab.job" in graph["main"]  # lazy() is seen
+    for name, others in graph.items():
+        for other in others:
+            assert FLOOR[other.split(".")[0]] <= FLOOR[name.split(".")[0]], f"{name} imports {other}"
+            assert other not in ("main", "eval"), f"{name} imports {other}"
+    TopologicalSorter(graph).prepare()  # raises where they run in a circle
+
+
+def test_rooms_are_small():
+    inside, functions = [], []
+    for path in FILES:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 425, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                functions.append((node.end_lineno - node.lineno + 1, path.name, node.name))
+                inside += [f"{path.name}:{each.lineno}" for each in ast.walk(node)
+                           if isinstance(each, (ast.Import, ast.ImportFrom))]
+    assert max(functions) <= (70,), max(functions)
+    assert len(inside) < 10, inside
+
+
+def test_no_method_is_asked_for_by_name():
+    for path in FILES:
+        if path.name not in ("imp_estimator.py", "config.py"):
+            names = [node.value for node in ast.walk(ast.parse(path.read_text()))
+                     if isinstance(node, ast.Constant) and node.value in ESTIMATORS]
+            # The cache folder has the project's name.
+            assert names == (["orthoreg"] if path.name == "images.py" else []), path.name
+
+
+def test_a_method_is_registered_in_one_place(monkeypatch, capsys):
+    """Flags, help, file names and plots know a twelfth one; the others look as before."""
+    before = {name: plots.style_of(name) for name in ESTIMATORS}
+    monkeypatch.setattr(imp_estimator, "ESTIMATORS", ESTIMATORS)
+    try:
+        imp_estimator.estimator("largest", source="me", help="largest weight", penalty=True,
+                                needs="balanced images")(lambda *_, **__: [])
+        flags = parse(["--pruning_type=largest", "--prune_percent=50"])
+        assert flags.penalised and flags.estimator.needs_images
+        assert str(flags.pruned_file("", 50, False)).endswith("vgg_largest_50_0.pth")
+        assert list(ESTIMATORS)[-1] == "largest"
+        assert plots.style_of("largest")["marker"] == "x"
+        assert {name: plots.style_of(name) for name in before} == before
+    finally:
+        del ESTIMATORS["largest"]
+    styles = [(style["color"], style["marker"]) for style in before.values()]
+    assert len(set(styles)) == len(styles) == len({marker for _, marker in styles})
+
+
+@pytest.mark.parametrize("parser", [make_parser, measure.make_parser])
+def test_help_explains_each_flag_in_words_with_its_default(parser):
+    for action in parser()._actions[1:]:
+        assert re.search(r"\(default: .+\)$", action.help), action.option_strings
+        assert len(action.help) > 20, action.option_strings
