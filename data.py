@@ -156,9 +156,9 @@ class Batches:
     def __len__(self):
         return len(self.parts)
 
-    def __getitem__(self, which):
+    def __getitem__(self, index):
         selected = copy.copy(self)
-        selected.parts = self.parts[which]
+        selected.parts = self.parts[index]
         return selected
 
     def share(self, number, count):
@@ -193,8 +193,8 @@ class Batches:
                 columns = torch.where(mirrored[part, None], pixels.flip(0), pixels)
                 rows = pixels + shifts[0, part, None]
                 columns = columns + shifts[1, part, None]
-                which = torch.arange(len(batch), device=device)
-                batch = batch[which[:, None, None], rows[:, :, None], columns[:, None, :]]
+                members = torch.arange(len(batch), device=device)
+                batch = batch[members[:, None, None], rows[:, :, None], columns[:, None, :]]
             yield batch.float().div_(127.5).sub_(1).permute(0, 3, 1, 2), labels[order[part]]
 
 

@@ -265,9 +265,9 @@ def begin_afresh(job):
     checkpoint.check_data(path, pruned, record, job.data)
     free = marked(Experiment, NOT_THE_CONTROL)
     for name, default in DEFAULTS.items() if record.flags else ():
-        then, now = record.flags.get(name, default), getattr(flags, name)
-        if name not in free and to_json(then) != to_json(now):
-            raise InputError(f"{path} was pruned with --{name}={then}, not {now}")
+        value, wanted = record.flags.get(name, default), getattr(flags, name)
+        if name not in free and to_json(value) != to_json(wanted):
+            raise InputError(f"{path} was pruned with --{name}={value}, not {wanted}")
     print(f"  its architecture is that of {path}")
     record = replace(record, image_size=record.image_size or job.data.image_size)
     job.state.records = [measure.measured(record, path, pruned, path.stat().st_size)]

@@ -60,7 +60,8 @@ def _keep_freed_memory():
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # of glibc's malloc.h
     with suppress(AttributeError, OSError, TypeError):  # other systems have no mallopt
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_max, 0)  # older ones take 32 MB at most
+        if not mallopt(mmap_threshold, 1 << 30):  # older ones take 32 MB at most
+            mallopt(mmap_max, 0)
         mallopt(trim_threshold, -1)
 
 

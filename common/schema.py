@@ -9,7 +9,7 @@ import reprlib
 import types
 from typing import Union, get_args, get_origin, get_type_hints, is_typeddict
 
-LARGEST = 1e15  # of any number: larger ones, infinity and NaN are nonsense here
+LARGEST = 3.5e38  # of any number, as of float32: beyond it, infinite or NaN is nonsense
 
 
 def check(kind, value, name):

@@ -205,8 +205,9 @@ class _Number:
 class _NumberType:
     """Reads numpy.dtype("i8"), with its byte order; refuses all that is no number."""
     def __init__(self, code, *_):
+        if code not in _NUMBERS:
+            raise ValueError(f"{code!r} is no number")
         self.code, self.order = code, "<"
-        _NUMBERS[code]  # KeyError
 
     def __setstate__(self, state):
         self.order = ">" if state[1] == ">" else "<"

@@ -83,7 +83,7 @@ def _draw(groups, score, generator, draws, pool, layers):
         return members[:max(0, len(members) - group.floor)]
 
     largest = sorted(groups.values(), key=lambda g: len(removable(g)))[-2 * layers:]
-    within = [removable(g) for g in groups.values() if g in largest][::2]  # spread over the depth
+    sampled = [removable(g) for g in groups.values() if g in largest][::2]  # spread over the depth
     everything = sorted((m for g in groups.values() for m in removable(g)), key=score.get)
     if not everything:
         raise InputError("--group_check=True: no layer has more filters than it must keep; give a "
@@ -91,11 +91,11 @@ def _draw(groups, score, generator, draws, pool, layers):
     chance = shuffled(everything)[:pool]
     drawn = {(kind, size): [] for kind in KINDS for size in SIZES}
     for draw in range(draws):
-        layer = within[draw % len(within)]
+        layer = sampled[draw % len(sampled)]
         for size in SIZES:
             for where, anything, first, literal in (
                     ("network", chance, everything, not draw),
-                    ("layer", layer, layer, draw < len(within))):
+                    ("layer", layer, layer, draw < len(sampled))):
                 if len(anything) >= size:
                     drawn[(where, "random"), size].append(shuffled(anything)[:size])
                     drawn[(where, "lowest"), size].append(

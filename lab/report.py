@@ -26,8 +26,8 @@ def read_results(folder):
         except (OSError, ValueError):
             others.append(path)
             continue
-        within = path.relative_to(folder).parts
-        run_in = within[:within.index("pruned_nets")] if "pruned_nets" in within else within[:-1]
+        parts = path.relative_to(folder).parts
+        run_in = parts[:parts.index("pruned_nets")] if "pruned_nets" in parts else parts[:-1]
         results.append((record, "/".join(run_in) or "."))
     return results, others
 

@@ -138,10 +138,10 @@ _SPOKEN = {"flags": "--", "schedule": "in config.py, ",
            "fingerprint": "the fingerprint of the images"}
 
 
-def _difference(then, now, name):
+def _difference(old, new, name):
     """The first difference of two nested dicts, in words; None where there is none."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        changes = (_difference(then.get(key), now.get(key), f"{name}{key}" if name in
-                               _SPOKEN.values() else f"{name}.{key}") for key in {**now, **then})
+    if isinstance(old, dict) and isinstance(new, dict):
+        changes = (_difference(old.get(key), new.get(key), f"{name}{key}" if name in
+                               _SPOKEN.values() else f"{name}.{key}") for key in {**new, **old})
         return next(filter(None, changes), None)
-    return None if to_json(then) == to_json(now) else f"{name} was {then!r} and is {now!r}"
+    return None if to_json(old) == to_json(new) else f"{name} was {old!r} and is {new!r}"

@@ -22,10 +22,10 @@ def budget_text(budget):
 def print_architecture(network, before=None):
     """Width of each layer and residual stream, beside that of the same layer of `before`: the
     network it was pruned from, by default the unpruned one."""
-    now, then = ({**layer_widths(each),
+    now, full = ({**layer_widths(each),
                   **{f"{name} (residual stream)": w for name, w in stream_widths(each).items()}}
                  for each in (network, before or unpruned_twin(network)))
-    print_columns([(name, f"{then[name]} -> {width}" if width < then[name] else str(width))
+    print_columns([(name, f"{full[name]} -> {width}" if width < full[name] else str(width))
                    for name, width in now.items()])
 
 
@@ -69,8 +69,8 @@ def _print_limits(network, achieved, target, round_to):
 
 def print_orthogonality(figures, before=None):
     """The mean degree of orthogonality, also before a training, where that is given."""
-    then = "" if before is None else f"before the training: {before['mean']:.2f}; "
-    print(f"  degree of orthogonality: {figures['mean']:.2f} in the mean ({then}1 = orthogonal "
+    start = "" if before is None else f"before the training: {before['mean']:.2f}; "
+    print(f"  degree of orthogonality: {figures['mean']:.2f} in the mean ({start}1 = orthogonal "
           "filters); each layer: eval.py --eval_ortho=True")
 
 

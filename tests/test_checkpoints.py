@@ -289,7 +289,7 @@ def test_a_sound_file_of_something_else_is_one_line(tmp_path, shell, folder):
     path = tmp_path / "net.pth"
     save_checkpoint(path, small(), {"image_size": 24, "classes": ["x", "y", "z"]})
     for flags, message in (
-            (("--model", "resnet"), "--model=resnet is wrong"), (("--pruned", "True"), "asked for"),
+            (("--model", "resnet"), "--model=resnet is wrong"), (("--pruned", "True"), "--pruned=True is wrong"),
             (("--num_classes", "10"), "--num_classes=10 is wrong"),
             (("--test_acc", "True", "--data_path", folder), "trained on other classes"),
             (("--test_acc", "True", "--data_path", "digits"), "for 3 classes; digits has 10")):
