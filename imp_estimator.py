@@ -306,7 +306,7 @@ def _signs(classes, start, count, seed):
     return (1 - 2 * parity) * flips
 
 
-@estimator("random", needs="seed", source="the control", colour="#777777", marker=">",
+@estimator("random", needs="seed", source="the control", colour="#A6761D", marker=">",
            help="uniform: the control")
 def random(model, groups, batches, *, seed, **_):
     """Uniform in [0, 1), from `seed`: the control that every comparison needs."""

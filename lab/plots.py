@@ -53,8 +53,9 @@ def plot_section(pyplot, records, folder, suffix=""):
                 axis.set_title(network)
                 axis.grid(alpha=.3)
                 handles |= {label: line for line, label in zip(*axis.get_legend_handles_labels())}
+            letters = 120 if len(networks) > 1 else 85  # in a line of that width
             figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=8,
-                          ncols=3 if len(networks) < 2 else 6)
+                          ncols=max(1, letters // (8 + max(map(len, handles)))))
             files.append((f"{name}{suffix}.png", caption))
             figure.savefig(Path(folder) / files[-1][0], dpi=130)
         pyplot.close(figure)

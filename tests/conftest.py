@@ -10,11 +10,10 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from shell import Shell  # noqa: E402
-
 from config import MODELS, Preset, Recipe, Schedule  # noqa: E402
 from data import load_data  # noqa: E402
 from models import build_model  # noqa: E402
+from shell import Shell  # noqa: E402
 
 torch.set_num_threads(2)
 

@@ -52,9 +52,9 @@ def _serve():
                  "lab.deploy", "lab.weights", "eval"):
         importlib.import_module(slow)
     import torch
-    from conftest import short_preset
 
     import config
+    from conftest import short_preset
     torch.set_num_threads(1)
     config.PRESETS["test"] = short_preset(epochs=2)
     for line in sys.stdin:

@@ -9,12 +9,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import files, narrow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
 from config import MODELS
+from conftest import files, narrow
 from imp_estimator import cal_importance
 from lab.checkpoint import checkpoint_bytes, load_checkpoint, save_checkpoint
 from models import build_model

@@ -10,12 +10,12 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, WIDTH, files, narrow, short_preset, write_folder
 
 import config
 import eval as measure
 import main
 from config import MODELS
+from conftest import ROOT, WIDTH, files, narrow, short_preset, write_folder
 from data import load_data
 from imp_estimator import ESTIMATORS
 from lab.checkpoint import load_checkpoint

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, files, narrow, short_preset
 
 import config
 import eval as measure
@@ -20,6 +19,7 @@ import main
 import train as train_module
 from common.errors import Diverged, InputError
 from config import Recipe
+from conftest import ROOT, files, narrow, short_preset
 from data import Split
 from lab import groups as group_check
 from lab import plots, report

@@ -5,11 +5,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import write_folder
 from torchvision import datasets
 
 from common import images
 from common.errors import InputError
+from conftest import write_folder
 from data import folder_of, load_data
 
 

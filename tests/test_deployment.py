@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import files, narrow, short_preset
 
 import config
 import eval as measure
 import main
 from common.errors import InputError
+from conftest import files, narrow, short_preset
 from imp_estimator import cal_importance
 from lab import deploy, tables
 from lab.checkpoint import load_checkpoint, save_checkpoint

@@ -4,10 +4,10 @@ import re
 from graphlib import TopologicalSorter
 
 import pytest
-from conftest import ROOT
 
 import eval as measure
 import imp_estimator
+from conftest import ROOT
 from imp_estimator import ESTIMATORS
 from lab import plots
 from lab.experiment import make_parser, parse

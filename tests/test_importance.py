@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from conftest import narrow
 from torch.nn import functional as F
 
 import config
+from conftest import narrow
 from imp_estimator import ESTIMATORS, _signs, cal_importance
 from models import NETWORKS
 from pruner import select_filters

@@ -3,8 +3,8 @@ import copy
 
 import pytest
 import torch
-from conftest import narrow
 
+from conftest import narrow
 from models import NETWORKS, build_model, measure_cost
 
 PUBLISHED = {  # parameters, FLOPs, prunable layers, filters at 100 classes, one 32 x 32 image

@@ -10,14 +10,14 @@ import time
 
 import pytest
 import torch
-import worker
-from conftest import ROOT, files, narrow, short_preset
 from torch.nn import functional as F
 
 import config
 import main
+import worker
 from common.command import run_command
 from common.device import pick_device
+from conftest import ROOT, files, narrow, short_preset
 from data import Batches, Split
 from lab.checkpoint import load_checkpoint, save_checkpoint
 from train import OrthonormalityPenalty

@@ -4,11 +4,11 @@ import os
 
 import pytest
 import torch
-from conftest import narrow
 from torch.nn import functional as F
 
 from common.errors import InputError
 from common.files import write_atomically
+from conftest import narrow
 from imp_estimator import cal_importance
 from lab.checkpoint import load_checkpoint, save_checkpoint
 from models import build_model, measure_cost

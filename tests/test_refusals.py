@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, copy_suite, files, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from common.errors import InputError
+from conftest import ROOT, copy_suite, files, write_folder
 from data import load_data
 from lab import checkpoint
 from lab.checkpoint import load_checkpoint

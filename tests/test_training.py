@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, narrow
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,6 +13,7 @@ from common.command import run_command
 from common.device import autocast
 from common.errors import Diverged, InputError
 from config import PRESETS, Recipe
+from conftest import ROOT, narrow
 from data import Batches, Split
 from imp_estimator import cal_importance
 from models import build_model

@@ -13,12 +13,12 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import torch  # noqa: E402
-from conftest import short_preset  # noqa: E402
 
 import config  # noqa: E402
 import main  # noqa: E402
 from common.command import exit_with  # noqa: E402
 from common.processes import is_first, join_processes, leave_processes  # noqa: E402
+from conftest import short_preset  # noqa: E402
 from data import load_data  # noqa: E402
 from imp_estimator import ESTIMATORS, cal_importance  # noqa: E402
 from lab.checkpoint import load_checkpoint  # noqa: E402
