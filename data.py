@@ -85,8 +85,9 @@ class ImageData:
             members = order[labels[order] == k]
             count = round(len(members) * percent / 100)
             if not 0 < count < len(members):
-                raise InputError(f"--val_percent={percent} of the {len(members)} training images "
-                                 f"of class {name!r} are {count}; both parts need some")
+                raise InputError(f"--val_percent={percent} would hold out {count} of the "
+                                 f"{len(members)} training images of class {name!r}; training and "
+                                 "validation need one or more each")
             held[members[:count]] = True
         train, validation = (Split(self.train.images[part], self.train.labels[part])
                              for part in (~held, held))
@@ -170,8 +171,8 @@ class Batches:
         return own
 
     def weight(self, b):
-        """What the mean over this process's share of batch `b` counts in the mean over the
-        processes, if that is to be the mean over the images of the whole batch."""
+        """The factor for this process's mean loss over its share of batch `b`. With it, the mean
+        over the processes is the mean over all images of the batch."""
         part = self.parts[b]
         first = part.start // self.batch_size * self.batch_size
         return len(range(*part.indices(part.stop))) * self.processes / (part.stop - first)
@@ -250,7 +251,7 @@ def _cifar(name, image_size):
 
 
 def _digits(_name, image_size):
-    need("sklearn.datasets")
+    need("--data_path=digits", "sklearn.datasets")
     from sklearn.datasets import load_digits  # optional
     digits = load_digits()
     grey = torch.from_numpy(digits.images / 16 * 255).float()[..., None].expand(-1, -1, -1, 3)

@@ -21,6 +21,7 @@ from common.processes import processes
 from common.terminal import megabytes, print_table
 from config import MODELS
 from imp_estimator import ESTIMATORS, PLAIN
+from lab.record import GROUPS_IN
 
 # Loaded by what uses them, after the flags have been read.
 data, models, torch, train = map(lazy, ("data", "models", "torch", "train"))
@@ -34,13 +35,14 @@ GROUPS = "groups"  # mark of a flag that only works with --group_check
 @dataclass(frozen=True)
 class Measurement:
     """One command line: the value of every flag."""
-    model_path: str = flag("network", None, "the checkpoint", shown="required, but for --report",
-                           metavar="FILE")
+    model_path: str = flag("network", None, "the checkpoint", metavar="FILE",
+                           shown="required, except with --report")
     model: str = flag("network", None, "what the file should hold: " + ", ".join(MODELS), "-m",
                       shown="any", choices=MODELS, metavar="NAME")
     pruned: bool = flag("network", None, "whether the file should hold a pruned network",
                         shown="either", type=boolean, metavar="True|False")
-    num_classes: int = flag("network", None, "checked against the file", shown="not checked",
+    num_classes: int = flag("network", None, "stop if the file has another number of classes",
+                            shown="not checked",
                             type=integer(2), metavar="N")
 
     test_acc: bool = switch("measure", "accuracy on the test images", marks=[ASKS])
@@ -65,10 +67,10 @@ class Measurement:
 
     report: str = flag("comparison", None, "compare the results below a folder: report.md, plots",
                        shown="none", metavar="FOLDER")
-    group_check: bool = switch("comparison", "whether the importance of a group of filters is the "
-                               "sum of its members'", marks=[ASKS])
-    compare: str = flag("comparison", None, "with --group_check, a second checkpoint, as the "
-                        "network with the penalty beside the plain one", shown="none",
+    group_check: bool = switch("comparison", "measure whether the importance of a group of filters "
+                               "is the sum of its members'", marks=[ASKS])
+    compare: str = flag("comparison", None, "with --group_check, a second checkpoint to check in "
+                        "the same way, such as the network with the penalty", shown="none",
                         metavar="FILE", marks=[GROUPS])
     pruning_type: str = flag("comparison", PLAIN, "with --group_check, how filters are judged: "
                              + ", ".join(ESTIMATORS), choices=ESTIMATORS, metavar="TYPE",
@@ -76,7 +78,7 @@ class Measurement:
     imp_samples: int = flag("comparison", 256, "with --group_check, training images on which "
                             "thousands of removals are tested", type=integer(1), metavar="N",
                             marks=[GROUPS])
-    seed: int = flag("comparison", 0, "with --group_check, of the groups that are drawn",
+    seed: int = flag("comparison", 0, "with --group_check, seed of the random groups",
                      type=integer(0), metavar="N", marks=[GROUPS])
 
     data_path: str = flag("data", None, "images to measure accuracy on",
@@ -178,7 +180,7 @@ def introduce(args, model, record, size):
           f"{size} x {size} pixels; {now:,} of {dense:,} filters "
           f"({100 * (1 - now / dense):.2f}% pruned)")
     if not (args.predict or args.export or args.latency or args.layers):
-        change = ", of the unpruned network -> here" if now < dense else ""
+        change = ": unpruned -> this network" if now < dense else ""
         print(f"  filters of each layer{change}")
         tables.print_architecture(model)
 
@@ -246,7 +248,7 @@ def check_groups(args, model, record, images):
                          "data": images.name, "fingerprint": images.fingerprint,
                          "penalised": bool(known.penalised), "environment": environment(device)}
         groups.print_groups(figures[path])
-    target = f"{stem(args.model_path)}{groups.GROUPS_IN}{args.pruning_type}"
+    target = f"{stem(args.model_path)}{GROUPS_IN}{args.pruning_type}"
     write_atomically({f"{target}.json": to_json(figures)})
     names = {path: Path(path).stem for path in figures}
     groups.plot_groups({path if len(set(names.values())) < len(names) else names[path]: result

@@ -19,7 +19,7 @@ from common.processes import leave_processes, require_same
 from common.seeds import seed_of
 from common.terminal import heading
 from config import MOMENTUM, PENALTY
-from lab.experiment import DEFAULTS, NOT_THE_CONTROL, Experiment, Sweep, marked, parse
+from lab.experiment import CONTROL_MAY_DIFFER, DEFAULTS, Experiment, Sweep, marked, parse
 
 # Loaded by what uses them, after the flags have been read.
 imp_estimator, models, pruner, torch, train = map(
@@ -96,12 +96,13 @@ def load_network(job, phase):
     accuracy = {**(record.accuracy or {}), "best": train.evaluate(network, job.data.test_batches())}
     print(f"  {path}: test {tables.accuracy_text(accuracy['best'])}")
     if record.training not in (None, job.settings(phase)):
-        print(f"  Note: it was trained with other settings than this job's; {again} anew")
+        print(f"  Note: {path} was trained with other settings than this run has; {again} anew")
     if record.fingerprint not in (None, job.data.fingerprint):
         if job.data.validation:
-            raise InputError(f"{path} was trained on other images than --val_percent="
-                             f"{flags.val_percent} leaves, maybe on those held out; {again} anew")
-        print(f"  Note: it was trained on other images than {job.data.name} has now; {again} anew")
+            raise InputError(f"{path} may have been trained on the images that --val_percent="
+                             f"{flags.val_percent} holds out; {again} anew")
+        print(f"  Note: {path} was trained on other images than {job.data.name} has now; {again} "
+              "anew")
     if record.pruned:
         print("  Note: it is pruned already; percents count the unpruned network's filters")
     record = replace(record, accuracy=accuracy, image_size=job.data.image_size)
@@ -162,10 +163,11 @@ def chosen_text(trained, epsilon):
     if trained.chosen_on == "ticket":
         return (f"the ticket is drawn after {last['epoch']} epochs, with {last['top1']:.2f}% on "
                 f"the test images (--eb_epsilon={epsilon:g})")
-    text = (f"best epoch by {trained.chosen_on}: {best['epoch']}; test accuracy "
+    text = (f"best epoch, chosen on the {trained.chosen_on} images: {best['epoch']}; test accuracy "
             f"{best['top1']:.2f}% (last epoch: {last['top1']:.2f}%)")
     if epsilon:
-        text += f"\n  no ticket was found: the whole schedule ran (--eb_epsilon={epsilon:g})"
+        text += ("\n  no ticket was found: the whole schedule ran; a larger --eb_epsilon than "
+                 f"{epsilon:g} finds one earlier")
     return text
 
 
@@ -204,7 +206,8 @@ def importance(job, batches, number):
             job.network, flags.pruning_type, batches, temperature=flags.GraSP_T,
             projections=flags.rdt_projections, seed=seed_of(flags.seed, "random", number))
     except ValueError as error:
-        raise InputError(f"{error}; the network that was scored is of no use") from error
+        raise InputError(f"{error}: the network's weights or activations are too large; train it "
+                         "again at a lower rate") from error
 
 
 def estimate_importance(job, number):
@@ -263,7 +266,7 @@ def begin_afresh(job):
     pruned, record = checkpoint.load_checkpoint(path)
     checkpoint.check_holds(path, pruned, record, model=flags.model, width=flags.width)
     checkpoint.check_data(path, pruned, record, job.data)
-    free = marked(Experiment, NOT_THE_CONTROL)
+    free = marked(Experiment, CONTROL_MAY_DIFFER)
     for name, default in DEFAULTS.items() if record.flags else ():
         value, wanted = record.flags.get(name, default), getattr(flags, name)
         if name not in free and to_json(value) != to_json(wanted):

@@ -147,8 +147,8 @@ def prune(model, kept):
 
 
 def _cut(groups, kept):
-    """What `kept` leaves: (layer name -> channels of its stream that it writes; and, module name ->
-    channels that it keeps, of its outputs; of its inputs)."""
+    """What `kept` leaves: three dicts, layer name -> channels of its stream that it writes; module
+    name -> output channels that it keeps; module name -> input channels that it keeps."""
     written = {}  # stream -> its channels that are still written
     for group in groups:
         index = kept[group.name].tolist()

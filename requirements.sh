@@ -1,12 +1,13 @@
 #!/bin/sh
 # Install what the suite needs into the current Python environment.
-# The suite itself: torch, torchvision, numpy, tqdm (and filelock, which torch requires). For
-# --data_path=digits: scikit-learn. For plots: matplotlib. For --export: onnx, onnxscript,
-# onnxruntime, safetensors. For --tensorboard: tensorboard. For the tests: pytest, hypothesis, ruff.
+# The suite itself: torch, torchvision, numpy, tqdm, and filelock, which torch requires (older ones
+# forget who holds a lock). For --data_path=digits: scikit-learn. For plots: matplotlib. For
+# --export: onnx, onnxscript, onnxruntime, safetensors. For --tensorboard: tensorboard. For the
+# tests: pytest, hypothesis, ruff.
 set -eu
 python=$(command -v python || command -v python3)
 "$python" -m pip install \
-    "torch>=2.5" "torchvision>=0.20" "numpy>=1.26" "tqdm>=4.60" \
+    "torch>=2.5" "torchvision>=0.20" "numpy>=1.26" "tqdm>=4.60" "filelock>=4" \
     "scikit-learn>=1.3" "matplotlib>=3.8" \
     "onnx>=1.17" "onnxscript>=0.2" "onnxruntime>=1.20" "safetensors>=0.4" "tensorboard>=2.15" \
     "pytest>=7.4" "hypothesis>=6.100" "ruff>=0.6"

@@ -127,8 +127,8 @@ def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=Non
     forward: how logits are computed, see `autocast`; scaler: a GradScaler, for float16.
     sums: an `epoch_sums` that says how far the epoch has come, and is kept up to date; a signal
     stops it between two batches. Raises Diverged, within the epoch, where the loss is not finite.
-    Of several processes each has its share of every batch, whose BatchNorm statistics are its own;
-    the figures, and the running statistics at the end, are those of all.
+    With several processes, each trains on its share of every batch and normalises by that share's
+    statistics. The figures, and the running statistics at the end, are those of all processes.
     """
     model.train()
     device = next(model.parameters()).device
@@ -265,7 +265,7 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
 
 @dataclass
 class _Loop:
-    """A call of `fit`, of whose arguments it has those that every epoch needs."""
+    """The state of one call of `fit`."""
     model: nn.Module
     data: object
     rates: list

@@ -15,9 +15,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def run_command(prog, body):
     """Run `body()`; return the exit code: 0 done, 2 bad input, 3 diverged, 130 interrupted.
 
-    SIGINT and SIGTERM end it as KeyboardInterrupt. What ends it is said in one line. Of several
-    processes only the first prints, and any process that ends the others. Before they have met, the
-    processes of a machine find the same errors, and all are stopped where one is.
+    SIGINT and SIGTERM end it as KeyboardInterrupt. What ends it is said in one line. With
+    several processes the first reports; another one reports only if it is the one that failed.
     """
     number, count = processes()
     if number:

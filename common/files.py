@@ -1,11 +1,11 @@
 """Files that hold the old or the new content, never half of it, and locks on them."""
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
 import socket
-import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +15,9 @@ from common.errors import InputError
 from common.libraries import lazy
 
 filelock = lazy("filelock")
+
+# What a file system without locks answers.
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def to_json(value):
@@ -113,14 +116,16 @@ def _locked(path, wait):
     new = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
-    holder = filelock.FileLock(lock)
+    holder = filelock.FileLock(lock, fallback_to_soft=False)
     try:
         _acquire(holder, path, lock, wait)
-        yield
-    finally:
-        if holder.is_locked:
-            lock.unlink(missing_ok=True)  # while it is held: who waits for it notices
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # some systems keep what is open
+                lock.unlink()  # while it is held: who waits for it notices
             holder.release()
+    finally:
         for folder in new:
             with suppress(OSError):  # only empty ones go
                 folder.rmdir()
@@ -128,15 +133,16 @@ def _locked(path, wait):
 
 def _acquire(holder, path, lock, wait):
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a weaker lock where the system has no better
-            holder.acquire(timeout=-1 if wait else 0, poll_interval=1)
-        lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        holder.acquire(timeout=-1 if wait else 0, poll_interval=1)
     except filelock.Timeout:
         raise InputError(f"{path} is being written by another run ({_words_in(lock)}); wait until "
                          "it ends, or stop it") from None
-    except (NotImplementedError, OSError):
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise InputError(f"cannot lock {path}: {error.strerror or error}") from error
         _say_unlocked(path.parent)
+    with suppress(OSError):
+        lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
 
 
 def _words_in(lock):

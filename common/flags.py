@@ -20,13 +20,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         if processes()[0]:
             self.exit(2)  # the first process says it
-        name = message.removeprefix("argument ").partition(":")[0]
+        name = message.removeprefix("argument ").partition(":")[0].partition("/")[0]
         if message.endswith("expected one argument"):
             message = (f"{name} needs True or False: {name}=True" if name in self.switches
                        else f"{name} needs a value: {name}=...")
-        unknown = message.removeprefix("unrecognized arguments: ").split("=")[0].lstrip("-")
-        if message.startswith("unrecognized") and unknown in self.hints:
-            message = f"there is no --{unknown}: {self.hints[unknown]}"
+        for word in message.split() if message.startswith("unrecognized arguments") else ():
+            unknown = word.partition("=")[0].lstrip("-")
+            if unknown in self.hints:
+                message = f"there is no --{unknown}: {self.hints[unknown]}"
         self.exit(2, f"{self.prog}: error: {' '.join(message.splitlines())}\n")
 
     def add_flags(self, cls):

@@ -30,8 +30,11 @@ def class_folders(root, part):
     Hidden files and folders are passed over; files that are no images are counted in a line.
     """
     if not (root / part).is_dir():
-        raise InputError(f"{root} has no folder {part}/; it needs train/ and test/, each with one "
-                         "folder of images per class")
+        folders = [f"{each.name}/" for each in sorted(root.iterdir()) if each.is_dir()]
+        found = f"; it has {', '.join(folders[:3])}" if folders else ""
+        raise InputError(f"{root} has no folder {part}/{found}. It needs train/ and test/, each "
+                         "with one folder of images per class; README.md, \"Your own photos\", "
+                         "makes these")
     classes, others = {}, []
     for folder in sorted((root / part).iterdir()):
         if folder.name.startswith("."):

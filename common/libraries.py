@@ -1,7 +1,7 @@
 """Heavy libraries, loaded when they are first used, and optional ones, which may be missing.
 
     torch = lazy("torch")          # at the top of a file; loaded by the first torch.something
-    need("onnx", "onnxruntime")    # where they are used: InputError says what to install
+    need("--export=x.onnx", "onnx", "onnxruntime")    # InputError says what to install
 """
 import importlib
 from types import ModuleType
@@ -27,8 +27,11 @@ def load(*modules):
         importlib.import_module(module.__name__)
 
 
-def need(*packages):
-    """Import optional packages. Raises InputError that says how to install what is missing."""
+def need(purpose, *packages):
+    """Import optional packages. Raises InputError that says how to install what is missing.
+
+    purpose: what needs them, as "--tensorboard".
+    """
     missing = []
     for package in packages:
         try:
@@ -36,4 +39,5 @@ def need(*packages):
         except ImportError:
             missing.append("scikit-learn" if package.startswith("sklearn") else package)
     if missing:
-        raise InputError(f"this needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+        raise InputError(f"{purpose} needs {' and '.join(missing)}: pip install "
+                         f"{' '.join(missing)}")

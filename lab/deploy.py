@@ -100,7 +100,7 @@ def _export_pt2(network, images, metadata):
 
 
 def _export_onnx(network, images, metadata):
-    need("onnx", "onnxscript", "onnxruntime")
+    need("--export as .onnx", "onnx", "onnxscript", "onnxruntime")
     program = torch.onnx.export(
         network, (images,), dynamo=True, verbose=False, input_names=["images"],
         output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -112,7 +112,7 @@ def _export_onnx(network, images, metadata):
 
 
 def _export_safetensors(network, images, metadata):
-    need("safetensors")
+    need("--export as .safetensors", "safetensors")
     content = safetensors_torch.save(
         {key: tensor.contiguous() for key, tensor in network.state_dict().items()}, metadata)
     entries = {key: json.loads(metadata[key]) for key in ("num_classes", "width", "cfg")}
@@ -150,7 +150,6 @@ def print_predictions(model, record, path, image_size, skip_bad_images):
             file, reason = next(iter(unreadable.items()))
             raise InputError(f"{file} cannot be read ({reason}); --skip_bad_images=True leaves "
                              "such files out")
-        good = [file not in unreadable for file in part]
         good = [file not in unreadable for file in part]
         results = iter(predict(model, classes, images[good]))
         empty = [""] * (min(LIKELIEST, len(classes)) - 1)

@@ -10,11 +10,11 @@ from config import BUDGETS, MODELS, MOMENTUM, PENALTY, PRESETS, SWEEPS, Preset, 
 from imp_estimator import ESTIMATORS
 
 # What a flag means to others than the training itself:
-NOT_THE_RUN = "not the run"  # runs that differ only in such flags are the same: --resume knows them
-NOT_THE_CONTROL = "not the control"  # a control may differ in it from what it controls
-SWEEPS_OWN = "sweeps' own"  # a sweep sets it itself, for each of its cells
-OF_THE_PRUNED = "of the pruned"  # an unpruned control has none
-COMPARED = "compared"  # results of one table may differ in it
+RESUME_IGNORES = "resume ignores"  # runs that differ only in such flags are the same run
+CONTROL_MAY_DIFFER = "control may differ"  # a control may differ in it from what it controls
+SET_BY_SWEEP = "set by sweep"  # a sweep sets it itself, for each of its cells
+ONLY_PRUNED = "only pruned"  # an unpruned control has no such flag
+REPORT_MAY_DIFFER = "report may differ"  # results of one table may differ in it
 
 
 @dataclass(frozen=True)
@@ -23,25 +23,25 @@ class Experiment:
     data_path: str = flag(
         "data", "CIFAR100", "CIFAR100, CIFAR10, digits (a quick start without a download), or a "
         "folder with train/ and test/, one folder of images per class in each", metavar="DATA",
-        marks=[NOT_THE_CONTROL])
+        marks=[CONTROL_MAY_DIFFER])
     image_size: int = flag(
         "data", 32, "height and width in pixels that images are brought to", type=integer(1, 1024),
         metavar="N")
-    skip_bad_images: bool = switch(
-        "data", "leave out images that cannot be read", marks=[NOT_THE_CONTROL])
+    skip_bad_images: bool = switch("data", "leave out images that cannot be read",
+                                   marks=[CONTROL_MAY_DIFFER])
     val_percent: int = flag(
         "data", 0, "percent of the training images to hold out: the best epoch is then chosen on "
         "them, and the test images are used once, at the end", type=integer(0, 50), metavar="N")
     num_classes: int = flag(
-        "data", None, "only checked against the data", shown="from the data", type=integer(2),
-        metavar="N", marks=[NOT_THE_CONTROL, COMPARED])
+        "data", None, "stop if the data has another number of classes", shown="from the data",
+        type=integer(2), metavar="N", marks=[CONTROL_MAY_DIFFER, REPORT_MAY_DIFFER])
 
     model: str = flag(
         "training", "vgg", "the network: " + ", ".join(f"{k} ({v})" for k, v in MODELS.items()),
-        "-m", choices=MODELS, metavar="NAME", marks=[COMPARED])
+        "-m", choices=MODELS, metavar="NAME", marks=[REPORT_MAY_DIFFER])
     width: float = flag(
         "training", 1.0, "multiplies the widths of the unpruned network", type=positive(4),
-        metavar="FACTOR", marks=[COMPARED])
+        metavar="FACTOR", marks=[REPORT_MAY_DIFFER])
     ebt: bool = switch(
         "training", "Early-Bird job: train briefly, prune once, retrain; False: train fully, then "
         "prune and retrain in rounds")
@@ -49,7 +49,7 @@ class Experiment:
         "training", "paper", "learning rates, epochs and batch size, see PRESETS in config.py: "
         + ", ".join(PRESETS), choices=PRESETS, metavar="NAME")
     optimizer: str = flag(
-        "training", "sgd", "adam has learning rates of its own in config.py",
+        "training", "sgd", "the optimizer; adam takes the preset's adam_lr",
         choices=("sgd", "adam"))
     batch_size: int = flag(
         "training", None, "images in a training step", shown="the preset's", type=integer(2),
@@ -57,46 +57,47 @@ class Experiment:
     init: str = flag(
         "training", None, "begin with the weights in this file, as far as they fit: a network of "
         "this suite, a published one, or torchvision's", shown="fresh weights", metavar="FILE",
-        marks=[NOT_THE_CONTROL])
-    seed: int = flag("training", 0, "of all random choices", type=integer(0), metavar="N",
-                     marks=[COMPARED])
+        marks=[CONTROL_MAY_DIFFER])
+    seed: int = flag("training", 0, "seed of all random choices", type=integer(0), metavar="N",
+                     marks=[REPORT_MAY_DIFFER])
     only_train: str = flag(
         "training", False, "train the plain network (base), or the one with the penalty (ortho), "
         "and stop", type=one_of("base", "ortho", False), metavar="{base,ortho,False}",
-        marks=[SWEEPS_OWN])
+        marks=[SET_BY_SWEEP])
     pretrained: bool = switch(
         "training", "start with the network in pretrained/ instead of training it",
-        marks=[NOT_THE_CONTROL, SWEEPS_OWN, COMPARED])
+        marks=[CONTROL_MAY_DIFFER, SET_BY_SWEEP, REPORT_MAY_DIFFER])
     resume: bool = switch(
         "training", "go on with this command's run that was stopped, with the same result",
-        marks=[NOT_THE_RUN, SWEEPS_OWN])
+        marks=[RESUME_IGNORES, SET_BY_SWEEP])
     wait: bool = switch(
         "training", "where another run writes the same files, wait until it has ended",
-        marks=[NOT_THE_RUN, SWEEPS_OWN])
+        marks=[RESUME_IGNORES, SET_BY_SWEEP])
 
     pruning_type: str = flag(
         "pruning", None, "how filters are judged: " + "; ".join(
             f"{name} ({method.help})" for name, method in ESTIMATORS.items()),
-        shown="none; required to prune", choices=ESTIMATORS, metavar="TYPE", marks=[COMPARED])
+        shown="none; required to prune", choices=ESTIMATORS, metavar="TYPE",
+        marks=[REPORT_MAY_DIFFER])
     prune_percent: int = flag(
         "pruning", None, "percent of all filters to remove, 0 to 95", "--pruning_percent",
         shown="none; this or --thresholds is required to prune", type=integer(0, 95), metavar="N",
-        marks=[OF_THE_PRUNED, COMPARED])
+        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
     n_rounds: int = flag(
         "pruning", None, "rounds of pruning and retraining", shown=1, type=integer(1, 95),
-        metavar="N", marks=[COMPARED])
+        metavar="N", marks=[REPORT_MAY_DIFFER])
     thresholds: tuple = flag(
         "pruning", (), "the percent after each round, as in '[10, 50, 80]'", shown="none",
-        type=rising(0, 95), metavar="LIST", marks=[OF_THE_PRUNED, COMPARED])
+        type=rising(0, 95), metavar="LIST", marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
     budget: str = flag(
-        "pruning", "filters", "what the percent is of: filters, macs (multiply-adds) or params "
-        "(parameters)", choices=BUDGETS)
+        "pruning", "filters", "what --prune_percent counts: filters, macs (multiply-adds) or "
+        "params (parameters)", choices=BUDGETS)
     round_to: int = flag(
         "pruning", 1, "widths of pruned layers go up to the next multiple of this; hardware is "
         "fast at multiples of 8", type=integer(1, 1024), metavar="N")
     imp_samples: int = flag(
-        "pruning", 10000, "training images that importance is measured on, at most all there are",
-        type=integer(1), metavar="N")
+        "pruning", 10000, "training images that importance is measured on (all, if there are "
+        "fewer)", type=integer(1), metavar="N")
     GraSP_T: float = flag(
         "pruning", 200.0, "temperature of grasp", shown=200, type=positive(1e6), metavar="T")
     rdt_projections: int = flag(
@@ -104,37 +105,38 @@ class Experiment:
         type=integer(0, 1000), metavar="N")
     eb_detect: bool = switch(
         "pruning", "in an Early-Bird job, end the first training as soon as the filters that would "
-        "be kept no longer change", marks=[OF_THE_PRUNED])
+        "be kept no longer change", marks=[ONLY_PRUNED])
     eb_epsilon: float = flag(
-        "pruning", 0.1, "with --eb_detect, the share of filters by which the choices of 5 epochs "
-        "may differ", type=positive(1), metavar="SHARE", marks=[OF_THE_PRUNED])
+        "pruning", 0.1, "with --eb_detect, the ticket is found when the filters to keep differ "
+        "from each of the 4 epochs before in at most this share", type=positive(1), metavar="SHARE",
+        marks=[ONLY_PRUNED])
     eb_samples: int = flag(
         "pruning", 2000, "with --eb_detect, training images that each epoch's choice is measured "
-        "on", type=integer(1), metavar="N", marks=[OF_THE_PRUNED])
+        "on", type=integer(1), metavar="N", marks=[ONLY_PRUNED])
     control: str = flag(
         "pruning", False, "instead of pruning: train the unpruned network for as many epochs, or "
         "the pruned architecture from scratch", type=one_of("unpruned", "scratch", False),
-        metavar="{unpruned,scratch,False}", marks=[NOT_THE_CONTROL, COMPARED])
+        metavar="{unpruned,scratch,False}", marks=[CONTROL_MAY_DIFFER, REPORT_MAY_DIFFER])
 
     out: str = flag("output", ".", "the folder in which pretrained/ and pruned_nets/ are",
-                    metavar="FOLDER", marks=[NOT_THE_RUN])
+                    metavar="FOLDER", marks=[RESUME_IGNORES])
     tensorboard: bool = switch("output", "write TensorBoard's files beside the result",
-                               marks=[NOT_THE_RUN])
+                               marks=[RESUME_IGNORES])
     print_config: bool = switch(
         "output", "show the whole job, with schedules and files, and stop",
-        marks=[NOT_THE_RUN, SWEEPS_OWN])
+        marks=[RESUME_IGNORES, SET_BY_SWEEP])
 
     device: str = flag("hardware", "auto", "auto takes a GPU where there is one", choices=DEVICES,
-                       marks=[NOT_THE_CONTROL, COMPARED])
+                       marks=[CONTROL_MAY_DIFFER, REPORT_MAY_DIFFER])
     amp: str = flag(
         "hardware", False, "train in this precision where autocast finds it safe; penalty, "
         "importance and accuracy stay float32", type=one_of("bfloat16", "float16", False),
         metavar="{bfloat16,float16,False}")
     compile: bool = switch(
         "hardware", "train through torch.compile, which takes a minute at the start of each "
-        "training", marks=[NOT_THE_CONTROL])
-    deterministic: bool = switch(
-        "hardware", "the same bits again on a GPU too, where it is slower", marks=[NOT_THE_CONTROL])
+        "training", marks=[CONTROL_MAY_DIFFER])
+    deterministic: bool = switch("hardware", "make a GPU repeat a run bit for bit, which is slower",
+                                 marks=[CONTROL_MAY_DIFFER])
 
     @property
     def identity(self):
@@ -189,7 +191,7 @@ class Experiment:
 
 
 DEFAULTS = {each.name: each.default for each in fields(Experiment)
-            if NOT_THE_RUN not in each.metadata["marks"]}
+            if RESUME_IGNORES not in each.metadata["marks"]}
 
 
 @dataclass(frozen=True)
@@ -199,10 +201,10 @@ class Sweep:
         "comparison", None, "run all experiments of a JSON file, or of an entry of SWEEPS in "
         f"config.py: {', '.join(SWEEPS)}", shown="none", metavar="FILE")
     jobs: int = flag(
-        "comparison", 1, "how many experiments of a sweep at once; of several GPUs each takes one",
+        "comparison", 1, "how many experiments of a sweep at once; with several GPUs each gets one",
         type=integer(1, 1000), metavar="N")
     cell: int = flag(
-        "comparison", None, "only the sweep's experiment of this number, and what it needs",
+        "comparison", None, "run only experiment K of the sweep, and what it needs",
         shown="all", type=integer(1), metavar="K")
     print_config: bool = False
 
@@ -246,7 +248,7 @@ def parse(argv, description=None):
 def _checked_sweep(sweep, args):
     for each in fields(Experiment):
         if getattr(args, each.name) != each.default and each.name != "print_config":
-            more = "" if each.name in marked(Experiment, SWEEPS_OWN) else ", or write it there"
+            more = "" if each.name in marked(Experiment, SET_BY_SWEEP) else ", or write it there"
             raise InputError(f"--sweep runs what its file says; leave out --{each.name}{more}")
     if processes()[1] > 1:
         raise InputError("--sweep starts processes itself; run it without torchrun")

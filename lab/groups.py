@@ -22,7 +22,6 @@ KINDS = {("network", "random"): "over all layers, random",
          ("layer", "random"): "within a layer, random",
          ("layer", "lowest"): "within a layer, of the lowest scores"}
 FEWEST = 8  # groups that say something
-GROUPS_IN = "_groups_"  # the names of the files that this is saved in
 
 
 def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layers=4):
@@ -153,8 +152,8 @@ def print_groups(figures):
             *((str(r["size"]), str(r["n"]), f"{r['change']:.2e}",
                *("–" if r[column] is None else f"{r[column]:.2f}" for column in columns))
               for r in rows)])
-    print("  A score is no loss: one factor makes the scores and the changes of all single filters "
-          "equal in sum.")
+    print("  Scores have another unit than the loss: they are scaled by one factor, so that the "
+          "scores\n  and the changes of the loss of all single filters have the same sum.")
 
 
 def plot_groups(figures, path):
@@ -167,8 +166,9 @@ def plot_groups(figures, path):
                                    sharex=True, sharey="row")
     penalised = next(method.name for method in ESTIMATORS.values() if method.penalty)
     for column, name in enumerate(KINDS.values()):
-        for label, result in figures.items():
+        for number, (label, result) in enumerate(figures.items()):
             style = style_of(penalised if result.get("penalised") else PLAIN)
+            style["markerfacecolor"] = "none" if number else style["color"]
             rows = result["kinds"][name]
             for measure, line, estimate in (("scores", "-", "sum of scores"),
                                             ("changes", "--", "sum of single changes")):

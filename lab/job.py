@@ -30,6 +30,8 @@ from lab.writers import Console, Csv, TensorBoard
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 FEW_STEPS = 10  # in an epoch
+DOING = {"base": "training the plain network", "ortho": "training with the penalty",
+         "retrain": "retraining", "between": "retraining"}
 
 
 class Job(Plan):
@@ -44,6 +46,7 @@ class Job(Plan):
         self.drive, self.argv = drive, argv
         self.device = pick_device(flags.device, flags.deterministic)
         join_processes(self.device)
+        self.begin = as_first(self.begin)
         self.recording = Recording(flags, drive, self.begin)
         self.writers = [Console(flags.eb_epsilon), Csv()]
         if flags.tensorboard:
@@ -105,12 +108,7 @@ class Job(Plan):
 
     def run(self):
         """Do what is not done yet; the records of the networks, or None where all was finished."""
-        if is_first():
-            for path in (*self.outputs, self.resume_file):
-                for suffix in (path.suffix, ".csv", ".json"):
-                    check_writable(path.with_suffix(suffix))
-            for writer in self.writers:
-                writer.check_writable()
+        self._check_writable()
         with ExitStack() as stack:
             self._hold(stack)
             if as_first(self.flags.resume and self._say_if_finished()):
@@ -128,6 +126,14 @@ class Job(Plan):
                 self.resume_file.unlink(missing_ok=True)
         return self.state.records
 
+    def _check_writable(self):
+        """Raise InputError where a file could not be written, before hours of training."""
+        for path in (*self.outputs, self.resume_file) if is_first() else ():
+            for suffix in (path.suffix, ".csv", ".json"):
+                check_writable(path.with_suffix(suffix))
+        for writer in self.writers:
+            writer.check_writable()
+
     def _hold(self, stack):
         """Lock the job's files; what is to be done is looked up when nobody else can change it."""
         while True:
@@ -138,21 +144,22 @@ class Job(Plan):
             if begin == self.begin:
                 return
             held.close()
+            self._check_writable()
             self.begin, self.recording = begin, Recording(self.flags, self.drive, begin)
             self.network, self.state = None, State(begin)
 
     def _look(self):
         """How the job begins, or has begun by the resume file that it goes on from."""
-        if not (self.flags.resume and self.resume_file.is_file()):
-            return self._begin()
-        self.network, self.state = read_resume_file(self.resume_file, self.identity, DEFAULTS)
-        if self.state.begin not in ORIGINS:
-            raise damaged(self.resume_file)
-        Recording(self.flags, self.drive, self.state.begin).check_progress(self.state.done)
-        require_same("the resume file", [self.state.begin, self.state.done, [
+        found = self.flags.resume and self.resume_file.is_file()
+        if found:
+            self.network, self.state = read_resume_file(self.resume_file, self.identity, DEFAULTS)
+            if self.state.begin not in ORIGINS:
+                raise damaged(self.resume_file)
+            Recording(self.flags, self.drive, self.state.begin).check_progress(self.state.done)
+        require_same("the resume file", found and [self.state.begin, self.state.done, [
             [name, len(training.history), training.sums and training.sums["batches"]]
             for name, training in self.state.trained.items()]])
-        return self.state.begin
+        return self.state.begin if found else self._begin()
 
     def _take_up(self):
         self.network = self.network.to(self.device)
@@ -195,7 +202,7 @@ class Job(Plan):
         again = ["python", os.path.relpath(MAIN), *self.argv]
         if not self.flags.resume:
             again.append("--resume=True")
-        return KeyboardInterrupt(f"the state is saved, this goes on: {shlex.join(again)}")
+        return KeyboardInterrupt(f"the state is saved; to go on: {shlex.join(again)}")
 
     # ---------------------------------------------------------------------------- what it says
 
@@ -222,10 +229,12 @@ class Job(Plan):
               f"({counted(steps, 'step')} in an epoch), seed {flags.seed}")
         if steps < FEW_STEPS:
             smaller = max(2, len(data.train) // 20)
-            advice = f"--batch_size={smaller} gives {len(data.train) // smaller}, " if (
-                smaller < flags.batch_size) else ""
-            print(f"  Note: {counted(steps, 'step')} in an epoch are too few to learn much from; "
-                  f"{advice}a preset with more epochs (config.py) helps, too")
+            advice = "a preset with more epochs (config.py) helps"
+            if smaller < flags.batch_size:
+                advice = (f"--batch_size={smaller} makes it {len(data.train) // smaller}; "
+                          f"{advice}, too")
+            print(f"  Note: an epoch has only {counted(steps, 'step')}, too few to learn much "
+                  f"from; {advice}")
         self._say_if_resumed()
 
     def _say_if_resumed(self):
@@ -238,15 +247,15 @@ class Job(Plan):
             if others:
                 print(f"  (resume files of other commands: {others})")
         elif path.is_file():
-            print(f"  Note: {path} is of a run that was stopped, and --resume=True goes on from "
-                  "it; this run begins anew and will replace it")
+            print(f"  Note: {path} belongs to a run that was stopped, and --resume=True goes on "
+                  "from it; this run begins anew and will replace it")
 
     def _place(self):
         """Where a resumed run goes on, in words."""
         step = self.recording.steps[self.state.done]
         place = f"in round {step.number} of {len(self.targets)}" if step.number else (
             "before any pruning")
-        place += f", {step.action.__name__.replace('_', ' ')}"
+        place += f", {DOING.get(step.phase, 'estimating or pruning')}"
         training = self.state.trained.get(self.training(step.phase, step.number)) if (
             step.phase) else None
         if training and training.history and hasattr(step.action, "keeps_itself"):

@@ -94,7 +94,7 @@ def measure_latency(networks, batch_size, image_size, device, seconds=4.0):
         for _ in range(LATENCY_TURNS):
             for label, timer in timers.items():
                 turn = timer.blocked_autorange(min_run_time=seconds / LATENCY_TURNS / len(timers))
-                times[label] += [1000 * time for time in turn.times]
+                times[label] += [1000 * time for time in turn.times]  # means where runs are short
     figures = {}
     for label, milliseconds in times.items():
         milliseconds.sort()

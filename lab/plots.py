@@ -24,9 +24,9 @@ def plot(name, caption, columns=2):
 def load_pyplot():
     """matplotlib's pyplot, drawing to files; None, and a line that says so, where it is missing."""
     try:
-        need("matplotlib")
+        need("a plot", "matplotlib")
     except InputError as error:
-        print(f"Tables only, without plots: {error}")
+        print(f"Tables only: {error}")
         return None
     import matplotlib  # optional, as its pyplot
     matplotlib.use("Agg")
@@ -54,8 +54,9 @@ def plot_section(pyplot, records, folder, suffix=""):
                 axis.grid(alpha=.3)
                 handles |= {label: line for line, label in zip(*axis.get_legend_handles_labels())}
             letters = 120 if len(networks) > 1 else 85  # in a line of that width
+            longest = max(map(len, handles), default=0)
             figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=8,
-                          ncols=max(1, letters // (8 + max(map(len, handles)))))
+                          ncols=max(1, letters // (8 + longest)))
             files.append((f"{name}{suffix}.png", caption))
             figure.savefig(Path(folder) / files[-1][0], dpi=130)
         pyplot.close(figure)
@@ -123,7 +124,8 @@ def plot_accuracy(axis, records, label, x_of, apart=0):
         if found:
             axis.axhline(statistics.mean(found), color="0.4", linestyle=line, label=kind)
     seeds = len({r.flags["seed"] for r in records})
-    meaning = f"mean of {seeds} seeds, bars: standard deviation" if seeds > 1 else "one seed"
+    meaning = (f"mean of {seeds} seeds, bars: standard deviation" if seeds > 1 else
+               f"seed {records[0].flags['seed']}")
     axis.set_ylabel(f"test accuracy, best epoch (%)\n{meaning}")
     axis.set_xlabel(label)
     return True
@@ -174,7 +176,7 @@ def plot_layers(axis, lines, ylabel, first=()):
     names = list(next(iter(lines.values()))[0])
     others = [name for name in names if name not in first] if first else []
     names = [name for name in names if name not in others]
-    shown = [f"conv {i}" if name.rpartition(".")[2].isdigit() else name
+    shown = [f"conv {i}" if name.startswith("features.") else name
              for i, name in enumerate(names, 1)]
     if others:
         names, shown = [*names, "", *others], [*shown, "", *others]
@@ -209,7 +211,7 @@ def plot_training(axis, records):
             axis.axvline(len(before) + .5, color="0.6", linewidth=.8)
     images = " and ".join(sorted({r.chosen_on for r in records}))
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set(xlabel="epoch, of both trainings (a line: pruning)", ylabel=f"{images} accuracy (%)")
+    axis.set(xlabel="epoch (grey line: pruning)", ylabel=f"{images} accuracy (%)")
     return bool(chosen)
 
 
@@ -231,5 +233,6 @@ def plot_masks(axis, records):
         axis.axhline(epsilon, color="0.4", linestyle=":", label="--eb_epsilon")
         axis.set_ylim(bottom=0)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set(xlabel="epoch", ylabel="share of filters that differ,\nthe largest of up to four")
+        axis.set(xlabel="epoch",
+                 ylabel="share of filters that differ\n(largest of up to 4 comparisons)")
     return bool(epsilon)

@@ -5,15 +5,18 @@ are known. Entries that nobody knows, as in published files, are None, and left 
 Percents go from 0 to 100, accuracies too; times are seconds, sizes bytes.
 """
 import json
+import reprlib
 from dataclasses import dataclass, fields
 from typing import TypedDict
 
-from common.schema import check_fields
+from common.schema import check, check_fields
 from config import BUDGETS, MODELS
 from imp_estimator import ESTIMATORS
+from lab.experiment import DEFAULTS
 
 JOBS = {"ebt": "Early-Bird", "iterative": "iterative"}
-UNPRUNED = ("unpruned, trained as long", "unpruned with penalty, trained as long")
+UNPRUNED = ("unpruned, as many epochs", "unpruned with penalty, as many epochs")
+GROUPS_IN = "_groups_"  # in the names of the files of --group_check
 
 
 class _Top1(TypedDict):
@@ -77,6 +80,21 @@ class Orthogonality(TypedDict):
     layers: dict[str, float | None]  # convolution -> its degree of orthogonality
 
 
+class _ReportedFlags(TypedDict):
+    pruning_type: str
+    preset: str
+    seed: int
+    width: float
+    eb_epsilon: float
+    budget: str
+
+
+class _ReportedEnvironment(TypedDict):
+    device: str
+    torch: str
+    python: str
+
+
 @dataclass(frozen=True)
 class Record:
     # What identifies the run: a finished run is known by these.
@@ -115,8 +133,8 @@ class Record:
     compression: Compression = None
     orthogonality: Orthogonality = None
     base: dict[str, object] = None  # the unpruned network's record, as plain values
-    original: dict[str, object] = None  # of a scratch control: the record of the network whose
-    #                                     architecture it has; written as "pruned"
+    original: dict[str, object] = None  # of a scratch control: the record of the network that
+    #                                     gave its architecture; written as "pruned"
 
     @classmethod
     def read(cls, values, name=""):
@@ -152,17 +170,17 @@ class Record:
                      "compression", "widths", "orthogonality", "file"):
             if getattr(record, name) is None:
                 raise ValueError(f"{name} is missing")
-        wanted = {"pruning_type": str, "preset": str, "seed": int, "width": (int, float)}
-        for name, kind in wanted.items():
-            if not isinstance(record.flags.get(name), kind):
-                raise ValueError(f"flags.{name} is {record.flags.get(name)!r}")
-        if record.model not in MODELS or record.job not in JOBS:
-            raise ValueError("model or job is unknown")
+        check(_ReportedFlags, {**DEFAULTS, **record.flags}, "flags")
+        check(_ReportedEnvironment, record.environment, "environment")
+        for value, known in ((record.model, MODELS), (record.job, JOBS),
+                             (record.flag("budget"), BUDGETS)):
+            if value not in known:
+                raise ValueError(f"{reprlib.repr(value)} is none of {', '.join(known)}")
+        if not all(record.compression[cost] > 0 for cost in ("parameters", "flops")):
+            raise ValueError("a compression is not above 0")
         if record.base is not None and not (record.unpruned.widths and record.unpruned.accuracy
                                             and record.unpruned.orthogonality):
             raise ValueError("the base network's figures are missing")
-        if not isinstance(record.flag("eb_epsilon"), (int, float)):
-            raise ValueError("flags.eb_epsilon is no number")
         for network in filter(None, (record, record.unpruned)):
             if not all("test" in epoch or "validation" in epoch for epoch in network.epochs):
                 raise ValueError("an epoch has no accuracy")
@@ -184,7 +202,7 @@ class Record:
 
     def flag(self, name):
         """The value of a flag, also of one that is newer than the file."""
-        return (self.flags or {}).get(name, _DEFAULTS.get(name))
+        return (self.flags or {}).get(name, DEFAULTS.get(name))
 
     @property
     def unpruned(self):
@@ -293,12 +311,11 @@ def networks_of(records):
 
 
 _FIELDS = {"content of --init": "init"}  # key in a file -> field
-_DEFAULTS = {"budget": "filters", "width": 1.0, "eb_epsilon": 0.1}  # of flags newer than a file
 
 
-def read_json(path):
-    """The plain values in a .json file. Raises OSError and ValueError."""
+def read_result(path):
+    """The record in a .json file of a pruned network. Raises OSError and ValueError."""
     try:
-        return json.loads(path.read_text())
+        return Record.read_result(json.loads(path.read_text()))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error

@@ -8,9 +8,8 @@ from common.files import write_atomically
 from common.flags import marked
 from imp_estimator import ESTIMATORS
 from lab import plots
-from lab.experiment import COMPARED, Experiment
-from lab.groups import GROUPS_IN
-from lab.record import JOBS, UNPRUNED, Record, networks_of, read_json
+from lab.experiment import REPORT_MAY_DIFFER, Experiment
+from lab.record import GROUPS_IN, JOBS, UNPRUNED, networks_of, read_result
 from lab.tables import budget_text
 
 
@@ -22,7 +21,7 @@ def read_results(folder):
         if GROUPS_IN in path.name:
             continue
         try:
-            record = Record.read_result(read_json(path))
+            record = read_result(path)
         except (OSError, ValueError):
             others.append(path)
             continue
@@ -99,7 +98,7 @@ def describe_section(records):
     lines = [f"Test accuracy (%) of the best epoch, chosen on the {chosen} images; {over}.", ""]
     unlike = _unlike(records)
     if unlike:
-        lines += [f"**These results differ in --{', --'.join(unlike)}, too.**", ""]
+        lines += [f"**These results also differ in --{', --'.join(unlike)}.**", ""]
     for network in networks_of(records):
         own = [r for r in records if r.network == network]
         lines += [_unpruned_line(network, own), "", *_accuracies(network, own, seeds), ""]
@@ -108,7 +107,7 @@ def describe_section(records):
 
 def _unlike(records):
     """Flags in which results differ that should not."""
-    may_differ = marked(Experiment, COMPARED)
+    may_differ = marked(Experiment, REPORT_MAY_DIFFER)
     return [name for name in records[0].flags if name not in may_differ and len(
         {json.dumps(r.flags[name]) for r in records if name in r.flags
          and not (name.startswith("eb_") and r.control)}) > 1]

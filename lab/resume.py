@@ -59,8 +59,8 @@ def read_resume_file(path, identity, defaults=None):
         change = next(filter(None, (_difference(content.get(key), now, _SPOKEN.get(key, key))
                                     for key, now in identity.items())), None)
         if change:
-            raise InputError(f"{path} is of another command: {change} now; give what it was, or "
-                             "leave out --resume=True to begin anew")
+            raise InputError(f"{path} belongs to another command: {change} now; give the old "
+                             "value to go on, or leave out --resume=True to begin anew")
         network, state = rebuild(content), _read_state(content["state"])
         for training in state.trained.values():
             _check_states(training, network)

@@ -20,7 +20,7 @@ from common.flags import marked
 from config import SWEEPS
 from data import load_data
 from imp_estimator import ESTIMATORS, PLAIN
-from lab.experiment import OF_THE_PRUNED, SWEEPS_OWN, Experiment, make_parser, parse
+from lab.experiment import ONLY_PRUNED, SET_BY_SWEEP, Experiment, make_parser, parse
 from lab.job import MAIN
 from lab.tables import accuracy_text
 
@@ -41,7 +41,7 @@ def read_sweep(name):
     if not isinstance(settings, dict):
         raise InputError(f"--sweep={name} holds no flags; it looks like {{\"model\": [\"vgg\"], "
                          "...}")
-    allowed = {each.name for each in fields(Experiment)} - marked(Experiment, SWEEPS_OWN)
+    allowed = {each.name for each in fields(Experiment)} - marked(Experiment, SET_BY_SWEEP)
     parser, choices = make_parser(), {}
     for key, values in settings.items():
         if key not in allowed:
@@ -71,7 +71,7 @@ def _as_control(cell):
     if cell.get("control") != "unpruned":
         return cell
     control = {key: value for key, value in cell.items()
-               if key not in marked(Experiment, OF_THE_PRUNED)}
+               if key not in marked(Experiment, ONLY_PRUNED)}
     if cell.get("thresholds"):
         control["n_rounds"] = len(cell["thresholds"])
     method = ESTIMATORS.get(cell.get("pruning_type"))
@@ -194,9 +194,9 @@ class _Comparison:
                     values = "; ".join(
                         f"{key}: {other.get(key)} and {cell.get(key)}"
                         for key in {**cell, **other} if cell.get(key) != other.get(key))
-                    raise InputError(f"two cells of the sweep would write {path}, whose name does "
-                                     f"not show in what they differ ({values}); make them sweeps "
-                                     'of their own, each with another "out"')
+                    raise InputError(f"two cells of the sweep would write {path}. They differ only "
+                                     f"in what file names do not show ({values}): put them into "
+                                     'two sweeps, each with its own "out"')
 
     def name(self, number, job):
         cell, path = self.runs[number], job.outputs[-1].with_suffix("")

@@ -55,10 +55,10 @@ def _print_limits(network, achieved, target, round_to):
     groups = network.filter_groups()
     if achieved < target and all(g.conv.out_channels <= round_up(g.floor, round_to, g.dense)
                                  for g in groups):
-        line = (f"  More cannot go than {achieved:.2f}%: every layer keeps 5% of its filters, "
-                "rounded down, and one more")
+        line = (f"  {achieved:.2f}% is the most that can be removed: every layer keeps 5% of its "
+                "filters (rounded down) plus one")
         if any(g.protected for g in groups):
-            line += ", and the first convolution all"
+            line += ", and the first convolution keeps all"
         if round_to > 1:
             line += f"; widths go up to a multiple of {round_to}"
         print(line)
@@ -129,7 +129,7 @@ def print_summary(records):
 def _title(record):
     if record.pruning is None:
         return "pruned" if record.pruned else "unpruned"
-    titles = {"scratch": "from scratch", "unpruned": "trained as long"}
+    titles = {"scratch": "from scratch", "unpruned": "as many epochs"}
     number, rounds = record.pruning.get("round", 1), record.pruning.get("rounds", 1)
     return titles.get(record.control, f"round {number}" if rounds > 1 else "pruned")
 
@@ -138,15 +138,15 @@ def _print_notes(records):
     """How the accuracies of the table may be compared."""
     base, last = records[0], records[-1]
     if last.chosen_on == "test":
-        print("  The best epoch was chosen on the test images, which flatters all accuracies; "
-              "--val_percent=10 avoids that.")
+        print("  The best epoch was chosen on the test images, which flatters all accuracies;\n"
+              "  --val_percent=10 avoids that.")
     else:
         print(f"  The best epoch was chosen on the {last.chosen_on} images." if
               last.chosen_on != "ticket" else "  The network is that of the ticket's epoch.")
     after = sum(len(record.epochs) for record in records[1:])
     if base.epochs and after and not last.control:
         print(f"  The pruned network was trained {counted(after, 'epoch')} longer than the "
-              "unpruned one; --control=unpruned trains that as long.")
+              "unpruned one;\n  --control=unpruned trains the unpruned one for as many.")
 
 
 # ------------------------------------------------------------------------------------- measurements
@@ -178,9 +178,9 @@ def print_latency(model, image_size, devices):
                              f"{time['images_per_second']:,.0f}", str(time["runs"]),
                              f"{ratio:.2f}" if label == "this" and len(networks) > 1 else ""))
             if len(networks) > 1 and ratio < 1.02:
-                slower.append(f"{size} on {device.type}")
+                slower.append(f"{size} ({device.type})")
         print(f"Time for images of {image_size} x {image_size} on {environment(device)['device']}")
         print_table(rows)
     if slower:
         print(f"  It has {100 * after / before:.1f}% of the unpruned network's FLOPs, but is not "
-              f"faster with images at once: {', '.join(slower)}")
+              f"faster at batch size {', '.join(slower)}")

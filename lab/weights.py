@@ -96,7 +96,7 @@ def _our_names(state, model):
 
 
 def _read_safetensors(path):
-    need("safetensors")
+    need(f"--init={path}", "safetensors")
     try:
         return safetensors_torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:

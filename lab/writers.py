@@ -59,7 +59,7 @@ class TensorBoard(Writer):
     """
 
     def __init__(self, folder):
-        need("tensorboard")
+        need("--tensorboard=True", "tensorboard")
         self.folder, self.known, self.logs = folder, None, {}
 
     def resume(self, known):

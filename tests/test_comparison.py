@@ -78,7 +78,7 @@ def test_held_out_images_are_balanced_fixed_by_the_seed_and_no_longer_trained_on
     assert digits.hold_out(0, 1) is digits and digits.chosen_on == "test"
     few = digits.train.labels < 0
     few[:30] = True
-    with pytest.raises(InputError, match="--val_percent=1 of the"):
+    with pytest.raises(InputError, match="--val_percent=1 would hold out 0 of the"):
         replace(digits, train=Split(digits.train.images[few], digits.train.labels[few])
                      ).hold_out(1, 0)
 
@@ -110,7 +110,7 @@ def test_images_that_were_trained_on_are_not_held_out(flags, capsys):
     assert main.main([*flags, "--only_train=base"]) == 0
     job = [*flags, "--pretrained=True", "--pruning_type=l1", "--prune_percent=30"]
     assert main.main([*job, "--val_percent=25"]) == 2
-    assert "was trained on other images than --val_percent=25 leaves" in capsys.readouterr().err
+    assert "may have been trained on the images that --val_percent=25 holds out" in capsys.readouterr().err
     assert main.main([*flags, "--only_train=base", "--val_percent=25"]) == 0
     assert main.main([*job, "--val_percent=25"]) == 0
 
@@ -119,7 +119,7 @@ def test_output_and_record_say_what_chose_the_best_epoch(flags, tmp_path, capsys
     for extra, images in ([], "test"), (["--val_percent=25"], "validation"):
         assert main.main([*flags, "--pruning_type=l1", "--prune_percent=30", *extra]) == 0
         output = capsys.readouterr().out
-        assert f"  best epoch by {images}: 1; test accuracy " in output
+        assert f"  best epoch, chosen on the {images} images: 1; test accuracy " in output
         assert f"\n  The best epoch was chosen on the {images} images" in output
         assert ("which flatters" in output) == (images == "test")
         accuracy = record(next(tmp_path.glob("pruned_nets/*/*/*.pth")))["accuracy"]
@@ -215,7 +215,7 @@ def test_a_job_looks_for_its_ticket(flags, tmp_path, capsys, monkeypatch):
     assert counts == [12] * 5 + [36]  # a mask of each epoch, and the estimate
     output = capsys.readouterr().out
     assert re.search(r"  the ticket is drawn after 5 epochs, with [\d.]+% on the test images "
-                     r"\(--eb_epsilon=1\)\n", output) and "best epoch by" not in output.split("Round")[0]
+                     r"\(--eb_epsilon=1\)\n", output) and "best epoch, chosen" not in output.split("Round")[0]
     base = tmp_path / "pretrained/ebt/shapes/vgg-w0.125_fisher_30_ticket.pth"
     network, info = load_checkpoint(base)
     history = info.history["base"]
@@ -224,7 +224,7 @@ def test_a_job_looks_for_its_ticket(flags, tmp_path, capsys, monkeypatch):
     assert [len(epoch["mask_distances"]) for epoch in history] == [0, 1, 2, 3, 4]
     assert all(epoch["mask_seconds"] > 0 for epoch in history)
     assert main.main([*job, "--eb_epsilon=1e-9"]) == 0
-    assert "  no ticket was found: the whole schedule ran (--eb_eps" in capsys.readouterr().out
+    assert "  no ticket was found: the whole schedule ran; a larger --eb_epsilon" in capsys.readouterr().out
     network, info = load_checkpoint(base)
     assert len(info.history["base"]) == 6 and info.accuracy["chosen_on"] == "test"
     assert main.main([*job[:-2], "--control=scratch"]) == 2  # its epochs would be others
@@ -605,8 +605,8 @@ def test_the_report_has_the_figures_of_the_records(results, capsys):
     for method in ("orthoreg", "bn"):
         assert f"| {method} | {cell(method, 30)} | {cell(method, 60)} | – |" in rows
     assert [row.split(" | ")[0][2:] for row in rows[2:6]] == [
-        "orthoreg", "bn", "bn, scratch", "unpruned, trained as long"]
-    assert rows[5].startswith("| unpruned, trained as long | – | – | ")
+        "orthoreg", "bn", "bn, scratch", "unpruned, as many epochs"]
+    assert rows[5].startswith("| unpruned, as many epochs | – | – | ")
     one = record(results / "pruned_nets/ebt/shapes/vgg-w0.125_bn_60_0.pth")
     details = next(row for row in rows if "| bn | 60 |" in row).split(" | ")
     assert details[3].startswith(f"{one['pruning']['achieved_percent']:.2f}")
@@ -652,7 +652,7 @@ def test_a_report_says_what_it_mixes_and_leaves_out_what_is_damaged(results, tmp
         path.write_text(json.dumps(content))
     assert measure.main([f"--report={tmp_path}"]) == 0
     output = capsys.readouterr().out
-    assert "**These results differ in --val_percent, too.**" in output
+    assert "**These results also differ in --val_percent.**" in output
     assert f"Left out: 5 .json files that hold no result, the first is {paths[1]}" in output
 
 
@@ -699,7 +699,7 @@ def test_a_report_without_matplotlib_is_tables_alone(results, tmp_path, monkeypa
     shutil.copytree(results / "pruned_nets", tmp_path / "pruned_nets")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert measure.main([f"--report={tmp_path}"]) == 0
-    assert "Tables only, without plots: this needs matplotlib" in capsys.readouterr().out
+    assert "Tables only: a plot needs matplotlib" in capsys.readouterr().out
     assert not list(tmp_path.glob("*.png")) and "| 30% removed | " in (tmp_path / "report.md").read_text()
 
 

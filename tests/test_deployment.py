@@ -144,7 +144,7 @@ def test_an_export_that_computes_something_else_is_refused(few, monkeypatch):
 def test_a_missing_package_and_a_wrong_suffix_are_one_line(saved, monkeypatch, capsys):
     before = files(Path("."))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    for flag, says in (("--export=new/net.onnx", "this needs onnxruntime: pip install onnxruntime"),
+    for flag, says in (("--export=new/net.onnx", "--export as .onnx needs onnxruntime: pip install onnxruntime"),
                        ("--export=net.pth/net.pt2", "cannot write net.pth/net.pt2: "),
                        ("--export=net.txt", "must end in .pt2, .onnx, .safetensors")):
         assert measure.main(["--model_path=net.pth", flag]) == 2
@@ -212,7 +212,7 @@ def test_latency_is_measured_beside_the_unpruned_network(saved, monkeypatch, cap
         return capsys.readouterr().out
 
     slow, fast = said({"unpruned": 2.0, "this": 2.0}), said({"unpruned": 2.0, "this": 1.0})
-    assert "FLOPs, but is not faster with images at once: 1 on cpu, 32 on cpu, 128 on cpu" in slow
+    assert "FLOPs, but is not faster at batch size 1 (cpu), 32 (cpu), 128 (cpu)" in slow
     assert "not faster" not in fast and "2.00\n" in fast
     assert [line.split()[0] for line in fast.splitlines()[-6:]] == ["1", "1", "32", "32", "128", "128"]
 
@@ -459,5 +459,5 @@ def test_tensorboard_has_each_epoch_once_also_after_resumes(shell, folder, tmp_p
 def test_tensorboard_that_is_missing_is_one_line(flags, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     assert main.main([*flags, "--only_train=base", "--tensorboard=True"]) == 2
-    assert "this needs tensorboard: pip install tensorboard" in capsys.readouterr().err
+    assert "--tensorboard=True needs tensorboard: pip install tensorboard" in capsys.readouterr().err
     assert not files(Path("."))

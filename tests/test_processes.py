@@ -194,7 +194,7 @@ def test_a_process_that_fails_ends_the_job_which_others_resume(tmp_path, monkeyp
         path.write_bytes(content)
 
     done = torchrun(*job, cwd=folders["failing"])
-    assert done.returncode == 0 and "train network, after epoch 1 of 2 (" in done.stdout, done.stderr
+    assert done.returncode == 0 and "retraining, after epoch 1 of 2 (" in done.stdout, done.stderr
     assert torchrun(*job, cwd=folders["never stopped"]).returncode == 0
     monkeypatch.chdir(folders["one"])
     assert main.main(job) == 0

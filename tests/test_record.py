@@ -29,7 +29,7 @@ def test_the_results_of_the_study_written_before_records_existed_still_load():
     (("accuracy", "best"), 4, "accuracy.best is 4"), (("accuracy", "last"), 3, "accuracy.last"),
     (("classes",), ["one"], "classes has 1 names"), (("image_size",), 0, "image_size is 0"),
     (("image_size",), True, "image_size is True"), (("history", "retrain"), {}, "history.retrain"),
-    (("history", "retrain", 0, "test"), {}, "top1 is None, not there"),
+    (("history", "retrain", 0, "test"), {}, "history.retrain[0].test.top1 is missing"),
     (("pruning", "achieved_percent"), float("nan"), "achieved_percent is nan"),
     (("widths", "features.0"), 10 ** 400, "widths.features.0"), (("seed",), 1.5, "seed is 1.5"),
     (("orthogonality", "layers"), [1], "orthogonality.layers is"), (("penalised",), 1, "penalised is 1"),
