@@ -63,6 +63,16 @@ def estimator(name, **about):
     return register
 
 
+def order_of(name):
+    """The place of a method among all; one that is not registered comes last."""
+    return list(ESTIMATORS).index(name) if name in ESTIMATORS else len(ESTIMATORS)
+
+
+def has_penalty(name):
+    """Whether a method, or None, prunes the network that was trained with the penalty."""
+    return name in ESTIMATORS and ESTIMATORS[name].penalty
+
+
 def cal_importance(model, pruning_type, batches=None, *, temperature=200.0, projections=3, seed=0):
     """Score every filter of `model`.
 

@@ -87,11 +87,7 @@ def load_network(job, phase):
     heading("Load the trained network")
     again = (f"the same command with --only_train={phase}, without --pretrained=True and the "
              "pruning flags, trains it")
-    if not path.is_file():
-        raise InputError(f"--pretrained=True needs {path}; {again}")
-    network, record = checkpoint.load_checkpoint(path)
-    checkpoint.check_holds(path, network, record, model=flags.model, width=flags.width)
-    checkpoint.check_data(path, network, record, job.data)
+    network, record = open_network(job, path, f"--pretrained=True needs {path}; {again}")
     job.network = network.to(job.device)
     accuracy = {**(record.accuracy or {}), "best": train.evaluate(network, job.data.test_batches())}
     print(f"  {path}: test {tables.accuracy_text(accuracy['best'])}")
@@ -107,6 +103,17 @@ def load_network(job, phase):
         print("  Note: it is pruned already; percents count the unpruned network's filters")
     record = replace(record, accuracy=accuracy, image_size=job.data.image_size)
     job.state.records = [measure.measured(record, path, network, path.stat().st_size)]
+
+
+def open_network(job, path, missing):
+    """(network, Record) of a file that fits the flags and the data. Raises InputError; `missing` is
+    what to say where there is no such file."""
+    if not path.is_file():
+        raise InputError(missing)
+    network, record = checkpoint.load_checkpoint(path)
+    checkpoint.check_holds(path, network, record, model=job.flags.model, width=job.flags.width)
+    checkpoint.check_data(path, network, record, job.data)
+    return network, record
 
 
 def train_network(job, phase, number=0):
@@ -192,11 +199,17 @@ def find_ticket(job, phase):
     batches = job.importance_batches(0, flags.eb_samples)
 
     def mask():
-        kept = pruner.select_filters(job.network, importance(job, batches, 0), job.targets[0],
-                                     flags.budget, flags.round_to, job.data.image_size)
-        require_same("the mask of the ticket", {name: i.tolist() for name, i in kept.items()})
+        kept = select(job, importance(job, batches, 0), job.targets[0])
         return pruner.kept_mask(kept, job.network)
     return train.EarlyBird(mask, flags.eb_epsilon)
+
+
+def select(job, scores, target):
+    """The filters to keep, the same in all processes."""
+    kept = pruner.select_filters(job.network, scores, target, job.flags.budget, job.flags.round_to,
+                                 job.data.image_size)
+    require_same("the filters to keep", {name: index.tolist() for name, index in kept.items()})
+    return kept
 
 
 def importance(job, batches, number):
@@ -228,10 +241,7 @@ def prune_filters(job, number):
     size = job.data.image_size
     goal = f"remove filters until {target:.4g}%{tables.budget_text(flags.budget)} are gone"
     heading(round_title(job, number, 2, goal))
-    kept = pruner.select_filters(job.network, job.state.scores, target, flags.budget,
-                                 flags.round_to, size)
-    require_same("the filters to keep", {name: i.tolist() for name, i in kept.items()})
-    small = pruner.prune(job.network, kept)
+    small = pruner.prune(job.network, select(job, job.state.scores, target))
     job.state.seconds["pruning"] = time.monotonic() - began
     tables.print_pruning(job.network, small, target, size, flags.budget, flags.round_to)
     job.network, accuracy = small, train.evaluate(small, job.data.test_batches())
@@ -260,12 +270,8 @@ def begin_afresh(job):
     flags = job.flags
     path = replace(flags, control=False).pruned_file(job.folder, job.targets[-1], False)
     heading("Control: the pruned architecture from scratch")
-    if not path.is_file():
-        raise InputError(f"--control=scratch needs the architecture of {path}; the same command "
-                         "without --control makes it")
-    pruned, record = checkpoint.load_checkpoint(path)
-    checkpoint.check_holds(path, pruned, record, model=flags.model, width=flags.width)
-    checkpoint.check_data(path, pruned, record, job.data)
+    pruned, record = open_network(job, path, f"--control=scratch needs the architecture of {path}; "
+                                  "the same command without --control makes it")
     free = marked(Experiment, CONTROL_MAY_DIFFER)
     for name, default in DEFAULTS.items() if record.flags else ():
         value, wanted = record.flags.get(name, default), getattr(flags, name)

@@ -21,11 +21,6 @@ onnxruntime, safetensors_torch = lazy("onnxruntime"), lazy("safetensors.torch") 
 LIKELIEST = 3  # classes that a prediction names
 
 
-def class_names(model, record):
-    """The names of a network's classes, by the record of its checkpoint."""
-    return record.classes or [f"class {k}" for k in range(model.num_classes)]
-
-
 # ----------------------------------------------------------------------------------------- export
 
 
@@ -141,7 +136,8 @@ def predict(model, classes, images):
 
 def print_predictions(model, record, path, image_size, skip_bad_images):
     """Name the classes of the image, or of all below the folder, at `path`. Raises InputError."""
-    files, classes = image_files(path), class_names(model, record)
+    files = image_files(path)
+    classes = record.classes or [f"class {k}" for k in range(model.num_classes)]
     print(f"Predictions for {counted(len(files), 'image')}, brought to {image_size} x {image_size}")
     for start in range(0, len(files), 1000):
         part = files[start:start + 1000]

@@ -7,7 +7,7 @@ from common.errors import InputError
 from common.flags import Parser, flag, integer, marked, one_of, positive, rising, switch
 from common.processes import processes
 from config import BUDGETS, MODELS, MOMENTUM, PENALTY, PRESETS, SWEEPS, Preset, Recipe, Schedule
-from imp_estimator import ESTIMATORS
+from imp_estimator import ESTIMATORS, has_penalty
 
 # What a flag means to others than the training itself:
 RESUME_IGNORES = "resume ignores"  # runs that differ only in such flags are the same run
@@ -159,7 +159,7 @@ class Experiment:
     @property
     def penalised(self):
         """Whether the network that pruning starts from, or that is trained, has the penalty."""
-        return self.only_train == "ortho" or bool(self.estimator and self.estimator.penalty)
+        return self.only_train == "ortho" or has_penalty(self.pruning_type)
 
     @property
     def network(self):

@@ -1,13 +1,12 @@
 """Plots of a comparison. To add one, write a function (axis, records) -> whether it drew something,
 under `@plot(file name, caption)`."""
-import math
 import statistics
 from pathlib import Path
 
 from common.errors import InputError
 from common.libraries import need
-from imp_estimator import ESTIMATORS
-from lab.record import UNPRUNED, networks_of
+from imp_estimator import ESTIMATORS, order_of
+from lab.record import UNPRUNED, grouped, networks_of
 
 PLOTS = {}  # file name -> (caption, function), in the order of this file
 GREY = {"color": "0.5", "linewidth": 3}
@@ -72,13 +71,9 @@ def style_of(method):
 
 def by_method(records, control=False):
     """{pruning type: its records}, in the order of imp_estimator.py; of a control, or of none."""
-    found = {}
-    for record in records:
-        if record.control == control:
-            found.setdefault(record.flags["pruning_type"], []).append(record)
-    order = list(ESTIMATORS)
-    return dict(sorted(found.items(), key=lambda item: (
-        order.index(item[0]) if item[0] in ESTIMATORS else len(order), item[0])))
+    found = grouped([record for record in records if record.control == control],
+                    lambda record: record.flags["pruning_type"])
+    return {name: found[name] for name in sorted(found, key=order_of)}
 
 
 def most_pruned(records):
@@ -133,10 +128,7 @@ def plot_accuracy(axis, records, label, x_of, apart=0):
 
 def _points(records, x_of, shift):
     """(x, mean accuracy, its standard deviation) for each percent."""
-    cells = {}
-    for record in records:
-        cells.setdefault(record.requested, []).append(record)
-    for _percent, found in sorted(cells.items()):
+    for _percent, found in sorted(grouped(records, lambda record: record.requested).items()):
         values = [r.best for r in found]
         yield (statistics.mean(map(x_of, found)) + shift, statistics.mean(values),
                statistics.stdev(values) if len(values) > 1 else 0)
@@ -181,17 +173,12 @@ def plot_layers(axis, lines, ylabel, first=()):
     if others:
         names, shown = [*names, "", *others], [*shown, "", *others]
     for label, (values, style) in lines.items():
-        axis.plot(range(len(names)), [_drawable(values.get(name)) for name in names], label=label,
-                  **style)
+        axis.plot(range(len(names)), [values.get(name) for name in names], label=label, **style)
     every = -(-len(names) // 30)  # more names would lie upon each other
     axis.set_xticks(range(0, len(names), every), shown[::every], rotation=90, fontsize=6)
     axis.set(xlabel="layer", ylabel=ylabel)
     axis.set_ylim(bottom=0)
     return True
-
-
-def _drawable(value):
-    return math.nan if value is None else value
 
 
 # ------------------------------------------------------------------------------------------- epochs

@@ -11,7 +11,7 @@ from typing import TypedDict
 
 from common.schema import check, check_fields
 from config import BUDGETS, MODELS
-from imp_estimator import ESTIMATORS
+from imp_estimator import has_penalty
 from lab.experiment import DEFAULTS
 
 JOBS = {"ebt": "Early-Bird", "iterative": "iterative"}
@@ -225,8 +225,7 @@ class Record:
         """The pruning type, or the name of a control."""
         pruning_type = self.flags["pruning_type"]
         if self.control == "unpruned":
-            method = ESTIMATORS.get(pruning_type)
-            return UNPRUNED[bool(method and method.penalty)]
+            return UNPRUNED[has_penalty(pruning_type)]
         return f"{pruning_type}, {self.control}" if self.control else pruning_type
 
     @property
@@ -302,6 +301,14 @@ def flat_rows(training, epochs, own_round=0):
                 row[name] = max(value, default="") if isinstance(value, list) else value
         rows.append(row)
     return rows
+
+
+def grouped(items, key):
+    """{key(item): its items}, in the order of their first."""
+    groups = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def networks_of(records):

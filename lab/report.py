@@ -6,10 +6,10 @@ from pathlib import Path
 from common.errors import InputError
 from common.files import write_atomically
 from common.flags import marked
-from imp_estimator import ESTIMATORS
+from imp_estimator import order_of
 from lab import plots
 from lab.experiment import REPORT_MAY_DIFFER, Experiment
-from lab.record import GROUPS_IN, JOBS, UNPRUNED, networks_of, read_result
+from lab.record import GROUPS_IN, JOBS, UNPRUNED, grouped, networks_of, read_result
 from lab.tables import budget_text
 
 
@@ -42,12 +42,12 @@ def write_report(folder):
     if not results:
         raise InputError(f"--report={folder}: no results below it; main.py writes a .json beside "
                          "each pruned network")
-    sections = {}
-    for record, run_in in results:
-        key = run_in, record.data, record.job, record.flags["preset"], record.flag("budget")
-        sections.setdefault(key, []).append(record)
+    sections = grouped(results, lambda result: (
+        result[1], result[0].data, result[0].job, result[0].flags["preset"],
+        result[0].flag("budget")))
     lines, written, pyplot = ["# Comparison of pruning methods"], [], plots.load_pyplot()
-    for number, (key, records) in enumerate(sorted(sections.items()), 1):
+    for number, key in enumerate(sorted(sections), 1):
+        records = [record for record, _ in sections[key]]
         lines += ["", _title(*key), "", *describe_section(records)]
         suffix = f"_{number}" if len(sections) > 1 else ""
         for name, caption in plots.plot_section(pyplot, records, folder, suffix) if pyplot else ():
@@ -86,7 +86,7 @@ def spread(values, digits=1):
 def _order(method):
     """Methods in the order of imp_estimator.py, each before its control from scratch."""
     name, _, control = method.partition(",")
-    return (list(ESTIMATORS).index(name) if name in ESTIMATORS else len(ESTIMATORS), name, control)
+    return order_of(name), name, control
 
 
 def describe_section(records):
@@ -128,10 +128,7 @@ def _unpruned_line(network, records):
 
 def _accuracies(network, records, seeds):
     """A table with a row for each method and a column for each percent."""
-    cells = {}
-    for record in records:
-        key = record.method, round(record.requested, 2)
-        cells.setdefault(key, []).append(record)
+    cells = grouped(records, lambda r: (r.method, round(r.requested, 2)))
     percents = sorted({percent for method, percent in cells if method not in UNPRUNED})
     methods = sorted({method for method, _ in cells}, key=_order)
 
@@ -151,10 +148,9 @@ def _accuracies(network, records, seeds):
 
 def _details(records):
     """A row for each network, method and percent."""
-    cells, networks = {}, networks_of(records)
-    for record in records:
-        key = networks.index(record.network), round(record.requested, 2), record.method
-        cells.setdefault(key, []).append(record)
+    networks = networks_of(records)
+    cells = grouped(records, lambda r: (
+        networks.index(r.network), round(r.requested, 2), r.method))
     header = ("network", "method", "asked for (%)", "removed (%)", "parameters left (%)",
               "FLOPs left (%)", "right after pruning", "best epoch", "last epoch", "top-5", "n")
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]

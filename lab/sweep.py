@@ -19,7 +19,7 @@ from common.errors import InputError
 from common.flags import marked
 from config import SWEEPS
 from data import load_data
-from imp_estimator import ESTIMATORS, PLAIN
+from imp_estimator import PLAIN, has_penalty
 from lab.experiment import ONLY_PRUNED, SET_BY_SWEEP, Experiment, make_parser, parse
 from lab.job import MAIN
 from lab.tables import accuracy_text
@@ -74,8 +74,7 @@ def _as_control(cell):
                if key not in marked(Experiment, ONLY_PRUNED)}
     if cell.get("thresholds"):
         control["n_rounds"] = len(cell["thresholds"])
-    method = ESTIMATORS.get(cell.get("pruning_type"))
-    if not (method and method.penalty):  # one for all that start from the plain network
+    if not has_penalty(cell.get("pruning_type")):  # one for all that start from the plain network
         control["pruning_type"] = PLAIN
     return control
 
@@ -98,8 +97,8 @@ def needs_of(cell):
         return []
     training = {each.name: cell[each.name] for each in fields(Experiment)
                 if each.name in cell and each.metadata["group"] != "pruning"}
-    method = ESTIMATORS.get(cell.get("pruning_type"))
-    return [{**training, "only_train": "ortho" if method and method.penalty else "base"}]
+    only = "ortho" if has_penalty(cell.get("pruning_type")) else "base"
+    return [{**training, "only_train": only}]
 
 
 def plan(sweep):
