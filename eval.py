@@ -135,7 +135,8 @@ def run(args):
         tables.print_latency(model, size, [*map(pick_device, others), device])
     asks = [each.name for each in fields(Measurement) if ASKS in each.metadata["marks"]]
     if not any(getattr(args, name) for name in asks):
-        print("Nothing was asked for: add " + ", ".join(f"--{name}" for name in asks))
+        print("Nothing was asked for: add --test_acc=True, or another of "
+              + ", ".join(f"--{name}" for name in asks))
 
 
 def check(args):

@@ -307,7 +307,9 @@ def described(flags):
             entry |= {**job.settings(step.phase)[step.phase], "lr": recipe.lr_of(flags.optimizer),
                       "epochs": list(recipe.epochs)}
         if step.action is estimate_importance:
-            entry |= {"method": flags.pruning_type, "training images": flags.imp_samples}
+            entry["method"] = flags.pruning_type
+            if flags.estimator.needs_images:
+                entry["training images"] = flags.imp_samples
         if step.action is prune_filters:
             entry["percent"] = job.targets[step.number - 1]
         if len(steps) < done:

@@ -302,7 +302,10 @@ def _check_together(args):
 
 def check_preset(name):
     """Raise InputError where an entry of PRESETS, or what all presets share, cannot be used."""
-    for what, value in (("MOMENTUM", MOMENTUM), *((f"PENALTY[{m!r}]", PENALTY.get(m))
+    missing = MODELS.keys() - PENALTY.keys()
+    if missing:
+        raise InputError(f"config.py: PENALTY has no entry {min(missing)!r}")
+    for what, value in (("MOMENTUM", MOMENTUM), *((f"PENALTY[{m!r}]", PENALTY[m])
                                                   for m in MODELS)):
         if not _is_number(value) or not 0 <= value < float("inf"):
             raise InputError(f"config.py: {what} is {value!r}; it must be a number from 0 up")

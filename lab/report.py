@@ -119,7 +119,8 @@ def _unpruned_line(network, records):
         base = record.unpruned
         if base is not None:
             kind = "with penalty" if base.penalised else "plain"
-            kinds.setdefault(kind, {})[base.file] = base
+            # A later run may have replaced a file.
+            kinds.setdefault(kind, {})[base.file, base.best] = base
     return f"Unpruned {network}: " + "; ".join(
         f"{kind} {spread(b.best for b in bases.values())}, last epoch "
         f"{spread(b.last for b in bases.values())} (n = {len(bases)})"

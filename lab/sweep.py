@@ -17,6 +17,7 @@ import torch
 from common.command import uninterrupted
 from common.errors import InputError
 from common.flags import marked
+from common.terminal import counted
 from config import SWEEPS
 from data import load_data
 from imp_estimator import PLAIN, has_penalty
@@ -154,9 +155,10 @@ class _Comparison:
     def run(self):
         self._check_outputs()
         cells = [cell for cell in self.runs if cell in self.cells]
-        print(f"{len(cells)} cells and {len(self.runs) - len(cells)} networks that they need: "
-              f"{len(self.runs)} runs, {self.at_once} at a time; the output of each is in the .log "
-              "beside its network", flush=True)
+        others = counted(len(self.runs) - len(cells), "network")
+        runs = counted(len(self.runs), "run")
+        print(f"{counted(len(cells), 'cell')} and {others} that they need: {runs}, {self.at_once} "
+              "at a time; the output of each is in the .log beside its network", flush=True)
         order = TopologicalSorter({number: self.needs(number) for number in range(len(self.runs))})
         order.prepare()
         pool, under_way, done = ThreadPoolExecutor(self.at_once), {}, 0

@@ -71,7 +71,7 @@ def print_orthogonality(figures, before=None):
     """The mean degree of orthogonality, also before a training, where that is given."""
     start = "" if before is None else f"before the training: {before['mean']:.2f}; "
     print(f"  degree of orthogonality: {figures['mean']:.2f} in the mean ({start}1 = orthogonal "
-          "filters); each layer: eval.py --eval_ortho=True")
+          "filters)\n  (of each layer: eval.py --eval_ortho=True)")
 
 
 def print_orthogonality_of_layers(figures):

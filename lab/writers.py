@@ -42,7 +42,7 @@ class Console(Writer):
         beside = f"{path.stem}.csv (every epoch)"
         if path.with_suffix(".json").is_file():
             beside += f" and {path.stem}.json (all figures)"
-        print(f"  saved {path}; beside it {beside}")
+        print(f"  saved {path}\n  beside it {beside}")
 
 
 class Csv(Writer):

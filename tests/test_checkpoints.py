@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from config import MODELS
-from conftest import files, narrow
+from conftest import WIDTH, files, narrow
 from imp_estimator import cal_importance
 from lab.checkpoint import checkpoint_bytes, load_checkpoint, save_checkpoint
 from models import build_model
@@ -73,7 +72,7 @@ def images():
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", WIDTH)
 def test_published_dense_files_load(name, images, tmp_path):
     dense = narrow(name, 7, width=1)
     path = publish(tmp_path / "net.pth", dense, accuracy=73.4, classes=7, history=[1],
@@ -97,7 +96,7 @@ def test_older_and_smaller_forms_load_too(images, tmp_path):
 
 
 @pytest.mark.parametrize("zero_scale", [True, False])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", WIDTH)
 def test_published_pruned_files_load_and_are_compact(name, zero_scale, images, tmp_path):
     pruned, kept = published_pruned(name, zero_scale=zero_scale)
     path = publish(tmp_path / "net.pth", pruned, cfg=published_cfg(pruned), acc=torch.tensor(70.5),

@@ -48,7 +48,7 @@ def shared(tmp_path_factory):
 # ------------------------------------------------------------------------------ every combination
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", WIDTH)
 def test_every_method_in_every_job(model, shared, folder, monkeypatch, capsys):
     monkeypatch.chdir(shared)
     flags = (f"--model={model}", f"--width={WIDTH[model]}", f"--data_path={folder}")

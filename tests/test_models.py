@@ -4,8 +4,8 @@ import copy
 import pytest
 import torch
 
-from conftest import narrow
-from models import NETWORKS, build_model, measure_cost
+from conftest import WIDTH, narrow
+from models import build_model, measure_cost
 
 PUBLISHED = {  # parameters, FLOPs, prunable layers, filters at 100 classes, one 32 x 32 image
     "vgg": (9_462_180, 456_626_176, 10, 2_944),
@@ -15,7 +15,7 @@ PUBLISHED = {  # parameters, FLOPs, prunable layers, filters at 100 classes, one
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", WIDTH)
 def test_size_is_the_published_one(name):
     with torch.device("meta"):
         model = build_model(name)
@@ -51,7 +51,7 @@ def published_keys(name):
                    for key in block(f"layer{s}.{i}", shortcut=s > 1 and i == 0)] + head
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", WIDTH)
 def test_parameter_names_and_order_are_the_published_ones(name):
     with torch.device("meta"):
         assert list(build_model(name).state_dict()) == published_keys(name)
