@@ -408,6 +408,22 @@ def test_what_needs_a_failed_run_is_left_out(sweep, tmp_path, capsys, monkeypatc
     assert output.count("FAILED with exit code 3") == 1 and len(networks(tmp_path)) == 4
 
 
+def test_cells_wait_for_the_networks_that_they_need(sweep, monkeypatch):
+    started = []
+
+    class Slow:
+        def __init__(self, command, **_):
+            started.append(command)
+
+        def wait(self):
+            time.sleep(.3)
+            return 1
+
+    monkeypatch.setattr(sweeps, "subprocess", SimpleNamespace(Popen=Slow, STDOUT=None))
+    assert main.main(["--sweep=sweep.json", "--jobs=8"]) == 2
+    assert len(started) == 2 and all("--only_train" in " ".join(command) for command in started)
+
+
 def test_a_single_cell_runs_with_what_it_needs(sweep, tmp_path, capsys):
     settings, ran = sweep
     (tmp_path / "sweep.json").write_text(json.dumps({**settings, "control": ["scratch"]}))

@@ -1,4 +1,5 @@
 """Every source of images ends up as the same thing: RGB bytes of one size, labels, class names."""
+import os
 import pickle
 import shutil
 
@@ -182,6 +183,9 @@ def test_decoded_images_are_kept_until_a_file_changes(tmp_path, digits, monkeypa
     picture.write_bytes(sorted((root / "test/one").iterdir())[0].read_bytes())
     changed = load(True)
     assert changed.fingerprint != first.fingerprint
+    load(False)
+    os.utime(picture, (1, 1))  # of another time: it may hold something else, of the same size
+    load(True)
     load(False)
     picture.rename(picture.with_name("renamed.png"))
     load(True)
