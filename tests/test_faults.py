@@ -123,7 +123,7 @@ def test_a_finished_step_is_not_done_again(shell, flags, tmp_path):
     assert ended.returncode == KILLED
     ended = shell("main.py", *flags, *ROUNDS, "--resume=True", cwd=tmp_path)
     assert "Train the plain network" not in ended.stdout and "Result" in ended.stdout
-    assert "  goes on before any pruning, training the plain network, after epoch " in ended.stdout
+    assert "  goes on before any pruning, training with the penalty, after epoch 1 of 2 " in ended.stdout
     assert "(pruned_nets/iterative/shapes/vgg-w0.125_orthoreg_40_0.resume)" in ended.stdout
 
 

@@ -141,7 +141,7 @@ def test_a_schedule_that_cannot_be_run(old, new, says, shell, tmp_path):
 
 
 @pytest.mark.parametrize("old, new, says", [
-    ('"vgg": 1e-2', '"vgg": "strong"', "PENALTY['vgg'] is 'strong'"), ('"vgg": 1e-2, ', "", "None"),
+    ('"vgg": 1e-2', '"vgg": "strong"', "PENALTY['vgg'] is 'strong'"), ('"vgg": 1e-2, ', "", "PENALTY has no entry 'vgg'"),
     ("MOMENTUM = 0.9", "MOMENTUM = -1", "MOMENTUM is -1")])
 def test_other_settings_that_cannot_be_used(old, new, says, shell, tmp_path):
     copy_suite(tmp_path)
