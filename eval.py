@@ -188,13 +188,14 @@ def introduce(args, model, record, size):
 
 def measure_network(args, model, record, size):
     """What needs no images."""
-    twin, ours = (models.measure_cost(model, size, widths) for widths in (model.dense, None))
     if args.flops:
+        ours = models.measure_cost(model, size)
         print("Cost of one image")
         print_table([("parameters", f"{ours['parameters']:,}"),
                      ("MACs (multiply-adds)", f"{ours['macs']:,}"),
                      ("FLOPs (2 per MAC)", f"{ours['flops']:,}")])
     if args.compression:
+        twin, ours = (models.measure_cost(model, size, widths) for widths in (model.dense, None))
         ratio = measure.measure_compression(model, os.path.getsize(args.model_path), record.plain(),
                                             size)
         print("Compression")

@@ -31,8 +31,8 @@ def check(kind, value, name):
         for key, wanted in get_type_hints(kind).items():
             if key in value:
                 check(wanted, value[key], f"{name}.{key}")
-            else:
-                _require_entry(key not in kind.__required_keys__, f"{name}.{key}")
+            elif key in kind.__required_keys__:
+                raise ValueError(f"{name}.{key} is missing")
     elif kind in (int, float):
         _require(type(value) in (int, kind) and abs(value) <= LARGEST, value, name,
                  f"a number ({kind.__name__})")
@@ -61,11 +61,6 @@ def check_fields(cls, values, name):
     for field, kind in get_type_hints(cls).items():
         if field in values:
             check(kind, values[field], f"{name}.{field}" if name else field)
-
-
-def _require_entry(fits, name):
-    if not fits:
-        raise ValueError(f"{name} is missing")
 
 
 def _require(fits, value, name, wanted):

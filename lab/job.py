@@ -22,9 +22,9 @@ from data import load_data
 from lab.checkpoint import checkpoint_bytes, load_checkpoint
 from lab.experiment import DEFAULTS
 from lab.measure import measured
-from lab.plan import ORIGINS, Plan, Recording
+from lab.plan import Plan, Recording, recording_of
 from lab.record import JOBS, Record
-from lab.resume import State, damaged, read_resume_file, write_resume_file
+from lab.resume import State, read_resume_file, write_resume_file
 from lab.tables import accuracy_text, budget_text
 from lab.writers import Console, Csv, TensorBoard
 
@@ -108,7 +108,6 @@ class Job(Plan):
 
     def run(self):
         """Do what is not done yet; the records of the networks, or None where all was finished."""
-        self._check_writable()
         with ExitStack() as stack:
             self._hold(stack)
             if as_first(self.flags.resume and self._say_if_finished()):
@@ -137,6 +136,7 @@ class Job(Plan):
     def _hold(self, stack):
         """Lock the job's files; what is to be done is looked up when nobody else can change it."""
         while True:
+            self._check_writable()
             held = stack.enter_context(ExitStack())
             if is_first():
                 held.enter_context(locked([*self.outputs, self.resume_file], self.flags.wait))
@@ -144,7 +144,6 @@ class Job(Plan):
             if begin == self.begin:
                 return
             held.close()
-            self._check_writable()
             self.begin, self.recording = begin, Recording(self.flags, self.drive, begin)
             self.network, self.state = None, State(begin)
 
@@ -153,9 +152,8 @@ class Job(Plan):
         found = self.flags.resume and self.resume_file.is_file()
         if found:
             self.network, self.state = read_resume_file(self.resume_file, self.identity, DEFAULTS)
-            if self.state.begin not in ORIGINS:
-                raise damaged(self.resume_file)
-            Recording(self.flags, self.drive, self.state.begin).check_progress(self.state.done)
+            recording_of(self.flags, self.drive, self.resume_file, self.state.begin,
+                         self.state.done)
         require_same("the resume file", found and [self.state.begin, self.state.done, [
             [name, len(training.history), training.sums and training.sums["batches"]]
             for name, training in self.state.trained.items()]])

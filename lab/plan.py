@@ -124,21 +124,24 @@ class Recording(Plan):
     def resume_file(self):
         return self.outputs[-1].with_suffix(".resume")
 
-    def check_progress(self, done):
-        """Raise InputError unless `done` steps, by a resume file, can be done."""
-        if done not in range(len(self.steps)):
-            raise damaged(self.resume_file)
-
 
 def recorded(flags, drive):
     """(the Recording of a job, how many of its steps are done by the resume file that it goes on
     from). Raises InputError."""
     recording = Recording(flags, drive)
-    if not (flags.resume and recording.resume_file.is_file()):
+    path = recording.resume_file
+    if not (flags.resume and path.is_file()):
         return recording, 0
-    begin, done = read_progress(recording.resume_file)
+    begin, done = read_progress(path)
+    return recording_of(flags, drive, path, begin, done), done
+
+
+def recording_of(flags, drive, path, begin, done):
+    """The Recording of a run that its resume file `path` says began like that and has done so many
+    steps. Raises InputError where that cannot be."""
     if begin not in ORIGINS:
-        raise damaged(recording.resume_file)
+        raise damaged(path)
     recording = Recording(flags, drive, begin)
-    recording.check_progress(done)
-    return recording, done
+    if done not in range(len(recording.steps)):
+        raise damaged(path)
+    return recording
