@@ -145,8 +145,10 @@ SWEEPS = {
                 "control": [False, "unpruned"]},
 }
 
-# The penalty's weight, lambda in loss = cross-entropy + lambda * sum_l c_l * |G_l - I|_1.
+# The penalty's weight, lambda in loss = cross-entropy + lambda * sum_l c_l * |G_l - I|_1; that of
+# all networks that have no entry under their --model is PENALTY_OF_OTHERS.
 PENALTY = {"vgg": 1e-2, "mobilenet": 1e-3, "resnet": 1e-2, "resnet-56": 1e-2}
+PENALTY_OF_OTHERS = 1e-2
 
 MOMENTUM = 0.9  # of SGD
 
@@ -154,5 +156,16 @@ MOMENTUM = 0.9  # of SGD
 
 MODELS = {"vgg": "VGG-13", "mobilenet": "MobileNet-V1", "resnet": "ResNet-34",
           "resnet-56": "ResNet-56"}
+
+
+def title_of(model):
+    """What a network is called in what is printed; torchvision's, timm's and a user's own as they
+    are."""
+    return MODELS.get(model, model)
+
+
+def penalty_of(model):
+    return PENALTY.get(model, PENALTY_OF_OTHERS)
+
 
 BUDGETS = {"filters": "filters", "macs": "multiply-adds", "params": "parameters"}

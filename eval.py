@@ -38,7 +38,7 @@ class Measurement:
     model_path: str = flag("network", None, "the checkpoint", metavar="FILE",
                            shown="required, except with --report")
     model: str = flag("network", None, "what the file should hold: " + ", ".join(MODELS), "-m",
-                      shown="any", choices=MODELS, metavar="NAME")
+                      shown="any", metavar="NAME")
     pruned: bool = flag("network", None, "whether the file should hold a pruned network",
                         shown="either", type=boolean, metavar="True|False")
     num_classes: int = flag("network", None, "stop if the file has another number of classes",
@@ -106,7 +106,7 @@ def run(args):
     if args.report:
         return report.write_report(args.report)
     device = pick_device(args.device)
-    model, record = checkpoint.load_checkpoint(args.model_path)
+    model, record = checkpoint.load_checkpoint(args.model_path, args.model)
     checkpoint.check_holds(args.model_path, model, record, args.model, args.pruned,
                            args.num_classes)
     size = record.image_size or 32
@@ -168,16 +168,16 @@ def load_images(args, model, record, size):
             raise
         reason = (f"it was trained on {trained_on}; --data_path can name other images" if
                   record.data_path else "the file does not say what it was trained on; --data_path "
-                  f"must name images of its {model.num_classes} classes")
+                  f"must name images of its {model.origin.num_classes} classes")
         raise InputError(f"{error}; {reason}") from error
     checkpoint.check_data(args.model_path, model, record, images)
     return images
 
 
 def introduce(args, model, record, size):
-    now, dense = model.filter_count()
+    now, dense = models.filter_count(model)
     print(f"{args.model_path}: {checkpoint.describe(model, record)}")
-    print(f"  trained on {record.data or 'unknown data'}, {model.num_classes} classes, "
+    print(f"  trained on {record.data or 'unknown data'}, {model.origin.num_classes} classes, "
           f"{size} x {size} pixels; {now:,} of {dense:,} filters "
           f"({100 * (1 - now / dense):.2f}% pruned)")
     if not (args.predict or args.export or args.latency or args.layers):
@@ -195,7 +195,8 @@ def measure_network(args, model, record, size):
                      ("MACs (multiply-adds)", f"{ours['macs']:,}"),
                      ("FLOPs (2 per MAC)", f"{ours['flops']:,}")])
     if args.compression:
-        twin, ours = (models.measure_cost(model, size, widths) for widths in (model.dense, None))
+        twin, ours = (models.measure_cost(model, size, filters)
+                      for filters in (models.all_filters(model), None))
         ratio = measure.measure_compression(model, os.path.getsize(args.model_path), record.plain(),
                                             size)
         print("Compression")
@@ -226,7 +227,7 @@ def export(args, model, images):
     print(f"Exported to {args.export}: loaded again, and the logits of {len(batch)} test images of "
           f"{images.name} differ by at most {done['difference']:.1e}")
     print(f"  input   {done['metadata']['input']}\n  output  {done['metadata']['output']}\n"
-          f"  Both, and the names of the {model.num_classes} classes, are in the file's metadata.")
+          f"  Both, and the names of {len(images.classes)} classes, are in the file's metadata.")
 
 
 def check_groups(args, model, record, images):
@@ -236,7 +237,8 @@ def check_groups(args, model, record, images):
                                         balanced=balanced))
     device, networks = images.train.images.device, {args.model_path: (model, record)}
     if args.compare:
-        other, other_record = networks[args.compare] = checkpoint.load_checkpoint(args.compare)
+        other, other_record = networks[args.compare] = checkpoint.load_checkpoint(args.compare,
+                                                                                    args.model)
         if other_record.image_size not in (None, images.image_size):
             raise InputError(f"--compare={args.compare} is for images of another size than "
                              f"{args.model_path}; compare networks for the same images")

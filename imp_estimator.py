@@ -90,7 +90,7 @@ def cal_importance(model, pruning_type, batches=None, *, temperature=200.0, proj
     method = ESTIMATORS[pruning_type]
     if batches is None and method.needs_images:
         raise ValueError(f"{pruning_type} is computed from images; give it batches")
-    groups = model.filter_groups()
+    groups = models.filter_groups(model)
     with _as_evaluated(model):
         scores = method.score(model, groups, batches, temperature=temperature,
                               projections=projections, seed=seed)
@@ -121,16 +121,20 @@ def _as_evaluated(model):
 # -------------------------------------------------------------------------------- building blocks
 
 
-def _filter_parameters(groups):
-    """The convolutions' weights and biases as one flat list."""
-    return [p for group in groups for p in group.conv.parameters()]
+def _convolutions(groups):
+    return [group.conv for group in groups]
 
 
-def _per_filter(groups, values):
-    """Sum `values`, one tensor for each of `_filter_parameters`, over each filter."""
+def _parameters(layers):
+    """The layers' weights and biases as one flat list."""
+    return [p for layer in layers for p in layer.parameters()]
+
+
+def _per_filter(layers, values):
+    """Sum `values`, one tensor for each of `_parameters`, over each filter."""
     values = iter(values)
     return [sum(next(values).flatten(1).sum(1) if p.dim() > 1 else next(values)
-                for p in group.conv.parameters()) for group in groups]
+                for p in layer.parameters()) for layer in layers]
 
 
 def _loss(model, images, labels, temperature=1.0):
@@ -168,19 +172,22 @@ def _over_processes(sums, count):
            help="fisher's score, on a network trained with the penalty", penalty=True)
 def fisher(model, groups, batches, **_):
     """(sum_w w g_w)^2: the squared first-order change of L when the filter is set to zero."""
-    parameters = _filter_parameters(groups)
+    layers = _convolutions(groups)
+    parameters = _parameters(layers)
     gradient, _ = _mean_gradient(model, parameters, batches)
-    return [s.square() for s in _per_filter(groups, [w * g for w, g in zip(parameters, gradient)])]
+    return [s.square() for s in _per_filter(layers, [w * g for w, g in zip(parameters, gradient)])]
 
 
 @estimator("theis", needs="images", source="Theis et al. 2018", colour="#009E73", marker="D",
            help="Fisher information of a channel")
 def theis(model, groups, batches, **_):
-    """1/(2N) sum_n s_n^2, s_n = sum_hw a dl_n/da at the BatchNorm's output a, per image n.
+    """1/(2N) sum_n s_n^2, s_n = sum_hw a dl_n/da at the BatchNorm's output a, per image n; at the
+    convolution's where it has no BatchNorm of its own.
 
     Theis et al. 2018, arXiv 1801.05787.
     """
-    scores = [torch.zeros_like(g.bn.weight) for g in groups]
+    watched = [g.conv if g.bn is None else g.bn for g in groups]
+    scores = [torch.zeros_like(g.conv.weight[:, 0, 0, 0]) for g in groups]
 
     def watch(score):
         def hook(_module, _inputs, activation):
@@ -191,7 +198,7 @@ def theis(model, groups, batches, **_):
             activation.register_hook(add)
         return hook
 
-    handles = [g.bn.register_forward_hook(watch(s)) for g, s in zip(groups, scores)]
+    handles = [m.register_forward_hook(watch(s)) for m, s in zip(watched, scores)]
     # Asking for the first layer's gradient alone still sends the signal through every BatchNorm.
     first = [groups[0].conv.weight]
     count = 0
@@ -209,20 +216,26 @@ def theis(model, groups, batches, **_):
 @estimator("tfo", needs="images", source="Molchanov et al. 2017, 2019", colour="#CC79A7",
            marker="^", help="squared first-order Taylor term at the BatchNorm")
 def tfo(model, groups, batches, **_):
-    """(gamma g_gamma + beta g_beta)^2: the squared activation x gradient sum at the BatchNorm.
+    """(gamma g_gamma + beta g_beta)^2: the squared activation x gradient sum at the BatchNorm; of a
+    convolution without its own, (sum_w w g_w)^2, the same sum at its output.
 
     Molchanov et al. 2017, arXiv 1611.06440, and 2019, arXiv 1906.10771.
     """
-    parameters = [p for group in groups for p in (group.bn.weight, group.bn.bias)]
+    layers = [group.conv if group.bn is None else group.bn for group in groups]
+    parameters = _parameters(layers)
     gradient, _ = _mean_gradient(model, parameters, batches)
-    products = [p * g for p, g in zip(parameters, gradient)]
-    return [(scale + shift).square() for scale, shift in zip(products[::2], products[1::2])]
+    return [s.square() for s in _per_filter(layers, [p * g for p, g in zip(parameters, gradient)])]
 
 
 @estimator("bn", source="Liu et al. 2017; You et al. 2020", colour="#56B4E9", marker="v",
            help="size of the BatchNorm's scale")
 def bn(model, groups, batches, **_):
-    """|gamma| of the BatchNorm (Liu et al. 2017, arXiv 1708.06519; You et al. 2020)."""
+    """|gamma| of the BatchNorm (Liu et al. 2017, arXiv 1708.06519; You et al. 2020). Raises
+    ValueError where a convolution has no BatchNorm of its own."""
+    bare = [group.name for group in groups if group.bn is None or group.bn.weight is None]
+    if bare:
+        raise ValueError(f"bn judges filters by the scale of their BatchNorm, and {bare[0]} has "
+                         "none of its own; another pruning type, such as tfo, needs none")
     return [group.bn.weight.abs() for group in groups]
 
 
@@ -258,7 +271,8 @@ def grasp(model, groups, batches, *, temperature, **_):
     Wang et al. 2020, arXiv 2002.07376, eq. 8: removing what scores low costs the least gradient
     flow. Two passes over the images: g first, then H g as the gradient of <gradient, g>.
     """
-    everything, filters = list(model.parameters()), _filter_parameters(groups)
+    layers = _convolutions(groups)
+    everything, filters = list(model.parameters()), _parameters(layers)
     gradient, count = _mean_gradient(model, everything, batches, temperature)
     product = [torch.zeros_like(p) for p in filters]
     for images, labels in progress(shared(batches), "Hessian"):
@@ -267,7 +281,7 @@ def grasp(model, groups, batches, *, temperature, **_):
         inner = sum((slope * g).sum() for slope, g in zip(slopes, gradient))
         torch._foreach_add_(product, torch.autograd.grad(inner, filters))
     sum_over_processes(*product)
-    return _per_filter(groups, [w * hg for w, hg in zip(filters, product)])
+    return _per_filter(layers, [w * hg for w, hg in zip(filters, product)])
 
 
 @estimator("rdt", needs="images", source="Gao et al. 2019", colour="#332288", marker="<",
@@ -279,7 +293,8 @@ def rdt(model, groups, batches, *, projections, seed, **_):
     projections=0 one backward pass per class and minibatch. Otherwise that many for all classes:
     for random signs e_k, (sum_k e_k sqrt(p_k) d log p_k / dw)^2 has the sum over k as its mean.
     """
-    parameters = _filter_parameters(groups)
+    layers = _convolutions(groups)
+    parameters = _parameters(layers)
     information, count = [torch.zeros_like(p) for p in parameters], 0
     process, step = processes()
     for images, _labels in progress(shared(batches), "gradients"):
@@ -298,7 +313,7 @@ def rdt(model, groups, batches, *, projections, seed, **_):
             torch._foreach_addcmul_(information, slopes, slopes)
         count += 1
     count = _over_processes(information, count)
-    return _per_filter(groups, [w.square() * i / count for w, i in zip(parameters, information)])
+    return _per_filter(layers, [w.square() * i / count for w, i in zip(parameters, information)])
 
 
 def _signs(classes, start, count, seed):

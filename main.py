@@ -18,15 +18,15 @@ from common.libraries import lazy, load
 from common.processes import leave_processes, require_same
 from common.seeds import seed_of
 from common.terminal import heading
-from config import MOMENTUM, PENALTY
+from config import MOMENTUM, penalty_of
 from lab.experiment import CONTROL_MAY_DIFFER, DEFAULTS, Experiment, Sweep, marked, parse
 
 # Loaded by what uses them, after the flags have been read.
 imp_estimator, models, pruner, torch, train = map(
     lazy, ("imp_estimator", "models", "pruner", "torch", "train"))
-checkpoint, jobs, measure, plan, sweep, tables, weights = map(
-    lazy, ("lab.checkpoint", "lab.job", "lab.measure", "lab.plan", "lab.sweep", "lab.tables",
-           "lab.weights"))
+checkpoint, jobs, measure, networks, plan, sweep, tables, weights = map(
+    lazy, ("lab.checkpoint", "lab.job", "lab.measure", "lab.networks", "lab.plan", "lab.sweep",
+           "lab.tables", "lab.weights"))
 
 
 # ------------------------------------------------------------------------------------- experiments
@@ -110,7 +110,7 @@ def open_network(job, path, missing):
     what to say where there is no such file."""
     if not path.is_file():
         raise InputError(missing)
-    network, record = checkpoint.load_checkpoint(path)
+    network, record = checkpoint.load_checkpoint(path, job.flags.model)
     checkpoint.check_holds(path, network, record, model=job.flags.model, width=job.flags.width)
     checkpoint.check_data(path, network, record, job.data)
     return network, record
@@ -124,7 +124,7 @@ def train_network(job, phase, number=0):
     if job.network is None:
         job.network = fresh_network(job)
     if phase == "ortho":
-        penalty = train.OrthonormalityPenalty(job.network, PENALTY[flags.model])
+        penalty = train.OrthonormalityPenalty(job.network, penalty_of(flags.model))
         if not training.history and not training.sums:
             before = measure.measure_orthogonality(job.network)
     name = f"round {number}, {phase}" if number else phase
@@ -182,7 +182,9 @@ def fresh_network(job, widths=None):
     """A network with fresh weights, or those of --init. widths: of a pruned architecture."""
     flags = job.flags
     torch.manual_seed(seed_of(flags.seed, "initialisation"))
-    network = models.build_model(flags.model, len(job.data.classes), widths, flags.width)
+    network = networks.build_network(flags.model, len(job.data.classes), flags.width, widths)
+    for line in networks.look_at(network, job.data.image_size):
+        print(f"  {line}")
     if flags.init:
         print("\n".join(f"  {line}" for line in weights.initialise(network, flags.init)))
     return network.to(job.device)
@@ -206,8 +208,9 @@ def find_ticket(job, phase):
 
 def select(job, scores, target):
     """The filters to keep, the same in all processes."""
-    kept = pruner.select_filters(job.network, scores, target, job.flags.budget, job.flags.round_to,
-                                 job.data.image_size)
+    flags = job.flags
+    kept = pruner.select_filters(job.network, scores, target, flags.budget, flags.round_to,
+                                 job.data.image_size, flags.residual)
     require_same("the filters to keep", {name: index.tolist() for name, index in kept.items()})
     return kept
 
@@ -241,9 +244,15 @@ def prune_filters(job, number):
     size = job.data.image_size
     goal = f"remove filters until {target:.4g}%{tables.budget_text(flags.budget)} are gone"
     heading(round_title(job, number, 2, goal))
-    small = pruner.prune(job.network, select(job, job.state.scores, target))
+    kept = select(job, job.state.scores, target)
+    images, _ = next(iter(job.data.test_batches()))
+    try:
+        small = pruner.prune(job.network, kept, images[:8])
+    except ValueError as error:
+        raise InputError(f"--model={flags.model}: {error}") from error
     job.state.seconds["pruning"] = time.monotonic() - began
-    tables.print_pruning(job.network, small, target, size, flags.budget, flags.round_to)
+    tables.print_pruning(job.network, small, target, size, flags.budget, flags.round_to,
+                         flags.residual)
     job.network, accuracy = small, train.evaluate(small, job.data.test_batches())
     print(f"  test accuracy right after pruning: {tables.accuracy_text(accuracy)}")
     job.state.scores = None
@@ -280,7 +289,7 @@ def begin_afresh(job):
     print(f"  its architecture is that of {path}")
     record = replace(record, image_size=record.image_size or job.data.image_size)
     job.state.records = [measure.measured(record, path, pruned, path.stat().st_size)]
-    job.network = fresh_network(job, pruned.widths)
+    job.network = fresh_network(job, models.widths_of(pruned))
     note_pruning(job, len(job.targets))
 
 

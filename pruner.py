@@ -4,11 +4,23 @@
     small = prune(model, kept)
 """
 import bisect
+import collections
+import copy
 import itertools
+import reprlib
 
 import torch
 
-from models import build_model, measure_cost
+from common.surgery import MaskedGraph, cut_channels, first_difference, same
+from models import (
+    NETWORKS,
+    Remains,
+    all_filters,
+    filter_count,
+    filter_groups,
+    measure_cost,
+    remains_of,
+)
 
 # ---------------------------------------------------------------------------------- selection
 
@@ -29,7 +41,7 @@ def round_targets(percent, n_rounds):
 def pruned_percent(model, budget="filters", image_size=32):
     """Percent of the unpruned network's filters, multiply-adds ("macs") or parameters ("params")
     that `model` no longer has."""
-    return _percent_without(model, model.widths, budget, image_size)
+    return _percent_without(model, None, budget, image_size)
 
 
 def round_up(width, multiple, most):
@@ -40,18 +52,28 @@ def round_up(width, multiple, most):
 def max_percent(model, budget="filters", image_size=32, round_to=1):
     """The largest percent that the layers' floors and the protected stem allow, where all layers
     that write into a residual stream keep the same of its channels."""
-    floors = {g.name: list(range(round_up(g.floor, round_to, g.dense)))
-              for g in model.filter_groups()}
+    structure = remains_of(model).structure
+    first = {g.name: set(range(round_up(g.floor, round_to, g.dense))) for g in filter_groups(model)}
+    floors = {name: [] for name in structure.filters}
+    for unit in structure.units:
+        if any(i in first[name] or structure.locked[name][i] for name, i in unit):
+            for name, i in unit:
+                floors[name].append(i)
+    floors = {name: torch.tensor(sorted(indices)) for name, indices in floors.items()}
     return _percent_without(model, floors, budget, image_size)
 
 
-def _percent_without(model, widths, budget, image_size):
+def _percent_without(model, filters, budget, image_size):
+    if budget == "filters":
+        left, dense = filter_count(model, filters)
+        return 100 * (1 - left / dense)
     kind = "parameters" if budget == "params" else budget
-    left = measure_cost(model, image_size, widths)[kind]
-    return 100 * (1 - left / measure_cost(model, image_size, model.dense)[kind])
+    dense = measure_cost(model, image_size, all_filters(model))[kind]
+    return 100 * (1 - measure_cost(model, image_size, filters)[kind] / dense)
 
 
-def select_filters(model, scores, percent, budget="filters", round_to=1, image_size=32):
+def select_filters(model, scores, percent, budget="filters", round_to=1, image_size=32,
+                   residual="single"):
     """Choose the filters to keep when `percent` of the unpruned network's filters are gone.
 
     scores: layer name -> 1-D tensor, one score per filter that `model` has now; low goes first.
@@ -60,56 +82,129 @@ def select_filters(model, scores, percent, budget="filters", round_to=1, image_s
     budget: what the percent is of: "filters", "macs" (multiply-adds of an image of `image_size`) or
         "params" (parameters). round_to: widths then go up to the next multiple of it, by the
         highest scored filters that would have gone.
-    All layers are ranked together; equal scores go in order of layer, then of filter. Every layer
-    keeps its floor(0.05 N) + 1 highest scored filters, N counted in the unpruned network, and a
-    protected layer all of them. The target, rounded to whole filters, is never exceeded, and is
-    missed by less than what one more filter takes along, or where the floors stop.
+    residual: "single", or "coupled": then all filters that write the same channel of a stream go
+        together, by the sum of their scores.
+    All layers are ranked together; what only leaves together, as the filters of a grouped
+    convolution and their inputs, by the sum of its scores. Equal scores go in order of layer, then
+    of filter. Every layer keeps its floor(0.05 N) + 1 highest scored filters, N counted in the
+    unpruned network, and a protected layer all of them. The target, rounded to whole filters, is
+    never exceeded, and is missed by less than what one more filter takes along, or where the floors
+    stop.
     Returns layer name -> rising tensor of the indices to keep.
     Raises ValueError where the scores do not fit the network.
     """
-    groups = model.filter_groups()
-    candidates = []
-    for position, group in enumerate(groups):
-        count = group.conv.out_channels
-        score = scores.get(group.name)
+    groups, remains = {g.name: g for g in filter_groups(model)}, remains_of(model)
+    values = {}
+    for name, group in groups.items():
+        count, score = group.conv.out_channels, scores.get(name)
         if score is None or tuple(score.shape) != (count,):
-            raise ValueError(f"{group.name} has {count} filters; its scores are "
+            raise ValueError(f"{name} has {count} filters; its scores are "
                              f"{'missing' if score is None else f'of shape {tuple(score.shape)}'}")
-        ranked = score.detach().cpu().double().sort(stable=True)
-        removable = 0 if group.protected else max(0, count - group.floor)
-        candidates += ((value, position, index) for value, index in zip(
-            ranked.values[:removable].tolist(), ranked.indices[:removable].tolist()))
-    order = [(groups[position], index) for _, position, index in sorted(candidates)]
+        values[name] = score.detach().cpu().double().tolist()
+    order = _removal_order(remains, groups, residual, values)
 
     def kept(count, multiple=1):
-        """What is left without the first `count` filters."""
-        gone = {group.name: [] for group in groups}
-        for group, index in order[:count]:
-            gone[group.name].append(index)
-        for group in groups:
-            full, leaving = group.conv.out_channels, gone[group.name]
-            left = round_up(full - len(leaving), multiple, full)
-            gone[group.name] = set(leaving[:full - left])
-        return {group.name: torch.tensor([i for i in range(group.conv.out_channels)
-                                          if i not in gone[group.name]]) for group in groups}
+        """What is left without the first `count` units."""
+        gone = {name: set() for name in groups}
+        for unit in order[:count]:
+            for name, index in unit:
+                gone[name].add(index)
+        _round_widths(groups, order[:count], gone, multiple)
+        return {name: torch.tensor([i for i in range(group.conv.out_channels)
+                                    if i not in gone[name]]) for name, group in groups.items()}
 
     if budget == "filters":
-        now, dense = model.filter_count()
-        removed = list(itertools.accumulate((g.cost for g, _ in order), initial=dense - now))
+        now, dense = filter_count(model)
+        costs = [sum(groups[name].costs[i] for name, i in unit) for unit in order]
+        removed = list(itertools.accumulate(costs, initial=dense - now))
         target, reached = round(dense * percent / 100), removed.__getitem__
     else:
         def reached(count):
-            widths = _cut(groups, kept(count))[0]
-            return _percent_without(model, widths, budget, image_size)
+            left = {name: remains.filters[name][index] for name, index in kept(count).items()}
+            return _percent_without(model, left, budget, image_size)
         target = percent
     count = bisect.bisect_right(range(len(order) + 1), target, key=reached) - 1
     return kept(max(0, count), round_to)
 
 
+def is_removable(model, residual="single"):
+    """Whether there is any filter that may still go."""
+    groups = {g.name: g for g in filter_groups(model)}
+    values = {name: [0.0] * len(group.channels) for name, group in groups.items()}
+    return bool(_removal_order(remains_of(model), groups, residual, values))
+
+
+def _units(remains, residual):
+    """What leaves together, as lists of (layer, filter of the network as it is)."""
+    structure = remains.structure
+    place = {name: {index: i for i, index in enumerate(kept.tolist())}
+             for name, kept in remains.filters.items()}
+    units = structure.units if residual == "single" else structure.coupled_units
+    found = [[(name, place[name][i]) for name, i in unit if i in place[name]] for unit in units]
+    return [unit for unit in found if unit]
+
+
+def _removal_order(remains, groups, residual, values):
+    """The units that may go, in the order in which they do: the lowest sum of `values` first.
+    Layers keep as many filters as they must, and whatever reads channels the best of them."""
+    units = _units(remains, residual)
+    worth = {filter: sum(values[name][i] for name, i in unit) for unit in units for filter in unit}
+    needed = _needed(remains, groups, worth)
+    position = {name: k for k, name in enumerate(groups)}
+    left = {name: group.conv.out_channels for name, group in groups.items()}
+    ranked = sorted((worth[unit[0]], position[unit[0][0]], unit[0][1], unit) for unit in units)
+    order = []
+    for *_, unit in ranked:
+        leaving = collections.Counter(name for name, _ in unit)
+        if needed.isdisjoint(unit) and not any(groups[name].locked[i] for name, i in unit) and all(
+                left[name] - count >= groups[name].floor for name, count in leaving.items()):
+            order.append(unit)
+            for name, count in leaving.items():
+                left[name] -= count
+    return order
+
+
+def _needed(remains, groups, worth):
+    """The (layer, filter) of the highest worth behind each layer's inputs, without which it would
+    have none."""
+    structure = remains.structure
+    filters = [(name, i) for name, group in groups.items() for i in range(len(group.channels))]
+    numbers = torch.cat([structure.filters[name][kept] for name, kept in remains.filters.items()])
+    values = torch.tensor([worth.get(filter, float("inf")) for filter in filters]).double()
+    alive, needed = structure.alive(remains.filters), set()
+    for layer in structure.layers.values():
+        channels = structure.root[layer.writes if layer.reads is None else layer.reads]
+        channels = channels[alive[channels]]
+        sums = structure.is_sum[channels]
+        behind = torch.isin(numbers, channels) | torch.isin(
+            structure.stream[numbers], structure.stream[channels[sums]])
+        free = torch.isin(channels[~sums], numbers).all() and not structure.pinned[channels].any()
+        if free and behind.any():
+            highest = behind & (values == values[behind].max())
+            needed.add(filters[highest.nonzero().max()])  # of equals, the last goes last
+    return needed
+
+
+def _round_widths(groups, removed, gone, multiple):
+    """Put the last of some removed units back until all widths are multiples, or full."""
+    def rounded(name):
+        full = groups[name].conv.out_channels
+        width = full - len(gone[name])
+        return width == round_up(width, multiple, full)
+
+    uneven = {name for name in groups if not rounded(name)}
+    while uneven:
+        for unit in reversed(removed):
+            if any(name in uneven and i in gone[name] for name, i in unit):
+                for name, index in unit:
+                    gone[name].discard(index)
+                uneven = {name for name in groups if not rounded(name)}
+
+
 def kept_mask(kept, model):
     """A selection as one mask: a bool tensor over all filters of `model`, in order of layer."""
     parts = []
-    for group in model.filter_groups():
+    for group in filter_groups(model):
         parts.append(torch.zeros(group.conv.out_channels, dtype=torch.bool))
         parts[-1][kept[group.name]] = True
     return torch.cat(parts)
@@ -123,48 +218,116 @@ def mask_distance(a, b):
 # ------------------------------------------------------------------------------------ surgery
 
 
-def prune(model, kept):
-    """Build the smaller network that has only the filters `kept`; `model` stays as it is.
+def prune(model, kept, images=None):
+    """The smaller network that has only the filters `kept`; `model` stays as it is.
 
     kept: layer name -> rising indices of the filters to keep, for every filter group.
     A stream channel that no kept filter writes leaves the stream and all its readers. In eval mode
-    the result computes what `model` computes with the scale and shift of the BatchNorms of every
-    removed filter (and of the depthwise filter it carries) set to zero.
-    Raises ValueError where `kept` does not fit the network.
+    the result computes what `model` computes with the removed filters' outputs at zero wherever
+    they are read. Where `model` is none of the four networks, this is tried before it is returned,
+    on `images`, or on noise. Raises ValueError where `kept` does not fit the network, or the result
+    computes something else.
     """
-    widths, outputs, inputs = _cut(model.filter_groups(), kept)
-    state = {}
-    for key, tensor in model.state_dict().items():
-        module = key.rpartition(".")[0]
-        if tensor.dim() > 0 and module in outputs:
-            tensor = tensor.index_select(0, outputs[module].to(tensor.device))
-        if tensor.dim() > 1 and module in inputs:
-            tensor = tensor.index_select(1, inputs[module].to(tensor.device))
-        state[key] = tensor
-    small = build_model(model.name, model.num_classes, widths, model.width)
-    small.load_state_dict(state)
-    return small.to(next(model.parameters()).device).train(model.training)
+    remains, filters = remains_of(model), {}
+    for group in filter_groups(model):
+        index, count = kept[group.name].tolist(), len(group.channels)
+        if not index or sorted(set(index)) != index or not 0 <= index[0] <= index[-1] < count:
+            raise ValueError(f"{group.name}: keep at least one of its {count} filters, as rising "
+                             "indices")
+        if any(group.locked[i] for i in set(range(count)) - set(index)):
+            raise ValueError(f"{group.name} is never pruned" if group.protected else
+                             f"{group.name} has filters that are never pruned")
+        filters[group.name] = remains.filters[group.name][kept[group.name].cpu()]
+    small = cut(model, filters)
+    if not isinstance(model, tuple(NETWORKS.values())):
+        check(model, small, kept, images)
+    return small
 
 
-def _cut(groups, kept):
-    """What `kept` leaves: three dicts, layer name -> channels of its stream that it writes; module
-    name -> output channels that it keeps; module name -> input channels that it keeps."""
-    written = {}  # stream -> its channels that are still written
-    for group in groups:
-        index = kept[group.name].tolist()
-        if not index or sorted(set(index)) != index or not (
-                0 <= index[0] and index[-1] < len(group.channels)):
-            raise ValueError(f"{group.name}: keep at least one of its {len(group.channels)} "
-                             "filters, as rising indices")
-        if group.protected and len(index) < len(group.channels):
-            raise ValueError(f"{group.name} is never pruned")
-        written.setdefault(group.stream, set()).update(group.channels[i] for i in index)
+def rebuild(model, widths):
+    """`model`, which is unpruned, as small as `widths_of` said of another one."""
+    filters = remains_of(model).structure.all_filters()
+    unknown = widths.keys() - filters.keys()
+    if unknown:
+        raise ValueError(f"{type(model).__name__} has no layer {min(unknown)!r}")
+    for name, width in widths.items():
+        most = len(filters[name])
+        if type(width) is int and 1 <= width <= most:
+            filters[name] = torch.arange(width)
+        elif isinstance(width, (list, tuple)) and width and all(
+                type(c) is int and 0 <= c < most for c in width) and (
+                sorted(set(width)) == list(width)):
+            filters[name] = torch.tensor(width)
+        else:
+            raise ValueError(f"the width of {name} must be a number from 1 to {most} or a rising "
+                             f"list of its channels below that, not {reprlib.repr(width)}")
+    return cut(model, filters)
 
-    widths, outputs, inputs = {}, {}, {}
-    for group in groups:
-        index, alive = kept[group.name].cpu(), sorted(written[group.stream])
-        place = {channel: i for i, channel in enumerate(alive)}
-        widths[group.name] = [place[group.channels[i]] for i in index.tolist()]
-        outputs.update(dict.fromkeys(group.modules, index))
-        inputs.update(dict.fromkeys(group.stream.readers, torch.tensor(alive)))
-    return widths, outputs, inputs
+
+def cut(model, filters):
+    """A copy of `model` that has, of the unpruned network's filters, only these: layer -> indices.
+    Raises ValueError where they break up what only leaves together."""
+    remains = remains_of(model)
+    structure = remains.structure
+    present = {name: set(indices.tolist()) for name, indices in filters.items()}
+    for unit in structure.units:
+        if len({index in present[name] for name, index in unit}) > 1:
+            raise ValueError(f"filter {unit[0][1]} of {unit[0][0]} only leaves together with "
+                             f"{len(unit) - 1} others")
+    before, after = structure.alive(remains.filters), structure.alive(filters)
+    small = copy.deepcopy(model)
+    graph = cut_channels(small, structure, before, after)
+    small._remains = Remains(structure, filters, graph)
+    return small
+
+
+# --------------------------------------------------------------------------------------- the check
+
+
+class Masked:
+    """A network in which the outputs of some filters are zero wherever they are read.
+
+        masked = Masked(model)
+        masked.keep(kept)              # layer name -> indices, as for `prune`
+        logits = masked.network(images)
+
+    It shares its layers with `model`, and is for eval mode only.
+    """
+
+    def __init__(self, model):
+        self.remains = remains_of(model)
+        self.graph = MaskedGraph(model, self.remains.graph, self.remains.structure.layers)
+        self.network = self.graph.network
+
+    def keep(self, kept):
+        """From now on only these filters count: layer name -> their indices in `model`. Layers that
+        it does not name have all."""
+        self.graph.set(self.remains.structure.alive(
+            {name: filters[kept[name].cpu()] if name in kept else filters
+             for name, filters in self.remains.filters.items()}))
+
+
+def check(model, small, kept, images=None):
+    """Raise ValueError, which names the layer where it begins, where the network `small` computes
+    something else than `model` with all filters but `kept` at zero. images: some that it is to be
+    tried with; else noise."""
+    if images is None:
+        images = torch.randn(4, *remains_of(model).structure.image_shape,
+                             generator=torch.Generator().manual_seed(0))
+    parameter = next(model.parameters())
+    images, masked = images.to(parameter.device, parameter.dtype), Masked(model)
+    modes = model.training, small.training
+    model.eval(), small.eval()
+    try:
+        with torch.no_grad():
+            logits, traced = model(images), masked.network(images)
+            if not same(logits, traced):
+                raise ValueError(f"{type(model).__name__} computes something else than the graph "
+                                 "of its operations; it cannot be pruned")
+            masked.keep(kept)
+            if not same(masked.network(images), small(images)):
+                place = first_difference(masked.graph, small, remains_of(small).graph, images)
+                raise ValueError(f"{type(model).__name__}, pruned, computes something else than "
+                                 f"with its filters at zero, from {place} on; it cannot be pruned")
+    finally:
+        model.train(modes[0]), small.train(modes[1])

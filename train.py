@@ -19,7 +19,7 @@ from common.errors import Diverged
 from common.processes import processes, shared, sum_over_processes
 from common.terminal import progress
 from config import MOMENTUM
-from models import filter_matrix
+from models import filter_matrix, load_weights
 from pruner import mask_distance
 
 # ------------------------------------------------------------------------------ orthonormality
@@ -116,7 +116,7 @@ def evaluate(model, batches):
     sum_over_processes(sums)
     loss, top1, top5, count = sums.tolist()
     figures = {"loss": loss / count, "top1": 100 * top1 / count}
-    return {**figures, "top5": 100 * top5 / count} if model.num_classes > 5 else figures
+    return {**figures, "top5": 100 * top5 / count} if logits.shape[1] > 5 else figures
 
 
 def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=None, forward=None,
@@ -379,7 +379,7 @@ class _Loop:
         if best["epoch"] == training.last["epoch"]:
             training.best = training.last
         else:
-            self.model.load_state_dict(training.weights)
+            load_weights(self.model, training.weights)
             training.best = self._tested(best)
         training.weights = training.optimizer = training.scaler = None
         training.masks = []

@@ -17,9 +17,18 @@ import torch
 import pruner
 from common.errors import InputError
 from common.files import to_json, write_atomically
-from config import MODELS
+from config import title_of
+from lab.networks import build_network, in_file, same_network
 from lab.record import Record
-from models import NETWORKS, build_model
+from models import (
+    NETWORKS,
+    build_model,
+    dense_widths,
+    filter_count,
+    filter_groups,
+    load_weights,
+    widths_of,
+)
 
 # What using the content of a file can raise where it is not what this suite wrote.
 NOT_AS_WRITTEN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -35,10 +44,14 @@ def checkpoint_bytes(model, entries):
 
 def network_content(model):
     """All that is needed to build `model` again with `rebuild`, as plain values and tensors."""
-    now, dense = model.filter_count()
+    now, dense = filter_count(model)
+    origin = getattr(model, "origin", None)
+    if origin is None:
+        raise ValueError("the network has no `origin`, which says how to build it again; "
+                         "lab.networks.build_network gives it one")
     state = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
-    return {"net": state, "cfg": model.widths, "model": model.name, "width": model.width,
-            "num_classes": model.num_classes, "pruned": now < dense}
+    return {"net": state, "cfg": widths_of(model), "model": origin.name, "width": origin.width,
+            "num_classes": origin.num_classes, "pruned": now < dense}
 
 
 def to_bytes(content):
@@ -52,8 +65,10 @@ def save_checkpoint(path, model, entries):
     write_atomically({path: checkpoint_bytes(model, entries)})
 
 
-def load_checkpoint(path):
+def load_checkpoint(path, model=None):
     """Rebuild the network of a checkpoint, of this suite's form or of the published one.
+
+    model: FILE.py:NAME of a user's own network, which is rebuilt only where it is named here.
 
     A published file is {"net": state dict}, with "cfg" where it is pruned; its residual layers have
     all filters, and those that are zero are removed here, which leaves the logits as they are.
@@ -64,7 +79,7 @@ def load_checkpoint(path):
     content = read_safely(path)
     ours = {"model", "num_classes", "cfg"} <= content.keys()
     try:
-        model = rebuild(content) if ours else _rebuild_published(content)
+        model = rebuild(content, model) if ours else _rebuild_published(content)
         own = {key: value for key, value in network_content(model).items() if key != "net"}
         # Entries of a published file that happen to be called like ours mean something else.
         entries = {key: value for key, value in content.items()
@@ -74,19 +89,33 @@ def load_checkpoint(path):
         raise InputError(f"{path} cannot be used: {error or 'it is damaged'}"[:300]) from error
 
 
-def rebuild(content):
-    """The network of `network_content`. Raises ValueError and others where it is contradictory."""
+def rebuild(content, own=None):
+    """The network of `network_content`. own: FILE.py:NAME of a user's own network, which alone may
+    be run. Raises InputError where the network is another, ValueError and others where the content
+    is contradictory."""
     name, classes, width = content["model"], content["num_classes"], content.get("width", 1.0)
-    if name not in NETWORKS:
-        raise ValueError(f"it holds a network {reprlib.repr(name)}; this suite has "
-                         f"{', '.join(NETWORKS)}")
+    if not isinstance(name, str):
+        raise ValueError(f"it holds a network {reprlib.repr(name)}")
+    if in_file(name):
+        if own is None or not same_network(name, own):
+            raise InputError(f"it holds a network of the file {name}; --model={name} lets its code "
+                             "be run, a checkpoint alone does not")
+        name = own
     if type(classes) is not int or not 1 <= classes <= 1_000_000:
         raise ValueError(f"num_classes is {reprlib.repr(classes)}")
     if type(width) not in (int, float) or not 0 < width <= 4:
         raise ValueError(f"width is {reprlib.repr(width)}")
-    with torch.device("meta"):  # shapes only: whatever the file says, nothing is allocated yet
-        expected = build_model(name, classes, content["cfg"], width).state_dict()
     state = content["net"]
+    if name in NETWORKS:
+        with torch.device("meta"):  # whatever the file says, nothing is allocated yet
+            model = build_model(name, classes, width)
+        model = pruner.rebuild(model, content["cfg"])
+    elif any(isinstance(tensor, torch.Tensor) and tensor.shape[:1] == (classes,)
+             for tensor in state.values()):
+        model = build_network(name, classes, widths=content["cfg"])
+    else:
+        raise ValueError(f"num_classes is {classes}, and no layer has as many outputs")
+    expected = model.state_dict()
     for key, wanted in expected.items():
         tensor = state.get(key)
         if tensor is None and key.endswith("num_batches_tracked"):
@@ -97,8 +126,9 @@ def rebuild(content):
     unknown = [key for key in state if key not in expected]
     if unknown:
         raise ValueError(f"{reprlib.repr(unknown[0])} is no weight of {name}")
-    model = build_model(name, classes, content["cfg"], width)
-    model.load_state_dict(state, strict=False)
+    if name in NETWORKS:
+        model = build_network(name, classes, width, content["cfg"])
+    load_weights(model, state, strict=False)
     return model
 
 
@@ -133,17 +163,47 @@ def _rebuild_published(content):
     twin = next((n for n in networks if weights(n.state_dict()) == weights(state)), None)
     if twin is None:
         raise ValueError(f"its weights are those of none of {', '.join(NETWORKS)}")
-    widths = twin.published_widths(content["cfg"]) if "cfg" in content else {}
+    name = twin.origin.name
+    widths = PUBLISHED[name](twin, content["cfg"]) if "cfg" in content else {}
     head = [key for key in twin.state_dict() if key.endswith(".bias")][-1]
-    model = rebuild({"model": twin.name, "num_classes": len(state[head]), "cfg": widths,
-                     "net": state})
+    model = rebuild({"model": name, "num_classes": len(state[head]), "cfg": widths, "net": state})
     return _without_zeros(model)
+
+
+def _published_vgg(twin, cfg):  # [64, 64, "M", 128, ...]
+    if [item == "M" for item in cfg] != [item == "M" for item in twin.layout]:
+        raise ValueError(f"cfg is {reprlib.repr(cfg)}; vgg has the layers {list(twin.layout)}")
+    return dict(zip(dense_widths(twin), (item for item in cfg if item != "M")))
+
+
+def _published_mobilenet(twin, cfg):  # [32, 64, (128, 2), 128, ...]
+    items = [item if isinstance(item, (list, tuple)) else (item, 1) for item in cfg]
+    if [stride for _, stride in items] != [1] + [stride for _, stride in twin.layout]:
+        raise ValueError(f"cfg is {reprlib.repr(cfg)}; its strides are not mobilenet's")
+    return dict(zip(dense_widths(twin), (width for width, _ in items)))
+
+
+def _published_resnet(twin, cfg):  # {"base": .., "l1": [conv1, conv2, conv1, ..], "l2s": ..}
+    widths = {}
+    for stage, (count, _) in enumerate(twin.layout, 1):
+        if len(cfg[f"l{stage}"]) != 2 * count:
+            raise ValueError(f"cfg names {len(cfg[f'l{stage}'])} layers in stage {stage}; "
+                             f"{twin.origin.name} has {2 * count}")
+        widths.update((f"layer{stage}.{i}.conv1", width)
+                      for i, width in enumerate(cfg[f"l{stage}"][::2]))
+    return widths
+
+
+# What the `cfg` of a published pruned network says: layer -> filters. Layers that write into a
+# residual stream are left out: there all filters stay, removed ones as zeros.
+PUBLISHED = {"vgg": _published_vgg, "mobilenet": _published_mobilenet,
+             "resnet": _published_resnet, "resnet-56": _published_resnet}
 
 
 def _without_zeros(model):
     """Remove the filters that add nothing to a residual stream."""
     kept = {}
-    for group in model.filter_groups():
+    for group in filter_groups(model):
         used = torch.ones(len(group.channels), dtype=torch.bool)
         if group.stream.name != group.name and not group.protected:
             silent = (group.conv.weight == 0).all((1, 2, 3)) & (group.bn.running_mean == 0)
@@ -250,27 +310,29 @@ def describe(network, record):
     """A network in a few words."""
     kind = "pruned" if record.pruned else "unpruned"
     penalty = ", trained with the orthonormality penalty" if record.penalised else ""
-    return f"{kind} {MODELS[network.name]} (--model {network.name}){penalty}"
+    name = network.origin.name
+    return f"{kind} {title_of(name)} (--model {name}){penalty}"
 
 
 def check_holds(path, network, record, model=None, pruned=None, num_classes=None, width=None):
     """Raise InputError where the file holds another network than is wanted; None: any will do."""
-    holds = f"{path} holds: {describe(network, record)}, {network.num_classes} classes"
-    if model not in (None, network.name):
+    origin = network.origin
+    holds = f"{path} holds: {describe(network, record)}, {origin.num_classes} classes"
+    if model not in (None, origin.name):
         raise InputError(f"{holds}; --model={model} is wrong")
     if pruned not in (None, record.pruned):
         raise InputError(f"{holds}; --pruned={pruned} is wrong")
-    if num_classes not in (None, network.num_classes):
+    if num_classes not in (None, origin.num_classes):
         raise InputError(f"{holds}; --num_classes={num_classes} is wrong")
-    if width not in (None, network.width):
-        raise InputError(f"{holds}, --width={network.width:g}; --width={width:g} is wrong")
+    if width not in (None, origin.width):
+        raise InputError(f"{holds}, --width={origin.width:g}; --width={width:g} is wrong")
 
 
 def check_data(path, network, record, data):
     """Raise InputError where a network was trained on other classes or sizes than `data` has."""
-    if len(data.classes) != network.num_classes:
-        raise InputError(f"{path} is a network for {network.num_classes} classes; {data.name} has "
-                         f"{len(data.classes)}")
+    if len(data.classes) != network.origin.num_classes:
+        raise InputError(f"{path} is a network for {network.origin.num_classes} classes; "
+                         f"{data.name} has {len(data.classes)}")
     if list(record.classes or data.classes) != list(data.classes):
         raise InputError(f"{path} was trained on other classes ({', '.join(record.classes[:3])}, "
                          f"...) than {data.name} has ({', '.join(data.classes[:3])}, ...)")

@@ -15,6 +15,7 @@ from common.libraries import lazy, need
 from common.terminal import counted, print_table
 from data import ImageData, Split
 from lab.checkpoint import rebuild
+from models import widths_of
 
 onnxruntime, safetensors_torch = lazy("onnxruntime"), lazy("safetensors.torch")  # optional
 
@@ -74,14 +75,15 @@ def export(model, classes, path, images, normalize=False):
 def _metadata(model, classes, size, normalize):
     pixels = "pixels from 0 to 1" if normalize else (
         "pixels from 0 to 1 normalised with mean 0.5 and standard deviation 0.5, so from -1 to 1")
+    origin = model.origin
     return {
-        "model": model.name, "width": model.width, "num_classes": model.num_classes,
-        "cfg": model.widths, "image_size": size, "classes": list(classes),
+        "model": origin.name, "width": origin.width, "num_classes": origin.num_classes,
+        "cfg": widths_of(model), "image_size": size, "classes": list(classes),
         "input": f"float32, N x 3 x {size} x {size}, RGB, {pixels}",
         "mean": [0.0 if normalize else 0.5] * 3, "std": [1.0 if normalize else 0.5] * 3,
         "resize": "PIL: ImageOps.exif_transpose(image), transparent parts on white, then "
                   f'ImageOps.fit(image.convert("RGB"), ({size}, {size}), Image.BILINEAR)',
-        "output": f"logits, N x {model.num_classes}"}
+        "output": f"logits, N x {origin.num_classes}"}
 
 
 # Each returns (the content of the file, a function images -> logits that was made of it).
@@ -112,7 +114,7 @@ def _export_safetensors(network, images, metadata):
         {key: tensor.contiguous() for key, tensor in network.state_dict().items()}, metadata)
     entries = {key: json.loads(metadata[key]) for key in ("num_classes", "width", "cfg")}
     return content, rebuild({"model": metadata["model"], "net": safetensors_torch.load(content),
-                             **entries}).eval()
+                             **entries}, own=metadata["model"]).eval()
 
 
 EXPORTS = {".pt2": _export_pt2, ".onnx": _export_onnx, ".safetensors": _export_safetensors}
@@ -128,7 +130,7 @@ def predict(model, classes, images):
     split = Split(images, torch.zeros(len(images), dtype=torch.long)).to(device)
     with torch.no_grad():
         for batch, _ in ImageData.plain_batches(split):
-            likely = model(batch).softmax(1).topk(min(LIKELIEST, model.num_classes))
+            likely = model(batch).softmax(1).topk(min(LIKELIEST, len(classes)))
             results += [[(classes[k], p) for k, p in zip(indices, shares)] for indices, shares in
                         zip(likely.indices.tolist(), likely.values.tolist())]
     return results
@@ -137,7 +139,7 @@ def predict(model, classes, images):
 def print_predictions(model, record, path, image_size, skip_bad_images):
     """Name the classes of the image, or of all below the folder, at `path`. Raises InputError."""
     files = image_files(path)
-    classes = record.classes or [f"class {k}" for k in range(model.num_classes)]
+    classes = record.classes or [f"class {k}" for k in range(model.origin.num_classes)]
     print(f"Predictions for {counted(len(files), 'image')}, brought to {image_size} x {image_size}")
     for start in range(0, len(files), 1000):
         part = files[start:start + 1000]

@@ -5,9 +5,23 @@ from pathlib import Path
 from common.device import DEVICES
 from common.errors import InputError
 from common.flags import Parser, flag, integer, marked, one_of, positive, rising, switch
+from common.libraries import lazy
 from common.processes import processes
-from config import BUDGETS, MODELS, MOMENTUM, PENALTY, PRESETS, SWEEPS, Preset, Recipe, Schedule
+from config import (
+    BUDGETS,
+    MODELS,
+    MOMENTUM,
+    PENALTY,
+    PENALTY_OF_OTHERS,
+    PRESETS,
+    SWEEPS,
+    Preset,
+    Recipe,
+    Schedule,
+)
 from imp_estimator import ESTIMATORS, has_penalty
+
+networks = lazy("lab.networks")  # --help asks for the four alone
 
 # What a flag means to others than the training itself:
 RESUME_IGNORES = "resume ignores"  # runs that differ only in such flags are the same run
@@ -37,11 +51,13 @@ class Experiment:
         type=integer(2), metavar="N", marks=[CONTROL_MAY_DIFFER, REPORT_MAY_DIFFER])
 
     model: str = flag(
-        "training", "vgg", "the network: " + ", ".join(f"{k} ({v})" for k, v in MODELS.items()),
-        "-m", choices=MODELS, metavar="NAME", marks=[REPORT_MAY_DIFFER])
+        "training", "vgg", "the network: " + ", ".join(f"{k} ({v})" for k, v in MODELS.items())
+        + "; one of torchvision's by its name there (resnet50), of timm's as timm:NAME, or your "
+        "own as FILE.py:NAME, which is called with num_classes", "-m", metavar="NAME",
+        marks=[REPORT_MAY_DIFFER])
     width: float = flag(
-        "training", 1.0, "multiplies the widths of the unpruned network", type=positive(4),
-        metavar="FACTOR", marks=[REPORT_MAY_DIFFER])
+        "training", 1.0, "multiplies the widths of the unpruned network, one of the first four",
+        type=positive(4), metavar="FACTOR", marks=[REPORT_MAY_DIFFER])
     ebt: bool = switch(
         "training", "Early-Bird job: train briefly, prune once, retrain; False: train fully, then "
         "prune and retrain in rounds")
@@ -95,6 +111,11 @@ class Experiment:
     round_to: int = flag(
         "pruning", 1, "widths of pruned layers go up to the next multiple of this; hardware is "
         "fast at multiples of 8", type=integer(1, 1024), metavar="N")
+    residual: str = flag(
+        "pruning", "single", "where several layers write the same channels, as into a residual "
+        "stream: judge each layer's filter by itself (single), or remove all that write a channel "
+        "together, by the sum of their scores (coupled)", choices=("single", "coupled"),
+        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
     imp_samples: int = flag(
         "pruning", 10000, "training images that importance is measured on (all, if there are "
         "fewer)", type=integer(1), metavar="N")
@@ -163,6 +184,8 @@ class Experiment:
 
     @property
     def network(self):
+        if self.model not in MODELS:
+            return networks.file_name(self.model)
         return self.model if self.width == 1 else f"{self.model}-w{self.width:.15g}"
 
     def base_file(self, folder, penalised):
@@ -180,7 +203,8 @@ class Experiment:
         """What is compared under this name: the pruning type, or a control of it."""
         if self.control == "unpruned":
             return "ortho-unpruned" if self.penalised else "base-unpruned"
-        return f"{self.pruning_type}-{self.control}" if self.control else self.pruning_type
+        parts = [self.pruning_type, self.residual != "single" and self.residual, self.control]
+        return "-".join(filter(None, parts))
 
     def pruned_file(self, folder, percent, penalised):
         """Where a pruned network lives; `penalised`: it got the penalty for a round to come."""
@@ -229,6 +253,10 @@ def parse(argv, description=None):
     if sweep != Sweep():
         raise InputError("--jobs and --cell only work with --sweep")
     check_preset(args.preset)
+    if args.model not in MODELS:
+        networks.check_name(args.model)
+        if args.width != 1:
+            raise InputError(f"--width only works with {', '.join(MODELS)}; leave it out")
     rounds = len(args.thresholds) or args.n_rounds or 1
     if args.only_train:
         _check_only_train(args)
@@ -302,11 +330,8 @@ def _check_together(args):
 
 def check_preset(name):
     """Raise InputError where an entry of PRESETS, or what all presets share, cannot be used."""
-    missing = MODELS.keys() - PENALTY.keys()
-    if missing:
-        raise InputError(f"config.py: PENALTY has no entry {min(missing)!r}")
-    for what, value in (("MOMENTUM", MOMENTUM), *((f"PENALTY[{m!r}]", PENALTY[m])
-                                                  for m in MODELS)):
+    for what, value in (("MOMENTUM", MOMENTUM), ("PENALTY_OF_OTHERS", PENALTY_OF_OTHERS),
+                        *((f"PENALTY[{m!r}]", value) for m, value in PENALTY.items())):
         if not _is_number(value) or not 0 <= value < float("inf"):
             raise InputError(f"config.py: {what} is {value!r}; it must be a number from 0 up")
     preset = PRESETS[name]

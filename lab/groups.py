@@ -5,7 +5,6 @@ et al. 2020). Here groups are removed, and the change of the loss is compared wi
 members' scores, and of their own changes.
 """
 import math
-from contextlib import contextmanager
 
 import torch
 
@@ -15,6 +14,8 @@ from common.errors import InputError
 from common.terminal import print_table, progress
 from imp_estimator import ESTIMATORS, PLAIN
 from lab.plots import load_pyplot, style_of
+from models import filter_groups
+from pruner import Masked
 
 SIZES = tuple(2 ** k for k in range(9))
 KINDS = {("network", "random"): "over all layers, random",
@@ -30,25 +31,30 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
     Groups of 1, 2, 4 ... 256 filters are drawn `draws` times for each of KINDS: at random from
     `pool` filters of the network, or from one of `layers` layers in turn; or as the method would
     choose: the k filters that it would remove first, then random ones of its first 2k (of 32, where
-    these are more). Sizes with fewer than 8 groups are left out. A group is removed by setting the
-    scales and shifts of its BatchNorms to zero. Its actual change of the loss on `batches`, in eval
-    mode, is compared with two sums. Without its sign: with the sum of its members' scores, scaled
-    by one factor so that both sums are equal over all single filters in any group. With its sign:
-    with the sum of the members' own actual changes. Returns {"loss", "images", "pruning_type",
-    "seed", "draws", "kinds": {name: [{"size", "n", "change": mean of the absolute change,
-    "rank_scores", "rank_changes": Spearman, None where it is undefined, "error_scores",
+    these are more). Sizes with fewer than 8 groups are left out. A group is removed by setting its
+    filters' outputs to zero wherever they are read. Its actual change of the loss on `batches`, in
+    eval mode, is compared with two sums. Without its sign: with the sum of its members' scores,
+    scaled by one factor so that both sums are equal over all single filters in any group. With its
+    sign: with the sum of the members' own actual changes. Returns {"loss", "images",
+    "pruning_type", "seed", "draws", "kinds": {name: [{"size", "n", "change": mean of the absolute
+    change, "rank_scores", "rank_changes": Spearman, None where it is undefined, "error_scores",
     "error_changes": median of |estimate - change| / |change|}]}}. Raises InputError where there is
     nothing to remove.
     The model is left as it was.
     """
     scores = imp_estimator.cal_importance(model, pruning_type, batches, seed=seed)
-    groups = {g.name: g for g in model.filter_groups() if not g.protected}
+    groups = {g.name: g for g in filter_groups(model) if not g.protected}
     score = {(name, i): s for name in groups for i, s in enumerate(scores[name].tolist())}
     loss = train.evaluate(model, batches)["loss"]
 
+    masked = Masked(model)
+
     def change(members):
-        with removed(groups, members):
-            return train.evaluate(model, batches)["loss"] - loss
+        gone = set(members)
+        masked.keep({name: torch.tensor([i for i in range(group.conv.out_channels)
+                                         if (name, i) not in gone])
+                     for name, group in groups.items()})
+        return train.evaluate(masked.network, batches)["loss"] - loss
 
     drawn = _draw(groups, score, torch.Generator().manual_seed(seed), draws, pool, layers)
     members = sorted({m for found in drawn.values() for group in found for m in group})
@@ -115,23 +121,6 @@ def _compare(changes, by_scores, by_changes):
             "rank_changes": spearman(by_changes, changes),
             "error_scores": error(by_scores, magnitude),
             "error_changes": error(by_changes, changes)}
-
-
-@contextmanager
-def removed(groups, members):
-    """Inside, the filters `members`, pairs of a layer's name and an index, add nothing: the scales
-    and shifts of their BatchNorms are zero. groups: layer's name -> FilterGroup."""
-    norms = [(bn, i) for name, i in members for bn in groups[name].bns]
-    kept = [(bn.weight[i].item(), bn.bias[i].item()) for bn, i in norms]
-    with torch.no_grad():
-        for bn, i in norms:
-            bn.weight[i] = bn.bias[i] = 0
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for (bn, i), (scale, shift) in zip(norms, kept):
-                bn.weight[i], bn.bias[i] = scale, shift
 
 
 def spearman(a, b):

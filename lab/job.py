@@ -17,7 +17,7 @@ from common.processes import (
     require_same,
 )
 from common.terminal import counted
-from config import MODELS, MOMENTUM, PENALTY
+from config import MOMENTUM, penalty_of, title_of
 from data import load_data
 from lab.checkpoint import checkpoint_bytes, load_checkpoint
 from lab.experiment import DEFAULTS
@@ -88,7 +88,7 @@ class Job(Plan):
     @property
     def identity(self):
         """What makes two runs the same: the entries of a checkpoint by which they are compared."""
-        schedule = {**asdict(self.flags.schedule), "penalty": PENALTY[self.flags.model],
+        schedule = {**asdict(self.flags.schedule), "penalty": penalty_of(self.flags.model),
                     "momentum": MOMENTUM}
         identity = {"flags": self.flags.identity, "fingerprint": self.data.fingerprint,
                     "schedule": schedule}
@@ -220,7 +220,7 @@ class Job(Plan):
         device = environment(self.device)["device"]
         if processes()[1] > 1:
             device += f", in each of {processes()[1]} processes"
-        print(f"{MODELS[flags.model]}, {JOBS[flags.job]} job: {goal}\n"
+        print(f"{title_of(flags.model)}, {JOBS[flags.job]} job: {goal}\n"
               f"  data    {data.name}: {images}\n"
               f"  device  {device}\n"
               f"  recipe  preset {flags.preset}, {flags.optimizer}, batch {flags.batch_size} "
@@ -267,7 +267,7 @@ class Job(Plan):
         path = self.outputs[-1]
         if self.resume_file.is_file() or not path.is_file():
             return None
-        entries = load_checkpoint(path)[1].plain()
+        entries = load_checkpoint(path, self.flags.model)[1].plain()
         entries["flags"] = {**DEFAULTS, **entries.get("flags", {})}
         same = to_json({key: entries.get(key) for key in self.identity}) == to_json(self.identity)
         return entries["accuracy"]["best"] if same and "accuracy" in entries else None

@@ -10,7 +10,8 @@ import torch
 import train
 from common.libraries import lazy
 from lab.checkpoint import checkpoint_bytes
-from models import measure_cost, unpruned_twin
+from lab.networks import unpruned_twin
+from models import all_filters, dense_widths, filter_groups, measure_cost
 
 benchmark = lazy("torch.utils.benchmark")
 
@@ -20,7 +21,8 @@ LATENCY_TURNS = 5
 def measured(record, path, network, file_bytes):
     """`record` with all that is known of `network`, in a file of `file_bytes` at `path`."""
     size = record.image_size
-    return replace(record, file=str(path), model=network.name, num_classes=network.num_classes,
+    return replace(record, file=str(path), model=network.origin.name,
+                   num_classes=network.origin.num_classes,
                    widths=layer_widths(network), **measure_cost(network, size),
                    compression=measure_compression(network, file_bytes, record.plain(), size),
                    orthogonality=measure_orthogonality(network))
@@ -39,13 +41,13 @@ def measure_compression(network, file_bytes, entries, image_size=32):
 
 def layer_widths(network):
     """{layer: number of its filters}."""
-    return {group.name: group.conv.out_channels for group in network.filter_groups()}
+    return {group.name: group.conv.out_channels for group in filter_groups(network)}
 
 
 def stream_widths(network):
     """{residual stream: number of its channels}; in a chain the stream is called like its layer."""
-    streams = {g.stream.name: g.stream.width for g in network.filter_groups()}
-    return {name: width for name, width in streams.items() if name not in network.dense}
+    streams = {g.stream.name: g.stream.width for g in filter_groups(network)}
+    return {name: width for name, width in streams.items() if name not in dense_widths(network)}
 
 
 def measure_orthogonality(network):
@@ -58,10 +60,9 @@ def measure_layers(network, image_size=32):
     """One dict for each convolution and for the classifier, in order: "layer", "kept" and "total"
     outputs, "macs" and "unpruned_macs" (multiply-adds of one image), and "orthogonality", its
     degree, None for the classifier."""
-    with torch.device("meta"):
-        twin = dict(unpruned_twin(network).named_modules())
-    before, after = (measure_cost(network, image_size, widths)["layer_macs"]
-                     for widths in (network.dense, None))
+    twin = dict(unpruned_twin(network).named_modules())
+    before, after = (measure_cost(network, image_size, filters)["layer_macs"]
+                     for filters in (all_filters(network), None))
     degrees, modules = measure_orthogonality(network)["layers"], dict(network.named_modules())
     return [{"layer": name, "kept": len(modules[name].weight), "total": len(twin[name].weight),
              "macs": after[name], "unpruned_macs": before[name],

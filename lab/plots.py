@@ -63,21 +63,23 @@ def plot_section(pyplot, records, folder, suffix=""):
 
 
 def style_of(method):
-    """The colour and marker of a pruning type, the same in all plots."""
-    about = ESTIMATORS.get(method)
+    """The colour and marker of a variant, the same in all plots; dashed where it is coupled."""
+    name, _, coupled = method.partition(", ")
+    about = ESTIMATORS.get(name)
     return {"color": about.colour if about else "#000000", "marker": about.marker if about else "x",
-            "markersize": 5, "linewidth": 1.4}
+            "markersize": 5, "linewidth": 1.4, "linestyle": "--" if coupled else "-"}
 
 
 def by_method(records, control=False):
-    """{pruning type: its records}, in the order of imp_estimator.py; of a control, or of none."""
+    """{variant: its records}, in the order of imp_estimator.py; of a control, or of none."""
     found = grouped([record for record in records if record.control == control],
-                    lambda record: record.flags["pruning_type"])
-    return {name: found[name] for name in sorted(found, key=order_of)}
+                    lambda record: record.variant)
+    return {name: found[name] for name in sorted(
+        found, key=lambda name: (order_of(name.partition(",")[0]), name))}
 
 
 def most_pruned(records):
-    """{pruning type: its record of the highest percent, of the lowest seed}."""
+    """{variant: its record of the highest percent, of the lowest seed}."""
     return {method: max(found, key=lambda r: (r.requested, -r.flags["seed"]))
             for method, found in by_method(records).items()}
 
@@ -113,7 +115,7 @@ def plot_accuracy(axis, records, label, x_of, apart=0):
         points = _points(found, x_of, apart * (i - (len(lines) - 1) / 2))
         x, y, deviation = zip(*points)
         axis.errorbar(x, y, deviation if any(deviation) else None, capsize=3, label=found[0].method,
-                      **{**style_of(found[0].flags["pruning_type"]), **marks})
+                      **{**style_of(found[0].variant), **marks})
     for kind, line in zip(UNPRUNED, (":", "-.")):
         found = [r.best for r in records if r.method == kind]
         if found:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import TypedDict
 
 from common.schema import check, check_fields
-from config import BUDGETS, MODELS
+from config import BUDGETS, MODELS, title_of
 from imp_estimator import has_penalty
 from lab.experiment import DEFAULTS
 
@@ -118,7 +118,7 @@ class Record:
     pruning: Pruning = None
     # What rebuilds it.
     cfg: dict[str, object] = None  # layer -> filters, or the channels of its stream that it writes
-    model: str = None  # a key of MODELS
+    model: str = None  # as in --model
     width: float = None  # multiplier of the unpruned network's widths
     num_classes: int = None
     pruned: bool = None
@@ -172,8 +172,7 @@ class Record:
                 raise ValueError(f"{name} is missing")
         check(_ReportedFlags, {**DEFAULTS, **record.flags}, "flags")
         check(_ReportedEnvironment, record.environment, "environment")
-        for value, known in ((record.model, MODELS), (record.job, JOBS),
-                             (record.flag("budget"), BUDGETS)):
+        for value, known in ((record.job, JOBS), (record.flag("budget"), BUDGETS)):
             if value not in known:
                 raise ValueError(f"{reprlib.repr(value)} is none of {', '.join(known)}")
         if not all(record.compression[cost] > 0 for cost in ("parameters", "flops")):
@@ -213,7 +212,7 @@ class Record:
     def network(self):
         """The name of the unpruned network, with its width where that is not 1."""
         width = self.flag("width")
-        return MODELS[self.model] + (f" x {width:g}" if width != 1 else "")
+        return title_of(self.model) + (f" x {width:g}" if width != 1 else "")
 
     @property
     def control(self):
@@ -221,12 +220,18 @@ class Record:
         return self.pruning.get("control", False) if self.pruning else False
 
     @property
+    def variant(self):
+        """The pruning type, and how filters of one residual channel were judged."""
+        coupled = self.flag("residual") == "coupled"
+        return self.flags["pruning_type"] + (", coupled" if coupled else "")
+
+    @property
     def method(self):
-        """The pruning type, or the name of a control."""
+        """The variant, or the name of a control."""
         pruning_type = self.flags["pruning_type"]
         if self.control == "unpruned":
             return UNPRUNED[has_penalty(pruning_type)]
-        return f"{pruning_type}, {self.control}" if self.control else pruning_type
+        return f"{self.variant}, {self.control}" if self.control else self.variant
 
     @property
     def budget(self):
@@ -312,8 +317,9 @@ def grouped(items, key):
 
 
 def networks_of(records):
-    """The names of the networks, in the order of MODELS."""
-    order = {r.network: (list(MODELS).index(r.model), r.flag("width")) for r in records}
+    """The names of the networks, in the order of MODELS, others behind them."""
+    order = {r.network: (r.model not in MODELS, [*MODELS, r.model].index(r.model), r.model,
+                         r.flag("width")) for r in records}
     return sorted(order, key=order.get)
 
 

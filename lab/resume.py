@@ -11,6 +11,7 @@ from common.files import to_json, write_atomically
 from common.schema import check, check_fields
 from lab.checkpoint import NOT_AS_WRITTEN, is_plain, network_content, read_safely, rebuild, to_bytes
 from lab.record import Epoch, Figures, Pruning, Record
+from models import filter_groups, load_weights
 from train import Training, epoch_sums
 
 
@@ -61,7 +62,7 @@ def read_resume_file(path, identity, defaults=None):
         if change:
             raise InputError(f"{path} belongs to another command: {change} now; give the old "
                              "value to go on, or leave out --resume=True to begin anew")
-        network, state = rebuild(content), _read_state(content["state"])
+        network, state = rebuild(content, identity["flags"]["model"]), _read_state(content["state"])
         for training in state.trained.values():
             _check_states(training, network)
         states = content["random"]
@@ -120,7 +121,7 @@ def _check_states(training, network):
     """Raise where a training's tensors do not fit the network: load all of them into copies."""
     twin = copy.deepcopy(network)
     if training.weights is not None:
-        twin.load_state_dict(training.weights)
+        load_weights(twin, training.weights)
     if training.optimizer is not None:
         adam = "betas" in training.optimizer["param_groups"][0]
         optimizer = torch.optim.Adam if adam else torch.optim.SGD
@@ -128,7 +129,7 @@ def _check_states(training, network):
     if training.scaler:
         check(float, training.scaler.get("scale"), "scale")
         check(int, training.scaler.get("_growth_tracker"), "_growth_tracker")
-    filters = sum(group.conv.out_channels for group in network.filter_groups())
+    filters = sum(group.conv.out_channels for group in filter_groups(network))
     for mask in training.masks:
         if mask.dtype != torch.bool or mask.shape != (filters,):
             raise ValueError("a mask does not fit the network")

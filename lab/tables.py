@@ -3,8 +3,9 @@ from common.device import environment
 from common.terminal import counted, heading, megabytes, print_columns, print_table
 from config import BUDGETS
 from lab.measure import layer_widths, measure_latency, stream_widths
-from models import measure_cost, unpruned_twin
-from pruner import pruned_percent, round_up
+from lab.networks import unpruned_twin
+from models import all_filters, filter_count, filter_groups, measure_cost
+from pruner import is_removable, pruned_percent, round_up
 
 LATENCY_BATCHES = 1, 32, 128
 
@@ -29,14 +30,15 @@ def print_architecture(network, before=None):
                    for name, width in now.items()])
 
 
-def print_pruning(before, after, target, image_size, budget="filters", round_to=1):
+def print_pruning(before, after, target, image_size, budget="filters", round_to=1,
+                  residual="single"):
     """What pruning `before` to `target` percent has made of it: how far it went, what it won."""
-    (had, dense), (has, _) = before.filter_count(), after.filter_count()
+    (had, dense), (has, _) = filter_count(before), filter_count(after)
     achieved = pruned_percent(after, budget, image_size)
     in_all = (f"removed {dense - has:,} of {dense:,} filters" if had == dense else
               f"removed {had - has:,} filters in this round, {dense - has:,} of {dense:,} in all")
     print(f"  {in_all}: {achieved:.2f}%{budget_text(budget)} (asked for: {target:.4g}%)")
-    _print_limits(after, achieved, target, round_to)
+    _print_limits(after, achieved, target, round_to, residual)
     if has == had:
         reason = ": the network is already as small as that" if achieved >= target else ""
         print(f"  This round removes nothing{reason}")
@@ -50,15 +52,17 @@ def print_pruning(before, after, target, image_size, budget="filters", round_to=
         for key, name in (("parameters", "parameters"), ("flops", "FLOPs"))])
 
 
-def _print_limits(network, achieved, target, round_to):
+def _print_limits(network, achieved, target, round_to, residual):
     """Why less was removed than was asked for."""
-    groups = network.filter_groups()
-    if achieved < target and all(g.conv.out_channels <= round_up(g.floor, round_to, g.dense)
-                                 for g in groups):
+    groups = filter_groups(network)
+    if achieved < target and (not is_removable(network, residual) or all(
+            g.conv.out_channels <= round_up(g.floor, round_to, g.dense) for g in groups)):
         line = (f"  {achieved:.2f}% is the most that can be removed: every layer keeps 5% of its "
                 "filters (rounded down) plus one")
         if any(g.protected for g in groups):
             line += ", and the first convolution keeps all"
+        if residual == "coupled":
+            line += "; all that write a residual channel leave together"
         if round_to > 1:
             line += f"; widths go up to a multiple of {round_to}"
         print(line)
@@ -161,8 +165,8 @@ def print_layers(rows):
 
 def print_latency(model, image_size, devices):
     """Time a network, beside the unpruned one where it is pruned, on each of some devices."""
-    before, after = (measure_cost(model, image_size, widths)["flops"]
-                     for widths in (model.dense, None))
+    before, after = (measure_cost(model, image_size, filters)["flops"]
+                     for filters in (all_filters(model), None))
     networks = {"this": model}
     if after < before:
         networks = {"unpruned": unpruned_twin(model), "this": model}

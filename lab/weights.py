@@ -7,8 +7,9 @@ import torch
 from common.errors import InputError
 from common.libraries import lazy, need
 from common.terminal import counted
-from config import MODELS
+from config import MODELS, title_of
 from lab.checkpoint import misfit_of, read_content
+from models import dense_widths, load_weights
 
 safetensors, safetensors_torch = lazy("safetensors"), lazy("safetensors.torch")  # optional
 
@@ -35,10 +36,10 @@ def initialise(model, path):
             taken |= {key: state[key] for key in own}
             continue
         fresh[name] = misfits
-        if isinstance(module, torch.nn.Conv2d) and name != stem:
-            raise InputError(f"--init={path} does not fit {MODELS[model.name]}: "
+        if isinstance(module, torch.nn.Conv2d) and name not in (stem, head):
+            raise InputError(f"--init={path} does not fit {title_of(model.origin.name)}: "
                              + _why(name, misfits, model))
-    model.load_state_dict(taken, strict=False)
+    load_weights(model, taken, strict=False)
     share = sum(map(torch.Tensor.numel, taken.values())) / sum(
         tensor.numel() for tensor in model.state_dict().values() if tensor.is_floating_point())
     return [f"from {path}: {math.floor(1000 * share) / 10}% of the weights",
@@ -49,7 +50,7 @@ def _why(name, misfits, model):
     key, misfit = next(iter(misfits.items()))
     if misfit == "is missing":
         return f"it has no {name} (another network, another --width, or a pruned one?)"
-    return f"{key} {misfit} (--width={model.width:g})"
+    return f"{key} {misfit} (--width={model.origin.width:g})"
 
 
 def _fresh_lines(fresh, layers, titles):
@@ -81,17 +82,21 @@ def read_weights(path):
 
 def _our_names(state, model):
     """A state dict under the names that `model` has for the same layers."""
+    if model.origin.name not in MODELS:
+        return state
     renamed = {}
     for key, tensor in state.items():
         key = key.replace(".downsample.", ".shortcut.")
         renamed["linear" + key[2:] if key.startswith("fc.") else key] = tensor
-    if model.name == "vgg" and "features.2.running_mean" not in renamed:
+    if model.origin.name == "vgg" and "features.2.running_mean" not in renamed:
         # Its layers are numbered; with BatchNorms elsewhere, or none, the order is still the same.
         theirs = sorted(int(key.split(".")[1]) for key, tensor in renamed.items() if re.fullmatch(
             r"features\.\d{1,3}\.weight", key) and getattr(tensor, "ndim", 0) == 4)
-        if len(theirs) == len(model.dense):
+        convolutions = list(dense_widths(model))
+        if len(theirs) == len(convolutions):
             renamed = {f"{ours}.{part}": renamed.get(f"features.{number}.{part}")
-                       for ours, number in zip(model.dense, theirs) for part in ("weight", "bias")}
+                       for ours, number in zip(convolutions, theirs)
+                       for part in ("weight", "bias")}
     return renamed
 
 

@@ -40,7 +40,15 @@ from common.device import pick_device  # noqa: E402
 from config import MOMENTUM, PENALTY, PRESETS  # noqa: E402
 from data import ImageData, Split, load_data  # noqa: E402
 from imp_estimator import cal_importance  # noqa: E402
-from models import build_model, measure_cost  # noqa: E402
+from lab.networks import build_network  # noqa: E402
+from models import (  # noqa: E402
+    build_model,
+    dense_widths,
+    filter_count,
+    filter_groups,
+    measure_cost,
+    widths_of,
+)
 from pruner import prune, select_filters  # noqa: E402
 from train import OrthonormalityPenalty, train_epoch  # noqa: E402
 
@@ -146,7 +154,8 @@ def measure(name, repeats):
 
 def textbook(model):
     """The same network in the default memory layout."""
-    twin = build_model(model.name, model.num_classes, model.widths, model.width)
+    origin = model.origin
+    twin = build_network(origin.name, origin.num_classes, origin.width, widths_of(model))
     twin.load_state_dict(model.state_dict())
     return twin.to(DEVICE, memory_format=torch.contiguous_format).train(model.training)
 
@@ -163,7 +172,7 @@ def textbook_penalty(model):
         gram = w @ w.T if w.shape[0] < w.shape[1] else w.T @ w
         eye = torch.eye(len(gram), device=gram.device)
         total = total + root / sum(roots) * (gram - eye).abs().sum()
-    return PENALTY[model.name] * total
+    return PENALTY[model.origin.name] * total
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -196,13 +205,13 @@ def textbook_fisher(model, batches):
     for images, labels in batches:
         (F.cross_entropy(model(images), labels, reduction="sum") / count).backward()
     return {g.name: (g.conv.weight * g.conv.weight.grad).sum((1, 2, 3)).square()
-            for g in model.filter_groups()}
+            for g in filter_groups(model)}
 
 
 def textbook_tfo(model, batches):
     textbook_fisher(model, batches)
     return {g.name: (g.bn.weight * g.bn.weight.grad + g.bn.bias * g.bn.bias.grad).square()
-            for g in model.filter_groups()}
+            for g in filter_groups(model)}
 
 
 def textbook_theis(model, batches):
@@ -213,7 +222,7 @@ def textbook_theis(model, batches):
             output.retain_grad()
             outputs[name] = output
         return hook
-    groups = model.filter_groups()
+    groups = filter_groups(model)
     handles = [g.bn.register_forward_hook(keep(g.name)) for g in groups]
     count = sum(len(labels) for _, labels in batches)
     for images, labels in batches:
@@ -240,11 +249,11 @@ def textbook_grasp(model, batches):
         slopes = torch.autograd.grad(loss, parameters, create_graph=True)
         sum((g * t).sum() for g, t in zip(slopes, total)).backward()
     return {g.name: (g.conv.weight * g.conv.weight.grad).sum((1, 2, 3)).detach()
-            for g in model.filter_groups()}
+            for g in filter_groups(model)}
 
 
 def textbook_rdt(model, batches):
-    groups = model.filter_groups()
+    groups = filter_groups(model)
     weights = [g.conv.weight for g in groups]
     information = [torch.zeros_like(w) for w in weights]
     for images, _labels in batches:
@@ -296,7 +305,7 @@ def textbook_quick_job():
     scores = textbook_fisher(model.eval(), batches)
     small = prune(model, select_filters(model, scores, 25))
     model = textbook(small)
-    print(json.dumps([model.filter_count()[0], fit(schedule.retrain, False)]))
+    print(json.dumps([filter_count(model)[0], fit(schedule.retrain, False)]))
     torch.save(model.state_dict(), os.devnull)
 
 
@@ -463,8 +472,8 @@ def same_ranks(exact, ours):
     ranks = [side[0].argsort().argsort() for side in (exact, ours)]
     spearman = np.corrcoef(ranks)[0, 1]
     model = build_model("mobilenet", width=1 / 4)
-    sizes = [group.conv.out_channels for group in model.filter_groups()]
-    kept = [select_filters(model, dict(zip(model.dense, torch.tensor(side[0]).split(sizes))), 50)
+    sizes = dense_widths(model)
+    kept = [select_filters(model, dict(zip(sizes, torch.tensor(side[0]).split([*sizes.values()]))), 50)
             for side in (exact, ours)]
     same = sum(torch.isin(kept[1][n], kept[0][n]).sum().item() for n in kept[0])
     same /= sum(map(len, kept[0].values()))
@@ -488,7 +497,7 @@ def pruned(dense, percent, evenly):
         generator = torch.Generator().manual_seed(0)
         kept = {g.name: torch.randperm(g.dense, generator=generator)[
             :g.dense if g.protected else round(g.dense * (1 - percent / 100))].sort().values
-            for g in dense.filter_groups()}
+            for g in filter_groups(dense)}
     return prune(dense, kept), kept
 
 
@@ -502,7 +511,7 @@ def inference(percent, evenly, ours, against_dense):
         model = small if ours else dense
     else:
         with torch.no_grad():
-            for group in dense.filter_groups():
+            for group in filter_groups(dense):
                 gone = torch.ones(len(group.channels), dtype=torch.bool)
                 gone[kept[group.name]] = False
                 group.bn.weight[gone] = group.bn.bias[gone] = 0

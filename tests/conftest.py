@@ -1,4 +1,5 @@
 """Narrow networks and small real data for all tests: offline, on the CPU, deterministic."""
+import copy
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 from config import Preset, Recipe, Schedule  # noqa: E402
 from data import load_data  # noqa: E402
-from models import build_model  # noqa: E402
+from models import build_model, filter_groups  # noqa: E402
 from shell import Shell  # noqa: E402
 
 torch.set_num_threads(2)
@@ -59,6 +60,26 @@ def narrow(name, num_classes=4, width=None, seed=0):
     for norm in norms:
         norm.momentum = 0.1
     return model.eval()
+
+
+def norms_behind(model, group):
+    """The BatchNorms that filters of one of the four networks pass through."""
+    if model.origin.name != "mobilenet":
+        return [group.bn]
+    block = 0 if group.name == "conv1" else int(group.name.split(".")[1]) + 1
+    return [group.bn, *([model.layers[block].bn1] if block < len(model.layers) else [])]
+
+
+def masked(model, kept):
+    """A copy of one of the four with the removed filters' BatchNorm scale and shift at zero."""
+    twin = copy.deepcopy(model)
+    for group in filter_groups(twin):
+        gone = torch.ones(group.conv.out_channels, dtype=torch.bool)
+        gone[kept[group.name]] = False
+        for norm in norms_behind(twin, group):
+            norm.weight.data[gone] = 0
+            norm.bias.data[gone] = 0
+    return twin
 
 
 @pytest.fixture(params=WIDTH)  # not a user's own networks

@@ -16,7 +16,7 @@ from common.errors import InputError
 from conftest import WIDTH, files, narrow
 from imp_estimator import cal_importance
 from lab.checkpoint import checkpoint_bytes, load_checkpoint, save_checkpoint
-from models import build_model
+from models import build_model, filter_count, filter_groups
 from pruner import prune, select_filters
 
 # ------------------------------------------------------------------------------------ published
@@ -25,12 +25,12 @@ from pruner import prune, select_filters
 def published_cfg(model):
     """The `cfg` of a published checkpoint, written from the description of that form."""
     integers = itertools.cycle((np.int64, int, np.int32, np.uint16))
-    count = {g.name: next(integers)(g.conv.out_channels) for g in model.filter_groups()}
-    if model.name == "vgg":
+    count = {g.name: next(integers)(g.conv.out_channels) for g in filter_groups(model)}
+    if model.origin.name == "vgg":
         names = iter(count)
         return ["M" if item == "M" else count[next(names)] for item in
                 (64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")]
-    if model.name == "mobilenet":
+    if model.origin.name == "mobilenet":
         strides = (1, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
         return [(n, np.int64(stride)) if stride > 1 else n for n, stride in
                 zip(count.values(), strides, strict=True)]
@@ -53,10 +53,10 @@ def published_pruned(name, num_classes=7, zero_scale=True):
     torch.manual_seed(1)
     dense = narrow(name, num_classes, width=1)
     kept = select_filters(dense, cal_importance(dense, "random", seed=1), 40)
-    whole = {g.name: torch.arange(g.conv.out_channels) for g in dense.filter_groups()}
-    residual = {g.name for g in dense.filter_groups() if g.stream.name != g.name}
+    whole = {g.name: torch.arange(g.conv.out_channels) for g in filter_groups(dense)}
+    residual = {g.name for g in filter_groups(dense) if g.stream.name != g.name}
     model = prune(dense, {key: whole[key] if key in residual else kept[key] for key in kept})
-    for group in model.filter_groups():
+    for group in filter_groups(model):
         if group.name in residual and not group.protected:
             gone = torch.ones(group.conv.out_channels, dtype=torch.bool)
             gone[kept[group.name]] = False
@@ -78,7 +78,7 @@ def test_published_dense_files_load(name, images, tmp_path):
     path = publish(tmp_path / "net.pth", dense, accuracy=73.4, classes=7, history=[1],
                    acc=np.float64(70.5), epoch=np.int64(139))
     loaded, record = load_checkpoint(path)
-    assert loaded.name == name and loaded.num_classes == 7
+    assert (loaded.origin.name, loaded.origin.num_classes) == (name, 7)
     assert record.pruned is False and record.accuracy is None
     assert torch.equal(loaded.eval()(images), dense(images))
 
@@ -103,7 +103,7 @@ def test_published_pruned_files_load_and_are_compact(name, zero_scale, images, t
                    epoch=np.int64(139))
     loaded, record = load_checkpoint(path)
     assert record.pruned
-    assert {g.name: g.conv.out_channels for g in loaded.filter_groups()} == {
+    assert {g.name: g.conv.out_channels for g in filter_groups(loaded)} == {
         key: len(index) for key, index in kept.items()}
     torch.testing.assert_close(loaded.eval()(images), pruned(images), atol=1e-5, rtol=1e-4)
     save_checkpoint(tmp_path / "again.pth", loaded, record.plain())  # and it can be written in our own form
@@ -113,7 +113,7 @@ def test_published_pruned_files_load_and_are_compact(name, zero_scale, images, t
 
 def test_a_silent_looking_filter_that_adds_a_constant_stays(images, tmp_path):
     pruned, _ = published_pruned("resnet-56")
-    group = next(g for g in pruned.filter_groups() if g.name == "layer1.0.conv2")
+    group = next(g for g in filter_groups(pruned) if g.name == "layer1.0.conv2")
     with torch.no_grad():
         group.conv.weight[0] = 0
         group.bn.weight[0], group.bn.bias[0], group.bn.running_mean[0] = 1, 0, 3
@@ -133,7 +133,7 @@ def test_files_of_numpy_1_load_too(tmp_path):
             new, old = b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"
             assert not name.endswith("data.pkl") or new in content or old in content
             archive.writestr(name, content.replace(new, old))
-    assert load_checkpoint(path)[0].num_classes == 3
+    assert load_checkpoint(path)[0].origin.num_classes == 3
 
 
 @pytest.mark.parametrize("name, cfg", [
@@ -155,8 +155,8 @@ def test_published_files_work_in_both_scripts(name, job, suffix, method, shell, 
     base = tmp_path / "pretrained" / job / "shapes"
     base.mkdir(parents=True)
     pruned, kept = published_pruned(name, 3)
-    had = sum(len(kept[g.name]) * g.cost for g in pruned.filter_groups())
-    gone = 100 * (1 - had / pruned.filter_count()[1])
+    had = sum(len(kept[g.name]) * g.cost for g in filter_groups(pruned))
+    gone = 100 * (1 - had / filter_count(pruned)[1])
     path = publish(base / f"{name}{suffix}.pth", pruned, cfg=published_cfg(pruned))
     ended = shell("main.py", "--preset=test", f"--data_path={folder}", "--image_size=8",
                   f"--model={name}", f"--ebt={job == 'ebt'}", "--pretrained=True",
@@ -164,7 +164,7 @@ def test_published_files_work_in_both_scripts(name, job, suffix, method, shell, 
     assert ended.returncode == 0 and ended.stderr == "", ended.stderr
     assert "it is pruned already" in ended.stdout
     smaller, _ = load_checkpoint(tmp_path / f"pruned_nets/{job}/shapes/{name}_{method}_60_0.pth")
-    now, whole = smaller.filter_count()
+    now, whole = filter_count(smaller)
     assert now < had and now / whole == pytest.approx(.4, abs=.001)
     shown = shell("eval.py", "--model", name, "--pruned", "True", "--model_path", path,
                   "--data_path", folder, "--test_acc", "True", "--compression", "True",

@@ -27,7 +27,8 @@ from lab import sweep as sweeps
 from lab.checkpoint import load_checkpoint, save_checkpoint
 from lab.experiment import Sweep, parse
 from lab.record import Record
-from pruner import kept_mask, mask_distance, prune, select_filters
+from models import filter_count, filter_groups, widths_of
+from pruner import Masked, kept_mask, mask_distance, prune, select_filters
 from train import EarlyBird, Training, fit
 
 RECIPE = Recipe(lr=[.02], epochs=[3], weight_decay=0, adam_lr=[1e-3])
@@ -133,9 +134,9 @@ def test_output_and_record_say_what_chose_the_best_epoch(flags, tmp_path, capsys
 
 def test_the_distance_of_masks_is_the_share_of_filters_that_differ():
     model = narrow("vgg")
-    scores = {g.name: torch.arange(g.dense) + 100. * i for i, g in enumerate(model.filter_groups())}
+    scores = {g.name: torch.arange(g.dense) + 100. * i for i, g in enumerate(filter_groups(model))}
     a = kept_mask(select_filters(model, scores, 30), model)
-    assert len(a) == sum(g.dense for g in model.filter_groups())
+    assert len(a) == sum(g.dense for g in filter_groups(model))
     assert (~a).sum() == round(0.3 * len(a)) and not a[0]  # the lowest go first
     b = a.clone()
     b[:3] = ~b[:3]
@@ -252,14 +253,14 @@ def test_controls_have_the_budget_of_what_they_control(flags, tmp_path, capsys):
     assert before.items() <= files(tmp_path).items()  # nothing is replaced
 
     scratch, _ = load_checkpoint(folder / "vgg-w0.125_orthoreg-scratch_50_0.pth")
-    assert scratch.widths == pruned.widths
+    assert widths_of(scratch) == widths_of(pruned)
     figures = record(folder / "vgg-w0.125_orthoreg-scratch_50_0.pth")
     assert figures["pruning"]["control"] == "scratch" and figures["pruned"]["file"] == trained["file"]
     same_trainings(figures["history"], {**trained["base"]["history"],
                                         "retrain 1": trained["history"]["retrain"]})
 
     whole, info = load_checkpoint(folder / "vgg-w0.125_ortho-unpruned_0_0.pth")
-    assert not info.pruned and whole.filter_count()[0] == whole.filter_count()[1]
+    assert not info.pruned and filter_count(whole)[0] == filter_count(whole)[1]
     assert len(info.history["retrain 1"]) == len(trained["history"]["retrain"])
     assert "Control: nothing is pruned" in output and "  its architecture is that of " in output
 
@@ -661,7 +662,7 @@ def test_a_report_says_what_it_mixes_and_leaves_out_what_is_damaged(results, tmp
     shutil.copytree(results / "pruned_nets", tmp_path / "pruned_nets")
     paths = sorted(tmp_path.rglob("*.json"))
     changes = [("flags", {"val_percent": 10, "seed": 2}), ("compression", None), ("job", "later"),
-               ("history", 3), ("accuracy", {}), ("model", "lenet")]
+               ("history", 3), ("accuracy", {}), ("model", 3)]
     for path, (key, value) in zip(paths, changes):
         content = json.loads(path.read_text())
         content[key] = {**content[key], **value} if key == "flags" else value
@@ -731,30 +732,31 @@ def test_a_report_of_nothing_is_refused(results, tmp_path, capsys):
 
 
 def test_a_removed_group_is_what_surgery_removes(network, few):
-    model, groups = network, {g.name: g for g in network.filter_groups()}
+    model, groups = network, {g.name: g for g in filter_groups(network)}
     chosen = [name for name, g in groups.items() if not g.protected and g.conv.out_channels > 1][1::2]
     kept = {name: torch.arange(name in chosen, g.conv.out_channels) for name, g in groups.items()}
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with group_check.removed(groups, [(name, 0) for name in chosen]):
-        logits = model(few[0])
+    masked = Masked(model)
+    masked.keep({name: kept[name] for name in chosen})
+    logits = masked.network(few[0])
     torch.testing.assert_close(logits, prune(model, kept)(few[0]), rtol=1e-4, atol=1e-4)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
-def test_changes_add_up_where_the_loss_is_linear_in_the_filters(few):
+def test_changes_add_up_where_the_loss_is_linear_in_the_filters(few, monkeypatch):
     """The last layer's filters go into the logits by addition, and small logits into the loss."""
     model = narrow("vgg", width=1 / 4)
     with torch.no_grad():
         model.classifier.weight.mul_(1e-2)
-    last = model.filter_groups()[-1:]
-    model.filter_groups = lambda: last
+    last = filter_groups(model)[-1:]
+    monkeypatch.setattr(group_check, "filter_groups", lambda _: last)
     figures = group_check.check_groups(model, [few], "fisher", draws=8)
     for rows in figures["kinds"].values():
         assert [row["size"] for row in rows] == [1, 2, 4, 8, 16, 32, 64][:len(rows)]
         assert rows[0]["error_changes"] == 0 and rows[0]["rank_changes"] == pytest.approx(1)
         for row in rows:
             assert row["rank_changes"] > 0.9 and row["error_changes"] < 0.1
-    del model.filter_groups
+    monkeypatch.undo()
     whole = group_check.check_groups(model, [few], "l1", draws=8, pool=16, layers=1)
     largest = whole["kinds"]["over all layers, random"][-1]
     assert largest["size"] == 16 and largest["error_changes"] > 0.1  # not so across layers
@@ -766,13 +768,24 @@ def test_the_check_tells_whether_importances_add_up(additive, few, monkeypatch):
     removed, or its square."""
     import imp_estimator
     model = narrow("vgg", width=1 / 4)
-    groups, draw = model.filter_groups(), torch.Generator().manual_seed(0)
+    groups, draw = filter_groups(model), torch.Generator().manual_seed(0)
     worth = {g.name: 1 + torch.rand(g.conv.out_channels, generator=draw) for g in groups}
 
-    def evaluate(model, batches):
-        loss = sum(worth[g.name][g.bns[0].weight == 0].sum().item() for g in groups)
+    class World:
+        kept = {}
+
+        def __init__(self, model):
+            self.network = self
+
+        def keep(self, kept):
+            self.kept = kept
+
+    def evaluate(network, batches):
+        loss = sum(worth[name].sum().item() - worth[name][index].sum().item()
+                   for name, index in getattr(network, "kept", {}).items())
         return {"loss": loss if additive else loss ** 2}
 
+    monkeypatch.setattr(group_check, "Masked", World)
     monkeypatch.setattr(train_module, "evaluate", evaluate)
     monkeypatch.setattr(imp_estimator, "cal_importance", lambda *_, **__: {
         name: 3 * of for name, of in worth.items()})
@@ -802,7 +815,7 @@ def test_the_rank_correlation_gives_equal_values_their_mean_rank():
 
 def test_nothing_can_be_checked_where_nothing_can_be_removed(few, tmp_path, capsys):
     model = narrow("vgg", num_classes=10)
-    scores = {g.name: torch.arange(g.conv.out_channels) for g in model.filter_groups()}
+    scores = {g.name: torch.arange(g.conv.out_channels) for g in filter_groups(model)}
     small = prune(model, select_filters(model, scores, 95))
     save_checkpoint(tmp_path / "net.pth", small, {"data_path": "digits", "image_size": 16})
     assert measure.main([f"--model_path={tmp_path}/net.pth", "--group_check=True"]) == 2

@@ -21,8 +21,9 @@ from lab.checkpoint import load_checkpoint, save_checkpoint
 from lab.deploy import export
 from lab.experiment import parse
 from lab.measure import measure_latency
+from lab.networks import build_network
 from lab.weights import initialise
-from models import build_model, measure_cost
+from models import build_model, dense_widths, filter_count, filter_groups, measure_cost
 from pruner import prune, select_filters
 
 
@@ -83,14 +84,14 @@ def test_an_exported_graph_computes_what_the_network_does(network, few, kind, lo
     for part in (images[:1], images[:5], images):
         with torch.no_grad():
             torch.testing.assert_close(run(part.contiguous()), small(part), rtol=1e-4, atol=1e-4)
-    assert metadata["model"] == network.name and json.loads(metadata["classes"]) == list("abcd")
+    assert metadata["model"] == network.origin.name and json.loads(metadata["classes"]) == list("abcd")
     assert "from -1 to 1" in metadata["input"] and done["difference"] < 1e-3
     assert list(files(Path("here"))) == [f"net.{kind}"]
 
 
 def test_both_writers_of_a_residual_add_may_be_partial(few):
     model = narrow("resnet")
-    kept = {g.name: torch.arange(g.conv.out_channels) for g in model.filter_groups()}
+    kept = {g.name: torch.arange(g.conv.out_channels) for g in filter_groups(model)}
     kept["layer2.0.conv2"], kept["layer2.0.shortcut.0"] = torch.arange(4), torch.arange(2, 9)
     small = prune(model, kept)
     export(small, "abcd", "net.pt2", few[0])
@@ -122,8 +123,8 @@ def test_safetensors_rebuild_the_network(saved, few):
     with safe_open("net.safetensors", framework="pt") as file:
         metadata = file.metadata()
         weights = {key: file.get_tensor(key) for key in file.keys()}
-    again = build_model(metadata["model"], int(metadata["num_classes"]), json.loads(metadata["cfg"]),
-                        float(metadata["width"])).eval()
+    again = build_network(metadata["model"], int(metadata["num_classes"]),
+                          float(metadata["width"]), json.loads(metadata["cfg"])).eval()
     again.load_state_dict(weights, strict=True)
     with torch.no_grad():
         torch.testing.assert_close(again(few[0]), model(few[0]))
@@ -187,11 +188,11 @@ def test_layers_add_up(saved):
     _, model = saved
     assert measure.main(["--model_path=net.pth", "--layers=True"]) == 0
     rows = list(csv.DictReader(Path("net_layers.csv").read_text().splitlines()))
-    dense = build_model(model.name, model.num_classes, width=model.width)
+    dense = build_model(model.origin.name, model.origin.num_classes, model.origin.width)
     assert sum(int(r["macs"]) for r in rows) == measure_cost(model, 16)["macs"]
     assert sum(int(r["unpruned_macs"]) for r in rows) == measure_cost(dense, 16)["macs"]
     widths = {r["layer"]: (int(r["kept"]), int(r["total"])) for r in rows}
-    for group in model.filter_groups():
+    for group in filter_groups(model):
         assert widths[group.name] == (group.conv.out_channels, group.dense)
     assert 0 < float(rows[3]["orthogonality"]) <= 1 and rows[-1]["layer"] == "linear"
 
@@ -262,7 +263,7 @@ def test_a_torchvision_vgg_gives_its_convolutions_in_order(name):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     lines = "\n".join(initialise(model, "tv.pth"))
     convs = [key for key, value in state.items() if value.ndim == 4]
-    for ours, theirs in zip(model.dense, convs, strict=True):
+    for ours, theirs in zip(dense_widths(model), convs, strict=True):
         assert torch.equal(model.get_submodule(ours).weight, state[theirs])
     assert torch.equal(model.features[2].weight, before["features.2.weight"])
     assert "fresh: 10 BatchNorms (features.2, features.5, " in lines
@@ -355,8 +356,8 @@ def test_a_run_may_count_multiply_adds_and_round_widths(flags, capsys):
 
     assert main.main([*job, "--pretrained=True", "--round_to=4"]) == 0
     model, record = load_checkpoint(path)[0], json.loads(path.with_suffix(".json").read_text())
-    assert all(g.conv.out_channels % 4 == 0 for g in model.filter_groups())
-    now, dense = model.filter_count()
+    assert all(g.conv.out_channels % 4 == 0 for g in filter_groups(model))
+    now, dense = filter_count(model)
     assert record["pruning"]["requested_percent"] == 50
     achieved = record["pruning"]["achieved_percent"]
     assert 30 < achieved < 50 and achieved == pytest.approx(100 * (1 - now / dense))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import config
 from conftest import narrow
 from imp_estimator import ESTIMATORS, _signs, cal_importance
-from models import NETWORKS
+from models import NETWORKS, filter_groups
 from pruner import select_filters
 
 NEED_IMAGES = [name for name, method in ESTIMATORS.items() if method.needs_images]
@@ -53,7 +53,7 @@ def slope(function, tensors, index, step=1e-6):
 
 def sampled_filters(model):
     """(group, filter) pairs: the first and the last filter of each layer."""
-    return [(g, f) for g in model.filter_groups() for f in {0, g.conv.out_channels - 1}]
+    return [(g, f) for g in filter_groups(model) for f in {0, g.conv.out_channels - 1}]
 
 
 def assert_scores(scores, group, f, expected):
@@ -125,7 +125,7 @@ def test_rdt_is_the_information_of_every_single_weight(tiny):
             return F.log_softmax(model(x), 1).mean(0)
 
     for name in ("features.0", "features.17", "features.31"):
-        group = next(g for g in model.filter_groups() if g.name == name)
+        group = next(g for g in filter_groups(model) if g.name == name)
         for f in {0, group.conv.out_channels - 1}:
             expected = 0.0
             for parameter in group.conv.parameters():
@@ -183,7 +183,7 @@ def test_projected_rdt_keeps_the_filters_that_the_exact_one_keeps():
 def test_weight_based_scores_against_loops(tiny):
     model, _ = tiny
     scores = {name: cal_importance(model, name) for name in ("bn", "l1", "sfp", "fpgm")}
-    for group in model.filter_groups():
+    for group in filter_groups(model):
         filters = [kernel.flatten().tolist() for kernel in group.conv.weight]  # without the bias
         for f, numbers in enumerate(filters):
             assert_scores(scores["l1"], group, f, sum(map(abs, numbers)))
@@ -195,7 +195,7 @@ def test_weight_based_scores_against_loops(tiny):
 
 def test_fpgm_tells_close_filters_apart():
     model = narrow("vgg", width=1.0)
-    conv = model.filter_groups()[-1].conv
+    conv = filter_groups(model)[-1].conv
     with torch.no_grad():
         conv.weight[:] = 100.0
         conv.weight[0, 0, 0, 0] += 0.01
@@ -208,10 +208,10 @@ def test_fpgm_tells_close_filters_apart():
 @pytest.mark.parametrize("method", ESTIMATORS)
 def test_the_model_is_left_as_it_was(network, few, method):
     network.train()
-    group = network.filter_groups()[1]
+    group = filter_groups(network)[1]
     group.bn.eval()
     group.conv.weight.grad = torch.full_like(group.conv.weight, 3.0)
-    frozen = network.filter_groups()[0].conv.weight.requires_grad_(False)
+    frozen = filter_groups(network)[0].conv.weight.requires_grad_(False)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     modes = [module.training for module in network.modules()]
     cal_importance(network, method, [few])
@@ -226,7 +226,7 @@ def test_the_model_is_left_as_it_was(network, few, method):
 @pytest.mark.parametrize("method", ESTIMATORS)
 def test_one_finite_score_per_filter_under_the_convolutions_name(network, few, method):
     scores = cal_importance(network, method, [few])
-    expected = {g.name: (g.conv.out_channels,) for g in network.filter_groups()}
+    expected = {g.name: (g.conv.out_channels,) for g in filter_groups(network)}
     assert {name: tuple(score.shape) for name, score in scores.items()} == expected
     assert list(scores) == list(expected)
     assert all(score.dtype == torch.float32 and not score.requires_grad
@@ -274,7 +274,7 @@ def test_no_activation_outlives_its_batch(network, few, method):
 def test_scores_that_are_not_finite_name_their_layer(few, method):
     model = narrow("vgg")
     with torch.no_grad():
-        model.filter_groups()[-1].conv.weight[0] = float("nan")
+        filter_groups(model)[-1].conv.weight[0] = float("nan")
     with pytest.raises(ValueError, match=r"features\.\d+ are not finite"):
         cal_importance(model, method, [few])
 

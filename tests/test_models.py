@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from conftest import WIDTH, narrow
-from models import build_model, measure_cost
+from models import build_model, filter_groups, measure_cost, widths_of
+from pruner import rebuild
 
 PUBLISHED = {  # parameters, FLOPs, prunable layers, filters at 100 classes, one 32 x 32 image
     "vgg": (9_462_180, 456_626_176, 10, 2_944),
@@ -20,7 +21,7 @@ def test_size_is_the_published_one(name):
     with torch.device("meta"):
         model = build_model(name)
     cost = measure_cost(model)
-    layers = sum(group.cost for group in model.filter_groups())
+    layers = sum(group.cost for group in filter_groups(model))
     assert (cost["parameters"], cost["flops"], layers, cost["filters"]) == PUBLISHED[name]
     assert cost["macs"] * 2 == cost["flops"]
 
@@ -66,12 +67,13 @@ def test_vgg_normalises_after_the_relu():
 
 @pytest.mark.parametrize("size", [1, 8, 33, 64])
 def test_any_image_size_and_number_of_classes(network, size):
-    model = build_model(network.name, 7, width=network.width).eval()
+    model = build_model(network.origin.name, 7, network.origin.width).eval()
     assert model(torch.zeros(2, 3, size, size)).shape == (2, 7)
 
 
 def test_a_network_is_rebuilt_from_its_widths(network):
-    twin = build_model(network.name, network.num_classes, network.widths, network.width)
+    origin = network.origin
+    twin = rebuild(build_model(origin.name, origin.num_classes, origin.width), widths_of(network))
     twin.load_state_dict(network.state_dict(), strict=True)
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(twin.eval()(images), network(images))
@@ -80,12 +82,12 @@ def test_a_network_is_rebuilt_from_its_widths(network):
 def test_filter_groups_of_a_copy_belong_to_the_copy(network):
     twin = copy.deepcopy(network)
     ours = {id(module) for module in network.modules()}
-    assert not any(id(m) in ours for g in twin.filter_groups() for m in g.modules.values())
+    assert not any(id(m) in ours for g in filter_groups(twin) for m in (g.conv, g.bn))
 
 
 def test_every_reader_of_a_stream_has_as_many_inputs_as_the_stream(network):
     read = set()
-    for group in network.filter_groups():
+    for group in filter_groups(network):
         for name in group.stream.readers:
             module = network.get_submodule(name)
             inputs = getattr(module, "in_channels", None) or module.in_features
@@ -110,7 +112,7 @@ def test_the_strided_shortcut_is_a_strided_convolution():
                                     {"layer2.0.shortcut.0": [40]}])
 def test_impossible_widths_are_refused(widths):
     with pytest.raises(ValueError):
-        build_model("resnet", 4, widths, width=1 / 8)
+        rebuild(build_model("resnet", 4, width=1 / 8), widths)
 
 
 def test_unknown_network_names_the_known_ones():

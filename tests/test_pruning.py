@@ -1,5 +1,4 @@
 """Selection keeps to its budget, surgery changes the size and nothing else, files come back."""
-import copy
 import os
 
 import pytest
@@ -8,27 +7,16 @@ from torch.nn import functional as F
 
 from common.errors import InputError
 from common.files import write_atomically
-from conftest import narrow
+from conftest import masked, narrow
 from imp_estimator import cal_importance
 from lab.checkpoint import load_checkpoint, save_checkpoint
-from models import build_model, measure_cost
+from lab.networks import build_network
+from models import build_model, filter_count, filter_groups, measure_cost, widths_of
 from pruner import max_percent, prune, pruned_percent, round_targets, select_filters
 
 
 def random_scores(model, seed=0):
     return cal_importance(model, "random", seed=seed)
-
-
-def masked(model, kept):
-    """A copy with the removed filters' BatchNorm scale and shift set to zero."""
-    twin = copy.deepcopy(model)
-    for group in twin.filter_groups():
-        gone = torch.ones(group.conv.out_channels, dtype=torch.bool)
-        gone[kept[group.name]] = False
-        for norm in group.bns:
-            norm.weight.data[gone] = 0
-            norm.bias.data[gone] = 0
-    return twin
 
 
 def assert_same_function(small, reference):
@@ -45,7 +33,7 @@ def test_pruned_logits_equal_masked_logits(network, percent):
     kept = select_filters(network, random_scores(network), percent)
     small = prune(network, kept)
     assert_same_function(small, masked(network, kept))
-    assert pruned_percent(small) == pytest.approx(percent, abs=200 / network.filter_count()[1])
+    assert pruned_percent(small) == pytest.approx(percent, abs=200 / filter_count(network)[1])
 
 
 def test_pruned_logits_equal_masked_logits_over_three_rounds(network):
@@ -56,7 +44,7 @@ def test_pruned_logits_equal_masked_logits_over_three_rounds(network):
         assert measure_cost(small)["flops"] < measure_cost(network)["flops"]
         assert measure_cost(small)["parameters"] < measure_cost(network)["parameters"]
         network = small
-    assert pruned_percent(network) == pytest.approx(75, abs=200 / network.filter_count()[1])
+    assert pruned_percent(network) == pytest.approx(75, abs=200 / filter_count(network)[1])
 
 
 def test_a_step_of_training_after_surgery_changes_every_parameter(network, few):
@@ -68,7 +56,7 @@ def test_a_step_of_training_after_surgery_changes_every_parameter(network, few):
     optimizer.step()
     for name, parameter in small.named_parameters():
         assert not torch.equal(parameter, before[name]), name
-    for group in small.filter_groups():
+    for group in filter_groups(small):
         changed = (group.conv.weight != before[f"{group.name}.weight"]).flatten(1).any(1)
         if not group.protected:  # filters whose ReLU is dead on 24 images may rest
             assert changed.float().mean() > 0.5, group.name
@@ -85,35 +73,36 @@ def test_the_original_network_is_not_touched(network):
 
 def test_removed_residual_filters_are_gone_and_dead_channels_leave_the_stream():
     model = narrow("resnet")
-    kept = {g.name: torch.arange(g.conv.out_channels) for g in model.filter_groups()}
-    writers = [g for g in model.filter_groups() if g.stream.name == "layer2"]
+    kept = {g.name: torch.arange(g.conv.out_channels) for g in filter_groups(model)}
+    writers = [g for g in filter_groups(model) if g.stream.name == "layer2"]
     for group in writers:  # channel 5 dies; channel 3 loses one writer only
         kept[group.name] = torch.tensor([i for i in range(16) if i != 5])
     kept["layer2.1.conv2"] = torch.tensor([i for i in range(16) if i not in (3, 5)])
     small = prune(model, kept)
     assert_same_function(small, masked(model, kept))
     assert small.layer2[1].conv2.weight.shape[0] == small.layer2[1].bn2.num_features == 14
-    assert small.layer2[0].stream == 15
+    assert {g.stream.width for g in filter_groups(small) if g.stream.name == "layer2"} == {15}
     for reader in (small.layer2[1].conv1, small.layer3[0].conv1, small.layer3[0].shortcut[0]):
         assert reader.in_channels == 15
-    assert small.widths["layer2.1.conv2"] == [i for i in range(15) if i != 3]
-    assert small.widths["layer2.2.conv2"] == 15
+    assert widths_of(small)["layer2.1.conv2"] == [i for i in range(15) if i != 3]
+    assert widths_of(small)["layer2.2.conv2"] == 15
 
 
 def test_both_writers_of_a_block_may_write_less_than_the_stream():
     model = narrow("resnet")
-    kept = {g.name: torch.arange(g.conv.out_channels) for g in model.filter_groups()}
+    kept = {g.name: torch.arange(g.conv.out_channels) for g in filter_groups(model)}
     kept["layer2.0.conv2"], kept["layer2.0.shortcut.0"] = torch.arange(4), torch.arange(2, 9)
     small = prune(model, kept)
     assert_same_function(small, masked(model, kept))
-    assert small.layer2[0].stream == 16  # the later blocks write every channel
+    # The later blocks write every channel.
+    assert {g.stream.width for g in filter_groups(small) if g.stream.name == "layer2"} == {16}
     small.train()(torch.randn(2, 3, 16, 16)).sum().backward()
 
 
 @pytest.mark.parametrize("bad", [[], [0, 0], [1, 0], [99], [-1]])
 def test_prune_refuses_what_is_not_a_choice_of_filters(bad):
     model = narrow("vgg")
-    kept = {g.name: torch.arange(g.conv.out_channels) for g in model.filter_groups()}
+    kept = {g.name: torch.arange(g.conv.out_channels) for g in filter_groups(model)}
     with pytest.raises(ValueError, match="features.3"):
         prune(model, {**kept, "features.3": torch.tensor(bad, dtype=torch.long)})
 
@@ -123,21 +112,21 @@ def test_prune_refuses_what_is_not_a_choice_of_filters(bad):
 
 def removed(model, kept):
     return {g.name: sorted(set(range(g.conv.out_channels)) - set(kept[g.name].tolist()))
-            for g in model.filter_groups()}
+            for g in filter_groups(model)}
 
 
 @pytest.mark.parametrize("percent", [0, 1, 10, 33, 60])
 def test_budget_is_met_to_within_a_filter_and_never_exceeded(network, percent):
     gone = removed(network, select_filters(network, random_scores(network), percent))
-    costs = {g.name: g.cost for g in network.filter_groups()}
+    costs = {g.name: g.cost for g in filter_groups(network)}
     count = sum(len(filters) * costs[name] for name, filters in gone.items())
-    target = round(network.filter_count()[1] * percent / 100)
+    target = round(filter_count(network)[1] * percent / 100)
     assert target - max(costs.values()) < count <= target
 
 
 def test_all_layers_are_ranked_together():
     model = narrow("vgg")  # 8 8 16 16 32 32 64 64 64 64: 368 filters
-    scores = {g.name: torch.full((g.conv.out_channels,), 10.0) for g in model.filter_groups()}
+    scores = {g.name: torch.full((g.conv.out_channels,), 10.0) for g in filter_groups(model)}
     scores["features.3"][[1, 5]] = torch.tensor([1.0, 3.0])
     scores["features.28"][7] = 2.0
     two = removed(model, select_filters(model, scores, 100 * 2 / 368))
@@ -148,7 +137,7 @@ def test_all_layers_are_ranked_together():
 
 def test_signed_scores_are_ranked_as_they_are():
     model = narrow("vgg")
-    scores = {g.name: torch.ones(g.conv.out_channels) for g in model.filter_groups()}
+    scores = {g.name: torch.ones(g.conv.out_channels) for g in filter_groups(model)}
     scores["features.0"][2], scores["features.0"][3] = -5.0, 0.0
     gone = removed(model, select_filters(model, scores, 100 / 368))
     assert gone["features.0"] == [2]
@@ -156,7 +145,7 @@ def test_signed_scores_are_ranked_as_they_are():
 
 def test_equal_scores_go_in_order():
     model = narrow("vgg")
-    scores = {g.name: torch.ones(g.conv.out_channels) for g in model.filter_groups()}
+    scores = {g.name: torch.ones(g.conv.out_channels) for g in filter_groups(model)}
     gone = removed(model, select_filters(model, scores, 100 * 8 / 368))
     assert gone["features.0"] == [0, 1, 2, 3, 4, 5, 6] and gone["features.3"] == [0]
 
@@ -164,7 +153,7 @@ def test_equal_scores_go_in_order():
 def test_floors_keep_the_highest_scored_filters(network):
     scores = random_scores(network)
     kept = select_filters(network, scores, 95)
-    for group in network.filter_groups():
+    for group in filter_groups(network):
         floor = group.conv.out_channels * 5 // 100 + 1
         if not group.protected:
             best = scores[group.name].topk(floor).indices
@@ -176,7 +165,7 @@ def test_floors_keep_the_highest_scored_filters(network):
                                           ("mobilenet", {"conv1": 2, "layers.12.conv2": 52})])
 def test_floor_is_five_percent_and_one_of_the_published_width(name, floors):
     model = build_model(name)
-    assert {g.name: g.floor for g in model.filter_groups() if g.name in floors} == floors
+    assert {g.name: g.floor for g in filter_groups(model) if g.name in floors} == floors
 
 
 @pytest.mark.parametrize("name", ["resnet", "resnet-56"])
@@ -192,29 +181,29 @@ def test_the_stem_of_a_resnet_is_protected(name):
 
 def test_a_mobilenet_filter_carries_the_depthwise_filter_behind_it():
     model = narrow("mobilenet")
-    scores = {g.name: torch.ones(g.conv.out_channels) for g in model.filter_groups()}
+    scores = {g.name: torch.ones(g.conv.out_channels) for g in filter_groups(model)}
     scores["layers.3.conv2"][4] = 0.0
-    total = model.filter_count()[1]
+    total = filter_count(model)[1]
     assert not any(removed(model, select_filters(model, scores, 100 / total)).values())
     kept = select_filters(model, scores, 200 / total)
     assert {k: v for k, v in removed(model, kept).items() if v} == {"layers.3.conv2": [4]}
     small = prune(model, kept)
     assert small.layers[4].conv1.weight.shape[0] == model.layers[4].conv1.weight.shape[0] - 1
-    assert small.filter_count() == (total - 2, total)
+    assert filter_count(small) == (total - 2, total)
 
 
 def test_an_unreachable_target_goes_as_far_as_the_floors_allow(network):
     small = prune(network, select_filters(network, random_scores(network), 99))
     assert pruned_percent(small) == pytest.approx(max_percent(network)) and max_percent(small) < 99
-    for group in small.filter_groups():
+    for group in filter_groups(small):
         assert group.conv.out_channels == group.floor
 
 
 def test_rounds_count_from_the_unpruned_network(network):
-    total = network.filter_count()[1]
+    total = filter_count(network)[1]
     for number, target in enumerate([10, 30, 50]):
         network = prune(network, select_filters(network, random_scores(network, number), target))
-        assert network.filter_count()[1] == total
+        assert filter_count(network)[1] == total
         assert pruned_percent(network) == pytest.approx(target, abs=200 / total)
     assert not any(removed(network, select_filters(network, random_scores(network), 40)).values())
 
@@ -239,13 +228,13 @@ def test_scores_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("percent", [5, 50])
 def test_a_budget_of_macs_or_parameters_is_met_to_within_one_filter(network, budget, percent):
     """Not exceeded, and exceeded by the very next filter in the ranking."""
-    scores, (total, dense) = random_scores(network), network.filter_count()
+    scores, (total, dense) = random_scores(network), filter_count(network)
     small = prune(network, select_filters(network, scores, percent, budget, image_size=16))
     achieved = pruned_percent(small, budget, 16)
     assert 0 < achieved <= percent
-    gone = total - small.filter_count()[0]
+    gone = total - filter_count(small)[0]
     more = prune(network, select_filters(network, scores, 100 * (gone + max(
-        g.cost for g in network.filter_groups())) / dense))
+        g.cost for g in filter_groups(network))) / dense))
     assert pruned_percent(more, budget, 16) > percent
     cost = measure_cost(network, 16), measure_cost(small, 16)
     key = {"macs": "macs", "params": "parameters"}[budget]
@@ -263,7 +252,7 @@ def test_max_percent_is_what_is_left_when_all_that_may_goes():
 def test_rounded_widths_go_up_by_the_highest_scored_filters(network):
     scores = random_scores(network)
     plain, rounded = (select_filters(network, scores, 60, round_to=multiple) for multiple in (1, 4))
-    for group in network.filter_groups():
+    for group in filter_groups(network):
         full = group.conv.out_channels
         kept, more = plain[group.name].tolist(), rounded[group.name].tolist()
         assert len(more) == min(full, -(-len(kept) // 4) * 4)
@@ -287,10 +276,11 @@ def test_a_checkpoint_brings_back_the_same_network(small, tmp_path):
     save_checkpoint(tmp_path / "a" / "net.pth", small, {"data": "digits", "seed": 3})
     again, record = load_checkpoint(tmp_path / "a" / "net.pth")
     assert_same_function(again.eval(), small)
-    assert again.widths == small.widths and again.filter_count() == small.filter_count()
+    assert widths_of(again) == widths_of(small) and filter_count(again) == filter_count(small)
     assert (record.data, record.seed, record.pruned) == ("digits", 3, True)
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["net.pth"]
-    twin = build_model(small.name, small.num_classes, record.cfg, small.width)
+    origin = small.origin
+    twin = build_network(origin.name, origin.num_classes, origin.width, record.cfg)
     twin.load_state_dict(small.state_dict(), strict=True)
 
 

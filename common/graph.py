@@ -1,0 +1,216 @@
+"""A network as a graph of operations, and where its channels go.
+
+    skeleton, graph = trace(model)
+    for node in graph.nodes:
+        node.meta["value"] = compute(node, skeleton, lambda other: other.meta["value"])
+"""
+import copy
+
+import torch
+from torch import fx, nn
+
+# Layers that are one operation of the graph, whatever the `forward` of a subclass does.
+LEAVES = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Linear, nn.GroupNorm,
+          nn.LayerNorm)
+
+# Operations that only move data: what they do to channels is seen by running them on numbers.
+MOVES = set("""broadcast_to cat channel_shuffle chunk clone concat concatenate contiguous detach
+    expand expand_as flatten flip getitem index_select moveaxis movedim narrow permute pixel_shuffle
+    pixel_unshuffle repeat repeat_interleave reshape reshape_as roll select split split_with_sizes
+    squeeze stack swapaxes swapdims t tensor_split tile transpose unbind unflatten unsqueeze view
+    view_as""".split())
+MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle)
+
+
+class _Tracer(fx.Tracer):
+    path = ""  # of the module that is being traced
+
+    def is_leaf_module(self, module, name):
+        # A module without weights that asks whether it is trained, as dropping paths does, would be
+        # fixed to one of the two.
+        code = getattr(type(module).forward, "__code__", None)
+        asks = code is not None and "training" in code.co_names and not module.state_dict()
+        return isinstance(module, LEAVES) or asks or super().is_leaf_module(module, name)
+
+    def call_module(self, module, forward, args, kwargs):
+        outer, self.path = self.path, self.path_of_module(module)
+        result = super().call_module(module, forward, args, kwargs)
+        self.path = outer  # after an error it still says where that was
+        return result
+
+
+def trace(model):
+    """(skeleton, graph): a copy of `model` without memory, on the meta device and in eval mode, and
+    the fx.Graph of its operations, which computes as its class does in both modes.
+
+    Convolutions, BatchNorms and linear layers are nodes of their own, subclasses too. Raises
+    ValueError that says where a network cannot be traced.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    memo = {id(t): nn.Parameter(t.detach().to("meta"), t.requires_grad)
+            if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors}
+    try:
+        skeleton = copy.deepcopy(model, memo).float()
+    except Exception as error:  # a module may hold what cannot be copied
+        raise ValueError(f"{type(model).__name__} cannot be copied: {error}") from error
+    trained, graph = _trace(skeleton.train()), _trace(skeleton.eval())
+    if len(trained.nodes) != len(graph.nodes):
+        raise ValueError(f"{type(model).__name__} computes other operations in training than in "
+                         "evaluation, such as further outputs; give it without those")
+    pairs = dict(zip(trained.nodes, graph.nodes))
+    for theirs, ours in pairs.items():
+        if (theirs.op, theirs.target) != (ours.op, ours.target):
+            raise ValueError(f"{type(model).__name__} computes {title(theirs)} in training, and "
+                             f"{title(ours)} in evaluation")
+        wanted = fx.map_arg((theirs.args, theirs.kwargs), pairs.get)
+        if wanted != (ours.args, ours.kwargs):
+            ours.args, ours.kwargs = _either(graph, wanted, (ours.args, ours.kwargs), ours)
+    return skeleton, graph
+
+
+def _trace(model):
+    tracer, kind = _Tracer(), type(model)
+
+    class Traced(kind):
+        def forward(self, images):  # further arguments have their defaults
+            return kind.forward(self, images)
+
+    model.__class__ = Traced
+    try:
+        return tracer.trace(model)
+    except Exception as error:  # a network may do anything
+        place = f" at {tracer.path}" if tracer.path else ""
+        raise ValueError(f"{kind.__name__} cannot be traced{place}: "
+                         f"{str(error).strip().splitlines()[0]}") from error
+    finally:
+        model.__class__ = kind
+
+
+def _either(graph, trained, evaluated, node):
+    """Arguments that are True in training and False in evaluation become model.training."""
+    if isinstance(trained, (tuple, list)) and isinstance(evaluated, (tuple, list)) and (
+            len(trained) == len(evaluated)):
+        return type(trained)(_either(graph, a, b, node) for a, b in zip(trained, evaluated))
+    if isinstance(trained, dict) and isinstance(evaluated, dict) and (
+            trained.keys() == evaluated.keys()):
+        return {key: _either(graph, trained[key], evaluated[key], node) for key in trained}
+    if trained is True and evaluated is False:
+        with graph.inserting_before(node):
+            return graph.get_attr("training")
+    if trained != evaluated:
+        raise ValueError(f"{title(node)} gets {trained} in training, and {evaluated} in "
+                         "evaluation")
+    return evaluated
+
+
+def title(node):
+    """An operation in words: its module's dotted name and what it is."""
+    if node.op == "call_module":
+        return str(node.target)
+    name = node.target if isinstance(node.target, str) else node.target.__name__
+    inside = path_of(node)
+    return f"{name} in {inside}" if inside else name
+
+
+def path_of(node):
+    """Dotted name of the module whose `forward` has the operation."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return stack[-1][0] if stack else ""
+
+
+def name_of(node):
+    """What an operation is called: a function's or method's name, or a module's class."""
+    if node.op == "call_module":
+        return node.meta["class"].__name__
+    return node.target if isinstance(node.target, str) else getattr(
+        node.target, "__name__", str(node.target))
+
+
+def compute(node, root, look, module=None):
+    """The result of a node, `look` giving that of each node before it. module: in place of its."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), look)
+    if node.op == "call_module":
+        module = module or root.get_submodule(node.target)
+        if isinstance(module, nn.BatchNorm2d) and args[0].is_meta:
+            return args[0]  # whose shape torch takes long to work out
+        return module(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], node.target)(*args[1:], **kwargs)
+    if node.op == "get_attr":
+        owner, _, name = node.target.rpartition(".")
+        return getattr(root.get_submodule(owner), name)
+    return node.target(*args, **kwargs) if node.op == "call_function" else args[0]
+
+
+def moves(node, root):
+    """Whether an operation only moves data."""
+    if node.op == "call_module":
+        return isinstance(root.get_submodule(node.target), MOVING_MODULES)
+    home = str(getattr(node.target, "__module__", None)).split(".")[0]  # not a user's own "split"
+    return name_of(node) in MOVES and (node.op == "call_method"
+                                       or home in ("torch", "_operator", "None"))
+
+
+def along(numbers, dim):
+    """The vector of a tensor's values along `dim`; None where they vary along others."""
+    others = [d for d in range(numbers.dim()) if d != dim]
+    vector = numbers[tuple(slice(None) if d == dim else 0 for d in range(numbers.dim()))]
+    same = all(numbers.shape[d] == 1 or numbers.stride(d) == 0 for d in others) or torch.equal(
+        spread(vector, numbers.shape, dim), numbers)
+    return vector if same else None
+
+
+def varies(numbers):
+    """(dimension, vector) where a tensor's values vary along one dimension only; the first beside
+    the batch where they are all equal, None where they vary along several."""
+    for dim in (1, *range(numbers.dim() - 1, 1, -1), 0):
+        if dim < numbers.dim() and (vector := along(numbers, dim)) is not None:
+            return dim, vector
+    return None
+
+
+def spread(vector, shape, dim):
+    """A vector along one dimension of a larger shape, without memory."""
+    return vector.view([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
+
+
+def as_real(module):
+    """A copy of a skeleton's module on the CPU, with positive random values."""
+    module = copy.deepcopy(module).to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            tensor.data.uniform_(0.5, 1.5, generator=generator)
+        else:
+            tensor.data.zero_()
+    return module
+
+
+def keeps_apart(operation, shape, dim):
+    """The dimension of the result that channels, `dim` of the argument, go to, where no channel of
+    the result depends on another channel of the argument; else None.
+
+    Half of the channels are changed, and the others must stay; log2(channels) such halves, both
+    ways round, tell every two channels apart.
+    """
+    generator = torch.Generator().manual_seed(0)
+    before, other = (torch.randn(shape, generator=generator) * 2 for _ in range(2))
+    count, index = shape[dim], torch.arange(shape[dim])
+    operation = torch.no_grad()(operation)
+    result = operation(before.clone())
+    if not isinstance(result, torch.Tensor):
+        return None
+    dims = [d for d in (dim, *range(1, result.dim())) if d < result.dim()
+            and result.shape[d] == count]
+    for bit in range((count - 1).bit_length()):
+        for side in (0, 1):
+            changed = (index >> bit) & 1 == side
+            mixed = torch.where(spread(changed, shape, dim), other, before)
+            same = (operation(mixed) == result) | result.isnan()
+            dims = [d for d in dims if same.transpose(0, d)[~changed].all()]
+    return dims[0] if dims else None
+
+
+def input_channels(model):
+    """How many channels the images have, from the first convolution."""
+    return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)

@@ -1,0 +1,239 @@
+"""What can be pruned in a network, found from its graph.
+
+    structure = Structure(model)
+    structure.filters, structure.stays      # what can leave, and what stays and why
+"""
+import os
+
+import torch
+from torch import nn
+
+from common.channels import FILTER, SUM, Numbering, Sets
+from common.graph import compute, input_channels, title, trace
+
+SIZES = (64, 32, 96, 128, 224, 299, 28)  # pixels of the images that a network is tried with
+
+
+class Structure:
+    """What can be pruned in an unpruned network, from the graph of its operations.
+
+    graph    fx.Graph; node.meta has, of each result, the "value" (on the meta device) and the
+             "numbers" of its channels (common/channels.py)
+    layers   dotted name -> Layer, of all layers and parameters whose channels have numbers
+    filters  convolution that can be pruned -> numbers of its filters
+    locked   convolution that can be pruned -> for each filter, whether it is never pruned
+    stays    convolution -> how many of its filters stay, and why, in words
+    units    lists of (convolution, filter) that only leave together; coupled_units: where those
+             that write the same channel do, too
+    It knows no weights, and serves all networks that were pruned from the same one. Raises
+    ValueError in one line where a network cannot be traced, or runs on images of no size.
+    """
+
+    def __init__(self, model, image_size=None):
+        self.kind = type(model)
+        self.skeleton, self.graph = trace(model)
+        self.input_channels, self._positions = input_channels(model), {}
+        for node in self.graph.nodes:
+            if node.op == "call_module":
+                node.meta["class"] = type(self.skeleton.get_submodule(node.target))
+        self._compute([*SIZES, image_size] if image_size else SIZES)
+        numbering = Numbering(self.graph, self.skeleton)
+        order = {name: place for place, (name, _) in enumerate(self.skeleton.named_modules())}
+        self.layers = dict(sorted(numbering.layers.items(),
+                                  key=lambda item: order.get(item[0], -1)))
+        self.additions = numbering.additions
+        self.parameters = numbering.parameters
+        self._resolve(numbering, getattr(model, "protected", ()))
+        if self.filters:
+            self._find_streams(numbering.reordered)
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def _compute(self, sizes):
+        """Every node's value for images of the first of some sizes that the network takes."""
+        for size in sizes:
+            try:
+                values = self.values(size)
+                self.image_shape = self.input_channels, size, size
+                break
+            except ValueError as error:
+                failure = error
+        else:
+            raise failure
+        for node, value in values.items():
+            node.meta["value"] = value
+
+    def values(self, size):
+        """node -> its result for two images of size x size pixels, on the meta device. Raises
+        ValueError that says where it cannot be computed."""
+        values = {}
+        images = torch.empty(2, self.input_channels, size, size, device="meta")
+        for node in self.graph.nodes:
+            try:
+                values[node] = images if node.op == "placeholder" else compute(
+                    node, self.skeleton, values.__getitem__)
+            except Exception as error:  # whatever an operation may raise
+                raise ValueError(f"{self.kind.__name__} cannot take images of {size} x {size}: "
+                                 f"{title(node)}: {str(error).splitlines()[0]}") from error
+        logits = values[node]
+        if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != 2:
+            given = tuple(logits.shape) if isinstance(logits, torch.Tensor) else (
+                f"a {type(logits).__name__}")
+            raise ValueError(f"{self.kind.__name__} gives {given} for 2 images of {size} x {size}, "
+                             "not 2 rows of logits")
+        return values
+
+    def positions(self, size):
+        """Layer -> how often its weights are used for one image of size x size pixels."""
+        if size not in self._positions:
+            values, found = self.values(size), {}
+            for node in self.graph.nodes:
+                module = node.op == "call_module" and self.skeleton.get_submodule(node.target)
+                if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+                    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+                    value = values[node.args[0] if transposed else node]
+                    channels = module.in_channels if transposed else len(module.weight)
+                    found[node.target] = found.get(node.target, 0) + (
+                        value.numel() // channels // 2)
+            self._positions[size] = found
+        return self._positions[size]
+
+    def _resolve(self, numbering, protected):
+        """Bring the sets of numbers into tables."""
+        kinds, count = numbering.kinds, len(numbering.kinds)
+        self.root = numbering.same
+        for sets in (numbering.streams, numbering.units):  # of numbers that became others
+            sets.join(torch.arange(count), self.root)
+        self.is_sum, self.stream = kinds == SUM, numbering.streams.roots(count)
+        own = (kinds == FILTER) & (self.root == torch.arange(count))
+        tied = torch.cat([*numbering.units.pairs[:-1], torch.empty(2, 0, dtype=torch.long)], 1)
+        tied = self.stream[tied.unique()[self.is_sum[tied.unique()]]]  # with all that they add up
+        members = (own & torch.isin(self.stream, tied)).nonzero().flatten()
+        sums = (self.is_sum & torch.isin(self.stream, tied)).nonzero().flatten()
+        for numbers in (members, sums):
+            numbering.units.join(numbers, self.stream[numbers])
+        unit = numbering.units.roots(count)
+        self.pinned = torch.zeros(count, dtype=torch.bool)
+        held = {}
+        for numbers, why in reversed(numbering.why):
+            self.pinned[self.root[numbers]] = True
+            held.update(dict.fromkeys(unit[self.root[numbers]].tolist(), why))
+
+        self.filters, self.locked, self.stays, grouped = {}, {}, {}, {}
+        for name, layer in self.layers.items():
+            if layer.reads is None or not own[layer.writes].all():
+                continue
+            reasons = [held.get(number) for number in unit[layer.writes].tolist()]
+            found = list(filter(None, reasons))
+            if found:
+                self.stays[name] = len(found), len(reasons), found[0]
+            if len(found) == len(reasons):
+                continue
+            self.filters[name] = layer.writes
+            self.locked[name] = [bool(reason) or name in protected for reason in reasons]
+            for index, number in enumerate(unit[layer.writes].tolist()):
+                grouped.setdefault(number, []).append((name, index))
+        self.units = list(grouped.values())
+        self._couple(numbering.units, count)
+        self._count_costs(kinds)
+        self._find_norms()
+
+    def _couple(self, units, count):
+        """coupled_units: as units, where all that write a channel of a stream leave together; those
+        that write one that stays are left out."""
+        units.join(torch.arange(count), self.stream)
+        unit, grouped = units.roots(count), {}
+        held = set(unit[self.pinned.nonzero().flatten()].tolist())
+        for name, numbers in self.filters.items():
+            for index, number in enumerate(unit[numbers].tolist()):
+                if number not in held:
+                    grouped.setdefault(number, []).append((name, index))
+        self.coupled_units = list(grouped.values())
+
+    def _find_norms(self):
+        """convolution -> the BatchNorm that reads it, and nothing else does."""
+        self.norms = {}
+        for node in self.graph.nodes:
+            if node.op != "call_module" or not issubclass(node.meta["class"], nn.BatchNorm2d):
+                continue
+            source = node.all_input_nodes[0]
+            while source.target not in self.filters and source.target not in self.layers and (
+                    len(source.users) == len(source.all_input_nodes) == 1):
+                source = source.all_input_nodes[0]
+            numbers = self.filters.get(source.target)
+            if numbers is not None and len(source.users) == 1 and torch.equal(
+                    self.layers[node.target].writes, numbers):
+                self.norms.setdefault(source.target, node.target)
+
+    def _count_costs(self, kinds):
+        """number -> filters that go when this one goes: itself, those of depthwise convolutions
+        and gates behind it."""
+        self.costs = torch.ones(len(kinds), dtype=torch.long)
+        for name, layer in self.layers.items():
+            if name not in self.filters and name not in self.parameters and isinstance(
+                    self.skeleton.get_submodule(name), nn.Conv2d):
+                self.costs[self.root[layer.writes]] += 1
+
+    def _find_streams(self, reordered):
+        """Streams: convolutions that write the same channels, directly or by way of others."""
+        owner, joined = torch.full_like(self.stream, -1), Sets()
+        for place, numbers in enumerate(self.filters.values()):
+            channels = self.stream[numbers]
+            known = owner[channels]
+            joined.join(known[known >= 0], torch.full_like(known[known >= 0], place))
+            owner[channels] = torch.where(known >= 0, known, place)
+        names, roots = list(self.filters), joined.roots(len(self.filters)).tolist()
+        owner = torch.where(owner >= 0, torch.tensor(roots)[owner], -1)[self.stream]
+        self.stream_of = {name: names[root] for name, root in zip(names, roots)}
+        moved = torch.cat([torch.empty(0, dtype=torch.long), *reordered])
+        self.ranks, self.aligned = {}, {}
+        for name, numbers in self.filters.items():
+            root, channels = self.stream_of[name], self.stream[numbers]
+            known = self.ranks.setdefault(root, channels)
+            same = torch.equal(known[:len(channels)], channels) and len(known) == len(channels)
+            self.aligned[root] = same and self.aligned.get(root, not torch.isin(
+                owner[moved], names.index(root)).any())
+            if not same:
+                self.ranks[root] = torch.tensor(list(dict.fromkeys(
+                    known.tolist() + channels.tolist())))
+        self.readers = {root: [] for root in self.ranks}
+        for name, layer in self.layers.items():
+            if layer.reads is not None:
+                for place in owner[self.root[layer.reads]].unique().tolist():
+                    if place >= 0:
+                        self.readers[names[place]].append(name)
+        paths = {}
+        for path, numbers in self.additions:
+            for place in owner[numbers].unique().tolist():
+                if place >= 0:
+                    paths.setdefault(names[place], []).append(path)
+        self.names = {}
+        for root in self.ranks:
+            self.names[root] = _stream_name(paths.get(root), self.names.values()) or root
+
+    def alive(self, filters):
+        """A bool tensor: which numbers are left where `filters` are, convolution -> indices."""
+        alive = torch.ones(len(self.root), dtype=torch.bool)
+        for name, numbers in self.filters.items():
+            alive[numbers] = False
+            alive[numbers[filters[name]]] = True
+        written = torch.zeros_like(alive)
+        present = torch.cat([numbers[filters[name]] for name, numbers in self.filters.items()])
+        written[self.stream[present]] = True
+        written[self.stream[self.pinned.nonzero().flatten()]] = True
+        alive = torch.where(self.is_sum, written[self.stream], alive)
+        return alive[self.root]
+
+    def all_filters(self):
+        return {name: torch.arange(len(numbers)) for name, numbers in self.filters.items()}
+
+
+def _stream_name(paths, taken):
+    """A name for the stream that the additions in some modules write."""
+    if not paths:
+        return None
+    parts = os.path.commonprefix([path.split(".") for path in paths])
+    name = ".".join(parts)
+    return name if name and name not in taken else f"{paths[0]} to {paths[-1]}"
+

@@ -1,0 +1,166 @@
+"""Networks by name: the four, torchvision's, timm's, and those of a user's own file.
+
+    build_network("resnet50", num_classes=10)
+    build_network("timm:resnet26d", num_classes=10)
+    build_network("my.py:Net", num_classes=10)        # Net(num_classes=10), in the file my.py
+"""
+import difflib
+import importlib.util
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+import pruner
+from common.errors import InputError
+from common.libraries import lazy, need
+from config import MODELS
+from models import NETWORKS, Origin, build_model, remains_of, stays_text
+
+timm, zoo = lazy("timm"), lazy("torchvision.models")  # timm is optional
+
+MOST = 8  # lines about what stays
+
+# Without further outputs in training; their own initialisation takes a minute.
+ARGUMENTS = {"googlenet": {"aux_logits": False, "init_weights": False},
+             "inception_v3": {"aux_logits": False, "init_weights": False}}
+
+
+def check_name(name):
+    """Raise InputError where there is no such network."""
+    _factory(name)
+
+
+def in_file(name):
+    """Whether a name is that of a network in a user's own file."""
+    return ".py:" in name
+
+
+def same_network(name, other):
+    """Whether two names mean the same network; a file may have moved."""
+    return name == other or in_file(name) and in_file(other) and file_name(name) == file_name(other)
+
+
+def file_name(name):
+    """What a network is called in the names of files: timm.NAME, FILE.NAME."""
+    if in_file(name):
+        path, _, attribute = name.rpartition(":")
+        return f"{Path(path).stem}.{attribute}"
+    return name.replace(":", ".")
+
+
+def build_network(name, num_classes, width=1.0, widths=None):
+    """A network with fresh weights, in channels-last memory; `origin` says how it was built.
+
+    width: multiplies the widths of one of the four. widths: those of a pruned one, as
+    `models.widths_of` gives them. A pruned one of the four is initialised in its small layers;
+    others initialise themselves whole, and are cut. Raises InputError where the name is wrong, and
+    ValueError where the widths are.
+    """
+    if name in NETWORKS:
+        if widths is None:
+            return build_model(name, num_classes, width)
+        with torch.random.fork_rng(devices=[]):
+            small = pruner.rebuild(build_model(name, num_classes, width), widths)
+        for module in small.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        return small.to(memory_format=torch.channels_last)
+    factory = _factory(name)
+    try:
+        network = factory(num_classes=num_classes)
+    except Exception as error:  # a user's own code, or a library's
+        raise InputError(f"--model={name} cannot be built for {num_classes} classes: "
+                         f"{type(error).__name__}: {error}") from error
+    if not isinstance(network, torch.nn.Module):
+        raise InputError(f"--model={name} returns {type(network).__name__}, not a network "
+                         "(torch.nn.Module)")
+    network = network.to(memory_format=torch.channels_last)
+    network.origin = Origin(name, num_classes)
+    return network if widths is None else pruner.rebuild(network, widths)
+
+
+def look_at(network, image_size):
+    """Which filters of a network can't be pruned, and why, as lines. Raises InputError where
+    nothing can be pruned, or it does not take images of image_size x image_size pixels."""
+    name = network.origin.name
+    if name in NETWORKS:
+        return []
+    try:
+        structure = remains_of(network, image_size).structure
+    except ValueError as error:
+        raise InputError(f"--model={name}: {error}") from error
+    if structure.input_channels != 3:
+        raise InputError(f"--model={name} takes images with {structure.input_channels} channels; "
+                         "this suite's have 3")
+    try:
+        structure.positions(image_size)
+    except ValueError as error:
+        raise InputError(f"--model={name}: {error}; --image_size={structure.image_shape[1]} fits "
+                         "it") from error
+    lines = stays_text(structure)
+    return lines[:MOST] + ([f"and so do filters of {len(lines) - MOST} more layers"]
+                           if len(lines) > MOST else [])
+
+
+def unpruned_twin(network):
+    """The unpruned network that `network` was pruned from, with fresh weights."""
+    origin = network.origin
+    return build_network(origin.name, origin.num_classes, origin.width)
+
+
+def _factory(name):
+    """What builds a network that is none of the four. Raises InputError."""
+    if name in NETWORKS:
+        return NETWORKS[name]
+    if in_file(name):
+        return _in_file(*name.rsplit(":", 1))
+    if name.startswith("timm:"):
+        need(f"--model={name}", "timm")
+        wanted = name.removeprefix("timm:")
+        if not timm.is_model(wanted.split(".")[0]):
+            raise _unknown(name, [f"timm:{each}" for each in timm.list_models()])
+        return lambda num_classes: timm.create_model(
+            wanted, pretrained=False, num_classes=num_classes)
+    known = zoo.list_models(module=zoo)
+    if name not in known:
+        raise _unknown(name, [*MODELS, *known], known)
+    return lambda num_classes: zoo.get_model(
+        name, weights=None, num_classes=num_classes, **ARGUMENTS.get(name, {}))
+
+
+def _unknown(name, names, theirs=()):
+    near = difflib.get_close_matches(name, names, 3, 0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else (
+        f"there are {', '.join(MODELS)}, torchvision's networks, timm:NAME and FILE.py:NAME")
+    return InputError(f"--model={name}: there is no such network; {hint}")
+
+
+def _in_file(path, attribute):
+    module = _load(str(Path(path).resolve()), path)
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        names = [each for each, value in vars(module).items() if callable(value)]
+        near = difflib.get_close_matches(attribute, names, 3, 0.4)
+        raise InputError(f"--model={path}:{attribute}: {path} has no {attribute}"
+                         + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    return factory
+
+
+@lru_cache
+def _load(resolved, path):
+    """The module in a user's file, which may import others beside it. Raises InputError."""
+    if not Path(resolved).is_file():
+        raise InputError(f"--model: there is no file {path}")
+    sys.path.insert(0, str(Path(resolved).parent))
+    try:
+        spec = importlib.util.spec_from_file_location(f"networks of {resolved}", resolved)
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except Exception as error:  # a user's own code
+        raise InputError(f"--model: {path} cannot be loaded: {type(error).__name__}: "
+                         f"{error}") from error
+    finally:
+        sys.path.pop(0)
+    return module

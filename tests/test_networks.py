@@ -1,0 +1,298 @@
+"""Networks of torchvision, of timm and of a user's own file do what the four do."""
+import json
+import re
+import textwrap
+
+import pytest
+import torch
+import torchvision
+
+import config
+import eval as measure
+import main
+from conftest import ROOT, files, short_preset
+from imp_estimator import ESTIMATORS, cal_importance
+from lab import networks
+from lab.checkpoint import load_checkpoint, save_checkpoint
+from models import filter_count, filter_groups, remains_of, widths_of
+from pruner import prune, select_filters
+from zoo import prune_all, removable_filters, settle
+
+# A residual network with a gate, a depthwise and a bare convolution.
+OWN = """
+    import torch
+    from torch import nn
+    from widths import WIDTH
+
+    def conv(inputs, outputs, **kwargs):
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, **kwargs),
+                             nn.BatchNorm2d(outputs), nn.ReLU())
+
+    class Net(nn.Module):
+        def __init__(self, num_classes, bare=False):
+            super().__init__()
+            self.stem, self.a, self.b = conv(3, WIDTH), conv(WIDTH, WIDTH), conv(WIDTH, WIDTH)
+            self.depthwise = conv(WIDTH, WIDTH, groups=WIDTH)
+            self.gate = nn.Linear(WIDTH, WIDTH)
+            self.last = nn.Conv2d(WIDTH, 8, 1) if bare else conv(WIDTH, 8)
+            self.head = nn.Linear(8, num_classes)
+
+        def forward(self, x):
+            x = self.stem(x)
+            x = x + self.b(self.depthwise(self.a(x)))
+            x = x * torch.sigmoid(self.gate(x.mean((2, 3))))[:, :, None, None]
+            return self.head(self.last(x).mean((2, 3)))
+
+    def Bare(num_classes):
+        return Net(num_classes, bare=True)
+
+    def Number(num_classes):
+        return 3
+
+    def Plain():
+        return Net(3)
+"""
+
+
+@pytest.fixture(autouse=True)
+def place(monkeypatch, tmp_path):
+    monkeypatch.setitem(config.PRESETS, "test", short_preset())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets/own.py").write_text(textwrap.dedent(OWN))
+    (tmp_path / "nets/widths.py").write_text("WIDTH = 12\n")
+
+
+@pytest.fixture
+def flags(folder):
+    return ["--preset=test", "--image_size=16", f"--data_path={folder}"]
+
+
+def run(*flags):
+    return main.main([*map(str, flags)])
+
+
+# --------------------------------------------------------------------------------------------- zoo
+
+SMALL = ["alexnet", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2",
+         "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18", "resnext50_32x4d",
+         "shufflenet_v2_x0_5", "squeezenet1_1"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_torchvisions_networks_are_cut_to_what_they_compute_with_filters_at_zero(name):
+    row = prune_all(name, (50, 75))
+    assert row["worst"] < 1e-5
+    assert row["all"] - row["can"] == (10 if name.startswith("squeezenet") else 0)
+    assert row["macs"] < 0.4
+
+
+@pytest.mark.parametrize("name", ["resnet26d", "ghostnet_100", "nf_regnet_b0"])
+def test_timms_networks(name):
+    pytest.importorskip("timm")
+    row = prune_all(f"timm:{name}", (50,))
+    assert row["worst"] < 1e-5 and (row["can"] == row["all"]) == (name != "nf_regnet_b0")
+
+
+def test_convnext_mixes_all_channels_and_says_so(flags, capsys, tmp_path):
+    before = files(tmp_path)
+    assert run(*flags, "--model=convnext_tiny", "--pruning_type=l1", "--prune_percent=50",
+               "--ebt=True", "--image_size=64") == 2
+    assert "features.0.0 keeps its 96 filters: LayerNorm2d mixes them" in capsys.readouterr().err
+    assert files(tmp_path) == before
+
+
+# ------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("name, says", [
+    ("resnet51", "did you mean resnet50"), ("restnet", "did you mean resnet"),
+    ("nothing_like_it", "there are vgg, mobilenet, resnet, resnet-56, torchvision's"),
+    ("nets/no.py:Net", "there is no file nets/no.py"),
+    ("nets/own.py:Nett", "nets/own.py has no Nett; did you mean Net"),
+    ("nets/own.py:Number", "returns int, not a network"),
+    ("nets/own.py:Plain", "cannot be built for 3 classes: TypeError"),
+    ("inception_v3", "cannot take images of 16 x 16: .*; --image_size=96 fits"),
+    ("vit_b_16", "nothing can be pruned|cannot be traced|cannot take images")])
+def test_names_that_cannot_be_used(name, says, flags, capsys, tmp_path):
+    before = files(tmp_path)
+    assert run(*flags, f"--model={name}", "--pruning_type=l1", "--prune_percent=50") == 2
+    assert re.search(says, capsys.readouterr().err)
+    assert {p for p in files(tmp_path) if "pycache" not in p} == before.keys()
+
+
+def test_timm_is_optional(flags, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    assert run(*flags, "--model=timm:resnet18", "--only_train=base") == 2
+    assert "--model=timm:resnet18 needs timm: pip install timm" in capsys.readouterr().err
+
+
+def test_width_is_for_the_four(flags, capsys):
+    assert run(*flags, "--model=resnet18", "--width=0.5", "--only_train=base") == 2
+    assert "--width only works with vgg, mobilenet, resnet, resnet-56" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------- jobs of all kinds
+
+
+def test_every_method_prunes_a_network_of_ones_own(flags, capsys):
+    job = (*flags, "--model=nets/own.py:Net", "--ebt=True", "--out=out")
+    for only in ("base", "ortho"):
+        assert run(*job, f"--only_train={only}") == 0
+    for method in ESTIMATORS:
+        assert run(*job, "--pretrained=True", f"--pruning_type={method}", "--prune_percent=40") == 0
+        path = f"out/pruned_nets/ebt/shapes/own.Net_{method}_40_0.pth"
+        small, record = load_checkpoint(path, "nets/own.py:Net")
+        assert record.model == "nets/own.py:Net" and record.pruned
+        now, dense = filter_count(small)
+        assert now <= dense * .6 + 3
+    bare = (*flags, "--model=nets/own.py:Bare", "--ebt=True", "--prune_percent=40")
+    for method in ("theis", "tfo"):
+        assert run(*bare, f"--pruning_type={method}") == 0
+    capsys.readouterr()
+    assert run(*bare, "--pruning_type=bn") == 2
+    assert "last has none of its own" in capsys.readouterr().err
+
+
+def test_rounds_budgets_resume_and_controls(flags, capsys, monkeypatch):
+    job = [*flags, "--model=nets/own.py:Net", "--pruning_type=orthoreg", "--prune_percent=50",
+           "--n_rounds=2", "--budget=macs", "--round_to=2", "--val_percent=20"]
+    import pruner
+    whole, cuts = pruner.prune, []
+
+    def stop(*args):
+        cuts.append(args)
+        if len(cuts) == 2:
+            raise KeyboardInterrupt
+        return whole(*args)
+
+    monkeypatch.setattr(pruner, "prune", stop)
+    assert run(*job) == 130
+    monkeypatch.setattr(pruner, "prune", whole)
+    assert run(*job, "--resume=True") == 0
+    assert "in all" in capsys.readouterr().out
+    stopped = load_checkpoint("pruned_nets/iterative/shapes/own.Net_orthoreg_50_0.pth",
+                              "nets/own.py:Net")[0].state_dict()
+    assert run(*job, "--out=again") == 0
+    again = load_checkpoint("again/pruned_nets/iterative/shapes/own.Net_orthoreg_50_0.pth",
+                            "nets/own.py:Net")[0].state_dict()
+    assert all(torch.equal(stopped[key], value) for key, value in again.items())
+    assert run(*job, "--control=scratch") == 0
+    assert run(*[flag for flag in job if "percent=50" not in flag], "--control=unpruned") == 0
+
+
+def test_a_torchvision_network_from_its_weights_to_an_export(flags, folder, tmp_path, capsys):
+    torch.manual_seed(0)
+    theirs = settle(torchvision.models.mnasnet0_5(num_classes=3))
+    torch.save(theirs.state_dict(), "theirs.pth")
+    job = (*flags, "--model=mnasnet0_5", "--image_size=32", "--ebt=True", "--pruning_type=fisher",
+           "--prune_percent=50", "--init=theirs.pth")
+    assert run(*job) == 0
+    assert "from theirs.pth: 100.0% of the weights" in capsys.readouterr().out
+    path = "pruned_nets/ebt/shapes/mnasnet0_5_fisher_50_0.pth"
+    assert measure.main([f"--model_path={path}", "--test_acc=True", "--flops=True",
+                         "--compression=True", "--layers=True", "--eval_ortho=True",
+                         "--train_acc=True", f"--predict={folder / 'test'}"]) == 0
+    out = capsys.readouterr().out
+    assert "pruned mnasnet0_5 (--model mnasnet0_5)" in out
+    for kind in ("pt2", "onnx", "safetensors"):
+        pytest.importorskip("onnx") if kind == "onnx" else None
+        assert measure.main([f"--model_path={path}", f"--export=net.{kind}"]) == 0
+    record = json.loads((tmp_path / path).with_suffix(".json").read_text())
+    names = {name for name, _ in theirs.named_modules()}
+    assert record["widths"].keys() <= names
+    assert record["pruning"]["achieved_percent"] == pytest.approx(50, abs=0.1)
+
+
+def test_a_classifier_for_other_classes_stays_fresh_and_all_else_fits():
+    from lab.weights import initialise
+    theirs = settle(torchvision.models.resnet18(num_classes=1000))
+    torch.save(theirs.state_dict(), "r18.pth")
+    model = networks.build_network("resnet18", 3)
+    lines = initialise(model, "r18.pth")
+    assert lines[1:] == ["fresh: the classifier fc, since fc.weight is 1000 x 512 instead of "
+                         "3 x 512"]
+    for key, tensor in model.state_dict().items():
+        assert key.startswith("fc.") or torch.equal(tensor, theirs.state_dict()[key])
+
+
+# -------------------------------------------------------------------------------------- checkpoints
+
+
+def test_a_checkpoint_alone_never_runs_a_users_file(tmp_path, flags, capsys):
+    model = networks.build_network("nets/own.py:Net", 3)
+    small = prune(model, select_filters(model, cal_importance(model, "random"), 50))
+    save_checkpoint("own.pth", small, {"image_size": 16, "classes": list("abc")})
+    (tmp_path / "nets/own.py").rename(tmp_path / "own.py")  # it may have moved
+    (tmp_path / "nets/widths.py").rename(tmp_path / "widths.py")
+    assert measure.main(["--model_path=own.pth", "--flops=True"]) == 2
+    assert "--model=nets/own.py:Net lets its code be run" in capsys.readouterr().err
+    assert measure.main(["--model_path=own.pth", "--flops=True", "--model=own.py:Bare"]) == 2
+    networks._load.cache_clear()
+    assert measure.main(["--model_path=own.pth", "--flops=True", "--model=own.py:Net"]) == 0
+    again, _ = load_checkpoint("own.pth", "own.py:Net")
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(images), small.eval()(images))
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "regnet_y_400mf", "resnext50_32x4d"])
+def test_networks_whose_channels_have_an_order_come_back(name, tmp_path):
+    torch.manual_seed(0)
+    model = settle(networks.build_network(name, 4))
+    for seed in range(2):
+        model = prune(model, select_filters(model, cal_importance(model, "random", seed=seed),
+                                            30 + 20 * seed))
+    save_checkpoint("net.pth", model, {})
+    again, _ = load_checkpoint("net.pth")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(images), model.eval()(images))
+    assert widths_of(again) == widths_of(model)
+
+
+# ------------------------------------------------------------------------------- sweeps and reports
+
+
+def test_coupled_and_single_are_methods_of_a_report(folder, capsys, tmp_path):
+    sweep = {"data_path": str(folder), "preset": "quick", "image_size": 16, "ebt": True,
+             "model": "nets/own.py:Net", "pruning_type": "l1", "prune_percent": 50, "out": "s",
+             "residual": ["single", "coupled"]}
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+    assert run("--sweep=sweep.json") == 0
+    assert measure.main(["--report=s"]) == 0
+    table = capsys.readouterr().out
+    assert re.search(r"^\| l1 \|", table, re.M) and re.search(r"^\| l1, coupled \|", table, re.M)
+    assert len(list((tmp_path / "s/pruned_nets/ebt/shapes").glob("own.Net_l1*_50_0.pth"))) == 2
+
+
+# ------------------------------------------------------------------------------------- from Python
+
+
+def test_the_readmes_notebook(monkeypatch, tmp_path):
+    pytest.importorskip("onnxscript")
+    text = (ROOT / "README.md").read_text()
+    code = next(part for part in re.findall(r"```python\n(.*?)```", text, re.S) if "net," in part)
+    import onnxruntime
+    net = settle(torchvision.models.resnet18(num_classes=4))
+    batches = [(torch.randn(4, 3, 48, 48), torch.arange(4)) for _ in range(2)]
+    names = {"net": net, "batches": batches}
+    exec(code, names)
+    small = names["small"]
+    assert filter_count(small)[0] * 2 == filter_count(net)[0]
+    result = onnxruntime.InferenceSession("small.onnx").run(None, {
+        onnxruntime.InferenceSession("small.onnx").get_inputs()[0].name: batches[-1][0].numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.tensor(result[0]), small(batches[-1][0]), rtol=1e-3,
+                                   atol=1e-3)
+
+
+def test_one_channel_and_an_odd_size_work_from_python():
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(),
+                                torch.nn.Linear(8 * 18 * 18, 3)).eval()
+    with pytest.raises(ValueError, match="cannot take images"):
+        filter_groups(model)
+    assert [g.name for g in filter_groups(model, 20)] == ["0"]
+    small = prune(model, select_filters(model, cal_importance(model, "l1"), 50))
+    assert small(torch.zeros(2, 1, 20, 20)).shape == (2, 3)
+    assert removable_filters(model, remains_of(model).structure) == (8, 8)
