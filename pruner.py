@@ -315,19 +315,27 @@ def check(model, small, kept, images=None):
         images = torch.randn(4, *remains_of(model).structure.image_shape,
                              generator=torch.Generator().manual_seed(0))
     parameter = next(model.parameters())
-    images, masked = images.to(parameter.device, parameter.dtype), Masked(model)
-    modes = model.training, small.training
+    networks = [model, small]
+    place = _disagreement(networks, kept, images.to(parameter.device, parameter.dtype))
+    if place:  # rounding is no fault
+        networks = [copy.deepcopy(network).double() for network in networks]
+        place = _disagreement(networks, kept, images.to(parameter.device, torch.double))
+    if place:
+        raise ValueError(f"{type(model).__name__}, pruned, computes something else than with its "
+                         f"filters at zero, from {place} on; it cannot be pruned")
+
+
+def _disagreement(networks, kept, images):
+    """Where a network with all filters but `kept` at zero and the pruned one differ; or None."""
+    (model, small), modes = networks, [network.training for network in networks]
     model.eval(), small.eval()
     try:
         with torch.no_grad():
-            logits, traced = model(images), masked.network(images)
-            if not same(logits, traced):
-                raise ValueError(f"{type(model).__name__} computes something else than the graph "
-                                 "of its operations; it cannot be pruned")
+            masked = Masked(model)
+            if not same(model(images), masked.network(images)):
+                return "the graph of its operations"
             masked.keep(kept)
             if not same(masked.network(images), small(images)):
-                place = first_difference(masked.graph, small, remains_of(small).graph, images)
-                raise ValueError(f"{type(model).__name__}, pruned, computes something else than "
-                                 f"with its filters at zero, from {place} on; it cannot be pruned")
+                return first_difference(masked.graph, small, remains_of(small).graph, images)
     finally:
         model.train(modes[0]), small.train(modes[1])

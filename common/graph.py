@@ -23,7 +23,33 @@ MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, 
 
 
 class _Tracer(fx.Tracer):
-    path = ""  # of the module that is being traced
+    """shapes: of images; what a network decides by sizes it decides as for the first that fits."""
+
+    def __init__(self, shapes):
+        super().__init__()
+        self.shapes, self.path = list(shapes), ""  # path: of the module that is being traced
+        self.computing = False  # what is called meanwhile is no part of the graph
+
+    def to_bool(self, proxy):
+        self.computing, failure = True, None
+        try:
+            for shape in self.shapes:
+                try:
+                    value = compute_all(self.graph, self.root, shape)[proxy.node]
+                except Exception as error:  # whatever an operation may raise
+                    failure = error
+                    continue
+                if isinstance(value, torch.Tensor):
+                    return super().to_bool(proxy)  # raises
+                self.shapes = [shape]
+                return bool(value)
+        finally:
+            self.computing = False
+        raise failure
+
+    def getattr(self, attr, attr_val, parameter_proxy_cache):
+        return attr_val if self.computing else super().getattr(
+            attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, module, name):
         # A module without weights that asks whether it is trained, as dropping paths does, would be
@@ -33,15 +59,18 @@ class _Tracer(fx.Tracer):
         return isinstance(module, LEAVES) or asks or super().is_leaf_module(module, name)
 
     def call_module(self, module, forward, args, kwargs):
+        if self.computing:
+            return forward(*args, **kwargs)
         outer, self.path = self.path, self.path_of_module(module)
         result = super().call_module(module, forward, args, kwargs)
         self.path = outer  # after an error it still says where that was
         return result
 
 
-def trace(model):
-    """(skeleton, graph): a copy of `model` without memory, on the meta device and in eval mode, and
-    the fx.Graph of its operations, which computes as its class does in both modes.
+def trace(model, shapes):
+    """(skeleton, graph, shapes): a copy of `model` without memory, on the meta device and in eval
+    mode, the fx.Graph of its operations, which computes as its class does in both modes, and the
+    shapes of images that it may be for: some of `shapes`, (channels, height, width) each.
 
     Convolutions, BatchNorms and linear layers are nodes of their own, subclasses too. Raises
     ValueError that says where a network cannot be traced.
@@ -53,7 +82,8 @@ def trace(model):
         skeleton = copy.deepcopy(model, memo).float()
     except Exception as error:  # a module may hold what cannot be copied
         raise ValueError(f"{type(model).__name__} cannot be copied: {error}") from error
-    trained, graph = _trace(skeleton.train()), _trace(skeleton.eval())
+    tracer = _Tracer(shapes)
+    trained, graph = _trace(skeleton.train(), tracer), _trace(skeleton.eval(), tracer)
     if len(trained.nodes) != len(graph.nodes):
         raise ValueError(f"{type(model).__name__} computes other operations in training than in "
                          "evaluation, such as further outputs; give it without those")
@@ -65,11 +95,11 @@ def trace(model):
         wanted = fx.map_arg((theirs.args, theirs.kwargs), pairs.get)
         if wanted != (ours.args, ours.kwargs):
             ours.args, ours.kwargs = _either(graph, wanted, (ours.args, ours.kwargs), ours)
-    return skeleton, graph
+    return skeleton, graph, tracer.shapes
 
 
-def _trace(model):
-    tracer, kind = _Tracer(), type(model)
+def _trace(model, tracer):
+    kind = type(model)
 
     class Traced(kind):
         def forward(self, images):  # further arguments have their defaults
@@ -81,9 +111,13 @@ def _trace(model):
     except Exception as error:  # a network may do anything
         place = f" at {tracer.path}" if tracer.path else ""
         raise ValueError(f"{kind.__name__} cannot be traced{place}: "
-                         f"{str(error).strip().splitlines()[0]}") from error
+                         f"{first_line(error)}") from error
     finally:
         model.__class__ = kind
+
+
+def first_line(error):
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _either(graph, trained, evaluated, node):
@@ -124,6 +158,20 @@ def name_of(node):
         return node.meta["class"].__name__
     return node.target if isinstance(node.target, str) else getattr(
         node.target, "__name__", str(node.target))
+
+
+def compute_all(graph, root, shape):
+    """{node: its result} for two images of this shape, on the meta device. An error has the node
+    where it arose as its attribute `node`."""
+    values, images = {}, torch.empty(2, *shape, device="meta")
+    for node in graph.nodes:
+        try:
+            values[node] = images if node.op == "placeholder" else compute(
+                node, root, values.__getitem__)
+        except Exception as error:
+            error.node = node
+            raise
+    return values
 
 
 def compute(node, root, look, module=None):

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from common.channels import FILTER, SUM, Numbering, Sets
-from common.graph import compute, input_channels, title, trace
+from common.graph import compute_all, first_line, input_channels, title, trace
 
-SIZES = (64, 32, 96, 128, 224, 299, 28)  # pixels of the images that a network is tried with
+SIZES = (64, 32, 96, 128, 224, 256, 299, 28)  # pixels of the images that a network is tried with
 
 
 class Structure:
@@ -31,12 +31,17 @@ class Structure:
 
     def __init__(self, model, image_size=None):
         self.kind = type(model)
-        self.skeleton, self.graph = trace(model)
-        self.input_channels, self._positions = input_channels(model), {}
+        channels = dict.fromkeys((input_channels(model), 3))
+        sizes = [*([image_size] if image_size else []), *SIZES]
+        self.skeleton, self.graph, shapes = trace(
+            model, [(each, size, size) for each in channels for size in sizes])
+        self._positions = {}
         for node in self.graph.nodes:
             if node.op == "call_module":
                 node.meta["class"] = type(self.skeleton.get_submodule(node.target))
-        self._compute([*SIZES, image_size] if image_size else SIZES)
+        # Small images are enough, unless the network itself asks for their size.
+        self._compute(shapes if len(shapes) == 1 else sorted(
+            shapes, key=lambda shape: shape[-1] not in SIZES))
         numbering = Numbering(self.graph, self.skeleton)
         order = {name: place for place, (name, _) in enumerate(self.skeleton.named_modules())}
         self.layers = dict(sorted(numbering.layers.items(),
@@ -50,12 +55,11 @@ class Structure:
     def __deepcopy__(self, memo):
         return self
 
-    def _compute(self, sizes):
-        """Every node's value for images of the first of some sizes that the network takes."""
-        for size in sizes:
+    def _compute(self, shapes):
+        """Every node's value for images of the first of some shapes that the network takes."""
+        for self.image_shape in shapes:
             try:
-                values = self.values(size)
-                self.image_shape = self.input_channels, size, size
+                values = self._values(self.image_shape[-1])
                 break
             except ValueError as error:
                 failure = error
@@ -64,19 +68,14 @@ class Structure:
         for node, value in values.items():
             node.meta["value"] = value
 
-    def values(self, size):
-        """node -> its result for two images of size x size pixels, on the meta device. Raises
-        ValueError that says where it cannot be computed."""
-        values = {}
-        images = torch.empty(2, self.input_channels, size, size, device="meta")
-        for node in self.graph.nodes:
-            try:
-                values[node] = images if node.op == "placeholder" else compute(
-                    node, self.skeleton, values.__getitem__)
-            except Exception as error:  # whatever an operation may raise
-                raise ValueError(f"{self.kind.__name__} cannot take images of {size} x {size}: "
-                                 f"{title(node)}: {str(error).splitlines()[0]}") from error
-        logits = values[node]
+    def _values(self, size):
+        """compute_all for images of size x size pixels. Raises ValueError, in words."""
+        try:
+            values = compute_all(self.graph, self.skeleton, (self.image_shape[0], size, size))
+        except Exception as error:  # whatever an operation may raise
+            raise ValueError(f"{self.kind.__name__} cannot take images of {size} x {size}: "
+                             f"{title(error.node)}: {first_line(error)}") from error
+        logits = list(values.values())[-1]
         if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != 2:
             given = tuple(logits.shape) if isinstance(logits, torch.Tensor) else (
                 f"a {type(logits).__name__}")
@@ -87,7 +86,7 @@ class Structure:
     def positions(self, size):
         """Layer -> how often its weights are used for one image of size x size pixels."""
         if size not in self._positions:
-            values, found = self.values(size), {}
+            values, found = self._values(size), {}
             for node in self.graph.nodes:
                 module = node.op == "call_module" and self.skeleton.get_submodule(node.target)
                 if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):

@@ -91,8 +91,8 @@ def look_at(network, image_size):
         structure = remains_of(network, image_size).structure
     except ValueError as error:
         raise InputError(f"--model={name}: {error}") from error
-    if structure.input_channels != 3:
-        raise InputError(f"--model={name} takes images with {structure.input_channels} channels; "
+    if structure.image_shape[0] != 3:
+        raise InputError(f"--model={name} takes images with {structure.image_shape[0]} channels; "
                          "this suite's have 3")
     try:
         structure.positions(image_size)

@@ -82,7 +82,7 @@ SMALL = ["alexnet", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5",
 @pytest.mark.parametrize("name", SMALL)
 def test_torchvisions_networks_are_cut_to_what_they_compute_with_filters_at_zero(name):
     row = prune_all(name, (50, 75))
-    assert row["worst"] < 1e-5
+    assert row["worst"] < 1e-9
     assert row["all"] - row["can"] == (10 if name.startswith("squeezenet") else 0)
     assert row["macs"] < 0.4
 
@@ -91,7 +91,7 @@ def test_torchvisions_networks_are_cut_to_what_they_compute_with_filters_at_zero
 def test_timms_networks(name):
     pytest.importorskip("timm")
     row = prune_all(f"timm:{name}", (50,))
-    assert row["worst"] < 1e-5 and (row["can"] == row["all"]) == (name != "nf_regnet_b0")
+    assert row["worst"] < 1e-9 and (row["can"] == row["all"]) == (name != "nf_regnet_b0")
 
 
 def test_convnext_mixes_all_channels_and_says_so(flags, capsys, tmp_path):
@@ -183,10 +183,10 @@ def test_rounds_budgets_resume_and_controls(flags, capsys, monkeypatch):
 
 def test_a_torchvision_network_from_its_weights_to_an_export(flags, folder, tmp_path, capsys):
     torch.manual_seed(0)
-    theirs = settle(torchvision.models.mnasnet0_5(num_classes=3))
+    theirs = torchvision.models.mnasnet0_5(num_classes=3)
     torch.save(theirs.state_dict(), "theirs.pth")
     job = (*flags, "--model=mnasnet0_5", "--image_size=32", "--ebt=True", "--pruning_type=fisher",
-           "--prune_percent=50", "--init=theirs.pth")
+           "--prune_percent=50", "--init=theirs.pth", "--optimizer=adam")
     assert run(*job) == 0
     assert "from theirs.pth: 100.0% of the weights" in capsys.readouterr().out
     path = "pruned_nets/ebt/shapes/mnasnet0_5_fisher_50_0.pth"

@@ -215,12 +215,12 @@ STRUCTURES = {
 @pytest.fixture(params=STRUCTURES, ids=lambda kind: kind.__name__)
 def odd(request):
     torch.manual_seed(0)
-    return settle(request.param()), STRUCTURES[request.param]
+    return settle(request.param()).double(), STRUCTURES[request.param]
 
 
 def images_of(model, count=2):
     return torch.randn(count, *remains_of(model).structure.image_shape,
-                       generator=torch.Generator().manual_seed(2))
+                       generator=torch.Generator().manual_seed(2)).to(next(model.parameters()))
 
 
 def test_what_stays_is_named_and_all_else_can_go(odd):
@@ -241,7 +241,7 @@ def test_odd_structures_compute_what_they_do_with_filters_at_zero(odd, residual)
         scores = cal_importance(model, "random", seed=seed)
         kept = select_filters(model, scores, percent, residual=residual)
         small = prune(model, kept)
-        assert difference(model, small, kept, images_of(model)) < 1e-5
+        assert difference(model, small, kept, images_of(model)) < 1e-12
         assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
         again = prune(small, select_filters(small, scores_like(small), percent + 10))
         assert widths_of(again).keys() == widths_of(model).keys()
@@ -385,6 +385,22 @@ def test_a_network_that_computes_by_its_values_is_refused():
 
     with pytest.raises(ValueError, match="Lucky cannot be traced.*control flow"):
         filter_groups(Lucky())
+
+
+def test_what_is_decided_by_sizes_is_decided_as_for_the_images():
+    class Large(Net):
+        def build(self):
+            self.a = conv_bn(16, 16)
+
+        def body(self, x):
+            assert x.shape[1] == 16
+            return self.a(x) if x.shape[-1] > 40 else x
+
+    model = settle(Large())
+    assert [len(filter_groups(copy.deepcopy(model), size)) for size in (64, 32)] == [2, 1]
+    filter_groups(model, 32)
+    with pytest.raises(ValueError, match="from the graph of its operations on"):
+        prune(model, select_filters(model, scores_like(model), 50), torch.randn(2, 3, 64, 64))
 
 
 def test_other_outputs_in_training_are_refused():
