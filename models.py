@@ -9,7 +9,6 @@ read that stream. In a plain chain a stream has one writer; in a ResNet all bloc
 into the same one. Nobody declares this: `Structure` finds it in the graph of a network's
 operations. Penalty, estimators, selection, surgery and reports are loops over `filter_groups`.
 """
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -297,13 +296,13 @@ def filter_groups(model, image_size=None):
     return groups
 
 
-def filter_count(model, filters=None):
-    """(filters now, filters in the unpruned network), those that follow others counted. filters:
-    what would be left instead, layer -> indices in the unpruned network."""
+def filter_count(model):
+    """(filters now, filters in the unpruned network), those that follow others counted."""
     remains = remains_of(model)
-    costs, numbers = remains.structure.costs, remains.structure.filters
-    return tuple(sum(costs[numbers[name][kept]].sum().item() for name, kept in each.items())
-                 for each in (filters or remains.filters, all_filters(model)))
+    structure = remains.structure
+    alive = structure.alive(remains.filters)
+    return (int(structure.costs[structure.movable[alive[structure.movable]]].sum()),
+            int(structure.costs[structure.movable].sum()))
 
 
 def all_filters(model):
@@ -340,22 +339,23 @@ def measure_cost(model, image_size=32, filters=None):
     filters: what would be left instead, convolution -> indices in the unpruned network.
     """
     remains = remains_of(model, image_size)
-    structure, filters = remains.structure, filters or remains.filters
-    alive, positions = structure.alive(filters), structure.positions(image_size)
-    left = {name: [None if numbers is None else int(alive[numbers].sum())
-                   for numbers in (layer.writes, layer.reads)]
-            for name, layer in structure.layers.items()}
-    parameters, macs = 0, {}
-    for name, parameter in structure.skeleton.named_parameters():
-        owner, _, own = name.rpartition(".")
-        shape, key = list(parameter.shape), name if name in left else owner
-        if key in left:
-            shape = structure.layers[key].shape_left(shape, *left[key])
-        parameters += math.prod(shape)
-        if own == "weight" and owner in positions:
-            macs[owner] = positions[owner] * math.prod(shape)
-    total = sum(macs.values())
-    return {"filters": filter_count(model, filters)[0], "parameters": parameters,
+    structure = remains.structure
+    return cost_of(structure, structure.alive(filters or remains.filters), image_size)
+
+
+def cost_of(structure, alive, image_size):
+    """`measure_cost` of what is left of a network where these numbers are alive."""
+    numbers, owners, weights = structure.weights
+    left = torch.zeros(int(owners[-1]) + 1, dtype=torch.long).index_add_(
+        0, owners, alive[numbers].long()).tolist()
+    positions, parameters, macs = structure.positions(image_size), 0, {}
+    for layer, is_kernel, size, outs, ins in weights:
+        size *= left[outs] * left[ins]
+        parameters += size
+        if is_kernel and layer in positions:
+            macs[layer] = positions[layer] * size
+    total, filters = sum(macs.values()), structure.movable[alive[structure.movable]]
+    return {"filters": int(structure.costs[filters].sum()), "parameters": parameters,
             "macs": total, "flops": 2 * total, "layer_macs": macs}
 
 

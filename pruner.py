@@ -12,15 +12,7 @@ import reprlib
 import torch
 
 from common.surgery import MaskedGraph, cut_channels, first_difference, same
-from models import (
-    NETWORKS,
-    Remains,
-    all_filters,
-    filter_count,
-    filter_groups,
-    measure_cost,
-    remains_of,
-)
+from models import NETWORKS, Remains, cost_of, filter_count, filter_groups, remains_of
 
 # ---------------------------------------------------------------------------------- selection
 
@@ -64,12 +56,25 @@ def max_percent(model, budget="filters", image_size=32, round_to=1):
 
 
 def _percent_without(model, filters, budget, image_size):
-    if budget == "filters":
-        left, dense = filter_count(model, filters)
-        return 100 * (1 - left / dense)
-    kind = "parameters" if budget == "params" else budget
-    dense = measure_cost(model, image_size, all_filters(model))[kind]
-    return 100 * (1 - measure_cost(model, image_size, filters)[kind] / dense)
+    structure = remains_of(model).structure
+    alive = None if filters is None else structure.alive(filters)
+    return _percent_gone(model, budget, image_size)(alive)
+
+
+def _percent_gone(model, budget, image_size):
+    """A function: what is alive, by default what `model` has, -> percent that it lacks of the
+    unpruned network."""
+    remains = remains_of(model)
+    structure, kind = remains.structure, "parameters" if budget == "params" else budget
+
+    def cost(alive):
+        if kind == "filters":
+            return int(structure.costs[structure.movable[alive[structure.movable]]].sum())
+        return cost_of(structure, alive, image_size)[kind]
+
+    dense = cost(structure.alive(structure.all_filters()))
+    return lambda alive: 100 * (1 - cost(
+        structure.alive(remains.filters) if alive is None else alive) / dense)
 
 
 def select_filters(model, scores, percent, budget="filters", round_to=1, image_size=32,
@@ -119,9 +124,16 @@ def select_filters(model, scores, percent, budget="filters", round_to=1, image_s
         removed = list(itertools.accumulate(costs, initial=dense - now))
         target, reached = round(dense * percent / 100), removed.__getitem__
     else:
+        structure = remains.structure
+        numbers = {name: structure.filters[name][index].tolist()
+                   for name, index in remains.filters.items()}
+        alive, turn = structure.alive(remains.filters), torch.full_like(structure.root, len(order))
+        turn[[numbers[name][i] for unit in order for name, i in unit]] = torch.tensor(
+            [k for k, unit in enumerate(order) for _ in unit], dtype=torch.long)
+        percent_gone = _percent_gone(model, budget, image_size)
+
         def reached(count):
-            left = {name: remains.filters[name][index] for name, index in kept(count).items()}
-            return _percent_without(model, left, budget, image_size)
+            return percent_gone(structure.complete(alive & (turn >= count)))
         target = percent
     count = bisect.bisect_right(range(len(order) + 1), target, key=reached) - 1
     return kept(max(0, count), round_to)
@@ -151,37 +163,34 @@ def _removal_order(remains, groups, residual, values):
     worth = {filter: sum(values[name][i] for name, i in unit) for unit in units for filter in unit}
     needed = _needed(remains, groups, worth)
     position = {name: k for k, name in enumerate(groups)}
-    left = {name: group.conv.out_channels for name, group in groups.items()}
-    ranked = sorted((worth[unit[0]], position[unit[0][0]], unit[0][1], unit) for unit in units)
+    spare = {name: len(group.channels) - group.floor for name, group in groups.items()}
+    needed |= {(name, i) for name, group in groups.items()
+               for i, locked in enumerate(group.locked) if locked}
     order = []
-    for *_, unit in ranked:
-        leaving = collections.Counter(name for name, _ in unit)
-        if needed.isdisjoint(unit) and not any(groups[name].locked[i] for name, i in unit) and all(
-                left[name] - count >= groups[name].floor for name, count in leaving.items()):
+    for unit in sorted(units, key=lambda unit: (worth[unit[0]], position[unit[0][0]], unit[0][1])):
+        leaving = {unit[0][0]: 1} if len(unit) == 1 else collections.Counter(
+            name for name, _ in unit)
+        if needed.isdisjoint(unit) and all(
+                spare[name] >= count for name, count in leaving.items()):
             order.append(unit)
             for name, count in leaving.items():
-                left[name] -= count
+                spare[name] -= count
     return order
 
 
 def _needed(remains, groups, worth):
-    """The (layer, filter) of the highest worth behind each layer's inputs, without which it would
-    have none."""
-    structure = remains.structure
+    """The (layer, filter) of the highest worth behind the inputs of each layer that else might be
+    left with none."""
+    structure, needed = remains.structure, set()
+    if not structure.partial_inputs:
+        return needed
     filters = [(name, i) for name, group in groups.items() for i in range(len(group.channels))]
     numbers = torch.cat([structure.filters[name][kept] for name, kept in remains.filters.items()])
     values = torch.tensor([worth.get(filter, float("inf")) for filter in filters]).double()
-    alive, needed = structure.alive(remains.filters), set()
-    for layer in structure.layers.values():
-        channels = structure.root[layer.writes if layer.reads is None else layer.reads]
-        channels = channels[alive[channels]]
-        sums = structure.is_sum[channels]
-        behind = torch.isin(numbers, channels) | torch.isin(
-            structure.stream[numbers], structure.stream[channels[sums]])
-        free = torch.isin(channels[~sums], numbers).all() and not structure.pinned[channels].any()
-        if free and behind.any():
-            highest = behind & (values == values[behind].max())
-            needed.add(filters[highest.nonzero().max()])  # of equals, the last goes last
+    for channels in structure.partial_inputs:
+        behind = structure.behind(channels, numbers)
+        highest = behind & (values == values[behind].max())
+        needed.add(filters[highest.nonzero().max()])  # of equals, the last goes last
     return needed
 
 
@@ -198,7 +207,8 @@ def _round_widths(groups, removed, gone, multiple):
             if any(name in uneven and i in gone[name] for name, i in unit):
                 for name, index in unit:
                     gone[name].discard(index)
-                uneven = {name for name in groups if not rounded(name)}
+                for name, _ in unit:
+                    (uneven.discard if rounded(name) else uneven.add)(name)
 
 
 def kept_mask(kept, model):

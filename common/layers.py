@@ -1,5 +1,6 @@
 """A layer, the numbers of its channels, and the same layer with fewer of them."""
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,15 +26,15 @@ class Layer:
                          for numbers in (self.reads, self.writes))
         return Layer(reads, writes, max(1, self.groups * len(writes) // len(self.writes)))
 
-    def shape_left(self, shape, outs, ins):
-        """The shape of one of its weights where so many outputs and inputs are left."""
-        shape = list(shape)
-        if shape and shape[0] == len(self.writes):
-            shape[0] = outs
-        if len(shape) > 1 and self.groups == 1 and self.reads is not None and (
-                shape[1] == len(self.reads)):
-            shape[1] = ins
-        return shape
+    def sides_of(self, shape):
+        """Which channels the first two dimensions of one of its weights are: "writes" and "reads",
+        or None where they are others."""
+        if math.prod(shape) == len(self.writes):  # one value for each channel, in any dimension
+            return "writes", None
+        inputs = self.reads is not None and self.groups == 1 and len(shape) > 1 and (
+            shape[1] == len(self.reads))
+        return ("writes" if shape[:1] == (len(self.writes),) else None,
+                "reads" if inputs else None)
 
 
 def narrow(module, layer, ins=None, outs=None):

@@ -4,6 +4,7 @@
     structure.filters, structure.stays      # what can leave, and what stays and why
 """
 import os
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -214,15 +215,70 @@ class Structure:
     def alive(self, filters):
         """A bool tensor: which numbers are left where `filters` are, convolution -> indices."""
         alive = torch.ones(len(self.root), dtype=torch.bool)
-        for name, numbers in self.filters.items():
-            alive[numbers] = False
-            alive[numbers[filters[name]]] = True
+        alive[self.movable] = False
+        alive[torch.cat([numbers[filters[name]] for name, numbers in self.filters.items()])] = True
+        return self.complete(alive)
+
+    def complete(self, alive):
+        """The same tensor, right for all numbers, where it is right for those of `filters`."""
         written = torch.zeros_like(alive)
-        present = torch.cat([numbers[filters[name]] for name, numbers in self.filters.items()])
-        written[self.stream[present]] = True
-        written[self.stream[self.pinned.nonzero().flatten()]] = True
-        alive = torch.where(self.is_sum, written[self.stream], alive)
-        return alive[self.root]
+        written[self.stream[self.movable[alive[self.movable]]]] = True
+        written[self.stream[self.pinned]] = True
+        return torch.where(self.is_sum, written[self.stream], alive)[self.root]
+
+    @cached_property
+    def movable(self):
+        """The numbers of `filters`, as one vector."""
+        return torch.cat(list(self.filters.values()))
+
+    @cached_property
+    def partial_inputs(self):
+        """The channels of each layer that has not all filters of some convolution behind it, so
+        that it might be left with none."""
+        lengths = torch.tensor([len(numbers) for numbers in self.filters.values()])
+        owners, partial = torch.repeat_interleave(lengths), []
+        for layer in self.layers.values():
+            channels = self.root[layer.writes if layer.reads is None else layer.reads]
+            if self.pinned[channels].any() or not (
+                    torch.isin(channels, self.movable) | self.is_sum[channels]).all():
+                continue  # some of them always stay
+            behind = self.behind(channels, self.movable).long()
+            whole = torch.zeros_like(lengths).index_add_(0, owners, behind) == lengths
+            if not whole.any():
+                partial.append(channels)
+        return partial
+
+    def behind(self, channels, filters):
+        """Which of some filters write these channels, directly or by way of additions."""
+        own, sums = torch.zeros(2, len(self.root), dtype=torch.bool)
+        own[channels] = True
+        sums[self.stream[channels[self.is_sum[channels]]]] = True
+        return own[filters] | sums[self.stream[filters]]
+
+    @cached_property
+    def weights(self):
+        """(numbers, owners, weights) to count what is left: for each vector of numbers that a layer
+        has, in `numbers`, its place in `owners`; and of each parameter (layer, whether it is the
+        kernel, what its size is beside those two dimensions, the places of their vectors)."""
+        vectors, weights = [torch.zeros(1, dtype=torch.long)], []  # the first is a dimension of 1
+        places = {}
+        for name, layer in self.layers.items():
+            for side, numbers in (("writes", layer.writes), ("reads", layer.reads)):
+                if numbers is not None:
+                    places[name, side] = len(vectors)
+                    vectors.append(numbers)
+        for name, parameter in self.skeleton.named_parameters():
+            owner, _, own = name.rpartition(".")
+            key = name if name in self.parameters else owner
+            size, sides = parameter.numel(), [0, 0]
+            if key in self.layers:
+                for k, side in enumerate(self.layers[key].sides_of(parameter.shape)):
+                    if side:
+                        sides[k] = places[key, side]
+                        size //= len(vectors[sides[k]])
+            weights.append((owner, own == "weight", size, *sides))
+        owners = torch.repeat_interleave(torch.tensor([len(each) for each in vectors]))
+        return torch.cat(vectors), owners, weights
 
     def all_filters(self):
         return {name: torch.arange(len(numbers)) for name, numbers in self.filters.items()}
