@@ -25,8 +25,9 @@ from lab.record import GROUPS_IN
 
 # Loaded by what uses them, after the flags have been read.
 data, models, torch, train = map(lazy, ("data", "models", "torch", "train"))
-checkpoint, deploy, groups, measure, report, tables = map(
-    lazy, ("lab.checkpoint", "lab.deploy", "lab.groups", "lab.measure", "lab.report", "lab.tables"))
+checkpoint, deploy, groups, measure, networks, report, tables = map(
+    lazy, ("lab.checkpoint", "lab.deploy", "lab.groups", "lab.measure", "lab.networks",
+           "lab.report", "lab.tables"))
 
 ASKS = "asks"  # mark of a flag that asks for something to be measured or written
 GROUPS = "groups"  # mark of a flag that only works with --group_check
@@ -37,7 +38,8 @@ class Measurement:
     """One command line: the value of every flag."""
     model_path: str = flag("network", None, "the checkpoint", metavar="FILE",
                            shown="required, except with --report")
-    model: str = flag("network", None, "what the file should hold: " + ", ".join(MODELS), "-m",
+    model: str = flag("network", None, "what the file should hold: " + ", ".join(MODELS)
+                      + ", or as in main.py; FILE.py:NAME lets that file build it", "-m",
                       shown="any", metavar="NAME")
     pruned: bool = flag("network", None, "whether the file should hold a pruned network",
                         shown="either", type=boolean, metavar="True|False")
@@ -150,6 +152,8 @@ def check(args):
         raise InputError(f"--report and {others} contradict each other; leave out one of them")
     if not args.report and not args.model_path:
         raise InputError("--model_path is missing: a checkpoint; or --report, a folder of results")
+    if args.model and args.model not in MODELS:
+        networks.check_name(args.model)
     if args.export_normalize and not args.export:
         raise InputError("--export_normalize=True only works with --export")
     for name in given:

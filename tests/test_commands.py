@@ -342,10 +342,11 @@ def test_file_names_of_the_published_jobs():
 
 def test_the_python_of_the_readme_runs_and_its_flags_exist(monkeypatch, tmp_path):
     text = (ROOT / "README.md").read_text()
-    prune_it, keep_it, *_ = (part.split("```")[0] for part in text.split("```python\n")[1:])
+    # The second, with a network of one's own, is run by test_networks.py.
+    prune_it, _, keep_it, *_ = (part.split("```")[0] for part in text.split("```python\n")[1:])
     names = {}
     exec(prune_it, names)
-    now, dense = names["small"].filter_count()
+    now, dense = filter_count(names["small"])
     assert now == dense // 2
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(config.PRESETS, "quick", short_preset())

@@ -44,7 +44,7 @@ NUMBERS = {"width": (0, -1, "nan", "inf", 17), "GraSP_T": (0, -200, "nan", "inf"
            "eb_epsilon": (0, 1.1, "nan")}
 BOOLEANS = ("ebt", "pretrained", "resume", "skip_bad_images", "wait", "eb_detect", "compile",
             "deterministic", "tensorboard", "print_config")
-CHOICES = {"budget": "macs", "model": "vgg", "preset": "paper", "optimizer": "adam", "pruning_type": "orthoreg",
+CHOICES = {"budget": "macs", "residual": "coupled", "model": "vgg", "preset": "paper", "optimizer": "adam", "pruning_type": "orthoreg",
            "device": "cuda", "only_train": "base, ortho, False", "amp": "bfloat16, float16, False",
            "control": "unpruned, scratch, False"}
 
@@ -76,7 +76,7 @@ def test_every_flag_of_main(flag, value, says, shell, tmp_path):
     (("--model_path",), "--model_path"), ((), "--model_path"),
     *(((f"--{name}=maybe", "--model_path=x"), "none of True, False") for name in (
         "pruned", "train_acc", "test_acc", "flops", "compression", "eval_ortho")),
-    (("--model=alexnet", "--model_path=x"), "vgg"), (("--num_classes=1", "--model_path=x"), "2"),
+    (("--model=alexnett", "--model_path=x"), "did you mean alexnet"), (("--num_classes=1", "--model_path=x"), "2"),
     (("--device=abacus", "--model_path=x"), "cuda"), (("--model_path=x",), "no checkpoint at x"),
     *(((f"--{name}=", "--model_path=x"), "it is empty") for name in ("export", "predict", "compare")),
     (("stray", "--model_path=x"), "stray")])
@@ -141,7 +141,8 @@ def test_a_schedule_that_cannot_be_run(old, new, says, shell, tmp_path):
 
 
 @pytest.mark.parametrize("old, new, says", [
-    ('"vgg": 1e-2', '"vgg": "strong"', "PENALTY['vgg'] is 'strong'"), ('"vgg": 1e-2, ', "", "PENALTY has no entry 'vgg'"),
+    ('"vgg": 1e-2', '"vgg": "strong"', "PENALTY['vgg'] is 'strong'"), 
+    ("OTHERS = 1e-2", "OTHERS = None", "PENALTY_OF_OTHERS is None"),
     ("MOMENTUM = 0.9", "MOMENTUM = -1", "MOMENTUM is -1")])
 def test_other_settings_that_cannot_be_used(old, new, says, shell, tmp_path):
     copy_suite(tmp_path)
