@@ -104,7 +104,7 @@ def evaluate(model, batches):
     """
     training = model.training
     model.eval()
-    sums = torch.zeros(4, device=next(model.parameters()).device)
+    sums = torch.zeros(5, device=next(model.parameters()).device)
     with torch.no_grad():
         for images, labels in progress(shared(batches), "test"):
             logits = model(images)
@@ -112,11 +112,12 @@ def evaluate(model, batches):
             ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
             sums[:3] += torch.stack((loss, ranked[:, 0].sum(), ranked.sum()))
             sums[3] += len(labels)
+            sums[4] += logits.shape[1] > 5  # a process may have no batch that says it
     model.train(training)
     sum_over_processes(sums)
-    loss, top1, top5, count = sums.tolist()
+    loss, top1, top5, count, more_than_5 = sums.tolist()
     figures = {"loss": loss / count, "top1": 100 * top1 / count}
-    return {**figures, "top5": 100 * top5 / count} if logits.shape[1] > 5 else figures
+    return {**figures, "top5": 100 * top5 / count} if more_than_5 else figures
 
 
 def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=None, forward=None,
