@@ -62,7 +62,8 @@ def read_resume_file(path, identity, defaults=None):
         if change:
             raise InputError(f"{path} belongs to another command: {change} now; give the old "
                              "value to go on, or leave out --resume=True to begin anew")
-        network, state = rebuild(content, identity["flags"].get("model")), _read_state(content["state"])
+        network = rebuild(content, identity["flags"].get("model"))
+        state = _read_state(content["state"])
         for training in state.trained.values():
             _check_states(training, network)
         states = content["random"]
