@@ -222,8 +222,6 @@ class FilterGroup:
         return max(sum(self.locked), self.dense // 20 + 1)
 
 
-
-
 @dataclass(frozen=True)
 class Remains:
     """What is left of an unpruned network. filters: convolution -> indices, rising, of the filters
@@ -300,9 +298,8 @@ def filter_count(model):
     """(filters now, filters in the unpruned network), those that follow others counted."""
     remains = remains_of(model)
     structure = remains.structure
-    alive = structure.alive(remains.filters)
-    return (int(structure.costs[structure.movable[alive[structure.movable]]].sum()),
-            int(structure.costs[structure.movable].sum()))
+    return tuple(structure.count_filters(structure.alive(filters))
+                 for filters in (remains.filters, structure.all_filters()))
 
 
 def all_filters(model):
@@ -354,8 +351,8 @@ def cost_of(structure, alive, image_size):
         parameters += size
         if is_kernel and layer in positions:
             macs[layer] = positions[layer] * size
-    total, filters = sum(macs.values()), structure.movable[alive[structure.movable]]
-    return {"filters": int(structure.costs[filters].sum()), "parameters": parameters,
+    total = sum(macs.values())
+    return {"filters": structure.count_filters(alive), "parameters": parameters,
             "macs": total, "flops": 2 * total, "layer_macs": macs}
 
 

@@ -33,7 +33,9 @@ def round_targets(percent, n_rounds):
 def pruned_percent(model, budget="filters", image_size=32):
     """Percent of the unpruned network's filters, multiply-adds ("macs") or parameters ("params")
     that `model` no longer has."""
-    return _percent_without(model, None, budget, image_size)
+    remains = remains_of(model)
+    alive = remains.structure.alive(remains.filters)
+    return _percent_gone(remains.structure, budget, image_size)(alive)
 
 
 def round_up(width, multiple, most):
@@ -52,29 +54,19 @@ def max_percent(model, budget="filters", image_size=32, round_to=1):
             for name, i in unit:
                 floors[name].append(i)
     floors = {name: torch.tensor(sorted(indices)) for name, indices in floors.items()}
-    return _percent_without(model, floors, budget, image_size)
+    return _percent_gone(structure, budget, image_size)(structure.alive(floors))
 
 
-def _percent_without(model, filters, budget, image_size):
-    structure = remains_of(model).structure
-    alive = None if filters is None else structure.alive(filters)
-    return _percent_gone(model, budget, image_size)(alive)
-
-
-def _percent_gone(model, budget, image_size):
-    """A function: what is alive, by default what `model` has, -> percent that it lacks of the
-    unpruned network."""
-    remains = remains_of(model)
-    structure, kind = remains.structure, "parameters" if budget == "params" else budget
-
+def _percent_gone(structure, budget, image_size):
+    """A function: which numbers are alive -> percent that is gone of the unpruned network."""
     def cost(alive):
-        if kind == "filters":
-            return int(structure.costs[structure.movable[alive[structure.movable]]].sum())
+        if budget == "filters":
+            return structure.count_filters(alive)
+        kind = "parameters" if budget == "params" else budget
         return cost_of(structure, alive, image_size)[kind]
 
     dense = cost(structure.alive(structure.all_filters()))
-    return lambda alive: 100 * (1 - cost(
-        structure.alive(remains.filters) if alive is None else alive) / dense)
+    return lambda alive: 100 * (1 - cost(alive) / dense)
 
 
 def select_filters(model, scores, percent, budget="filters", round_to=1, image_size=32,
@@ -108,21 +100,11 @@ def select_filters(model, scores, percent, budget="filters", round_to=1, image_s
         values[name] = score.detach().cpu().double().tolist()
     order = _removal_order(remains, groups, residual, values)
 
-    def kept(count, multiple=1):
-        """What is left without the first `count` units."""
-        gone = {name: set() for name in groups}
-        for unit in order[:count]:
-            for name, index in unit:
-                gone[name].add(index)
-        _round_widths(groups, order[:count], gone, multiple)
-        return {name: torch.tensor([i for i in range(group.conv.out_channels)
-                                    if i not in gone[name]]) for name, group in groups.items()}
-
     if budget == "filters":
         now, dense = filter_count(model)
         costs = [sum(groups[name].costs[i] for name, i in unit) for unit in order]
-        removed = list(itertools.accumulate(costs, initial=dense - now))
-        target, reached = round(dense * percent / 100), removed.__getitem__
+        totals = list(itertools.accumulate(costs, initial=dense - now))
+        target, reached = round(dense * percent / 100), totals.__getitem__
     else:
         structure = remains.structure
         numbers = {name: structure.filters[name][index].tolist()
@@ -130,13 +112,19 @@ def select_filters(model, scores, percent, budget="filters", round_to=1, image_s
         alive, turn = structure.alive(remains.filters), torch.full_like(structure.root, len(order))
         turn[[numbers[name][i] for unit in order for name, i in unit]] = torch.tensor(
             [k for k, unit in enumerate(order) for _ in unit], dtype=torch.long)
-        percent_gone = _percent_gone(model, budget, image_size)
+        percent_gone = _percent_gone(structure, budget, image_size)
 
         def reached(count):
             return percent_gone(structure.complete(alive & (turn >= count)))
         target = percent
     count = bisect.bisect_right(range(len(order) + 1), target, key=reached) - 1
-    return kept(max(0, count), round_to)
+    removed, gone = order[:max(0, count)], {name: set() for name in groups}
+    for unit in removed:
+        for name, index in unit:
+            gone[name].add(index)
+    _round_widths(groups, removed, gone, round_to)
+    return {name: torch.tensor([i for i in range(group.conv.out_channels) if i not in gone[name]])
+            for name, group in groups.items()}
 
 
 def is_removable(model, residual="single"):

@@ -1,7 +1,6 @@
 """Which channel each place of each tensor of a network belongs to, and which leave together.
 
-    skeleton, graph = trace(model)         # common/graph.py
-    numbering = Numbering(graph, skeleton)
+    numbering = Numbering(graph, skeleton)   # of common/graph.py, where all values are computed
 """
 import torch
 from torch import nn
@@ -145,7 +144,7 @@ class Numbering:
             places[each] = nested(lay, each.meta["numbers"])
         table = torch.cat([n.flatten() for each in inputs for n in flat(each.meta["numbers"])])
         moved = compute(node, self.skeleton,
-                               lambda n: places[n] if n in places else n.meta["value"])
+                        lambda n: places[n] if n in places else n.meta["value"])
         result = nested(lambda place: slim(table[place]), moved)
         if len(inputs) == 1 and not _in_order(inputs[0].meta["numbers"], result):
             self.reordered.append(table.unique())
@@ -227,17 +226,19 @@ class Numbering:
         if not cuts_outputs:
             self._mixes(node, writes)
         if groups > 1:
-            members = torch.cat((vector.view(groups, -1), writes.view(groups, -1)), 1)
-            self._together(members[:, :-1].flatten(), members[:, 1:].flatten())
+            self._tie_rows(torch.cat((vector.view(groups, -1), writes.view(groups, -1)), 1))
         return Layer(vector, writes, groups), dim
 
     def _grouped(self, node, module, numbers):
         vector = along(numbers, 1)
         if vector is None:
             return None
-        members = vector.view(module.num_groups, -1)
-        self._together(members[:, :-1].flatten(), members[:, 1:].flatten())
+        self._tie_rows(vector.view(module.num_groups, -1))
         return Layer(None, vector, module.num_groups)
+
+    def _tie_rows(self, groups):
+        """The channels of each row of a matrix leave together."""
+        self._together(groups[:, :-1].flatten(), groups[:, 1:].flatten())
 
     # ------------------------------------------------------- operations on two tensors
 

@@ -1,6 +1,6 @@
 """A network as a graph of operations, and where its channels go.
 
-    skeleton, graph = trace(model)
+    skeleton, graph, shapes = trace(model, [(3, 64, 64)])
     for node in graph.nodes:
         node.meta["value"] = compute(node, skeleton, lambda other: other.meta["value"])
 """

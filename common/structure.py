@@ -25,7 +25,7 @@ class Structure:
     locked   convolution that can be pruned -> for each filter, whether it is never pruned
     stays    convolution -> how many of its filters stay, and why, in words
     units    lists of (convolution, filter) that only leave together; coupled_units: where those
-             that write the same channel do, too
+             that write the same channel do, too, and those that write one that stays are left out
     It knows no weights, and serves all networks that were pruned from the same one. Raises
     ValueError in one line where a network cannot be traced, or runs on images of no size.
     """
@@ -120,7 +120,7 @@ class Structure:
             self.pinned[self.root[numbers]] = True
             held.update(dict.fromkeys(unit[self.root[numbers]].tolist(), why))
 
-        self.filters, self.locked, self.stays, grouped = {}, {}, {}, {}
+        self.filters, self.locked, self.stays = {}, {}, {}
         for name, layer in self.layers.items():
             if layer.reads is None or not own[layer.writes].all():
                 continue
@@ -132,24 +132,22 @@ class Structure:
                 continue
             self.filters[name] = layer.writes
             self.locked[name] = [bool(reason) or name in protected for reason in reasons]
-            for index, number in enumerate(unit[layer.writes].tolist()):
-                grouped.setdefault(number, []).append((name, index))
-        self.units = list(grouped.values())
-        self._couple(numbering.units, count)
+        self.units = self._together(unit)
+        numbering.units.join(torch.arange(count), self.stream)
+        self.coupled_units = self._together(numbering.units.roots(count), self.pinned)
         self._count_costs(kinds)
         self._find_norms()
 
-    def _couple(self, units, count):
-        """coupled_units: as units, where all that write a channel of a stream leave together; those
-        that write one that stays are left out."""
-        units.join(torch.arange(count), self.stream)
-        unit, grouped = units.roots(count), {}
-        held = set(unit[self.pinned.nonzero().flatten()].tolist())
+    def _together(self, unit, stays=None):
+        """The filters as lists of (convolution, filter), one for each root in `unit`; without those
+        that have a number which `stays`, a bool tensor."""
+        held = set() if stays is None else set(unit[stays].tolist())
+        grouped = {}
         for name, numbers in self.filters.items():
             for index, number in enumerate(unit[numbers].tolist()):
                 if number not in held:
                     grouped.setdefault(number, []).append((name, index))
-        self.coupled_units = list(grouped.values())
+        return list(grouped.values())
 
     def _find_norms(self):
         """convolution -> the BatchNorm that reads it, and nothing else does."""
@@ -225,6 +223,10 @@ class Structure:
         written[self.stream[self.movable[alive[self.movable]]]] = True
         written[self.stream[self.pinned]] = True
         return torch.where(self.is_sum, written[self.stream], alive)[self.root]
+
+    def count_filters(self, alive):
+        """How many filters are left, those that follow others counted."""
+        return int(self.costs[self.movable[alive[self.movable]]].sum())
 
     @cached_property
     def movable(self):

@@ -11,7 +11,7 @@ import train
 from common.libraries import lazy
 from lab.checkpoint import checkpoint_bytes
 from lab.networks import unpruned_twin
-from models import all_filters, dense_widths, filter_groups, measure_cost
+from models import all_filters, dense_widths, filter_groups, measure_cost, remains_of
 
 benchmark = lazy("torch.utils.benchmark")
 
@@ -47,7 +47,8 @@ def layer_widths(network):
 def stream_widths(network):
     """{residual stream: number of its channels}; in a chain the stream is called like its layer."""
     streams = {g.stream.name: g.stream.width for g in filter_groups(network)}
-    return {name: width for name, width in streams.items() if name not in dense_widths(network)}
+    layers = dense_widths(network)
+    return {name: width for name, width in streams.items() if name not in layers}
 
 
 def measure_orthogonality(network):
@@ -60,7 +61,7 @@ def measure_layers(network, image_size=32):
     """One dict for each convolution and for the classifier, in order: "layer", "kept" and "total"
     outputs, "macs" and "unpruned_macs" (multiply-adds of one image), and "orthogonality", its
     degree, None for the classifier."""
-    twin = dict(unpruned_twin(network).named_modules())
+    twin = dict(remains_of(network).structure.skeleton.named_modules())
     before, after = (measure_cost(network, image_size, filters)["layer_macs"]
                      for filters in (all_filters(network), None))
     degrees, modules = measure_orthogonality(network)["layers"], dict(network.named_modules())
