@@ -226,29 +226,52 @@ class FilterGroup:
 class Remains:
     """What is left of an unpruned network. filters: convolution -> indices, rising, of the filters
     that it has left of the unpruned one's. graph: of the operations, with the numbers of what is
-    left in node.meta, as in Structure."""
+    left in node.meta, as in Structure. signature: of the network, which may be changed later."""
     structure: Structure
     filters: dict
     graph: object
+    signature: list
 
     def __deepcopy__(self, memo):
         return self
 
+    def __reduce__(self):  # it is found again, and need not be in a user's files
+        return type(None), ()
+
+
+def signature(model):
+    """What tells whether the layers of a network are still those that were looked at."""
+    return [(name, type(module), *(p.shape for p in module.parameters(recurse=False)))
+            for name, module in model.named_modules() if name]
+
 
 def remains_of(model, image_size=None):
-    """The Remains of a network; its graph is looked at where it was not yet. image_size: pixels,
-    one that the network takes. Raises ValueError where its graph cannot be understood."""
+    """The Remains of a network; its graph is looked at where it was not yet, or layers are others
+    now. image_size: pixels, one that the network takes. Raises ValueError where its graph cannot be
+    understood."""
     known = model.__dict__.get("_remains")
-    if known is None or any(model.get_submodule(name).out_channels != len(kept)
-                            for name, kept in known.filters.items()):
+    if known is None or known.signature != signature(model):
         structure = _known_structure(model) or Structure(model, image_size)
-        if not structure.filters:
-            lines = stays_text(structure) or ["it has no convolutions"]
-            raise ValueError(f"nothing can be pruned in {structure.kind.__name__}: {lines[0]}")
-        if origin := getattr(model, "origin", None):
-            _STRUCTURES[type(model), origin] = structure
-        known = model._remains = Remains(structure, structure.all_filters(), structure.graph)
+        known = _set_structure(model, structure)
     return known
+
+
+def keep_whole(model, whole):
+    """From now on the channels that some operations read and write stay, in an unpruned network.
+    whole: names of nodes of the graph -> why, in words. Raises ValueError where nothing is left
+    that can be pruned."""
+    structure = remains_of(model).structure
+    _set_structure(model, Structure(model, structure.image_shape[-1], structure.whole | whole))
+
+
+def _set_structure(model, structure):
+    if not structure.filters:
+        lines = stays_text(structure) or ["it has no convolutions"]
+        raise ValueError(f"nothing can be pruned in {structure.kind.__name__}: {lines[0]}")
+    if origin := getattr(model, "origin", None):
+        _STRUCTURES[type(model), origin] = structure
+    model._remains = Remains(structure, structure.all_filters(), structure.graph, signature(model))
+    return model._remains
 
 
 _STRUCTURES = {}  # of networks that this process has built, which it often builds again
@@ -313,10 +336,10 @@ def dense_widths(model):
 
 
 def widths_of(model):
-    """Enough to rebuild a network: layer -> number of filters, or, where it writes only some
-    channels of its stream, the list of these."""
+    """Enough to rebuild a network: layer -> number of filters, or, where these would not do, the
+    list of the channels of its stream that it writes, or of its filters."""
     remains = remains_of(model)
-    structure, widths = remains.structure, {}
+    structure, widths, same = remains.structure, {}, {}
     for group in filter_groups(model):
         own = remains.filters[group.name].tolist()
         if structure.aligned[structure.stream_of[group.name]]:
@@ -324,7 +347,11 @@ def widths_of(model):
             widths[group.name] = group.stream.width if full else group.channels
         else:
             widths[group.name] = len(own) if own == list(range(len(own))) else own
-    return widths
+        width = widths[group.name]
+        same[group.name] = torch.arange(width) if type(width) is int else torch.tensor(width)
+    if structure.alike(same, remains.filters):
+        return widths
+    return {name: filters.tolist() for name, filters in remains.filters.items()}
 
 
 def measure_cost(model, image_size=32, filters=None):

@@ -11,8 +11,18 @@ import reprlib
 
 import torch
 
-from common.surgery import MaskedGraph, cut_channels, first_difference, same
-from models import NETWORKS, Remains, cost_of, filter_count, filter_groups, remains_of
+from common.graph import first_line, title
+from common.surgery import CannotCut, MaskedGraph, cut_channels, first_difference, same
+from models import (
+    NETWORKS,
+    Remains,
+    cost_of,
+    filter_count,
+    filter_groups,
+    keep_whole,
+    remains_of,
+    signature,
+)
 
 # ---------------------------------------------------------------------------------- selection
 
@@ -88,8 +98,11 @@ def select_filters(model, scores, percent, budget="filters", round_to=1, image_s
     never exceeded, and is missed by less than what one more filter takes along, or where the floors
     stop.
     Returns layer name -> rising tensor of the indices to keep.
-    Raises ValueError where the scores do not fit the network.
+    Raises ValueError where the scores do not fit the network, or an argument has no such value.
     """
+    if residual not in ("single", "coupled") or not 0 <= percent <= 100:
+        raise ValueError(f"residual is {residual!r}, percent {percent}; they must be single or "
+                         "coupled, and from 0 to 100")
     groups, remains = {g.name: g for g in filter_groups(model)}, remains_of(model)
     values = {}
     for name, group in groups.items():
@@ -224,26 +237,66 @@ def prune(model, kept, images=None):
     the result computes what `model` computes with the removed filters' outputs at zero wherever
     they are read. Where `model` is none of the four networks, this is tried before it is returned,
     on `images`, or on noise. Raises ValueError where `kept` does not fit the network, or the result
-    computes something else.
+    computes something else: then what caused it stays whole from now on.
     """
+    try:
+        return _pruned(model, kept, images)
+    except CannotCut as error:
+        if filter_count(model)[0] < filter_count(model)[1]:
+            raise ValueError(f"{error}; prune the unpruned network once more") from error
+        _keep_whole_at(model, error)
+        raise ValueError(f"{error}; the channels that it reads stay from now on, so select filters "
+                         "again") from error
+
+
+def _keep_whole_at(model, error):
+    """Keep all that an operation reads and writes, which cannot be cut."""
+    name = error.node.meta.get("name", error.node.name)
+    if name in remains_of(model).structure.whole:
+        raise ValueError(f"{type(model).__name__} cannot be pruned: {error}") from error
+    keep_whole(model, {name: str(error)})
+
+
+def _pruned(model, kept, images):
     remains, filters = remains_of(model), {}
     for group in filter_groups(model):
-        index, count = kept[group.name].tolist(), len(group.channels)
+        given, count = kept.get(group.name), len(group.channels)
+        index = [] if given is None else torch.as_tensor(given).tolist()
         if not index or sorted(set(index)) != index or not 0 <= index[0] <= index[-1] < count:
             raise ValueError(f"{group.name}: keep at least one of its {count} filters, as rising "
                              "indices")
         if any(group.locked[i] for i in set(range(count)) - set(index)):
             raise ValueError(f"{group.name} is never pruned" if group.protected else
                              f"{group.name} has filters that are never pruned")
-        filters[group.name] = remains.filters[group.name][kept[group.name].cpu()]
+        filters[group.name] = remains.filters[group.name][torch.tensor(index)]
     small = cut(model, filters)
     if not isinstance(model, tuple(NETWORKS.values())):
-        check(model, small, kept, images)
+        check(model, small, filters, images)
     return small
 
 
-def rebuild(model, widths):
-    """`model`, which is unpruned, as small as `widths_of` said of another one."""
+def explore(model, image_size=None):
+    """Find out what can be pruned in a network by trying it: whatever an operation cannot do
+    without stays whole from now on. image_size: see `models.remains_of`. Raises ValueError where
+    nothing is left that can be pruned."""
+    if isinstance(model, tuple(NETWORKS.values())):
+        return
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        scores = {group.name: torch.rand(len(group.channels), generator=generator)
+                  for group in filter_groups(model, image_size)}
+        try:
+            return _pruned(model, select_filters(model, scores, 50), None)
+        except CannotCut as error:
+            _keep_whole_at(model, error)
+
+
+def rebuild(model, widths, whole=(), image_size=None):
+    """`model`, which is unpruned, as small as `widths_of` said of another one. whole: see
+    `models.keep_whole`; image_size: `models.remains_of`."""
+    remains_of(model, image_size)
+    if whole:
+        keep_whole(model, whole)
     filters = remains_of(model).structure.all_filters()
     unknown = widths.keys() - filters.keys()
     if unknown:
@@ -267,15 +320,16 @@ def cut(model, filters):
     Raises ValueError where they break up what only leaves together."""
     remains = remains_of(model)
     structure = remains.structure
-    present = {name: set(indices.tolist()) for name, indices in filters.items()}
-    for unit in structure.units:
-        if len({index in present[name] for name, index in unit}) > 1:
-            raise ValueError(f"filter {unit[0][1]} of {unit[0][0]} only leaves together with "
-                             f"{len(unit) - 1} others")
+    if unit := structure.broken(filters):
+        raise ValueError(f"filter {unit[0][1]} of {unit[0][0]} only leaves together with "
+                         f"{len(unit) - 1} others")
     before, after = structure.alive(remains.filters), structure.alive(filters)
-    small = copy.deepcopy(model)
+    try:
+        small = copy.deepcopy(model)
+    except RuntimeError as error:  # weights that are computed, as torch.nn.utils.weight_norm does
+        raise ValueError(f"{type(model).__name__} cannot be copied: {first_line(error)}") from error
     graph = cut_channels(small, structure, before, after)
-    small._remains = Remains(structure, filters, graph)
+    small._remains = Remains(structure, filters, graph, signature(small))
     return small
 
 
@@ -294,7 +348,7 @@ class Masked:
 
     def __init__(self, model):
         self.remains = remains_of(model)
-        self.graph = MaskedGraph(model, self.remains.graph, self.remains.structure.layers)
+        self.graph = MaskedGraph(model, self.remains.graph, self.remains.structure)
         self.network = self.graph.network
 
     def keep(self, kept):
@@ -305,26 +359,29 @@ class Masked:
              for name, filters in self.remains.filters.items()}))
 
 
-def check(model, small, kept, images=None):
-    """Raise ValueError, which names the layer where it begins, where the network `small` computes
-    something else than `model` with all filters but `kept` at zero. images: some that it is to be
-    tried with; else noise."""
+def check(model, small, filters, images=None):
+    """Raise ValueError, which says where it begins, where the network `small` computes something
+    else than `model` with all filters but some at zero. filters: layer -> indices, in the unpruned
+    network, of these. images: some that it is to be tried with; else noise."""
     if images is None:
         images = torch.randn(4, *remains_of(model).structure.image_shape,
                              generator=torch.Generator().manual_seed(0))
     parameter = next(model.parameters())
     networks = [model, small]
-    place = _disagreement(networks, kept, images.to(parameter.device, parameter.dtype))
+    place = _disagreement(networks, filters, images.to(parameter.device, parameter.dtype))
     if place:  # rounding is no fault
         networks = [copy.deepcopy(network).double() for network in networks]
-        place = _disagreement(networks, kept, images.to(parameter.device, torch.double))
+        place = _disagreement(networks, filters, images.to(parameter.device, torch.double))
     if place:
-        raise ValueError(f"{type(model).__name__}, pruned, computes something else than with its "
-                         f"filters at zero, from {place} on; it cannot be pruned")
+        if isinstance(place, str):
+            raise ValueError(f"{type(model).__name__}, pruned, computes something else than with "
+                             f"its filters at zero, from {place} on; it cannot be pruned")
+        raise CannotCut(place, f"{title(place)} computes something else without them")
 
 
-def _disagreement(networks, kept, images):
-    """Where a network with all filters but `kept` at zero and the pruned one differ; or None."""
+def _disagreement(networks, filters, images):
+    """Where a network with all filters but some at zero and the pruned one differ: a node, or in
+    words; None where they do not."""
     (model, small), modes = networks, [network.training for network in networks]
     model.eval(), small.eval()
     try:
@@ -332,8 +389,15 @@ def _disagreement(networks, kept, images):
             masked = Masked(model)
             if not same(model(images), masked.network(images)):
                 return "the graph of its operations"
-            masked.keep(kept)
-            if not same(masked.network(images), small(images)):
-                return first_difference(masked.graph, small, remains_of(small).graph, images)
+            structure = remains_of(model).structure
+            masked.graph.set(structure.alive(filters))
+            wanted = masked.network(images)
+            try:
+                if same(wanted, small(images)):
+                    return None
+            except Exception:  # an operation that does not fit what is left
+                pass
+            return first_difference(masked.graph, small, remains_of(small).graph, images) or (
+                "its end")
     finally:
         model.train(modes[0]), small.train(modes[1])

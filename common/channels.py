@@ -4,12 +4,13 @@
 """
 import torch
 from torch import nn
-from torch.fx import map_arg
+from torch.fx import Node, map_arg
 
 from common.graph import (
     along,
     as_real,
     compute,
+    in_place,
     keeps_apart,
     moves,
     name_of,
@@ -19,12 +20,16 @@ from common.graph import (
 )
 from common.layers import Layer, can_be_cut
 
-FIXED, FILTER, SUM, FOLLOWS = range(4)  # kinds of numbers
+# Kinds of numbers: of what never leaves, a convolution's filters, an addition, the outputs of a
+# linear layer, and a learned scale or shift.
+FIXED, FILTER, SUM, LINEAR, SCALE = range(5)
 ADDS = {"add", "add_", "iadd"}
+MULTIPLIES = {"mul", "mul_", "imul"}
+DIVIDES = {"truediv", "itruediv", "div", "div_"}
+COMPARES = {"sub", "sub_", "isub", "maximum", "minimum"}  # of two zeros they give zero
+PAIRS = ADDS | MULTIPLIES | DIVIDES | COMPARES
 CHANNELWISE = {nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Identity, nn.Dropout,
                nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d}  # of images; they need no question
-PAIRS = {"mul", "mul_", "imul", "sub", "sub_", "isub", "truediv", "itruediv", "div", "div_",
-         "maximum", "minimum"}
 
 
 class Sets:
@@ -58,12 +63,14 @@ class Numbering:
     only move data are run on the numbers; channelwise ones hand them on. An addition makes new
     ones, SUM, joined in `streams` with those that are added. What must go together is joined in
     `units`; what goes with a filter, as a gate does, becomes the same number (`same`). Number 0
-    never leaves; `why` says of others why they stay.
+    never leaves; `why` says of others why they stay. whole: names of nodes that are not to be
+    changed -> why.
     """
 
-    def __init__(self, graph, skeleton):
+    def __init__(self, graph, skeleton, whole=()):
         self.skeleton, self.layers, self.why, self.additions = skeleton, {}, [], []
-        self.before, self.asked = {}, {}
+        self.graph, self.before, self.asked = graph, {}, {}
+        self.owners = [(0, None)]  # first number, and the layer that it and those after it are of
         self.kinds, self.same = torch.tensor([FIXED]), torch.tensor([0])
         self.streams, self.units = Sets(), Sets()
         self.parameters = set()  # those of the layers that are single parameters
@@ -81,8 +88,11 @@ class Numbering:
             # What has channels of its own; None of sizes, tuples, and what is on its way between
             # views.
             node.meta["channels"] = varies(numbers) if isinstance(numbers, torch.Tensor) else None
+            if node.name in whole:
+                self._mixed(node, [node, *behind(node)], whole[node.name])
 
-    def new(self, count, kind):
+    def new(self, count, kind, layer=None):
+        self.owners.append((len(self.kinds), layer))
         numbers = torch.arange(len(self.kinds), len(self.kinds) + count)
         self.kinds = torch.cat((self.kinds, torch.full((count,), kind)))
         self.same = torch.cat((self.same, numbers))
@@ -93,32 +103,44 @@ class Numbering:
 
     def _numbers_of(self, node, value):
         inputs = [n for n in node.all_input_nodes if n.meta["numbers"] is not None]
+        if in_place(node, self.skeleton) and self._is_shared_view(node.args[0]):
+            node.meta["in_part"] = True
+            return self._mixed(node, [*inputs, *behind(node.args[0])])
         if node.op == "get_attr":
             return self._parameter(node, value)
         if moves(node, self.skeleton) and inputs:
-            return self._move(node, inputs)
+            data = [t.is_floating_point() for n in inputs for t in flat(n.meta["value"])]
+            return self._move(node, inputs) if all(data) else self._mixed(node, inputs)
         if not isinstance(value, torch.Tensor):
             return self._mixed(node, inputs)
         if node.op == "call_module" and len(inputs) == 1:
             return self._layer(node, inputs[0], value)
         name = name_of(node)
-        if name in ADDS | PAIRS and len(inputs) == 2 and not node.kwargs:
-            return self._pair(node, *inputs, value.shape, adds=name in ADDS)
-        if name in ADDS | PAIRS and len(inputs) == 1 and (
+        if name in PAIRS and len(inputs) == 2 and not node.kwargs:
+            return self._pair(node, name, *inputs, value.shape)
+        if name in PAIRS and len(inputs) == 1 and (
                 inputs[0].meta["value"].shape == value.shape):
             return self._handed_on(node, inputs)
         return self._asked(node, inputs, value)
 
-    def _mixes(self, node, numbers):
-        self.keep(numbers, f"{name_of(node)} mixes them")
+    def _mixes(self, node, numbers, why=None):
+        self.keep(numbers, why or f"{name_of(node)} mixes them")
 
-    def _mixed(self, node, inputs):
+    def _mixed(self, node, inputs, why=None):
         """What is not understood: all channels that it reads stay."""
         for each in inputs:
             for numbers in flat(each.meta["numbers"]):
-                self._mixes(node, numbers)
+                self._mixes(node, numbers, why)
         return nested(lambda t: torch.zeros((), dtype=torch.long).expand(t.shape),
                     node.meta["value"])
+
+    def _is_shared_view(self, node):
+        """Whether a tensor is a view, maybe of a part, of one that others read, too."""
+        shared = False
+        while moves(node, self.skeleton) and isinstance(node.args[0], Node):
+            node = node.args[0]
+            shared |= len(node.users) > 1
+        return shared
 
     def _handed_on(self, node, inputs, numbers=None):
         numbers = inputs[0].meta["numbers"] if numbers is None else numbers
@@ -128,7 +150,7 @@ class Numbering:
         if node.target not in self.layers:
             if sum(size > 1 for size in value.shape) > 1 or not value.is_floating_point():
                 return torch.zeros((), dtype=torch.long).expand(value.shape)
-            numbers = self.new(value.numel(), FOLLOWS)
+            numbers = self.new(value.numel(), SCALE)
             self.layers[node.target] = Layer(None, numbers)
             self.parameters.add(node.target)
         return self.layers[node.target].writes.view(value.shape)
@@ -181,6 +203,8 @@ class Numbering:
 
     def _layer(self, node, source, value):
         module, numbers = self.skeleton.get_submodule(node.target), source.meta["numbers"]
+        if module._forward_hooks or module._forward_pre_hooks:
+            return self._mixed(node, [source], f"{node.target} has hooks")
         weights = [t for t in module.state_dict().values() if t.numel() > 1]
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             layer, dim = self._reader(node, module, numbers)
@@ -220,7 +244,7 @@ class Numbering:
         if node.target in self.layers:
             writes = self.layers[node.target].writes
         else:
-            writes = self.new(len(module.weight), FILTER if conv else FOLLOWS)
+            writes = self.new(len(module.weight), FILTER if conv else LINEAR, node.target)
         if not cuts_inputs:
             self._mixes(node, vector)
         if not cuts_outputs:
@@ -242,7 +266,7 @@ class Numbering:
 
     # ------------------------------------------------------- operations on two tensors
 
-    def _pair(self, node, a, b, shape, adds):
+    def _pair(self, node, name, a, b, shape):
         numbers = [each.meta["numbers"] for each in (a, b)]
         if not all(isinstance(each, torch.Tensor) for each in numbers):
             return self._mixed(node, [a, b])
@@ -253,41 +277,81 @@ class Numbering:
         if None in found:
             return self._mixed(node, [a, b])
         dim = next((d for d, vector in found if len(vector.unique()) > 1), found[0][0])
-        vectors = [along(each, dim) for each in numbers]
-        if any(vector is None for vector in vectors):
+        first, second = (along(each, dim) for each in numbers)
+        if first is None or second is None:
             return self._mixed(node, [a, b])
-        for own, vector, other in ((a, vectors[0], vectors[1]), (b, vectors[1], vectors[0])):
+        for own, vector, other in ((a, first, second), (b, second, first)):
             size = ([1] * len(shape) + list(own.meta["value"].shape))[-len(shape):][dim]
-            if size < shape[dim]:  # one channel for all
-                self.keep(vector, f"{name_of(node)} spreads it over other channels")
+            if size == shape[dim]:
+                continue
+            # One channel for all: where it multiplies, what is zero stays zero.
+            self.keep(vector, f"{name_of(node)} spreads it over other channels")
+            if name in MULTIPLIES or name in DIVIDES and own is b or own.meta["value"].numel() == 1:
                 return spread(other, shape, dim)
-        result = self._sum(node, *vectors) if adds else self._product(a, b, *vectors)
+            if name not in ADDS:
+                return self._mixed(node, [a, b])
+            return spread(self._sum(node, other, torch.zeros_like(other)), shape, dim)
+        if self._learned(second):
+            self._together(first, second, follow=True)
+            result = first
+        elif self._learned(first) and name not in DIVIDES:
+            self._together(second, first, follow=True)
+            result = second
+        elif name in ADDS:
+            result = self._sum(node, first, second)
+        elif name in MULTIPLIES:
+            result = self._product(node, a, b, first, second)
+        elif name in COMPARES:
+            self._together(first, second)
+            result = first
+        else:
+            return self._mixed(node, [a, b])
         return spread(result, shape, dim)
 
+    def _learned(self, vector):
+        """Whether these are a learned scale or shift of each channel."""
+        return (self.kinds[vector] == SCALE).all()
+
     def _sum(self, node, a, b):
-        if self._follows(a) or self._follows(b):  # a learned shift
-            return self._product(None, None, a, b)
         total = self.new(len(a), SUM)
         self.additions.append((path_of(node), total))
         for part in self.same[a], self.same[b]:
-            free = part > 0
+            free = (self.kinds[part] == FILTER) | (self.kinds[part] == SUM)
             self.streams.join(total[free], part[free])
             if not free.all():
-                self.keep(total[~free], "they are added to what stays")
+                self.keep(torch.cat((total[~free], part[~free])), "they are added to what stays")
         return total
 
-    def _follows(self, vector):
-        return (self.kinds[self.same[vector]] == FOLLOWS).any()
-
-    def _product(self, a, b, first, second):
-        """A gate, which is computed from what it multiplies, or a learned scale, follows it; other
-        factors go together. Returns the numbers of the product."""
-        if self._follows(first) and not self._follows(second) or (
-                a and self.before[b] & ~self.before[a] == 0):
-            a, b, first, second = b, a, second, first
-        gate = self._follows(second) or (a and self.before[a] & ~self.before[b] == 0)
-        self._together(first, second, follow=gate)
+    def _product(self, node, a, b, first, second):
+        """A gate, which serves this multiplication alone, follows what it multiplies; other factors
+        go together. Returns the numbers of the product."""
+        gates = [self._serves(node, numbers) and (
+                     self.before[other] & ~self.before[own] == 0  # it is computed from the other
+                     or bool((self.kinds[numbers] == LINEAR).all()))
+                 for own, other, numbers in ((a, b, first), (b, a, second))]
+        if gates == [True, False]:
+            first, second = second, first
+        self._together(first, second, follow=any(gates))
         return first
+
+    def _serves(self, node, numbers):
+        """Whether the layers that write these channels serve nothing else than this operation."""
+        starts = torch.tensor([start for start, _ in self.owners])
+        owners = {self.owners[place][1] for place in (
+            torch.searchsorted(starts, numbers.unique(), right=True) - 1).tolist()}
+        todo, seen = [n for n in self.graph.nodes if n.target in owners], {}
+        if None in owners:
+            return False
+        while todo:
+            for user in todo.pop().users:
+                if user is node or user in seen or not flat(user.meta["value"]):
+                    continue
+                if user.op == "output" or user.op == "call_module" and isinstance(
+                        self.skeleton.get_submodule(user.target), (nn.Conv2d, nn.Linear)):
+                    return False
+                seen[user] = None
+                todo.append(user)
+        return True
 
     def _together(self, first, second, follow=False):
         """Two channels each, of two vectors, leave together. follow: the second has no score of
@@ -295,14 +359,24 @@ class Numbering:
         first, second = self.same[first], self.same[second]
         first, second = first[first != second], second[first != second]
         kinds = self.kinds[first], self.kinds[second]
-        if follow and (kinds[0] != FIXED).all() and (kinds[1] % 2 == 1).all() and (
-                len(second.unique()) == len(second)):  # filters, or what follows
+        if follow and (kinds[0] != FIXED).all() and (
+                (kinds[1] != FIXED) & (kinds[1] != SUM)).all() and (
+                len(second.unique()) == len(second)):
             self.same[second] = first
             self.same = self.same[self.same]
         elif all(((kind == FILTER) | (kind == SUM)).all() for kind in kinds):
             self.units.join(first, second)
         else:
             self.keep(torch.cat((first, second)), "they go with what stays")
+
+
+def behind(node):
+    """The nodes with channels that a node reads, also by way of views and sizes."""
+    found = []
+    for other in node.all_input_nodes:
+        found += [other] if other.meta["channels"] is not None else [
+            *([other] if other.meta["numbers"] is not None else ()), *behind(other)]
+    return found
 
 
 def flat(value):

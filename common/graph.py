@@ -5,6 +5,7 @@
         node.meta["value"] = compute(node, skeleton, lambda other: other.meta["value"])
 """
 import copy
+import random
 
 import torch
 from torch import fx, nn
@@ -42,10 +43,13 @@ class _Tracer(fx.Tracer):
                 if isinstance(value, torch.Tensor):
                     return super().to_bool(proxy)  # raises
                 self.shapes = [shape]
-                return bool(value)
+                break
+            else:
+                raise failure
         finally:
             self.computing = False
-        raise failure
+        self.create_proxy("call_function", decided, (proxy, bool(value)), {})
+        return bool(value)
 
     def getattr(self, attr, attr_val, parameter_proxy_cache):
         return attr_val if self.computing else super().getattr(
@@ -67,6 +71,16 @@ class _Tracer(fx.Tracer):
         return result
 
 
+def decided(condition, outcome):
+    """A network was traced for images of a shape for which a condition has this outcome. Raises
+    ValueError for others."""
+    if bool(condition) != outcome:
+        raise ValueError("it decides by the shape of its images, and has been looked at for others")
+
+
+fx.node.has_side_effect(decided)  # it stays in a graph though nothing reads what it gives
+
+
 def trace(model, shapes):
     """(skeleton, graph, shapes): a copy of `model` without memory, on the meta device and in eval
     mode, the fx.Graph of its operations, which computes as its class does in both modes, and the
@@ -75,11 +89,16 @@ def trace(model, shapes):
     Convolutions, BatchNorms and linear layers are nodes of their own, subclasses too. Raises
     ValueError that says where a network cannot be traced.
     """
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("the network is compiled; prune its _orig_mod, and compile the result")
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise ValueError(f"{type(model).__name__} has hooks, which may change what it computes; "
+                         "remove them first")
     tensors = [*model.parameters(), *model.buffers()]
     memo = {id(t): nn.Parameter(t.detach().to("meta"), t.requires_grad)
             if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors}
     try:
-        skeleton = copy.deepcopy(model, memo).float()
+        skeleton = copy.deepcopy(model, memo)
     except Exception as error:  # a module may hold what cannot be copied
         raise ValueError(f"{type(model).__name__} cannot be copied: {error}") from error
     tracer = _Tracer(shapes)
@@ -87,6 +106,7 @@ def trace(model, shapes):
     if len(trained.nodes) != len(graph.nodes):
         raise ValueError(f"{type(model).__name__} computes other operations in training than in "
                          "evaluation, such as further outputs; give it without those")
+    _require_registered(graph, skeleton)
     pairs = dict(zip(trained.nodes, graph.nodes))
     for theirs, ours in pairs.items():
         if (theirs.op, theirs.target) != (ours.op, ours.target):
@@ -95,7 +115,53 @@ def trace(model, shapes):
         wanted = fx.map_arg((theirs.args, theirs.kwargs), pairs.get)
         if wanted != (ours.args, ours.kwargs):
             ours.args, ours.kwargs = _either(graph, wanted, (ours.args, ours.kwargs), ours)
+    _settle(graph, skeleton)
     return skeleton, graph, tracer.shapes
+
+
+def _require_registered(graph, skeleton):
+    known = {name for name, _ in (*skeleton.named_parameters(remove_duplicate=False),
+                                  *skeleton.named_buffers(remove_duplicate=False))}
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target not in known | {"training"}:
+            name = str(node.target).removeprefix("_")
+            raise ValueError(f"{type(skeleton).__name__} computes with {name}, a tensor that is "
+                             "neither a parameter nor a buffer; register_buffer makes it one")
+
+
+def _settle(graph, skeleton):
+    """Mend what a trace makes of devices and of changes in place."""
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        constants = [each for each in (*node.args, *node.kwargs.values())
+                     if isinstance(each, torch.device)]
+        if node.op == "call_method" and node.target == "to" and constants:
+            # To the device of a parameter: where the images must be in any case.
+            node.args = tuple(each for each in node.args if each not in constants)
+            node.kwargs = {key: value for key, value in node.kwargs.items()
+                           if value not in constants}
+            if len(node.args) == 1 and not node.kwargs:
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+        elif in_place(node, skeleton):
+            # What reads the changed tensor later, reads the result.
+            for user in list(node.args[0].users):
+                if order[user] > order[node]:
+                    user.replace_input_with(node.args[0], node)
+
+
+def in_place(node, skeleton):
+    """Whether an operation changes its first argument, a tensor."""
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.op == "call_module":
+        return getattr(skeleton.get_submodule(node.target), "inplace", False) is True
+    if node.op == "call_method":
+        return node.target.endswith("_") and not node.target.endswith("__")
+    name = getattr(node.target, "__name__", "")
+    return node.op == "call_function" and (
+        node.kwargs.get("inplace") is True or name.endswith("_") and not name.startswith("_")
+        or name in ("iadd", "isub", "imul", "itruediv"))
 
 
 def _trace(model, tracer):
@@ -106,14 +172,20 @@ def _trace(model, tracer):
             return kind.forward(self, images)
 
     model.__class__ = Traced
+    states = torch.get_rng_state(), random.getstate()
     try:
-        return tracer.trace(model)
+        graph = tracer.trace(model)
+        if not torch.equal(torch.get_rng_state(), states[0]) or random.getstate() != states[1]:
+            raise ValueError("it draws random numbers itself; in a module of its own, such as "
+                             "torchvision's StochasticDepth, it may")
+        return graph
     except Exception as error:  # a network may do anything
         place = f" at {tracer.path}" if tracer.path else ""
         raise ValueError(f"{kind.__name__} cannot be traced{place}: "
                          f"{first_line(error)}") from error
     finally:
         model.__class__ = kind
+        torch.set_rng_state(states[0]), random.setstate(states[1])
 
 
 def first_line(error):
@@ -163,7 +235,8 @@ def name_of(node):
 def compute_all(graph, root, shape):
     """{node: its result} for two images of this shape, on the meta device. An error has the node
     where it arose as its attribute `node`."""
-    values, images = {}, torch.empty(2, *shape, device="meta")
+    kind = next((p.dtype for p in root.parameters()), torch.float32)
+    values, images = {}, torch.empty(2, *shape, device="meta", dtype=kind)
     for node in graph.nodes:
         try:
             values[node] = images if node.op == "placeholder" else compute(
@@ -224,7 +297,7 @@ def spread(vector, shape, dim):
 
 def as_real(module):
     """A copy of a skeleton's module on the CPU, with positive random values."""
-    module = copy.deepcopy(module).to_empty(device="cpu")
+    module = copy.deepcopy(module).float().to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.is_floating_point():
@@ -260,5 +333,6 @@ def keeps_apart(operation, shape, dim):
 
 
 def input_channels(model):
-    """How many channels the images have, from the first convolution."""
-    return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    """How many channels the images may have, likelier ones first."""
+    first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    return list(dict.fromkeys((first, 3, 1, 4)))

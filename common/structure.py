@@ -26,13 +26,15 @@ class Structure:
     stays    convolution -> how many of its filters stay, and why, in words
     units    lists of (convolution, filter) that only leave together; coupled_units: where those
              that write the same channel do, too, and those that write one that stays are left out
+    outputs  how many logits it gives
+    whole    name of an operation -> why the channels that it reads and writes stay, to be given
     It knows no weights, and serves all networks that were pruned from the same one. Raises
     ValueError in one line where a network cannot be traced, or runs on images of no size.
     """
 
-    def __init__(self, model, image_size=None):
-        self.kind = type(model)
-        channels = dict.fromkeys((input_channels(model), 3))
+    def __init__(self, model, image_size=None, whole=()):
+        self.kind, self.whole = type(model), dict(whole)
+        channels = input_channels(model)
         sizes = [*([image_size] if image_size else []), *SIZES]
         self.skeleton, self.graph, shapes = trace(
             model, [(each, size, size) for each in channels for size in sizes])
@@ -43,7 +45,7 @@ class Structure:
         # Small images are enough, unless the network itself asks for their size.
         self._compute(shapes if len(shapes) == 1 else sorted(
             shapes, key=lambda shape: shape[-1] not in SIZES))
-        numbering = Numbering(self.graph, self.skeleton)
+        numbering = Numbering(self.graph, self.skeleton, self.whole)
         order = {name: place for place, (name, _) in enumerate(self.skeleton.named_modules())}
         self.layers = dict(sorted(numbering.layers.items(),
                                   key=lambda item: order.get(item[0], -1)))
@@ -58,16 +60,19 @@ class Structure:
 
     def _compute(self, shapes):
         """Every node's value for images of the first of some shapes that the network takes."""
+        failure = None
         for self.image_shape in shapes:
             try:
                 values = self._values(self.image_shape[-1])
                 break
             except ValueError as error:
-                failure = error
+                failure = failure or error
         else:
-            raise failure
+            raise ValueError(f"{failure}; where it takes another size, filter_groups(network, "
+                             "image_size=N) says which") from failure
         for node, value in values.items():
             node.meta["value"] = value
+        self.outputs = value.shape[1]
 
     def _values(self, size):
         """compute_all for images of size x size pixels. Raises ValueError, in words."""
@@ -224,6 +229,21 @@ class Structure:
         written[self.stream[self.pinned]] = True
         return torch.where(self.is_sum, written[self.stream], alive)[self.root]
 
+    def broken(self, filters):
+        """A unit of which these filters, convolution -> indices, are only a part; or None."""
+        present = {name: set(indices.tolist()) for name, indices in filters.items()}
+        return next((unit for unit in self.units
+                     if len({index in present[name] for name, index in unit}) > 1), None)
+
+    def alike(self, filters, others):
+        """Whether networks with one or the other of these filters have layers of the same sizes."""
+        if self.broken(filters):
+            return False
+        numbers, owners, _ = self.weights
+        counts = [torch.zeros(int(owners[-1]) + 1, dtype=torch.long).index_add_(
+            0, owners, self.alive(each)[numbers].long()) for each in (filters, others)]
+        return torch.equal(*counts)
+
     def count_filters(self, alive):
         """How many filters are left, those that follow others counted."""
         return int(self.costs[self.movable[alive[self.movable]]].sum())
@@ -241,7 +261,7 @@ class Structure:
         owners, partial = torch.repeat_interleave(lengths), []
         for layer in self.layers.values():
             channels = self.root[layer.writes if layer.reads is None else layer.reads]
-            if self.pinned[channels].any() or not (
+            if torch.isin(self.stream[channels], self.stream[self.pinned]).any() or not (
                     torch.isin(channels, self.movable) | self.is_sum[channels]).all():
                 continue  # some of them always stay
             behind = self.behind(channels, self.movable).long()

@@ -4,12 +4,22 @@ network with those channels at zero, to compare with.
     small = copy.deepcopy(model)
     graph = cut_channels(small, structure, before, after)   # bool tensors: which numbers are alive
 """
+from contextlib import suppress
+
 import torch
 from torch import fx, nn
 
 from common.channels import ADDS
-from common.graph import compute, moves, name_of, title
+from common.graph import along, compute, moves, name_of, title
 from common.layers import narrow
+
+
+class CannotCut(ValueError):
+    """An operation cannot be made to compute with fewer channels. node: of the graph."""
+
+    def __init__(self, node, why=None):
+        super().__init__(why or f"{title(node)} cannot be cut")
+        self.node = node
 
 
 def cut_channels(model, structure, before, after):
@@ -73,12 +83,15 @@ class _Surgery:
                 return None
         (dim, vector), shape = channels, list(node.meta["value"].shape)
         left = self.alive[vector]
-        own.meta["channels"] = dim, vector[left]
+        own.meta |= {"channels": (dim, vector[left]), "name": node.name}
         shape[dim] = int(left.sum())
-        if moves(node, self.structure.skeleton) and node.op != "get_attr":
-            self._fit_move(node, shape)
-        elif name_of(node) in ADDS and node.op != "call_module":
-            self._fit_addition(node, dim, vector)
+        try:
+            if moves(node, self.structure.skeleton) and node.op != "get_attr":
+                self._fit_move(node, shape)
+            elif name_of(node) in ADDS and node.op != "call_module":
+                self._fit_addition(node, dim, vector)
+        except Exception as error:  # whatever an operation on places may raise
+            raise CannotCut(node) from error
         return torch.empty(shape, device="meta")
 
     def _replace(self, node, function, *args):
@@ -92,8 +105,11 @@ class _Surgery:
     def _fit_move(self, node, shape):
         """Run it on the places of its arguments: is what is left what is wanted?"""
         dim, vector = node.meta["channels"]
-        whole, left, start = {}, {}, 0
-        for source in _sources(node):
+        whole, left, start, sources = {}, {}, 0, _sources(node)
+        if all(self.alive[n.meta["channels"][1]].all() for n in (node, *sources)) and all(
+                other.meta["numbers"] is not None for other in node.all_input_nodes):
+            return  # nothing has gone, no size has changed
+        for source in sources:
             places = torch.arange(start, start + source.meta["value"].numel())
             start += len(places)
             whole[source] = places.view(source.meta["value"].shape)
@@ -134,16 +150,13 @@ class _Surgery:
     def _gather(self, node, left, wanted, dim):
         """Take the channels that are wanted out of what is left of the arguments."""
         sources = [self.copies[source] for source in left]
-        try:
-            joined = torch.cat(list(left.values()), dim)
-        except RuntimeError as error:
-            raise ValueError(f"{title(node)} cannot be cut") from error
+        joined = torch.cat(list(left.values()), dim)
         first = (*(0,) * dim, slice(None), *(0,) * (joined.dim() - dim - 1))
         place = {p: i for i, p in enumerate(joined[first].tolist())}
         index = [place.get(p, 0) for p in wanted[first].tolist()]
         chosen = torch.tensor(index, dtype=torch.long)
         if not self._gives(wanted, lambda: joined.index_select(dim, chosen)):
-            raise ValueError(f"{title(node)} cannot be cut")
+            raise CannotCut(node)
         with self.graph.inserting_before(self.copies[node]):
             whole = sources[0] if len(sources) == 1 else self.graph.call_function(
                 torch.cat, (sources, dim))
@@ -156,9 +169,13 @@ class _Surgery:
 
     def _fit_addition(self, node, dim, vector):
         parts = [other for other in node.all_input_nodes if other.meta["channels"]]
-        if len(parts) < 2 or any(len(part.meta["channels"][1]) != len(vector) for part in parts):
+        if len(parts) < 2:
             return
-        stays = [self.alive[part.meta["channels"][1]][self.alive[vector]] for part in parts]
+        left, stays = self.alive[vector], []
+        for part in parts:
+            own = along(part.meta["numbers"].expand(node.meta["value"].shape), dim)
+            stays.append(torch.ones_like(left[left]) if part.meta["value"].numel() == 1
+                         else self.alive[own][left])
         if not all(each.all() for each in stays):
             arguments = []
             for part, each in zip(parts, stays):
@@ -197,17 +214,23 @@ def _with_forward(kind, graph):
 
 
 def indexed_add(a, a_channels, b, b_channels, channels, dim=1):
-    """The sum of two tensors that each hold some of a stream's channels along `dim`.
+    """The sum of two tensors that each hold some of a stream's channels along `dim`, and are
+    broadcast along the other dimensions.
 
-    a_channels, b_channels: which, as indices; None: all `channels` of them.
+    a_channels, b_channels: which, as indices; None: all `channels` of them, or one for all.
     """
+    if isinstance(a, fx.Proxy) or isinstance(b, fx.Proxy):  # a pruned network is traced
+        tracer = (a if isinstance(a, fx.Proxy) else b).tracer
+        return tracer.create_proxy("call_function", indexed_add,
+                                   (a, a_channels, b, b_channels, channels, dim), {})
     if b_channels is None:
         a, a_channels, b, b_channels = b, b_channels, a, a_channels
-    rows = a.dim() == 4 and dim == 1
+    rows = a.dim() == b.dim() == 4 and dim == 1
+    if not rows or a.shape[:1] + a.shape[2:] != b.shape[:1] + b.shape[2:]:
+        a, b = _broadcast(a, b, dim)
+    if a_channels is None and a.shape[dim] != channels:
+        a = a.expand(*a.shape[:dim], channels, *a.shape[dim + 1:])
     if rows:  # of pixels
-        if a.shape[2:] != b.shape[2:]:
-            size = torch.broadcast_shapes(a.shape[2:], b.shape[2:])
-            a, b = (each.expand(*each.shape[:2], *size) for each in (a, b))
         size, a, b = (a.shape[0], *a.shape[2:]), _pixels(a), _pixels(b)
     if a_channels is not None:  # neither has all
         shape = list(a.shape)
@@ -215,6 +238,14 @@ def indexed_add(a, a_channels, b, b_channels, channels, dim=1):
         a = a.new_zeros(shape).index_add_(dim, a_channels, a)
     a = a.index_add(dim, b_channels, b)
     return a.unflatten(0, size).permute(0, 3, 1, 2) if rows else a
+
+
+def _broadcast(a, b, dim):
+    """Two tensors of the same size in all dimensions but `dim`, of which the larger has more."""
+    most = max(a.dim(), b.dim())
+    a, b = (each.reshape(*(1,) * (most - each.dim()), *each.shape) for each in (a, b))
+    shape = [max(sizes) for sizes in zip(a.shape, b.shape)]
+    return (each.expand(*shape[:dim], each.shape[dim], *shape[dim + 1:]) for each in (a, b))
 
 
 def _pixels(x):
@@ -230,13 +261,17 @@ class MaskedGraph:
     """A network in which some channels are zero wherever they are read: by convolutions, linear
     layers and additions. `network` shares its layers with `model`, and is for eval mode only."""
 
-    def __init__(self, model, whole, layers):
-        self.masks, copies, masks = {}, {}, {}
-        device, graph = next(model.parameters()).device, fx.Graph()
+    def __init__(self, model, whole, structure):
+        self.masks, copies, masks, layers = {}, {}, {}, structure.layers
+        parameter, graph = next(model.parameters()), fx.Graph()
+        device, self.follow = parameter.device, structure.root != torch.arange(len(structure.root))
         graph.output(graph.graph_copy(whole, copies))
         for node, own in copies.items():
+            own.meta["name"] = node.meta.get("name", node.name)
             layer = layers.get(node.target)
             reads = layer is not None and layer.reads is not None
+            if node.meta.get("in_part"):
+                continue  # a factor would make a copy of what is to be changed
             if reads or node.op != "call_module" and name_of(node) in ADDS | {"indexed_add"}:
                 for other in node.all_input_nodes:
                     if other.meta.get("channels") and other.meta["channels"][1].any():
@@ -246,7 +281,7 @@ class MaskedGraph:
             name, shape = f"_mask_{number}", [1] * (source.meta["value"].dim() - dim)
             shape[0] = -1
             self.masks[name] = numbers
-            mask = torch.ones(len(numbers), device=device).view(shape)
+            mask = torch.ones(len(numbers), device=device, dtype=parameter.dtype).view(shape)
             self.network.register_buffer(name, mask)
             with graph.inserting_before(node):
                 node.replace_input_with(source, graph.call_function(
@@ -254,10 +289,11 @@ class MaskedGraph:
         self.network.recompile()
 
     def set(self, alive):
-        """From now on only these channels count; alive: a bool tensor over their numbers."""
+        """From now on only these channels count; alive: a bool tensor over their numbers. Gates and
+        shifts, which follow others, count everywhere: a wrong one must not be hidden here."""
         for name, numbers in self.masks.items():
             mask = getattr(self.network, name)
-            mask.copy_(alive[numbers].view(mask.shape))
+            mask.copy_((alive | self.follow)[numbers].view(mask.shape))
 
 
 def same(wanted, result):
@@ -266,23 +302,30 @@ def same(wanted, result):
 
 
 class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps its results, up to where it fails."""
+
     def __init__(self, network, graph):
         super().__init__(network, graph=graph)
-        self.results = {}
+        self.results, self.failed = {}, None
 
     def run_node(self, node):
-        result = super().run_node(node)
+        try:
+            result = super().run_node(node)
+        except Exception:
+            self.failed = node
+            raise
         if node.meta.get("channels") and "_mask_" not in node.name:
-            self.results[node.name] = node, result.clone()
+            self.results[node.meta.get("name", node.name)] = node, result.clone()
         return result
 
 
 def first_difference(masked, small, graph, images):
-    """Where `small`, whose operations are `graph`, first computes something else than `masked`, a
-    MaskedGraph, in words."""
+    """The node of `graph`, which has the operations of `small`, that first computes something else
+    than `masked`, a MaskedGraph; None where only the end does."""
     records = [_Recorder(masked.network, masked.network.graph), _Recorder(small, graph)]
     for record in records:
-        record.run(images)
+        with suppress(Exception):
+            record.run(images)
     for name, (node, result) in records[1].results.items():
         theirs, wanted = records[0].results.get(name, (None, None))
         if theirs is None:
@@ -291,5 +334,5 @@ def first_difference(masked, small, graph, images):
         left = torch.isin(all_numbers, numbers).nonzero().flatten().to(result.device)
         wanted = wanted.index_select(dim, left)
         if wanted.shape != result.shape or not same(wanted, result):
-            return title(node)
-    return "its end"
+            return node
+    return records[1].failed

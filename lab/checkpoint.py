@@ -27,6 +27,7 @@ from models import (
     filter_count,
     filter_groups,
     load_weights,
+    remains_of,
     widths_of,
 )
 
@@ -50,8 +51,10 @@ def network_content(model):
         raise ValueError("the network has no `origin`, which says how to build it again; "
                          "lab.networks.build_network gives it one")
     state = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
+    whole = remains_of(model).structure.whole
     return {"net": state, "cfg": widths_of(model), "model": origin.name, "width": origin.width,
-            "num_classes": origin.num_classes, "pruned": now < dense}
+            "num_classes": origin.num_classes, "pruned": now < dense,
+            **({"whole": whole} if whole else {})}
 
 
 def to_bytes(content):
@@ -112,7 +115,9 @@ def rebuild(content, own=None):
         model = pruner.rebuild(model, content["cfg"])
     elif any(isinstance(tensor, torch.Tensor) and tensor.shape[:1] == (classes,)
              for tensor in state.values()):
-        model = build_network(name, classes, widths=content["cfg"])
+        flags = content.get("flags") or {}
+        model = build_network(name, classes, widths=content["cfg"], whole=content.get("whole"),
+                              image_size=content.get("image_size") or flags.get("image_size"))
     else:
         raise ValueError(f"num_classes is {classes}, and no layer has as many outputs")
     expected = model.state_dict()

@@ -50,13 +50,14 @@ def file_name(name):
     return name.replace(":", ".")
 
 
-def build_network(name, num_classes, width=1.0, widths=None):
+def build_network(name, num_classes, width=1.0, widths=None, whole=(),
+                  image_size=None):
     """A network with fresh weights, in channels-last memory; `origin` says how it was built.
 
     width: multiplies the widths of one of the four. widths: those of a pruned one, as
-    `models.widths_of` gives them. A pruned one of the four is initialised in its small layers;
-    others initialise themselves whole, and are cut. Raises InputError where the name is wrong, and
-    ValueError where the widths are.
+    `models.widths_of` gives them. whole, image_size: see `pruner.rebuild`. A pruned one of the four
+    is initialised in its small layers; others initialise themselves whole, and are cut. Raises
+    InputError where the name is wrong, and ValueError where the widths are.
     """
     if name in NETWORKS:
         if widths is None:
@@ -70,15 +71,16 @@ def build_network(name, num_classes, width=1.0, widths=None):
     factory = _factory(name)
     try:
         network = factory(num_classes=num_classes)
-    except Exception as error:  # a user's own code, or a library's
+        if isinstance(network, torch.nn.Module):
+            network = network.to(memory_format=torch.channels_last)
+    except (Exception, SystemExit) as error:  # a user's own code, or a library's
         raise InputError(f"--model={name} cannot be built for {num_classes} classes: "
                          f"{type(error).__name__}: {error}") from error
     if not isinstance(network, torch.nn.Module):
         raise InputError(f"--model={name} returns {type(network).__name__}, not a network "
                          "(torch.nn.Module)")
-    network = network.to(memory_format=torch.channels_last)
     network.origin = Origin(name, num_classes)
-    return network if widths is None else pruner.rebuild(network, widths)
+    return network if widths is None else pruner.rebuild(network, widths, whole, image_size)
 
 
 def look_at(network, image_size):
@@ -88,9 +90,13 @@ def look_at(network, image_size):
     if name in NETWORKS:
         return []
     try:
-        structure = remains_of(network, image_size).structure
+        pruner.explore(network, image_size)
     except ValueError as error:
         raise InputError(f"--model={name}: {error}") from error
+    structure = remains_of(network).structure
+    if structure.outputs != network.origin.num_classes:
+        raise InputError(f"--model={name} gives {structure.outputs} logits for "
+                         f"{network.origin.num_classes} classes")
     if structure.image_shape[0] != 3:
         raise InputError(f"--model={name} takes images with {structure.image_shape[0]} channels; "
                          "this suite's have 3")
@@ -116,6 +122,8 @@ def _factory(name):
         return NETWORKS[name]
     if in_file(name):
         return _in_file(*name.rsplit(":", 1))
+    if name.endswith(".py"):
+        raise InputError(f"--model={name} names no network in that file: --model={name}:NAME")
     if name.startswith("timm:"):
         need(f"--model={name}", "timm")
         wanted = name.removeprefix("timm:")
@@ -143,7 +151,8 @@ def _in_file(path, attribute):
     if not callable(factory):
         names = [each for each, value in vars(module).items() if callable(value)]
         near = difflib.get_close_matches(attribute, names, 3, 0.4)
-        raise InputError(f"--model={path}:{attribute}: {path} has no {attribute}"
+        what = "is no function or class" if hasattr(module, attribute) else "is not in it"
+        raise InputError(f"--model={path}:{attribute}: {attribute or 'its name'} {what}"
                          + (f"; did you mean {' or '.join(near)}?" if near else ""))
     return factory
 
@@ -158,7 +167,7 @@ def _load(resolved, path):
         spec = importlib.util.spec_from_file_location(f"networks of {resolved}", resolved)
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's own code
+    except (Exception, SystemExit) as error:  # a user's own code
         raise InputError(f"--model: {path} cannot be loaded: {type(error).__name__}: "
                          f"{error}") from error
     finally:

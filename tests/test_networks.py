@@ -109,7 +109,7 @@ def test_convnext_mixes_all_channels_and_says_so(flags, capsys, tmp_path):
     ("resnet51", "did you mean resnet50"), ("restnet", "did you mean resnet"),
     ("nothing_like_it", "there are vgg, mobilenet, resnet, resnet-56, torchvision's"),
     ("nets/no.py:Net", "there is no file nets/no.py"),
-    ("nets/own.py:Nett", "nets/own.py has no Nett; did you mean Net"),
+    ("nets/own.py:Nett", "Nett is not in it; did you mean Net"),
     ("nets/own.py:Number", "returns int, not a network"),
     ("nets/own.py:Plain", "cannot be built for 3 classes: TypeError"),
     ("inception_v3", "cannot take images of 16 x 16: .*; --image_size=96 fits"),
