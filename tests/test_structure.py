@@ -19,7 +19,7 @@ from models import (
     stays_text,
     widths_of,
 )
-from pruner import Masked, check, cut, prune, rebuild, select_filters
+from pruner import Masked, check, cut, explore, prune, rebuild, select_filters
 from zoo import difference, removable_filters, settle
 
 
@@ -267,6 +267,194 @@ def test_gradients_reach_all_that_is_left(odd):
     small = prune(model, select_filters(model, scores_like(model), 50)).train()
     small(images_of(model, 4)).square().sum().backward()
     assert all(p.grad is not None and p.grad.shape == p.shape for p in small.parameters())
+
+
+# ------------------------------------------------------------- sums, gates, sizes, changes in place
+
+
+class Written(nn.Module):
+    """Two convolutions and a classifier, which a body puts together with further layers."""
+
+    def __init__(self, body, **layers):
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8, bias=True), conv(8, 8, bias=True), nn.Linear(8, 4)
+        self.body = body
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.head(self.body(self, x).mean((2, 3)))
+
+
+def excite(net, x):
+    return x * net.excitation(x.mean((2, 3)))[:, :, None, None]
+
+
+def chosen(net, x):
+    x, y = net.a(x), net.c(x)
+    share = net.d((x + y).mean((2, 3), keepdim=True)).sigmoid()
+    return net.b(x * share + y * (1 - share))
+
+
+def read_as_well(net, x):
+    x = net.a(x)
+    gate = net.d(x)
+    return net.b(x * gate.sigmoid()) + net.c(gate)
+
+
+def attention(net, x):
+    x = net.a(x)
+    n, count, height, width = x.shape
+    q, k, v = net.qkv(x).reshape(n, 3, count, height * width).unbind(1)
+    mixed = v @ (q.transpose(1, 2) @ k).softmax(-1)
+    return x + net.b(mixed.view(n, count, height, width))
+
+
+def modulated(net, x):
+    x = net.a(x)
+    scale, shift = net.e(x.mean((2, 3))).view(-1, 2, 8, 1, 1).unbind(1)
+    return net.b(x) * scale + shift
+
+
+def written_in_part(net, x):
+    x = net.a(x)
+    x[:, 2].add_(1)
+    return net.b(x)
+
+
+def relu_ignored(net, x):
+    x = net.a(x)
+    F.relu(x, inplace=True)
+    return x + net.b(x)
+
+
+def over_count(net, x):
+    x = net.a(x)
+    return net.b(x / x.shape[1] ** 0.5)
+
+
+def perceptron(width):
+    return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 8))
+
+
+# body, further layers, and what of a, b, c, d stays whole
+WRITTEN = {
+    "a shift computed from what it shifts": (
+        lambda net, x: net.b((x := net.a(x)) + net.e(x.mean((2, 3)))[:, :, None, None]),
+        {"e": nn.Linear(8, 8)}, ""),
+    "a block of linear layers": (
+        lambda net, x: net.b((x := net.a(x)) + net.e(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
+        {"e": perceptron(6)}, ""),
+    "one channel added to all": (
+        lambda net, x: net.b((x := net.a(x)) + net.c(x)), {"c": conv(8, 1, bias=True)}, "c"),
+    "a difference": (lambda net, x: net.b((x := net.a(x)) - net.c(x)), {"c": conv(8, 8)}, ""),
+    "a maximum": (lambda net, x: net.b(torch.maximum(x := net.a(x), net.c(x))), {"c": conv(8, 8)}, ""),
+    "an excitation of two": (
+        lambda net, x: net.b(excite(net, net.a(x)) + excite(net, net.c(x))),
+        {"c": conv(3, 8), "excitation": nn.Sequential(perceptron(4), nn.Sigmoid())}, "ac"),
+    "a choice between two": (chosen, {"c": conv(3, 8), "d": conv(8, 8, 1)}, ""),
+    "a gate that others read": (read_as_well, {"c": conv(8, 8), "d": conv(8, 8)}, ""),
+    "places of one size": (lambda net, x: net.b(net.a(x) + net.places),
+                           {"places": nn.Parameter(torch.randn(8, 16, 16))}, ""),
+    "attention": (attention, {"qkv": conv(8, 24, 1)}, "a"),
+    "scale and shift from features": (modulated, {"e": nn.Linear(8, 16)}, "b"),
+    "a part changed in place": (written_in_part, {}, "a"),
+    "changed in place, and the result ignored": (relu_ignored, {}, ""),
+    "a number of channels in arithmetic": (over_count, {}, "a"),
+    "to a parameter's device": (
+        lambda net, x: net.b(net.a(x.to(net.head.weight.device, net.head.weight.dtype))), {}, ""),
+    "hooks": (lambda net, x: net.b(net.a(x)), {}, "a")}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_removed_filters_count_as_zero_and_nothing_else_changes(kind):
+    """Against hooks that set the removed filters' outputs to zero, and know nothing of the graph."""
+    body, layers, whole = WRITTEN[kind]
+    torch.manual_seed(0)
+    model = Written(body, **layers).double().eval()
+    if kind == "hooks":
+        model.a.register_forward_hook(lambda _layer, _images, result: result / result.norm(dim=1,
+                                                                           keepdim=True))
+    explore(model, 16)
+    assert {name for name in "abcd" if hasattr(model, name) and not any(
+        g.name == name for g in filter_groups(model))} == set(whole)
+    images = torch.randn(3, 3, 16, 16, dtype=torch.double)
+    for seed in range(3):
+        kept = select_filters(model, cal_importance(model, "random", seed=seed), 40)
+        small = prune(model, kept)
+        silenced = copy.deepcopy(model)
+        for name, index in kept.items():
+            gone = torch.ones(silenced.get_submodule(name).out_channels, dtype=torch.bool)
+            gone[index] = False
+            silenced.get_submodule(name).register_forward_hook(
+                lambda _layer, _images, result, gone=gone: result.masked_fill(
+                    gone[:, None, None], 0))
+        with torch.no_grad():
+            assert torch.allclose(small(images), silenced(images), rtol=1e-10, atol=1e-12)
+            assert torch.allclose(small(images[:1]), silenced(images[:1]), rtol=1e-10, atol=1e-12)
+    twin = rebuild(Written(body, **copy.deepcopy(layers)).double() if kind != "hooks" else model,
+                   widths_of(small), remains_of(model).structure.whole, 16)
+    twin.load_state_dict(small.state_dict())
+    assert torch.equal(twin.eval()(images), small(images))
+
+
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
+def test_networks_of_half_precision_are_cut_too(dtype):
+    torch.manual_seed(0)
+    model = Written(relu_ignored).to(dtype)
+    small = prune(model, select_filters(model, cal_importance(model, "random"), 50))
+    assert small(torch.randn(2, 3, 16, 16, dtype=dtype)).dtype == dtype
+
+
+def test_a_layer_that_is_replaced_is_looked_at_again():
+    model = Written(relu_ignored)
+    filter_groups(model)
+    model.head = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5))
+    small = prune(model, select_filters(model, scores_like(model), 50))
+    assert small(torch.randn(2, 3, 8, 8)).shape == (2, 5)
+    small.head[2] = nn.Linear(16, 6)
+    with pytest.raises(ValueError, match="nothing can be pruned .* indexed_add mixes them"):
+        filter_groups(small)
+
+
+def decides(net, x):
+    x = net.a(x)
+    x = F.max_pool2d(x, 2) if x.shape[-1] > 32 else x
+    return x + net.b(x)
+
+
+def drops(net, x):
+    return net.b(net.a(x)) if net.training and torch.rand(()).item() < 0.5 else net.b(net.a(x))
+
+
+def makes_a_tensor(net, x):
+    return net.b(net.a(x - torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)))
+
+
+def test_what_a_pruned_network_cannot_know_is_said():
+    model = Written(decides)
+    filter_groups(model, 64)
+    small = prune(model, select_filters(model, scores_like(model), 50))
+    small(torch.randn(2, 3, 48, 48))
+    with pytest.raises(ValueError, match="decides by the shape of its images"):
+        small(torch.randn(2, 3, 16, 16))
+    model, state = Written(drops), torch.get_rng_state()
+    with pytest.raises(ValueError, match="draws random numbers itself"):
+        filter_groups(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(ValueError, match="neither a parameter nor a buffer"):
+        filter_groups(Written(makes_a_tensor))
+    model = Written(relu_ignored)
+    model.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="has hooks"):
+        filter_groups(model)
+    with pytest.raises(ValueError, match="prune its _orig_mod"):
+        filter_groups(torch.compile(Written(relu_ignored)))
+    model = Written(relu_ignored)
+    with pytest.raises(ValueError, match="b: keep at least one"):
+        prune(model, {"a": [0, 1]})
+    with pytest.raises(ValueError, match="must be single or coupled"):
+        select_filters(model, scores_like(model), 50, residual="doubled")
 
 
 # ------------------------------------------------------------------------------- the four networks
