@@ -168,4 +168,9 @@ def penalty_of(model):
     return PENALTY.get(model, PENALTY_OF_OTHERS)
 
 
+# What pixels from 0 to 1 are normalised with: means, then standard deviations, of red, green, blue.
+NORMALIZATIONS = {"half": (.5,) * 6,  # to -1..1
+                  "cifar": (.4914, .4822, .4465, .2023, .1994, .2010),
+                  "imagenet": (.485, .456, .406, .229, .224, .225)}
+
 BUDGETS = {"filters": "filters", "macs": "multiply-adds", "params": "parameters"}

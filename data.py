@@ -9,23 +9,25 @@ whatever ran before.
 """
 import copy
 import hashlib
-from contextlib import suppress
-from dataclasses import dataclass, replace
+import os
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn import functional as F
-from torchvision import datasets
 
-from common import images
+from common.cache import read_or_recall
 from common.errors import InputError
-from common.libraries import need
+from common.folders import composed, find_parts, find_test, is_split, share_of
+from common.images import describe
 from common.seeds import seed_of
+from common.sources import NAMED
+from common.terminal import counted, shortened
+from config import NORMALIZATIONS
 
-FOLDER = "data"  # where CIFAR is looked for and downloaded to
 EVAL_PIXELS = {"cuda": 1 << 20}  # in a batch that is not trained on; elsewhere a quarter
+HALF = NORMALIZATIONS["half"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class Split:
     def to(self, device):
         return Split(self.images.to(device), self.labels.to(device))
 
+    def first(self, count):
+        return Split(self.images[:count], self.labels[:count])
+
 
 @dataclass(frozen=True)
 class ImageData:
@@ -48,7 +53,10 @@ class ImageData:
     train: Split
     test: Split
     flip: bool = True
-    validation: Split = None  # what `hold_out` took from the training images
+    validation: Split = None  # of a folder of their own, or what `hold_out` took from `train`
+    normalize: tuple = HALF  # means and standard deviations of red, green and blue from 0 to 1
+    white: dict = field(default_factory=dict)  # see common.images.Images
+    notes: tuple = ()  # lines on what was chosen, left out, and read in an unusual way
 
     @cached_property
     def fingerprint(self):
@@ -61,7 +69,7 @@ class ImageData:
 
     @property
     def image_size(self):
-        return self.train.images.shape[1]
+        return self.test.images.shape[1]
 
     @property
     def chosen_on(self):
@@ -69,29 +77,34 @@ class ImageData:
         return "validation" if self.validation else "test"
 
     def to(self, device):
-        return replace(self, train=self.train.to(device), test=self.test.to(device),
-                       validation=self.validation and self.validation.to(device))
+        return replace(self, **{part: split.to(device) for part in ("train", "test", "validation")
+                                if (split := getattr(self, part))})
 
     def hold_out(self, percent, seed):
         """The same data with `percent` of each class's training images, drawn from `seed`, as
-        validation images. Raises InputError where that is none of a class's images, or all."""
+        validation images: at least one, but of a class that has a single image none.
+        Raises InputError where there are validation images already."""
         if not percent:
             return self
-        labels = self.train.labels.cpu()
+        if self.validation:
+            raise InputError(f"--val_percent={percent}: {self.name} has validation images of its "
+                             "own; leave out --val_percent")
+        labels, notes = self.train.labels.cpu(), list(self.notes)
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(
             seed_of(seed, "validation")))
         held = torch.zeros(len(labels), dtype=torch.bool)
         for k, name in enumerate(self.classes):
             members = order[labels[order] == k]
-            count = round(len(members) * percent / 100)
-            if not 0 < count < len(members):
-                raise InputError(f"--val_percent={percent} would hold out {count} of the "
-                                 f"{len(members)} training images of class {name!r}; training and "
-                                 "validation need one or more each")
+            count = share_of(len(members), percent)
+            if count != round(len(members) * percent / 100):
+                notes.append(f"Note: --val_percent={percent} holds out {count} of the "
+                             f"{counted(len(members), 'training image')} of class {name!r}")
             held[members[:count]] = True
         train, validation = (Split(self.train.images[part], self.train.labels[part])
                              for part in (~held, held))
-        return replace(self, train=train, validation=validation)
+        if not len(validation):
+            raise InputError(f"--val_percent={percent} holds out nothing: no class has two images")
+        return replace(self, train=train, validation=validation, notes=tuple(notes))
 
     def train_batches(self, batch_size, key, count=None, balanced=False):
         """Augmented training batches, shuffled.
@@ -106,7 +119,7 @@ class ImageData:
             order = self._balanced(order, count or len(self.train))
         elif count:
             order = order[:count]
-        return Batches(self.train, order, batch_size, seed, self.flip)
+        return Batches(self.train, order, batch_size, seed, self.flip, self.normalize)
 
     def _balanced(self, order, count):
         labels = self.train.labels.cpu()
@@ -125,26 +138,31 @@ class ImageData:
         """Those that the best epoch is chosen on."""
         return self.plain_batches(self.validation or self.test)
 
-    @staticmethod
-    def plain_batches(split):
-        """All images of a split in order, as they are."""
-        count = EVAL_PIXELS.get(split.images.device.type, 1 << 18) // split.images.shape[1] ** 2
-        return Batches(split, torch.arange(len(split)), max(1, count))
+    def plain_batches(self, split):
+        """All images of a split in order, not augmented."""
+        return plain_batches(split, self.normalize)
+
+
+def plain_batches(split, normalize=HALF):
+    """All images of a split in order, not augmented."""
+    count = EVAL_PIXELS.get(split.images.device.type, 1 << 18) // split.images.shape[1] ** 2
+    return Batches(split, torch.arange(len(split)), max(1, count), normalize=normalize)
 
 
 class Batches:
     """Iterates over (images, labels) on the split's device; each iteration gives the same batches.
 
-    images: float32, B x 3 x H x W in channels-last memory, pixels mapped from 0..255 to -1..1
-    (mean and std 0.5); labels: int64, B. With a `seed`, each image is shifted by up to an eighth
-    of its size (4 pixels at 32; black comes in) and, if `flip`, mirrored with probability 1/2.
+    images: float32, B x 3 x H x W in channels-last memory, pixels from 0..255 divided by 255 and
+    normalised (by default to -1..1); labels: int64, B. With a `seed`, each image is shifted by up
+    to an eighth of its size (4 pixels at 32; black comes in) and, if `flip`, mirrored with
+    probability 1/2.
     A last single image joins the batch before it, since BatchNorm cannot train on one.
     batches[i:j:k] are some of them; `share` takes some images of each.
     """
 
-    def __init__(self, split, order, batch_size, seed=None, flip=False):
+    def __init__(self, split, order, batch_size, seed=None, flip=False, normalize=HALF):
         self.split, self.order, self.batch_size = split, order, batch_size
-        self.seed, self.flip, self.processes = seed, flip, 1
+        self.seed, self.flip, self.processes, self.normalize = seed, flip, 1, normalize
         self.parts = self._parts(least=2)  # of the order: the images of each batch
 
     def _parts(self, least):
@@ -182,6 +200,7 @@ class Batches:
         count, device, size = len(self.order), images.device, images.shape[1]
         order = self.order.to(device)
         pixels = torch.arange(size, device=device)
+        scale, shift = _scale_and_shift(self.normalize, device)
         if self.seed is not None:
             pad = size // 8
             generator = torch.Generator().manual_seed(seed_of(self.seed, "augmentation"))
@@ -196,7 +215,18 @@ class Batches:
                 columns = columns + shifts[1, part, None]
                 members = torch.arange(len(batch), device=device)
                 batch = batch[members[:, None, None], rows[:, :, None], columns[:, None, :]]
-            yield batch.float().div_(127.5).sub_(1).permute(0, 3, 1, 2), labels[order[part]]
+            batch = batch.float().div_(scale).sub_(shift)
+            yield batch.permute(0, 3, 1, 2), labels[order[part]]
+
+
+def _scale_and_shift(normalize, device):
+    """(a, b) so that pixels / a - b are normalised: numbers where the colours are treated alike."""
+    means, deviations = normalize[:3], normalize[3:]
+    scale = [255 * each for each in deviations]
+    shift = [mean / each for mean, each in zip(means, deviations)]
+    if len(set(scale)) == len(set(shift)) == 1:
+        return scale[0], shift[0]
+    return torch.tensor(scale, device=device), torch.tensor(shift, device=device)
 
 
 # --------------------------------------------------------------------------------------- sources
@@ -206,128 +236,146 @@ def folder_of(data_path):
     """What stands before the names of the files that belong to a data set."""
     named = {"cifar100": "", "cifar10": "CIFAR10", "digits": "digits"}  # CIFAR-100 is the default
     name = str(data_path).lower()
-    return named[name] if name in named else Path(data_path).resolve().name or "root"
+    return named[name] if name in named else os.path.basename(os.path.realpath(data_path)) or "root"
 
 
-def load_data(data_path, image_size=32, skip_bad_images=False):
+def load_data(data_path, image_size=32, skip_bad_images=False, test_percent=0, normalize=HALF,
+              white=None):
     """Read a data set: "CIFAR100", "CIFAR10", "digits", or a folder of image folders.
 
-    A folder has `train/` and `test/` (or `val/`), each with one folder of images per class; a raw
-    Tiny-ImageNet download is recognised. All images become RGB of image_size x image_size.
+    A folder has `train/`, and `test/` or `val/` or both, each with one folder of images per class;
+    see common/folders.py. Where both are there, `val/` has the validation images. All images become
+    RGB of image_size x image_size.
     skip_bad_images: leave out image files that cannot be read, instead of raising.
+    test_percent: how much of each class becomes the test images of a folder that has none.
+    normalize: a name of NORMALIZATIONS, or its six numbers. white: see common.images.Images.
     Raises InputError that says what is missing.
     """
-    named = {"cifar100": _cifar, "cifar10": _cifar, "digits": _digits}
-    name = str(data_path).lower()
-    if name in named:  # a folder of that name is ./CIFAR100
-        return named[name](name, image_size)
-    if str(data_path) and Path(data_path).is_dir():
-        return _image_folder(Path(data_path), image_size, skip_bad_images)
+    normalize = normalization_of(normalize)
+    if (name := str(data_path).lower()) in NAMED:  # a folder of that name is ./CIFAR100
+        if test_percent:
+            raise InputError(f"--test_percent={test_percent}: {data_path} has test images of its "
+                             "own; leave it out")
+        source = NAMED[name](image_size)
+        return ImageData(source.name, source.classes, Split(*source.train), Split(*source.test),
+                         flip=source.flip, normalize=normalize)
+    root = _folder_at(data_path)
+    found = find_parts(root, test_percent)
+    classes = _common_classes(root, found.parts)
+    return _read_folder(root, found, classes, image_size, skip_bad_images, normalize, white)
+
+
+def count_images(data_path, test_percent=0):
+    """{"train", "test", "validation": how many files, "classes"} of a folder of images, without
+    reading one; of other data {}. Raises InputError as `load_data` does."""
+    if str(data_path).lower() in NAMED:
+        return {}
+    root = _folder_at(data_path)
+    parts = find_parts(root, test_percent).parts
+    classes = _common_classes(root, parts)
+    return {"classes": len(classes), **{part: sum(map(len, files.values()))
+                                        for part, files in parts.items()}}
+
+
+def normalization_of(value):
+    """The six numbers that a name of NORMALIZATIONS stands for, or that are given, as a tuple."""
+    return NORMALIZATIONS[value] if isinstance(value, str) else tuple(value)
+
+
+def is_unsplit(data_path):
+    """Whether it is a folder without a folder for training or test images."""
+    return str(data_path).lower() not in NAMED and not is_split(_folder_at(data_path))
+
+
+def load_test(data_path, classes=None, image_size=32, skip_bad_images=False, normalize=HALF,
+              white=None):
+    """The test images of a data set: an ImageData without training images. A folder may have test
+    images alone. classes: those of a network, of which some may be missing; by default those that
+    there are. Raises InputError."""
+    if str(data_path).lower() in NAMED:
+        return replace(load_data(data_path, image_size, normalize=normalize), train=None)
+    root = _folder_at(data_path)
+    found = find_test(root, classes)
+    classes = tuple(map(composed, classes or sorted(found.parts["test"])))
+    unknown = sorted(found.parts["test"].keys() - set(classes))
+    if unknown:
+        raise InputError(f"{root}: class {unknown[0]!r} is none of the network's "
+                         f"({shortened(classes)})")
+    missing = [name for name in classes if not found.parts["test"].get(name)]
+    if missing:
+        found.notes.append(f"Note: {root} has no test images of "
+                           f"{counted(len(missing), 'class', 'classes')}: {shortened(missing)}")
+    return _read_folder(root, found, classes, image_size, skip_bad_images,
+                        normalization_of(normalize), white)
+
+
+def _folder_at(data_path):
+    try:
+        if str(data_path) and Path(data_path).is_dir():
+            return Path(data_path)
+    except (OSError, ValueError):  # a link to itself, a name that cannot be
+        pass
     raise InputError(f"--data_path: {str(data_path)!r} is neither a folder nor CIFAR100, CIFAR10 "
                      "or digits")
 
 
-def _cifar(name, image_size):
-    cls, archive = {"cifar100": (datasets.CIFAR100, "cifar-100-python.tar.gz"),
-                    "cifar10": (datasets.CIFAR10, "cifar-10-python.tar.gz")}[name]
-    try:
-        parts = [cls(FOLDER, train=train) for train in (True, False)]
-    except RuntimeError:  # not there, or damaged
-        print(f"{cls.__name__} is not unpacked in {FOLDER}/: fetching it", flush=True)
-        new = not Path(FOLDER).exists()
-        try:
-            parts = [cls(FOLDER, train=train, download=True) for train in (True, False)]
-        except (OSError, RuntimeError) as error:
-            with suppress(OSError):
-                if new:  # torchvision made it; only an empty folder goes
-                    Path(FOLDER).rmdir()
-            raise InputError(
-                f"{cls.__name__} is not in {FOLDER}/ and could not be downloaded from {cls.url} "
-                f"({error}); put {archive} into {Path(FOLDER).resolve()}, or use "
-                "--data_path=digits, which needs no download") from error
-    splits = [Split(_resized(torch.from_numpy(part.data), image_size), torch.tensor(part.targets))
-              for part in parts]
-    return ImageData(cls.__name__, tuple(parts[0].classes), *splits)
+def _read_folder(root, found, classes, image_size, skip_bad_images, normalize, white):
+    paths = {part: [path for name in classes for path in files.get(name, ())]
+             for part, files in found.parts.items()}
+    read = read_or_recall(root, paths, image_size, white)
+    notes, splits = [*found.notes, *describe(read)], {}
+    for part, files in found.parts.items():
+        labels = torch.tensor([k for k, name in enumerate(classes) for _ in files.get(name, ())])
+        good = torch.tensor([path not in read.unreadable for path in paths[part]])
+        pixels = read.parts[part]
+        splits[part] = Split(pixels[good] if read.unreadable else pixels, labels[good])
+    if read.unreadable:
+        notes += _left_out(root, read.unreadable, sum(map(len, paths.values())), skip_bad_images)
+        _require_images(root, splits, classes)
+    return ImageData(folder_of(root.resolve()), classes, splits.get("train"), splits["test"],
+                     validation=splits.get("validation"), normalize=normalize, white=read.white,
+                     notes=tuple(notes))
 
 
-def _digits(_name, image_size):
-    need("--data_path=digits", "sklearn.datasets")
-    from sklearn.datasets import load_digits  # optional
-    digits = load_digits()
-    grey = torch.from_numpy(digits.images / 16 * 255).float()[..., None].expand(-1, -1, -1, 3)
-    pixels, labels = _resized(grey, image_size), torch.from_numpy(digits.target).long()
-    order = torch.from_numpy(np.random.RandomState(0).permutation(len(labels)))
-    train, test = (Split(pixels[part], labels[part]) for part in (order[360:], order[:360]))
-    return ImageData("digits", tuple(str(n) for n in digits.target_names), train, test,
-                     flip=False)
+def _common_classes(root, parts):
+    """The classes that all parts have, sorted; the validation images may lack some.
+    Raises InputError where they differ."""
+    train = parts["train"]
+    for part, files in parts.items():
+        differing = sorted(set(train) ^ set(files)) if part != "validation" else sorted(
+            set(files) - set(train))
+        if differing:
+            where = "train" if differing[0] in train else part
+            raise InputError(f"{root}: class {differing[0]!r} is only in {where} "
+                             f"({len(differing)} such classes); both must have the same classes")
+    for part in ("train", "test"):
+        for name in sorted(train):
+            _require_image(root, name, part, len(parts[part][name]))
+    return tuple(sorted(train))
 
 
-def _resized(pixels, size):
-    """N x H x W x 3 of any type -> uint8, N x size x size x 3."""
-    def resize(part):
-        if part.shape[1:3] != (size, size):
-            part = F.interpolate(part.permute(0, 3, 1, 2).float(), (size, size), mode="bilinear",
-                                 antialias=True).permute(0, 2, 3, 1).round_()
-        return part.to(torch.uint8).contiguous()
-    images.require_memory(len(pixels), size)
-    return torch.cat([resize(part) for part in pixels.split(1000)])  # floats of a part at a time
-
-
-def _image_folder(root, image_size, skip_bad_images):
-    files = {"train": images.class_folders(root, "train")}
-    annotations = root / "val" / "val_annotations.txt"
-    if annotations.is_file():  # Tiny-ImageNet as it is downloaded; its test/ has no labels
-        files["test"] = images.annotated(annotations, files["train"])
-    else:
-        has_only_val = (root / "val").is_dir() and not (root / "test").is_dir()
-        files["test"] = images.class_folders(root, "val" if has_only_val else "test")
-    classes = _common_classes(root, files)
-    paths = {part: [path for name in classes for path in found[name]]
-             for part, found in files.items()}
-    images.require_memory(sum(map(len, paths.values())), image_size)
-    splits, unreadable = {}, {}
-    for part, (pixels, damage) in images.read_or_recall(root, paths, image_size).items():
-        labels = torch.tensor([k for k, name in enumerate(classes) for _ in files[part][name]])
-        good = torch.tensor([path not in damage for path in paths[part]])
-        splits[part] = Split(pixels[good] if damage else pixels, labels[good])
-        unreadable |= damage
-    if unreadable:
-        _leave_out(root, unreadable, sum(map(len, paths.values())), skip_bad_images)
-        _require_images(root, {(name, part): int((split.labels == k).sum())
-                               for part, split in splits.items() for k, name in enumerate(classes)})
-    return ImageData(folder_of(root.resolve()), classes, splits["train"], splits["test"])
-
-
-def _common_classes(root, files):
-    """The classes that both parts have, sorted. Raises InputError where they differ."""
-    differing = sorted(set(files["train"]) ^ set(files["test"]))
-    if differing:
-        where = "train" if differing[0] in files["train"] else "test"
-        raise InputError(f"{root}: class {differing[0]!r} is only in {where} "
-                         f"({len(differing)} such classes); both must have the same classes")
-    if len(files["train"]) < 2:
-        raise InputError(f"{root}/train needs two or more folders, one for the images of each "
-                         f"class; it has {len(files['train'])}")
-    classes = tuple(sorted(files["train"]))
-    _require_images(root, {(name, part): len(files[part][name]) for part in files
-                           for name in classes})
-    return classes
-
-
-def _leave_out(root, unreadable, total, skip_bad_images):
+def _left_out(root, unreadable, total, skip_bad_images):
+    """Lines on images that cannot be read. Raises InputError unless they are to be skipped."""
     count = f"{len(unreadable):,} of {total:,} images"
     if not skip_bad_images:
         path, reason = next(iter(unreadable.items()))
         raise InputError(f"{root}: {count} cannot be read, the first is {path} ({reason}); mend "
                          "or remove them, or --skip_bad_images=True leaves them out")
-    print(f"Left out: {count} cannot be read")
-    for path, reason in list(unreadable.items())[:10]:
-        print(f"  {path}: {reason}")
-    if len(unreadable) > 10:
-        print(f"  and {len(unreadable) - 10:,} more")
+    more = [f"  and {len(unreadable) - 10:,} more"] if len(unreadable) > 10 else []
+    return [f"Left out: {count} cannot be read",
+            *(f"  {path}: {reason}" for path, reason in list(unreadable.items())[:10]), *more]
 
 
-def _require_images(root, counts):
-    for (name, part), count in counts.items():
-        if not count:
-            raise InputError(f"{root}: class {name!r} has no images in {part}")
+def _require_images(root, splits, classes):
+    for part in {"train", "test"} & splits.keys():
+        counts = splits[part].labels.bincount(minlength=len(classes)).tolist()
+        if "train" in splits:
+            for name, count in zip(classes, counts):
+                _require_image(root, name, part, count)
+        elif not sum(counts):
+            raise InputError(f"{root} has no test images that can be read")
+
+
+def _require_image(root, name, part, count):
+    if not count:
+        raise InputError(f"{root}: class {name!r} has no images in {part}")

@@ -8,19 +8,20 @@ The file knows what it holds; --model, --pruned and --num_classes are only check
 """
 import os
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from common.command import exit_with, run_command, uninterrupted
 from common.device import DEVICES, environment, pick_device
 from common.errors import InputError
 from common.files import to_csv, to_json, write_atomically
-from common.flags import Parser, boolean, flag, integer, marked, switch
+from common.flags import Parser, boolean, flag, integer, location, marked, switch
 from common.libraries import lazy, load
 from common.processes import processes
 from common.terminal import megabytes, print_table
-from config import MODELS
+from config import MODELS, NORMALIZATIONS
 from imp_estimator import ESTIMATORS, PLAIN
+from lab.experiment import normalization
 from lab.record import GROUPS_IN
 
 # Loaded by what uses them, after the flags have been read.
@@ -36,11 +37,11 @@ GROUPS = "groups"  # mark of a flag that only works with --group_check
 @dataclass(frozen=True)
 class Measurement:
     """One command line: the value of every flag."""
-    model_path: str = flag("network", None, "the checkpoint", metavar="FILE",
+    model_path: str = flag("network", None, "the checkpoint", type=location, metavar="FILE",
                            shown="required, except with --report")
     model: str = flag("network", None, "what the file should hold: " + ", ".join(MODELS)
                       + ", or as in main.py; FILE.py:NAME lets that file build it", "-m",
-                      shown="any", metavar="NAME")
+                      shown="any", type=location, metavar="NAME")
     pruned: bool = flag("network", None, "whether the file should hold a pruned network",
                         shown="either", type=boolean, metavar="True|False")
     num_classes: int = flag("network", None, "stop if the file has another number of classes",
@@ -60,20 +61,21 @@ class Measurement:
     latency: bool = switch("measure", "milliseconds and images per second, beside the unpruned "
                            "network, on the CPU and on a GPU where there is one", marks=[ASKS])
     predict: str = flag("measure", None, "name the classes of an image, or of all images below a "
-                        "folder", shown="none", metavar="PATH", marks=[ASKS])
+                        "folder", shown="none", type=location, metavar="PATH", marks=[ASKS])
 
     export: str = flag("export", None, "write the network for use without this suite: a file .pt2, "
-                       ".onnx or .safetensors", shown="none", metavar="FILE", marks=[ASKS])
+                       ".onnx or .safetensors", shown="none", type=location, metavar="FILE",
+                       marks=[ASKS])
     export_normalize: bool = switch("export", "put the normalisation of pixels from 0 to 1 into "
                                     "the exported graph")
 
     report: str = flag("comparison", None, "compare the results below a folder: report.md, plots",
-                       shown="none", metavar="FOLDER")
+                       shown="none", type=location, metavar="FOLDER")
     group_check: bool = switch("comparison", "measure whether the importance of a group of filters "
                                "is the sum of its members'", marks=[ASKS])
     compare: str = flag("comparison", None, "with --group_check, a second checkpoint to check in "
                         "the same way, such as the network with the penalty", shown="none",
-                        metavar="FILE", marks=[GROUPS])
+                        type=location, metavar="FILE", marks=[GROUPS])
     pruning_type: str = flag("comparison", PLAIN, "with --group_check, how filters are judged: "
                              + ", ".join(ESTIMATORS), choices=ESTIMATORS, metavar="TYPE",
                              marks=[GROUPS])
@@ -83,8 +85,14 @@ class Measurement:
     seed: int = flag("comparison", 0, "with --group_check, seed of the random groups",
                      type=integer(0), metavar="N", marks=[GROUPS])
 
-    data_path: str = flag("data", None, "images to measure accuracy on",
-                          shown="those it was trained on", metavar="DATA")
+    data_path: str = flag("data", None, "images to measure accuracy on: as in main.py, or test "
+                          "images alone, a folder for each class", shown="those it was trained on",
+                          type=location, metavar="DATA")
+    image_size: int = flag("data", None, "height and width in pixels, for a file that does not say",
+                           shown="what the file says, else 32", type=integer(1, 1024), metavar="N")
+    normalize: tuple = flag("data", None, "as in main.py, for a file that does not say",
+                            shown="what the file says, else half", type=normalization,
+                            metavar="NAME|LIST")
     skip_bad_images: bool = switch("data", "leave out images that cannot be read")
 
     device: str = flag("hardware", "auto", "auto takes a GPU where there is one", choices=DEVICES)
@@ -97,8 +105,8 @@ def make_parser():
 
 
 def main(argv=None):
-    args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
-    return run_command("eval.py", lambda: run(args))
+    return run_command("eval.py", lambda: run(
+        make_parser().parse_args(sys.argv[1:] if argv is None else argv)))
 
 
 def run(args):
@@ -111,11 +119,13 @@ def run(args):
     model, record = checkpoint.load_checkpoint(args.model_path, args.model)
     checkpoint.check_holds(args.model_path, model, record, args.model, args.pruned,
                            args.num_classes)
-    size = record.image_size or 32
-    images = None
+    record, assumed = settle(args, record)
+    size, images = record.image_size, None
     if args.train_acc or args.test_acc or args.group_check or args.export:
-        images = load_images(args, model, record, size)
+        images = load_images(args, model, record)
     introduce(args, model, record, size)
+    for note in [*assumed, *(images.notes if images else ())]:
+        print(f"  {note}")
     measure_network(args, model, record, size)
     model.to(device)
     if images:
@@ -129,7 +139,7 @@ def run(args):
     if args.predict:
         deploy.print_predictions(model, record, args.predict, size, args.skip_bad_images)
     if args.export:
-        export(args, model, images)
+        export(args, model, record, images)
     if args.group_check:
         check_groups(args, model, record, images)
     if args.latency:  # last: it may move the network to another device
@@ -137,8 +147,8 @@ def run(args):
         tables.print_latency(model, size, [*map(pick_device, others), device])
     asks = [each.name for each in fields(Measurement) if ASKS in each.metadata["marks"]]
     if not any(getattr(args, name) for name in asks):
-        print("Nothing was asked for: add --test_acc=True, or another of "
-              + ", ".join(f"--{name}" for name in asks))
+        raise InputError("nothing was asked for: add --test_acc=True, or another of "
+                         + ", ".join(f"--{name}" for name in asks))
 
 
 def check(args):
@@ -161,21 +171,55 @@ def check(args):
             raise InputError(f"--{name} only works with --group_check=True")
 
 
-def load_images(args, model, record, size):
+def settle(args, record):
+    """(the record with the image size and the normalisation to measure with, lines on what of these
+    the file does not say). Raises InputError where flags contradict the file."""
+    ours = record.flags is not None  # before there was a choice, this suite had these
+    notes, settled = [], {}
+    for name, known, fallback in (
+            ("image_size", record.image_size, 32),
+            ("normalize", record.normalize or (ours and NORMALIZATIONS["half"]), "half")):
+        given = getattr(args, name)
+        value = fallback if given is None else given
+        plain = value if name == "image_size" else NORMALIZATIONS.get(value, value)
+        if known and given is not None and list_of(plain) != list_of(known):
+            raise InputError(f"{args.model_path} was trained with --{name}={known}; leave out "
+                             f"--{name}={given}")
+        if not known:
+            how = "is assumed" if given is None else "is taken"
+            notes.append(f"Note: the file does not say --{name}; {value} {how}")
+        settled[name] = known or plain
+    return replace(record, **{**settled, "normalize": list(settled["normalize"])}), notes
+
+
+def list_of(value):
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def load_images(args, model, record):
     """The images that the network is measured on. Raises InputError."""
-    trained_on = record.data_path or "CIFAR100"
+    path, size, normalize = args.data_path or record.data_path, record.image_size, record.normalize
+    classes = model.origin.num_classes
+    if not path:
+        raise InputError(f"{args.model_path} does not say what it was trained on; --data_path must "
+                         f"name images of its {classes} classes")
     skip = args.skip_bad_images or bool(record.flag("skip_bad_images"))
+    share = record.flag("test_percent") if data.is_unsplit(path) else 0
     try:
-        images = data.load_data(args.data_path or trained_on, size, skip)
+        if args.train_acc or args.group_check or share:
+            images = data.load_data(path, size, skip, share, normalize, record.white)
+        if share and args.data_path and images.hold_out(
+                record.flag("val_percent"), record.flag("seed")).fingerprint != record.fingerprint:
+            share = 0  # other images than those that were split for the training
+        if not (args.train_acc or args.group_check or share):
+            images = data.load_test(path, record.classes, size, skip, normalize, record.white)
     except InputError as error:
         if args.data_path:
             raise
-        reason = (f"it was trained on {trained_on}; --data_path can name other images" if
-                  record.data_path else "the file does not say what it was trained on; --data_path "
-                  f"must name images of its {model.origin.num_classes} classes")
-        raise InputError(f"{error}; {reason}") from error
-    checkpoint.check_data(args.model_path, model, record, images)
-    return images
+        raise InputError(f"{error}; it was trained on {path}; --data_path can name other images"
+                         ) from error
+    order = checkpoint.check_data(args.model_path, model, record, images)
+    return replace(images, notes=(*images.notes, *order))
 
 
 def introduce(args, model, record, size):
@@ -225,9 +269,10 @@ def stem(path):
     return str(path).removesuffix(".pth")
 
 
-def export(args, model, images):
-    batch, _ = next(iter(data.Batches(images.test, torch.arange(min(32, len(images.test))), 32)))
-    done = deploy.export(model, images.classes, args.export, batch, args.export_normalize)
+def export(args, model, record, images):
+    batch, _ = next(iter(images.plain_batches(images.test.first(32))))
+    done = deploy.export(model, images.classes, args.export, batch, args.export_normalize,
+                         record.normalize)
     print(f"Exported to {args.export}: loaded again, and the logits of {len(batch)} test images of "
           f"{images.name} differ by at most {done['difference']:.1e}")
     print(f"  input   {done['metadata']['input']}\n  output  {done['metadata']['output']}\n"

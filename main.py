@@ -22,8 +22,8 @@ from config import MOMENTUM, penalty_of
 from lab.experiment import CONTROL_MAY_DIFFER, DEFAULTS, Experiment, Sweep, marked, parse
 
 # Loaded by what uses them, after the flags have been read.
-imp_estimator, models, pruner, torch, train = map(
-    lazy, ("imp_estimator", "models", "pruner", "torch", "train"))
+data, imp_estimator, models, pruner, torch, train = map(
+    lazy, ("data", "imp_estimator", "models", "pruner", "torch", "train"))
 checkpoint, jobs, measure, networks, plan, sweep, tables, weights = map(
     lazy, ("lab.checkpoint", "lab.job", "lab.measure", "lab.networks", "lab.plan", "lab.sweep",
            "lab.tables", "lab.weights"))
@@ -99,6 +99,8 @@ def load_network(job, phase):
                              f"{flags.val_percent} holds out; {again} anew")
         print(f"  Note: {path} was trained on other images than {job.data.name} has now; {again} "
               "anew")
+    for line in checkpoint.check_data(path, network, record, job.data):
+        print(f"  {line}")
     if record.pruned:
         print("  Note: it is pruned already; percents count the unpruned network's filters")
     record = replace(record, accuracy=accuracy, image_size=job.data.image_size)
@@ -186,17 +188,16 @@ def fresh_network(job, widths=None):
     for line in networks.look_at(network, job.data.image_size):
         print(f"  {line}")
     if flags.init:
-        print("\n".join(f"  {line}" for line in weights.initialise(network, flags.init)))
+        print("\n".join(f"  {line}" for line in weights.initialise(
+            network, flags.init, job.data.classes)))
     return network.to(job.device)
 
 
 def find_ticket(job, phase):
     """How a training finds its ticket: by what would be pruned now, judged on the same images. None
     where it is too short to find one."""
-    flags, epochs = job.flags, sum(job.recipe(phase).epochs)
-    if epochs <= train.EarlyBird.older:
-        print(f"  --eb_detect needs {train.EarlyBird.older + 1} epochs or more; preset "
-              f"{flags.preset} has {epochs}, so no ticket can be found")
+    flags = job.flags
+    if sum(job.recipe(phase).epochs) <= train.EarlyBird.older:
         return None
     batches = job.importance_batches(0, flags.eb_samples)
 
@@ -324,14 +325,29 @@ def described(flags):
         if len(steps) < done:
             entry["is done"] = True
         steps.append({key: value for key, value in entry.items() if value is not None})
-    return {"flags": asdict(flags), "device": device, "momentum": MOMENTUM, "steps": steps,
-            "resume file": str(job.resume_file)}
+    images = data.count_images(flags.data_path, flags.test_percent)
+    if images:
+        jobs.check_classes(flags, images["classes"])
+    return {"flags": asdict(flags), "images": images, "device": device, "momentum": MOMENTUM,
+            "steps": steps, "resume file": str(job.resume_file)}
 
 
-def make_job(argv, data=None):
-    """The job of a command line; `data` where it has been read already."""
+def described_sweep(flags):
+    """The same of a sweep: the commands of its cells, and of all runs in order."""
+    cells, runs = sweep.plan(flags)
+    parsed = [parse(sweep.command_of(cell)) for cell in runs]
+    sweep.check_outputs(runs, [plan.recorded(each, DRIVES[each.control])[0].outputs
+                               for each in parsed])
+    for path, percent in {(each.data_path, each.test_percent) for each in parsed}:
+        data.count_images(path, percent)
+    return {part: [shlex.join(["python", "main.py", *sweep.command_of(cell)]) for cell in each]
+            for part, each in {"cells": cells, "order": runs}.items()}
+
+
+def make_job(argv, images=None):
+    """The job of a command line; images: an ImageData, where it has been read already."""
     flags = parse(argv)
-    return jobs.Job(flags, DRIVES[flags.control], argv, data)
+    return jobs.Job(flags, DRIVES[flags.control], argv, images)
 
 
 def main(argv=None):
@@ -342,10 +358,7 @@ def main(argv=None):
         with uninterrupted():  # libraries do not survive an interruption while they load
             load(torch, train, jobs)
         if isinstance(flags, Sweep) and flags.print_config:
-            cells, runs = sweep.plan(flags)
-            shown = {"cells": cells, "order": runs}
-            print(to_json({part: [shlex.join(["python", "main.py", *sweep.command_of(cell)])
-                                  for cell in each] for part, each in shown.items()}).decode())
+            print(to_json(described_sweep(flags)).decode())
         elif isinstance(flags, Sweep):
             sweep.run(flags, make_job)
         elif flags.print_config:

@@ -87,8 +87,8 @@ def select_filters(model, scores, percent, budget="filters", round_to=1, image_s
     percent: counted over all prunable layers of the unpruned network, carried depthwise filters
         included; filters that earlier rounds removed count as gone.
     budget: what the percent is of: "filters", "macs" (multiply-adds of an image of `image_size`) or
-        "params" (parameters). round_to: widths then go up to the next multiple of it, by the
-        highest scored filters that would have gone.
+        "params" (parameters). round_to: widths go up to the next multiple of it, by the highest
+        scored filters that would have gone; as many go as the rounded widths allow.
     residual: "single", or "coupled": then all filters that write the same channel of a stream go
         together, by the sum of their scores.
     All layers are ranked together; what only leaves together, as the filters of a grouped
@@ -113,31 +113,40 @@ def select_filters(model, scores, percent, budget="filters", round_to=1, image_s
         values[name] = score.detach().cpu().double().tolist()
     order = _removal_order(remains, groups, residual, values)
 
+    structure = remains.structure
     if budget == "filters":
         now, dense = filter_count(model)
         costs = [sum(groups[name].costs[i] for name, i in unit) for unit in order]
         totals = list(itertools.accumulate(costs, initial=dense - now))
         target, reached = round(dense * percent / 100), totals.__getitem__
+
+        def reached_by(alive):
+            return dense - structure.count_filters(alive)
     else:
-        structure = remains.structure
         numbers = {name: structure.filters[name][index].tolist()
                    for name, index in remains.filters.items()}
         alive, turn = structure.alive(remains.filters), torch.full_like(structure.root, len(order))
         turn[[numbers[name][i] for unit in order for name, i in unit]] = torch.tensor(
             [k for k, unit in enumerate(order) for _ in unit], dtype=torch.long)
-        percent_gone = _percent_gone(structure, budget, image_size)
+        target, reached_by = percent, _percent_gone(structure, budget, image_size)
 
         def reached(count):
-            return percent_gone(structure.complete(alive & (turn >= count)))
-        target = percent
-    count = bisect.bisect_right(range(len(order) + 1), target, key=reached) - 1
-    removed, gone = order[:max(0, count)], {name: set() for name in groups}
-    for unit in removed:
-        for name, index in unit:
-            gone[name].add(index)
-    _round_widths(groups, removed, gone, round_to)
-    return {name: torch.tensor([i for i in range(group.conv.out_channels) if i not in gone[name]])
-            for name, group in groups.items()}
+            return reached_by(structure.complete(alive & (turn >= count)))
+
+    def kept_after(count):
+        gone = {name: set() for name in groups}
+        for unit in order[:max(0, count)]:
+            for name, index in unit:
+                gone[name].add(index)
+        _round_widths(groups, order[:max(0, count)], gone, round_to)
+        return {name: torch.tensor([i for i in range(group.conv.out_channels)
+                                    if i not in gone[name]]) for name, group in groups.items()}
+
+    def reached_rounded(count):
+        return reached_by(structure.alive({name: remains.filters[name][index]
+                                           for name, index in kept_after(count).items()}))
+    key = reached if round_to == 1 else reached_rounded
+    return kept_after(bisect.bisect_right(range(len(order) + 1), target, key=key) - 1)
 
 
 def is_removable(model, residual="single"):

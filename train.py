@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common.accuracy import Tally
 from common.command import uninterrupted
 from common.device import autocast
 from common.errors import Diverged
@@ -98,26 +99,16 @@ class _DistanceFromOrthonormal(torch.autograd.Function):
 
 
 def evaluate(model, batches):
-    """{"loss", "top1", "top5"} of a network in eval mode: mean cross-entropy, accuracies in %.
-
-    "top5" is missing where there are 5 classes or fewer. Modes are left as they were.
-    """
+    """Loss and accuracies of a network in eval mode, see `common.accuracy.Tally`. Modes are left as
+    they were."""
     training = model.training
     model.eval()
-    sums = torch.zeros(5, device=next(model.parameters()).device)
+    tally = Tally(next(model.parameters()).device)
     with torch.no_grad():
         for images, labels in progress(shared(batches), "test"):
-            logits = model(images)
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-            sums[:3] += torch.stack((loss, ranked[:, 0].sum(), ranked.sum()))
-            sums[3] += len(labels)
-            sums[4] += logits.shape[1] > 5  # a process may have no batch that says it
+            tally.add(model(images), labels)
     model.train(training)
-    sum_over_processes(sums)
-    loss, top1, top5, count, more_than_5 = sums.tolist()
-    figures = {"loss": loss / count, "top1": 100 * top1 / count}
-    return {**figures, "top5": 100 * top5 / count} if more_than_5 else figures
+    return tally.figures(batches)
 
 
 def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=None, forward=None,

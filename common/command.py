@@ -8,17 +8,24 @@ from contextlib import contextmanager, suppress
 
 from common.errors import Diverged, InputError
 from common.processes import processes
+from common.terminal import one_line
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Ctrl-C, kill, a cluster's warning before it kills, and a terminal that was closed.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+           if hasattr(signal, name)]  # not on Windows
 
 
 def run_command(prog, body):
     """Run `body()`; return the exit code: 0 done, 2 bad input, 3 diverged, 130 interrupted.
 
-    SIGINT and SIGTERM end it as KeyboardInterrupt. What ends it is said in one line. With
+    The signals of SIGNALS end it as KeyboardInterrupt. What ends it is said in one line. With
     several processes the first reports; another one reports only if it is the one that failed.
     """
-    number, count = processes()
+    try:
+        number, count = processes()
+    except InputError as error:
+        print(f"{prog}: error: {one_line(str(error))}", file=sys.stderr)
+        return 2
     if number:
         sys.stdout, prog = open(os.devnull, "w"), f"{prog}, rank {number} of {count}"
     for stream in (sys.stdout, sys.stderr):
@@ -33,7 +40,7 @@ def run_command(prog, body):
             os._exit(1)
         raise
     if code and (not number or (code != 130 if _have_met() else os.environ["LOCAL_RANK"] == "0")):
-        print(f"{prog}: {' '.join(line.splitlines())}", file=sys.stderr)
+        print(f"{prog}: {one_line(line)}", file=sys.stderr)
     return code
 
 
@@ -80,9 +87,10 @@ def _flush():
 
 def exit_with(code):
     """End a script. A signal changes nothing any more, however long the libraries take to end."""
-    if code and processes()[1] > 1:
-        _flush()
-        os._exit(code)
+    with suppress(InputError):
+        if code and processes()[1] > 1:
+            _flush()
+            os._exit(code)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
@@ -98,7 +106,7 @@ _inside = threading.local()  # .depth: of uninterrupted blocks; .signal: one cam
 
 @contextmanager
 def _signals():
-    """SIGINT and SIGTERM raise KeyboardInterrupt, at the end of an `uninterrupted` block."""
+    """SIGNALS raise KeyboardInterrupt, at the end of an `uninterrupted` block."""
     def interrupt(_number, _frame):
         if getattr(_inside, "depth", 0):
             _inside.signal = True

@@ -2,13 +2,17 @@
 import ctypes
 import os
 import platform
+import subprocess
 import warnings
 from contextlib import suppress
+from functools import lru_cache
 from inspect import signature
+from pathlib import Path
 
 from common.errors import InputError
 from common.libraries import lazy
-from common.processes import processes
+from common.machine import cores
+from common.processes import number_in, processes
 from common.terminal import counted
 
 numpy, torch, torchvision = lazy("numpy"), lazy("torch"), lazy("torchvision")
@@ -34,6 +38,8 @@ def pick_device(name="auto", deterministic=False):
         raise InputError("--device=mps serves one process; --device=cpu serves several")
     if name == "cpu":
         _keep_freed_memory()
+        if "OMP_NUM_THREADS" not in os.environ and cores() < torch.get_num_threads():
+            torch.set_num_threads(cores())  # PyTorch counts the host's, not the container's
     torch.backends.cudnn.benchmark = not deterministic
     if name == "cuda" and deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by cuBLAS
@@ -45,7 +51,7 @@ def pick_device(name="auto", deterministic=False):
 
 def _own_gpu():
     """The GPU of this process, one of several on this machine."""
-    number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    number, gpus = number_in("LOCAL_RANK"), torch.cuda.device_count()
     if max(number + 1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > gpus:
         raise InputError("torchrun has started more processes than this machine has GPUs: "
                          f"--nproc_per_node={gpus}, or --device=cpu")
@@ -104,4 +110,22 @@ def environment(device):
             else f"{device.type}, {counted(torch.get_num_threads(), 'thread')}")
     return {"python": platform.python_version(), "torch": str(torch.__version__),
             "torchvision": torchvision.__version__, "numpy": numpy.__version__,
-            "platform": platform.platform(), "device": name, "processes": processes()[1]}
+            "suite": version_of_suite(), "platform": platform.platform(), "device": name,
+            "processes": processes()[1]}
+
+
+@lru_cache
+def version_of_suite():
+    """The git commit of this suite, with "+" where files have been changed; "unknown" outside a
+    repository."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return "unknown"
+    try:
+        commit, changes = (subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10,
+            check=True).stdout.strip() for words in (
+                ("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "-uno")))
+    except (OSError, subprocess.SubprocessError):  # no git, or another user's repository
+        return "unknown"
+    return f"{commit}+" if changes else commit

@@ -1,9 +1,14 @@
 """Command lines from frozen dataclasses: each field that `flag` makes is a flag of its name."""
 import argparse
 import ast
+import os
+import re
 from dataclasses import field, fields
 
 from common.processes import processes
+from common.terminal import one_line
+
+LONGEST = 4096  # bytes of a path
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,7 +33,13 @@ class Parser(argparse.ArgumentParser):
             unknown = word.partition("=")[0].lstrip("-")
             if unknown in self.hints:
                 message = f"there is no --{unknown}: {self.hints[unknown]}"
-        self.exit(2, f"{self.prog}: error: {' '.join(message.splitlines())}\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+
+    def parse_args(self, args=None, namespace=None):
+        for word in args or ():  # argparse would take it for the end of the flags
+            if word.startswith("--") and word.endswith("=--"):
+                self.error(f"argument {word[:-3]}: '--' is no value")
+        return super().parse_args(args, namespace)
 
     def add_flags(self, cls):
         """Add the fields of a dataclass that `flag` has made."""
@@ -74,6 +85,19 @@ def text(value):
     return value
 
 
+def location(value):
+    """An argument type: a path, of which a leading ~ is the home folder, as a shell reads it."""
+    given = os.path.expanduser(text(value))
+    if given.startswith("~"):
+        raise argparse.ArgumentTypeError(f"{value!r}: there is no home folder of that name")
+    try:
+        if "\0" in given or len(os.fsencode(given)) > LONGEST:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} cannot be a path") from None
+    return given
+
+
 def one_of(*values):
     """An argument type: one of some values, in any case."""
     def parse(text):
@@ -91,23 +115,27 @@ def integer(low, high=None):
     """An argument type: an integer from `low` to `high`, both included."""
     def parse(text):
         wanted = f"an integer from {low} " + ("up" if high is None else f"to {high}")
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
+        if not re.fullmatch(r"\s*[+-]?[0-9]{1,20}\s*", text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        value = int(text)
         if not low <= value <= (2 ** 63 - 1 if high is None else high):
             raise argparse.ArgumentTypeError(f"{value} is out of range: give {wanted}")
         return value
     return parse
 
 
+def number(text):
+    """A number in ASCII, as in 0.5 or 1e-3; NaN where the text is none."""
+    try:
+        return float(text) if text.isascii() and "_" not in text else float("nan")
+    except ValueError:
+        return float("nan")
+
+
 def positive(most):
     """An argument type: a number above 0, up to `most`."""
     def parse(text):
-        try:
-            value = float(text)
-        except ValueError:
-            value = 0.0
+        value = number(text)
         if not 0 < value <= most:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, up to {most:g}")
         return value

@@ -1,133 +1,125 @@
-"""Image files: folders of classes, decoding to one size, and a cache of what was decoded."""
-import hashlib
+"""Image files -> RGB bytes of one size. What viewers show is read, whatever its file looks like."""
+import io
 import os
+import struct
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
+from contextlib import nullcontext, suppress
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
-import PIL
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from common.errors import InputError
-from common.processes import processes
-from common.seeds import seed_of
+from common.machine import cores, memory
+from common.processes import number_in, processes
 from common.terminal import counted, progress
 
-CACHE_FROM = 2000  # images of a folder; fewer are decoded in a second
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-DEEPEST = 50  # folders within folders
+LARGEST = 1_000_000_000  # bytes of one image when it is decoded
+LARGE = 100_000_000  # larger ones are decoded one at a time, JPEGs at a fraction of their size
+# They run other programs, or are containers of something else.
+NOT_READ = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"}
+MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
+PIXELS = b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"  # chunks of a PNG that say what it shows
+# The value of white in deep pixels, by how many bits cameras and scanners use.
+WHITES = 1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0
+TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
+         6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}  # EXIF's orientation
+
+# ------------------------------------------------------------------------------------ which files
 
 
-# --------------------------------------------------------------------------------------- folders
+@lru_cache
+def formats():
+    """The formats that Pillow can read here, and suffixes: ([names], {suffix})."""
+    with suppress(ImportError):  # optional
+        import pillow_heif
+        pillow_heif.register_heif_opener()
+    Image.init()
+    names = sorted(set(Image.OPEN) - NOT_READ)
+    return names, {suffix for suffix, name in Image.registered_extensions().items()
+                   if name in names}
 
 
-def class_folders(root, part):
-    """{class: sorted image files} of the folders in root/part. Raises InputError.
-
-    Hidden files and folders are passed over; files that are no images are counted in a line.
-    """
-    if not (root / part).is_dir():
-        folders = [f"{each.name}/" for each in sorted(root.iterdir()) if each.is_dir()]
-        found = f"; it has {', '.join(folders[:3])}" if folders else ""
-        raise InputError(f"{root} has no folder {part}/{found}. It needs train/ and test/, each "
-                         "with one folder of images per class; README.md, \"Your own photos\", "
-                         "makes these")
-    classes, others = {}, []
-    for folder in sorted((root / part).iterdir()):
-        if folder.name.startswith("."):
-            continue
-        if not folder.is_dir():
-            others.append(folder)
-            continue
-        files = _files_below(folder, {str((root / part).resolve())})
-        classes[folder.name] = [file for file in files if _suffix(file) in SUFFIXES]
-        others += [file for file in files if _suffix(file) not in SUFFIXES]
-    if others:
-        print(f"Left out: {counted(len(others), 'file')} in {root / part} without the suffix of an "
-              f"image; the first is {others[0]}")
-    return classes
-
-
-def annotated(annotations, classes):
-    """{class: image files} by the list of test images in a raw Tiny-ImageNet. Raises InputError."""
-    files = {name: [] for name in classes}
-    for number, line in enumerate(annotations.read_text(errors="replace").splitlines(), 1):
-        file, _, rest = line.partition("\t")
-        name = rest.partition("\t")[0]
-        if name not in files:
-            raise InputError(f"{annotations}, line {number}: {name!r} is none of the "
-                             f"{len(files)} classes in train/")
-        files[name].append(str(annotations.parent / "images" / file))
-    return files
-
-
-def image_files(path):
-    """The image files at a path: that file, or all below that folder, sorted. Raises InputError."""
-    if not os.path.isdir(path):
-        if not os.path.exists(path):
-            raise InputError(f"there is no image or folder {path}")
-        return [str(path)]
-    files = [file for file in _files_below(str(path), set()) if _suffix(file) in SUFFIXES]
-    if not files:
-        raise InputError(f"{path} holds no images: no file's name ends in "
-                         f"{', '.join(sorted(SUFFIXES))}")
-    return files
-
-
-def _suffix(file):
-    return os.path.splitext(file)[1].lower()
-
-
-def _files_below(folder, parents):
-    """The paths of all files below a folder, sorted, hidden ones left out; links are followed, but
-    not in circles. parents: the real paths of the folders on the way down."""
-    real = os.path.realpath(folder)
-    if real in parents:
-        raise InputError(f"{folder} is a link to {real}, which holds it; remove the link")
-    if len(parents) > DEEPEST:
-        raise InputError(f"{folder} is more than {DEEPEST} folders deep")
-    files = []
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if not entry.name.startswith("."):
-                files += (_files_below(entry.path, parents | {real}) if _is_folder(entry)
-                          else [entry.path])
-    return files
-
-
-def _is_folder(entry):
+def is_image(path):
+    """Whether a file is an image by its suffix or, where it has none, by how it begins."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix or not os.path.isfile(path):
+        return suffix in formats()[1]
     try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
+        with open(path, "rb") as file:
+            head = file.read(12)
+    except OSError:
         return False
+    return head.startswith(MAGIC) or head[:4] + head[8:] == b"RIFFWEBP"
 
 
-# -------------------------------------------------------------------------------------- decoding
+# ---------------------------------------------------------------------------------------- reading
 
 
-def read_images(paths, size, part="images"):
-    """(uint8 tensor N x size x size x 3 of some files, {path: reason} of those that cannot be
-    read, whose pixels mean nothing)."""
-    images, unreadable = torch.empty(len(paths), size, size, 3, dtype=torch.uint8), {}
-    pool = ThreadPoolExecutor(os.cpu_count())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # Each thread holds a whole image: what PIL would only warn of is not read.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        jobs = [pool.submit(decode, path, size) for path in paths]
+class Images(NamedTuple):
+    """What image files hold.
+
+    parts: name -> uint8 tensor N x size x size x 3. unreadable: path -> reason; its pixels mean
+    nothing. white: kind of deep pixels ("integer", "float") -> the value that became white.
+    remarks: what was done with some -> (how many, the first).
+    """
+    parts: dict
+    unreadable: dict
+    white: dict
+    remarks: dict
+
+
+def read_images(parts, size, white=None):
+    """The Images of {name: paths}. white: see `Images`, of the data set that they belong to."""
+    white = white or {}
+    counts = {name: len(paths) for name, paths in parts.items()}
+    require_memory(sum(counts.values()), size)
+    read = {name: torch.zeros(count, size, size, 3, dtype=torch.uint8)
+            for name, count in counts.items()}
+    unreadable, deep, remarks = {}, [], {}
+    pool = ThreadPoolExecutor(cores())
+    with _own_limits:
+        jobs = {name: [pool.submit(read_image, path, size) for path in paths]
+                for name, paths in parts.items()}
         try:
-            for i, job in enumerate(progress(jobs, f"reading {part}")):
-                try:
-                    images[i] = torch.from_numpy(job.result())
-                except Exception as error:  # PIL raises many kinds for what is not an image
-                    unreadable[paths[i]] = _reason(error)
-                jobs[i] = None  # with its copy of the image
+            for name, paths in parts.items():
+                for i, job in enumerate(progress(jobs[name], f"reading {name} images")):
+                    jobs[name][i] = None  # with its copy of the image
+                    try:
+                        picture = job.result()
+                    except Exception as error:  # Pillow raises many kinds for what is no image
+                        unreadable[paths[i]] = _reason(error)
+                        continue
+                    if picture.kind:
+                        deep.append((name, i, picture))
+                    else:
+                        read[name][i] = torch.from_numpy(picture.pixels)
+                    for remark in picture.remarks:
+                        count, first = remarks.get(remark, (0, paths[i]))
+                        remarks[remark] = count + 1, first
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # a file may never answer
-    return images, unreadable
+    white = {**_whites(deep), **white}
+    for name, i, picture in deep:
+        read[name][i] = torch.from_numpy(_to_bytes(picture, white[picture.kind]))
+    return Images(read, unreadable, {kind: white[kind] for kind in white
+                                     if kind in {picture.kind for *_, picture in deep}}, remarks)
+
+
+def decode(path, size, white=None):
+    """An image file -> uint8 array, size x size x 3: turned as its EXIF says, the shorter side
+    scaled, the centre cut out, transparency laid on white. white: see `Images`; 65,535 by default.
+    """
+    with _own_limits:
+        picture = read_image(path, size)
+    if not picture.kind:
+        return picture.pixels
+    known = {**_whites([("", 0, picture)]), "integer": 65535.0, **(white or {})}
+    return _to_bytes(picture, known[picture.kind])
 
 
 def _reason(error):
@@ -136,78 +128,196 @@ def _reason(error):
     return getattr(error, "strerror", None) or str(error) or repr(error)
 
 
-def decode(path, size):
-    """An image file -> uint8 array, size x size x 3: the shorter side scaled, the centre cut out,
-    transparency laid on white."""
+def _whites(deep):
+    """{kind: value of white} for deep pixels: the least of WHITES that none is above."""
+    largest = {}
+    for *_, picture in deep:
+        largest[picture.kind] = max(largest.get(picture.kind, 0), picture.largest)
+    return {kind: next((white for white in WHITES[kind == "integer":] if value <= white), value)
+            for kind, value in largest.items()}
+
+
+def _to_bytes(picture, white):
+    # A hair above, since resizing leaves 254.9999 of 255.
+    grey = (picture.pixels * (255 / white) + 0.01).clip(0, 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def describe(images):
+    """Lines on how images were read that are not as usual."""
+    lines = [f"Note: {counted(count, 'image')} with {remark}; the first is {first}"
+             for remark, (count, first) in images.remarks.items()]
+    for kind, white in images.white.items():
+        name = "16- or 32-bit pixels" if kind == "integer" else "floating-point pixels"
+        lines.append(f"Note: {name} are read as 0 = black to {white:,.10g} = white, in all images")
+    return lines
+
+
+# ------------------------------------------------------------------------------------- one image
+
+
+class Picture(NamedTuple):
+    """An image of the wanted size. pixels: uint8, size x size x 3; or of deep ones, of a `kind`,
+    float32, size x size, and `largest` is their largest value. remarks: what was done with it."""
+    pixels: np.ndarray
+    remarks: list
+    kind: str = None
+    largest: float = 0.0
+
+
+class _OwnLimits:
+    """Pillow warns of large images, and refuses larger ones, by their pixels; `_require_bounded`
+    counts bytes instead. Its own bound comes back when no thread reads images any more."""
+
+    def __init__(self):
+        self.lock, self.users = threading.Lock(), 0
+
+    def __enter__(self):
+        with self.lock:
+            if not self.users:
+                self.most, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+                self.quiet = warnings.catch_warnings()
+                self.quiet.__enter__()
+                warnings.simplefilter("ignore")
+            self.users += 1
+
+    def __exit__(self, *_):
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                self.quiet.__exit__()
+                Image.MAX_IMAGE_PIXELS = self.most
+
+
+_own_limits, _large = _OwnLimits(), threading.Lock()  # for all threads
+
+
+def read_image(path, size):
+    """The Picture of a file. Raises what Pillow raises where it cannot be read."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError("it is no file")
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith(("I", "F")):  # deep pixels, which convert("RGB") would clip
-            grey = np.asarray(image, dtype=np.float32)
-            factor = 1 / 257 if image.mode.startswith("I;16") or grey.max() > 255 else 1
-            if image.mode == "F" and grey.max() <= 1:
-                factor = 255
-            image = Image.fromarray((grey * factor).clip(0, 255).astype(np.uint8))
-        elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        return np.array(ImageOps.fit(image.convert("RGB"), (size, size),
-                                     Image.Resampling.BILINEAR))
-
-
-def read_or_recall(root, parts, size):
-    """{part: (images, {path: reason})}, see `read_images`, of {part: files} of a data set.
-
-    Many images are decoded only once: they are kept in the user's cache folder, and taken from
-    there as long as no file's name, size or time has changed.
-    """
-    if sum(map(len, parts.values())) < CACHE_FROM:
-        return {part: read_images(files, size, part) for part, files in parts.items()}
-    key = repr((1, PIL.__version__, size, {part: [(file, *_stamp(file)) for file in files]
-                                           for part, files in parts.items()}))
-    key = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
-    # "~" stays where there is no home: a folder of that name must not come into being.
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(os.devnull if home.startswith("~") else home) / "orthoreg"
-    path = folder / f"{seed_of(str(root.resolve()), size):016x}.pt"
-    with suppress(Exception):  # not there, or of no use
-        content = torch.load(path, weights_only=True, mmap=True)
-        if content["key"] == key:
-            return content["decoded"]
-    decoded = {part: read_images(files, size, part) for part, files in parts.items()}
-    half = path.with_suffix(f".{os.getpid()}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(half, "wb") as file:
-            torch.save({"key": key, "decoded": decoded}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(half, path)
-    except (OSError, RuntimeError):
-        print(f"The decoded images could not be kept in {folder}; the next run decodes them again")
-    finally:
-        with suppress(OSError):
-            half.unlink()
-    return decoded
+        return _read(path, size, [])
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception:
+        content = _only_pixels(path)
+        if content is None:
+            raise
+        with suppress(Exception):
+            return _read(content, size, ["texts or colour profiles that are damaged or too long, "
+                                         "read without them"])
+        raise
 
 
-def _stamp(file):
+def _only_pixels(path):
+    """A PNG without its texts, profiles and dates; None where the file is none, or is cut short."""
+    with open(path, "rb") as file:
+        content = file.read()
+    if not content.startswith(MAGIC[0]):
+        return None
+    kept, place = [MAGIC[0]], 8
+    while place + 12 <= len(content):
+        length, = struct.unpack(">I", content[place:place + 4])
+        if content[place + 4:place + 8] in PIXELS:
+            kept.append(content[place:place + 12 + length])
+        place += 12 + length
+    return io.BytesIO(b"".join(kept))
+
+
+def _read(file, size, remarks):
+    with Image.open(file, formats=formats()[0]) as image:
+        if _bytes_of(image) > LARGE:
+            if image.format in ("JPEG", "MPO"):
+                image.draft(None, (2 * size, 2 * size))  # a half, a quarter or an eighth
+            _require_bounded(image)
+            with _large if _bytes_of(image) > LARGE else nullcontext():
+                return _picture(image, size, remarks)
+        return _picture(image, size, remarks)
+
+
+def _bytes_of(image):
+    """How many bytes an image takes when it is decoded."""
+    wide = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
+    return image.width * image.height * wide
+
+
+def _require_bounded(image):
+    if _bytes_of(image) > LARGEST:
+        raise ValueError(f"its {image.width:,} x {image.height:,} pixels take "
+                         f"{_bytes_of(image) / 1e9:.1f} GB when decoded, and "
+                         f"{LARGEST / 1e9:.0f} GB is the most: scale it down")
+
+
+def _picture(image, size, remarks):
+    with suppress(Exception):
+        if getattr(image, "is_animated", False):
+            remarks.append("several frames or pages, of which the first was read")
+    image.load()
+    image = _turned(image, remarks)
+    if image.mode.startswith(("I", "F")):
+        return _deep_picture(image, size, remarks)
+    if image.mode == "LAB":
+        image = ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"),
+                                          ImageCms.createProfile("sRGB"), outputMode="RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = _on_white(image, remarks)
+    if image.mode != "L":  # one band is resized as three are
+        image = image.convert("RGB")
+    image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return Picture(np.array(image.convert("RGB")), remarks)
+
+
+def _turned(image, remarks):
     try:
-        status = os.stat(file)
-    except OSError:
-        return None, None
-    return status.st_size, status.st_mtime_ns
+        turn = TURNS.get(image.getexif().get(0x0112))
+    except Exception:  # Pillow raises many kinds for EXIF blocks that are damaged
+        remarks.append("a damaged EXIF block, not turned")
+        return image
+    return image.transpose(Image.Transpose[turn]) if turn else image
+
+
+def _on_white(image, remarks):
+    try:
+        layered = image.convert("RGBA")
+    except ValueError:  # a transparent colour that its mode does not know
+        return image
+    *colours, alpha = layered.getextrema()
+    if alpha[1] == 0 and any(low < high for low, high in colours):
+        remarks.append("colours that are transparent everywhere, read without transparency")
+        return layered.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layered)
+
+
+def _deep_picture(image, size, remarks):
+    """Pixels of more than 8 bits, all of them grey."""
+    tags = getattr(image, "tag_v2", {})
+    kind = "float" if image.mode == "F" else "integer"
+    grey = np.asarray(image).astype(np.float32)
+    strange = ~np.isfinite(grey)
+    if strange.any():
+        remarks.append("pixels that are no numbers, read as black")
+        grey[strange] = 0
+    if (grey < 0).any():
+        remarks.append("negative pixels, read as black")
+    if tags.get(262) == 0:  # PhotometricInterpretation: 0 is white
+        if kind == "integer" and tags.get(258, (0,))[0] == 16:
+            grey = 65535 - grey
+        else:
+            remarks.append("0 for white, read as black")
+    grey = grey.clip(0)
+    fitted = ImageOps.fit(Image.fromarray(grey), (size, size), Image.Resampling.BILINEAR)
+    return Picture(np.asarray(fitted), remarks, kind, float(grey.max()))
+
+
+# ----------------------------------------------------------------------------------------- memory
 
 
 def require_memory(count, size):
     """Raise InputError where this machine's memory cannot hold the images."""
-    copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if processes()[1] > 1 else 1
-    needed = copies * count * size ** 2 * 3
-    with suppress(AttributeError, OSError, ValueError):  # not every system tells
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if needed > 0.8 * memory:
-            raise InputError(
-                f"{count:,} images of {size} x {size} need {needed / 1e9:.1f} GB, and this machine "
-                f"has {memory / 1e9:.1f} GB; a smaller --image_size needs less")
+    copies = number_in("LOCAL_WORLD_SIZE", "1") if processes()[1] > 1 else 1
+    needed, most = copies * count * size ** 2 * 3, memory()
+    if most and needed > 0.8 * most:
+        raise InputError(
+            f"{count:,} images of {size} x {size} need {needed / 1e9:.1f} GB, and this machine has "
+            f"{most / 1e9:.1f} GB; a smaller --image_size needs less")

@@ -6,6 +6,7 @@ compared (`require_same`); sums over images are made sums over all processes.
 import hashlib
 import json
 import os
+import re
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -19,7 +20,20 @@ def processes():
     """(number of this process, how many there are), as torchrun has started them; else (0, 1)."""
     if not {"MASTER_ADDR", "RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys():
         return 0, 1  # some clusters set some of these for every job
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    number, count, _ = map(number_in, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if number >= count:
+        raise InputError(f"RANK is {number} in the environment, and WORLD_SIZE {count}; RANK must "
+                         "be less")
+    return number, count
+
+
+def number_in(name, default=""):
+    """The number that torchrun has written into the environment. Raises InputError."""
+    value = os.environ.get(name, default)
+    if not re.fullmatch("[0-9]{1,9}", value):
+        raise InputError(f"{name} is {value!r} in the environment, which is no number; torchrun "
+                         "sets it")
+    return int(value)
 
 
 def is_first():
@@ -30,6 +44,7 @@ def is_first():
 def join_processes(device):
     """Meet the processes that torchrun has started beside this one, if there are any."""
     if processes()[1] > 1 and not torch.distributed.is_initialized():
+        number_in("MASTER_PORT")
         torch.distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30),
             device_id=device if device.type == "cuda" else None)

@@ -42,9 +42,31 @@ def print_columns(pairs):
         print("  " + "   ".join(cells[start:start + across]))
 
 
-def counted(count, noun):
-    return f"{count:,} {noun if count == 1 else noun + 's'}"
+def counted(count, noun, plural=None):
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def megabytes(count):
     return f"{count / 1e6:.2f} MB"
+
+
+def shortened(names, most=3):
+    """The first of some names, as a list in words."""
+    names = list(names)
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def one_line(text, word=200, line=1000):
+    """A text that may hold anything as one short line for a terminal: control characters escaped,
+    long words and long lines cut in the middle."""
+    words = [_cut(each, word) for each in text.split()]
+    shown = "".join(letter if letter.isprintable() else
+                    letter.encode("unicode_escape", "surrogatepass").decode()
+                    for letter in " ".join(words))
+    return _cut(shown, line)
+
+
+def _cut(text, most):
+    if len(text) <= most:
+        return text
+    return f"{text[:most // 2]}...({len(text):,} letters)...{text[-most // 4:]}"

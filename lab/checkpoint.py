@@ -5,20 +5,18 @@
 """
 import io
 import json
-import mmap
 import reprlib
-import struct
-import warnings
-import zipfile
-from pathlib import Path
 
 import torch
 
 import pruner
 from common.errors import InputError
 from common.files import to_json, write_atomically
-from config import title_of
+from common.folders import composed
+from common.terminal import shortened
+from config import NORMALIZATIONS, title_of
 from lab.networks import build_network, in_file, same_network
+from lab.reader import is_plain, read_network, read_safely, unwrapped
 from lab.record import Record
 from models import (
     NETWORKS,
@@ -69,20 +67,24 @@ def save_checkpoint(path, model, entries):
 
 
 def load_checkpoint(path, model=None):
-    """Rebuild the network of a checkpoint, of this suite's form or of the published one.
+    """Rebuild the network of a checkpoint: one of this suite, published, or of others.
 
-    model: FILE.py:NAME of a user's own network, which is rebuilt only where it is named here.
+    model: FILE.py:NAME of a user's own network, which is rebuilt only where it is named here; of
+    torchvision's and timm's, what a file holds that says nothing of itself.
 
     A published file is {"net": state dict}, with "cfg" where it is pruned; its residual layers have
-    all filters, and those that are zero are removed here, which leaves the logits as they are.
-    Nothing in the file is run: it is read with weights_only=True. Returns (model, Record), of which
-    a published file fills in what the network itself says.
+    all filters, and those that are zero are removed here, which leaves the logits as they are. So
+    is a state dict of the whole network, wherever it is in a file.
+    Nothing in the file is run. Returns (model, Record), of which a file that is not of this suite
+    fills in what the network itself says.
     Raises InputError where there is no such file or it holds something else.
     """
-    content = read_safely(path)
+    content = read_network(path)
     ours = {"model", "num_classes", "cfg"} <= content.keys()
     try:
-        model = rebuild(content, model) if ours else _rebuild_published(content)
+        model = rebuild(content, model) if ours else (
+            _rebuild_published(content) if model in (None, *NETWORKS)
+            else _rebuild_other(content, model))
         own = {key: value for key, value in network_content(model).items() if key != "net"}
         # Entries of a published file that happen to be called like ours mean something else.
         entries = {key: value for key, value in content.items()
@@ -142,30 +144,46 @@ def misfit_of(key, tensor, wanted):
     words; None where it can."""
     if not isinstance(tensor, torch.Tensor):
         return "is missing"
-    if tensor.shape != wanted.shape:
-        shape, needed = (" x ".join(map(str, each.shape)) or "one number"
-                         for each in (tensor, wanted))
-        return f"is {shape} instead of {needed}"
-    if tensor.layout != torch.strided or tensor.is_meta or (
-            tensor.is_floating_point() != wanted.is_floating_point()) or (
-            tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()):
+    try:
+        if tensor.shape != wanted.shape:
+            shape, needed = (" x ".join(map(str, each.shape)) or "one number"
+                             for each in (tensor, wanted))
+            return f"is {shape} instead of {needed}"
+        plain = tensor.layout == torch.strided and not tensor.is_meta and (
+            tensor.is_floating_point() == wanted.is_floating_point()) and (
+            tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size())
+        values = tensor.to(wanted.dtype) if plain else None
+    except (NotImplementedError, RuntimeError, TypeError):  # nested, quantised ...
+        plain = False
+    if not plain:
         return f"is not a plain tensor of type {wanted.dtype}"
-    if not tensor.to(wanted.dtype).isfinite().all():
+    if not values.isfinite().all():
         return "holds values that are not finite"
-    if key.endswith("running_var") and (tensor < 0).any():
+    if key.endswith("running_var") and (values < 0).any():
         return "holds variances below 0"
     return None
 
 
-def _rebuild_published(content):
-    state = {key.removeprefix("module."): tensor for key, tensor in content["net"].items()}
+def _rebuild_other(content, name):
+    """A whole network of torchvision, timm or a user's own file, whose classes are as many as its
+    last weights have rows."""
+    last = [tensor for tensor in content["net"].values() if getattr(tensor, "ndim", 0) == 2]
+    if not last:
+        raise ValueError("it has no linear layer, whose rows would say how many classes there are")
+    whole = build_network(name, len(last[-1]))
+    return rebuild({"model": name, "num_classes": len(last[-1]), "cfg": widths_of(whole),
+                    "net": unwrapped(content["net"], whole.state_dict().keys())}, own=name)
 
+
+def _rebuild_published(content):
     def weights(keys):
         return {key for key in keys if not key.endswith("num_batches_tracked")}
 
     with torch.device("meta"):
         networks = [build_model(name) for name in NETWORKS]
-    twin = next((n for n in networks if weights(n.state_dict()) == weights(state)), None)
+    states = [unwrapped(content["net"], n.state_dict().keys()) for n in networks]
+    twin, state = next(((n, state) for n, state in zip(networks, states)
+                        if weights(n.state_dict()) == weights(state)), (None, None))
     if twin is None:
         raise ValueError(f"its weights are those of none of {', '.join(NETWORKS)}")
     name = twin.origin.name
@@ -218,97 +236,17 @@ def _without_zeros(model):
     return pruner.prune(model, kept)
 
 
-def read_safely(path):
-    """The dict of a network, its weights under "net", in a file that torch.save wrote. Nothing in
-    it is run: see `read_content`. Raises InputError."""
-    content = read_content(path)
-    if not isinstance(content, dict) or not isinstance(content.get("net"), dict):
-        raise InputError(f"{path} is no checkpoint of a network: it has no weights under net")
-    return content
-
-
-def read_content(path):
-    """What torch.save wrote to a file. Nothing in it is run: tensors, plain values and NumPy's
-    numbers, which are read as Python's, are all that it may hold. Raises InputError."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no checkpoint at {path}")
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_NUMBERS):
-            warnings.simplefilter("ignore")
-            _check_archive(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            _require_bounded(content)
-    except PermissionError as error:
-        raise InputError(f"{path} may not be read: {error.strerror}") from error
-    except Exception as error:  # torch.load documents no closed set of errors
-        raise InputError(f"{path} is not a readable checkpoint: it is damaged, or holds more than "
-                         "tensors and plain values, which would not be safe to load") from error
-    return content
-
-
-def _check_archive(path):
-    """Raise where a record is damaged, which torch.load does not look for, or where a small file
-    would fill the memory: by a packed record, or a bytearray of any size, neither of which
-    torch.save writes, but torch.load accepts."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() or any(record.compress_type != zipfile.ZIP_STORED
-                                        for record in archive.infolist()):
-                raise ValueError("damaged")
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if content.find(b"bytearray") >= 0:
-            raise ValueError("a bytearray")
-
-
-class _Number:
-    """Reads what NumPy wrote as one number: scalar(dtype, its bytes)."""
-    def __new__(cls, kind, content):
-        return struct.unpack(kind.order + _NUMBERS[kind.code], content)[0]
-
-
-class _NumberType:
-    """Reads numpy.dtype("i8"), with its byte order; refuses all that is no number."""
-    def __init__(self, code, *_):
-        if code not in _NUMBERS:
-            raise ValueError(f"{code!r} is no number")
-        self.code, self.order = code, "<"
-
-    def __setstate__(self, state):
-        self.order = ">" if state[1] == ">" else "<"
-
-
-_NUMBERS = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I",
-            "u8": "Q", "f2": "e", "f4": "f", "f8": "d"}
-
-# Stand-ins under the names that NumPy 1 and 2 write into files; none of NumPy's own code is called.
-NUMPY_NUMBERS = [type("dtype", (_NumberType,), {"__module__": "numpy"})] + [
-    type("scalar", (_Number,), {"__module__": f"numpy.{core}.multiarray"})
-    for core in ("core", "_core")]
-
-
-def is_plain(value):
-    """Whether a value is made of what JSON knows."""
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(map(is_plain, value))
-    return value is None or type(value) in (bool, int, float, str)
-
-
-def _require_bounded(value, depth=50, items=2_000_000):
-    """Raise ValueError where a value is nested deeply, or has endlessly many items because it
-    holds the same list again and again. Returns how many more items there may be."""
-    if isinstance(value, (dict, list, tuple)):
-        items -= len(value)
-        if depth == 0 or items < 0:
-            raise ValueError("endless")
-        for item in value.values() if isinstance(value, dict) else value:
-            items = _require_bounded(item, depth - 1, items)
-    return items
-
-
 # ------------------------------------------------------------------------------- what a file holds
+
+
+def record_in(path):
+    """The Record in a file that this suite wrote; None where there is none. No network is built."""
+    try:
+        content = read_safely(path)
+        return Record.read({key: value for key, value in content.items()
+                            if key != "net" and is_plain(value)})
+    except (InputError, ValueError):
+        return None
 
 
 def describe(network, record):
@@ -334,14 +272,28 @@ def check_holds(path, network, record, model=None, pruned=None, num_classes=None
 
 
 def check_data(path, network, record, data):
-    """Raise InputError where a network was trained on other classes or sizes than `data` has."""
+    """Raise InputError where a network was trained on images of other classes, size or
+    normalisation than `data` has. Returns lines on what the file does not say."""
     if len(data.classes) != network.origin.num_classes:
         raise InputError(f"{path} is a network for {network.origin.num_classes} classes; "
                          f"{data.name} has {len(data.classes)}")
-    if list(record.classes or data.classes) != list(data.classes):
-        raise InputError(f"{path} was trained on other classes ({', '.join(record.classes[:3])}, "
-                         f"...) than {data.name} has ({', '.join(data.classes[:3])}, ...)")
+    if list(map(composed, record.classes or data.classes)) != list(map(composed, data.classes)):
+        raise InputError(f"{path} was trained on other classes ({shortened(record.classes)}) than "
+                         f"{data.name} has ({shortened(data.classes)})")
     size = record.image_size or data.image_size
     if size != data.image_size:
         raise InputError(f"{path} was trained on images of {size} x {size}, not "
                          f"{data.image_size} x {data.image_size}; --image_size={size} fits it")
+    normalize = list(record.normalize or data.normalize)
+    if normalize != list(data.normalize):
+        named = next((name for name, values in NORMALIZATIONS.items() if list(values) == normalize),
+                     ",".join(map(str, normalize)))
+        raise InputError(f"{path} was trained on images that were normalised in another way; "
+                         f"--normalize={named} fits it")
+    digits = record.classes is None and all(
+        name.isascii() and name.isdigit() for name in data.classes)
+    if digits and sorted(data.classes) != sorted(data.classes, key=int):
+        return [f"Note: {path} names no classes; the folders of {data.name} are taken as text, in "
+                f"the order {shortened(data.classes, 4)}; where the network's order is that of the "
+                "numbers, rename them to one length (00, 01, ...)"]
+    return []

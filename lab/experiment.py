@@ -1,16 +1,29 @@
 """The flags of main.py, their contradictions, and the names of the files that follow from them."""
+from argparse import ArgumentTypeError
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from common.device import DEVICES
 from common.errors import InputError
-from common.flags import Parser, flag, integer, marked, one_of, positive, rising, switch
+from common.flags import (
+    Parser,
+    flag,
+    integer,
+    location,
+    marked,
+    number,
+    one_of,
+    positive,
+    rising,
+    switch,
+)
 from common.libraries import lazy
 from common.processes import processes
 from config import (
     BUDGETS,
     MODELS,
     MOMENTUM,
+    NORMALIZATIONS,
     PENALTY,
     PENALTY_OF_OTHERS,
     PRESETS,
@@ -31,12 +44,27 @@ ONLY_PRUNED = "only pruned"  # an unpruned control has no such flag
 REPORT_MAY_DIFFER = "report may differ"  # results of one table may differ in it
 
 
+def normalization(text):
+    """An argument type: a name of NORMALIZATIONS, or six numbers."""
+    if text.lower() in NORMALIZATIONS:
+        return text.lower()
+    values = tuple(map(number, text.strip("[]() ").split(",")))
+    if len(values) != 6 or not all(abs(v) < 1e3 for v in values) or min(values[3:]) < 1e-3:
+        raise ArgumentTypeError(f"{text!r} is none of {', '.join(NORMALIZATIONS)}, nor six numbers "
+                                "(three means, three standard deviations, of pixels from 0 to 1)")
+    return values
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One command line, checked: the value of every flag."""
     data_path: str = flag(
         "data", "CIFAR100", "CIFAR100, CIFAR10, digits (a quick start without a download), or a "
-        "folder with train/ and test/, one folder of images per class in each", metavar="DATA",
+        "folder with train/ and test/ or val/, one folder of images per class in each",
+        type=location, metavar="DATA", marks=[RESUME_IGNORES])
+    test_percent: int = flag(
+        "data", 0, "for a folder without test images: percent of each class's images that are the "
+        "test images, the same ones in every run", type=integer(0, 90), metavar="N",
         marks=[CONTROL_MAY_DIFFER])
     image_size: int = flag(
         "data", 32, "height and width in pixels that images are brought to", type=integer(1, 1024),
@@ -45,16 +73,22 @@ class Experiment:
                                    marks=[CONTROL_MAY_DIFFER])
     val_percent: int = flag(
         "data", 0, "percent of the training images to hold out: the best epoch is then chosen on "
-        "them, and the test images are used once, at the end", type=integer(0, 50), metavar="N")
+        "them, as on those in val/ where there is test/ too, and the test images are used once, at "
+        "the end", type=integer(0, 50), metavar="N")
     num_classes: int = flag(
         "data", None, "stop if the data has another number of classes", shown="from the data",
         type=integer(2), metavar="N", marks=[CONTROL_MAY_DIFFER, REPORT_MAY_DIFFER])
+    normalize: tuple = flag(
+        "data", "half", "what pixels from 0 to 1 are normalised with: half (to -1..1), cifar or "
+        "imagenet (the means and standard deviations of these images; imagenet for weights of "
+        "torchvision and timm), or six numbers, the means and then the standard deviations of red, "
+        "green and blue", type=normalization, metavar="NAME|LIST")
 
     model: str = flag(
         "training", "vgg", "the network: " + ", ".join(f"{k} ({v})" for k, v in MODELS.items())
         + "; one of torchvision's by its name there (resnet50), of timm's as timm:NAME, or your "
-        "own as FILE.py:NAME, which is called with num_classes", "-m", metavar="NAME",
-        marks=[REPORT_MAY_DIFFER])
+        "own as FILE.py:NAME, which is called with num_classes", "-m", type=location,
+        metavar="NAME", marks=[REPORT_MAY_DIFFER])
     width: float = flag(
         "training", 1.0, "multiplies the widths of the unpruned network, one of the first four",
         type=positive(4), metavar="FACTOR", marks=[REPORT_MAY_DIFFER])
@@ -72,7 +106,8 @@ class Experiment:
         metavar="N")
     init: str = flag(
         "training", None, "begin with the weights in this file, as far as they fit: a network of "
-        "this suite, a published one, or torchvision's", shown="fresh weights", metavar="FILE",
+        "this suite, a published one, or torchvision's", shown="fresh weights", type=location,
+        metavar="FILE",
         marks=[CONTROL_MAY_DIFFER])
     seed: int = flag("training", 0, "seed of all random choices", type=integer(0), metavar="N",
                      marks=[REPORT_MAY_DIFFER])
@@ -140,7 +175,7 @@ class Experiment:
         metavar="{unpruned,scratch,False}", marks=[CONTROL_MAY_DIFFER, REPORT_MAY_DIFFER])
 
     out: str = flag("output", ".", "the folder in which pretrained/ and pruned_nets/ are",
-                    metavar="FOLDER", marks=[RESUME_IGNORES])
+                    type=location, metavar="FOLDER", marks=[RESUME_IGNORES])
     tensorboard: bool = switch("output", "write TensorBoard's files beside the result",
                                marks=[RESUME_IGNORES])
     print_config: bool = switch(
@@ -163,6 +198,12 @@ class Experiment:
     def identity(self):
         """The flags that make two runs the same."""
         return {name: value for name, value in asdict(self).items() if name in DEFAULTS}
+
+    @property
+    def images(self):
+        """The arguments of `data.load_data`."""
+        return (self.data_path, self.image_size, self.skip_bad_images, self.test_percent,
+                self.normalize)
 
     @property
     def estimator(self):
@@ -218,12 +259,18 @@ DEFAULTS = {each.name: each.default for each in fields(Experiment)
             if RESUME_IGNORES not in each.metadata["marks"]}
 
 
+def comparable(flags):
+    """The flags of a file, which an older version may have written, as `identity` has them."""
+    return {**DEFAULTS, **{name: value for name, value in flags.items()
+                           if name not in marked(Experiment, RESUME_IGNORES)}}
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A command line that runs many experiments."""
     sweep: str = flag(
         "comparison", None, "run all experiments of a JSON file, or of an entry of SWEEPS in "
-        f"config.py: {', '.join(SWEEPS)}", shown="none", metavar="FILE")
+        f"config.py: {', '.join(SWEEPS)}", shown="none", type=location, metavar="FILE")
     jobs: int = flag(
         "comparison", 1, "how many experiments of a sweep at once; with several GPUs each gets one",
         type=integer(1, 1000), metavar="N")

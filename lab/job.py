@@ -19,14 +19,17 @@ from common.processes import (
 from common.terminal import counted
 from config import MOMENTUM, penalty_of, title_of
 from data import load_data
-from lab.checkpoint import checkpoint_bytes, load_checkpoint
-from lab.experiment import DEFAULTS
+from lab.checkpoint import checkpoint_bytes, load_checkpoint, record_in
+from lab.experiment import comparable
 from lab.measure import measured
+from lab.networks import build_network
 from lab.plan import Plan, Recording, recording_of
 from lab.record import JOBS, Record
 from lab.resume import State, read_resume_file, write_resume_file
 from lab.tables import accuracy_text, budget_text
+from lab.weights import initialise
 from lab.writers import Console, Csv, TensorBoard
+from train import EarlyBird
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 FEW_STEPS = 10  # in an epoch
@@ -51,8 +54,10 @@ class Job(Plan):
         self.writers = [Console(flags.eb_epsilon), Csv()]
         if flags.tensorboard:
             self.writers.append(TensorBoard(self.recording.resume_file.with_suffix(".tensorboard")))
+        if flags.init:  # before images are read, and much is said
+            initialise(build_network(flags.model, 2, flags.width), flags.init, ())
         with first_alone():  # it may have to download them
-            data = data or load_data(flags.data_path, flags.image_size, flags.skip_bad_images)
+            data = data or load_data(*flags.images)
         self.data = data.hold_out(flags.val_percent, flags.seed)
         self.init = digest_of(flags.init) if flags.init else None
         self._check()
@@ -63,9 +68,7 @@ class Job(Plan):
     def _check(self):
         """Raise InputError where the flags do not fit the data, before any training."""
         flags, data = self.flags, self.data
-        if flags.num_classes not in (None, len(data.classes)):
-            raise InputError(f"--num_classes={flags.num_classes}, but {flags.data_path} has "
-                             f"{len(data.classes)} classes")
+        check_classes(flags, len(data.classes))
         self.importance_batches(1, flags.imp_samples)
         if flags.eb_detect:
             self.importance_batches(1, flags.eb_samples)
@@ -113,7 +116,9 @@ class Job(Plan):
             if as_first(self.flags.resume and self._say_if_finished()):
                 return None
             self.kept = self.network is not None
+            notes = self._replaced()
             self._introduce()
+            print("".join(f"  {note}\n" for note in notes), end="")
             self.data = self.data.to(self.device)
             if self.kept:
                 self._take_up()
@@ -133,6 +138,25 @@ class Job(Plan):
         for writer in self.writers:
             writer.check_writable()
 
+    def _replaced(self):
+        """Lines on files that will be replaced, and are of other images. Raises InputError where
+        these are of another place: they may be another data set of the same name."""
+        notes, flags = [], self.flags
+        for path in self.outputs if not self.kept else ():
+            record = record_in(path)
+            if record is None or record.fingerprint in (None, self.data.fingerprint):
+                continue
+            place, prepared = record.data_path, ("image_size", "val_percent", "test_percent")
+            if place is None or same_place(place, flags.data_path) or any(
+                    record.flag(name) != getattr(flags, name) for name in prepared):
+                notes.append(f"Note: {path}, which will be replaced, was trained on other images, "
+                             "or on the same ones prepared in another way")
+            else:
+                raise InputError(f"{path} would be replaced, and was trained on the images of "
+                                 f"{place}, which are others; another --out, or another name of "
+                                 "the folder, keeps both")
+        return notes
+
     def _hold(self, stack):
         """Lock the job's files; what is to be done is looked up when nobody else can change it."""
         while True:
@@ -151,7 +175,7 @@ class Job(Plan):
         """How the job begins, or has begun by the resume file that it goes on from."""
         found = self.flags.resume and self.resume_file.is_file()
         if found:
-            self.network, self.state = read_resume_file(self.resume_file, self.identity, DEFAULTS)
+            self.network, self.state = read_resume_file(self.resume_file, self.identity)
             recording_of(self.flags, self.drive, self.resume_file, self.state.begin,
                          self.state.done)
         require_same("the resume file", found and [self.state.begin, self.state.done, [
@@ -222,6 +246,7 @@ class Job(Plan):
             device += f", in each of {processes()[1]} processes"
         print(f"{title_of(flags.model)}, {JOBS[flags.job]} job: {goal}\n"
               f"  data    {data.name}: {images}\n"
+              + "".join(f"    {note}\n" for note in data.notes) +
               f"  device  {device}\n"
               f"  recipe  preset {flags.preset}, {flags.optimizer}, batch {flags.batch_size} "
               f"({counted(steps, 'step')} in an epoch), seed {flags.seed}")
@@ -233,6 +258,9 @@ class Job(Plan):
                           f"{advice}, too")
             print(f"  Note: an epoch has only {counted(steps, 'step')}, too few to learn much "
                   f"from; {advice}")
+        if flags.eb_detect and len(self.recipe("base").rates(flags.optimizer)) <= EarlyBird.older:
+            print(f"  Note: --eb_detect needs {EarlyBird.older + 1} epochs or more, and preset "
+                  f"{flags.preset} has fewer: no ticket can be found, and none is looked for")
         self._say_if_resumed()
 
     def _say_if_resumed(self):
@@ -268,7 +296,7 @@ class Job(Plan):
         if self.resume_file.is_file() or not path.is_file():
             return None
         entries = load_checkpoint(path, self.flags.model)[1].plain()
-        entries["flags"] = {**DEFAULTS, **entries.get("flags", {})}
+        entries["flags"] = comparable(entries.get("flags", {}))
         same = to_json({key: entries.get(key) for key in self.identity}) == to_json(self.identity)
         return entries["accuracy"]["best"] if same and "accuracy" in entries else None
 
@@ -280,6 +308,17 @@ class Job(Plan):
         return bool(accuracy)
 
 
+def check_classes(flags, count):
+    if flags.num_classes not in (None, count):
+        raise InputError(f"--num_classes={flags.num_classes}, but {flags.data_path} has {count} "
+                         "classes")
+
+
+def same_place(one, other):
+    """Whether two values of --data_path name one place."""
+    return one == other or os.path.realpath(one) == os.path.realpath(other)
+
+
 def save_network(job, phase, number=0):
     """The step that writes a network's checkpoint, .csv and, of a pruned network, .json."""
     state, flags, path = job.state, job.flags, job.file(phase, number)
@@ -288,7 +327,8 @@ def save_network(job, phase, number=0):
         **{"init" if key == "content of --init" else key: value
            for key, value in job.identity.items()},
         data=job.data.name, data_path=flags.data_path, classes=list(job.data.classes),
-        image_size=job.data.image_size, seed=flags.seed, job=flags.job, penalised=phase == "ortho",
+        image_size=job.data.image_size, normalize=list(job.data.normalize),
+        white=job.data.white or None, seed=flags.seed, job=flags.job, penalised=phase == "ortho",
         training=job.settings(*state.trained),
         accuracy={name: getattr(training, name) for name in ("best", "last", "chosen_on")},
         environment=environment(job.device),

@@ -26,6 +26,8 @@ class _Top1(TypedDict):
 class Figures(_Top1, total=False):
     """A network measured on images."""
     top5: float  # where there are more than 5 classes
+    balanced: float  # mean of the classes' accuracies, where classes are uneven
+    unanswered: int  # classes that the network never answers, where there are any
     loss: float | None  # mean cross-entropy
     epoch: int  # after which it was measured
     validation: dict[str, float | None]  # the same figures on the validation images
@@ -107,6 +109,8 @@ class Record:
     data_path: str = None
     classes: list[str] = None
     image_size: int = None  # pixels, height and width
+    normalize: list[float] = None  # means and standard deviations of red, green, blue from 0 to 1
+    white: dict[str, float] = None  # kind of deep pixels -> the value that became white
     seed: int = None
     job: str = None  # a key of JOBS
     penalised: bool = None  # whether its last training had the penalty

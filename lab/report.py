@@ -1,5 +1,6 @@
 """The results below a folder, compared: report.md and its plots."""
 import json
+import os
 import statistics
 from pathlib import Path
 
@@ -12,12 +13,27 @@ from lab.experiment import REPORT_MAY_DIFFER, Experiment
 from lab.record import GROUPS_IN, JOBS, UNPRUNED, grouped, networks_of, read_result
 from lab.tables import budget_text
 
+MOST = 200_000  # files and folders that are looked at; a comparison has hundreds
+
+
+def files_below(folder, suffix, most):
+    """The files below a folder whose names end so, sorted; links are not followed. Raises
+    InputError where it holds more than `most` files and folders."""
+    found, count = [], 0
+    for place, folders, names in os.walk(folder):
+        count += len(folders) + len(names)
+        if count > most:
+            raise InputError(f"--report={folder} holds more than {most:,} files; name the folder "
+                             "that the results are in")
+        found += [Path(place) / name for name in names if name.endswith(suffix)]
+    return sorted(found)
+
 
 def read_results(folder):
     """([(Record, folder of its run)] of all .json files below a folder that main.py wrote, the
     files left out)."""
     results, others = [], []
-    for path in sorted(Path(folder).rglob("*.json")):
+    for path in files_below(folder, ".json", MOST):
         if GROUPS_IN in path.name:
             continue
         try:
@@ -38,6 +54,7 @@ def write_report(folder):
     """
     if not Path(folder).is_dir():
         raise InputError(f"--report={folder} is no folder")
+    print(f"Reading the results below {folder}", flush=True)
     results, others = read_results(folder)
     if not results:
         raise InputError(f"--report={folder}: no results below it; main.py writes a .json beside "
@@ -108,9 +125,13 @@ def describe_section(records):
 def _unlike(records):
     """Flags in which results differ that should not."""
     may_differ = marked(Experiment, REPORT_MAY_DIFFER)
-    return [name for name in records[0].flags if name not in may_differ and len(
+    unlike = [name for name in records[0].flags if name not in may_differ and len(
         {json.dumps(r.flags[name]) for r in records if name in r.flags
          and not (name.startswith("eb_") and r.control)}) > 1]
+    # What is held out for validation depends on the seed.
+    alike = grouped(records, lambda r: r.flag("seed"))
+    return unlike or ["data_path" for group in alike.values()
+                      if len({r.fingerprint for r in group}) > 1][:1]
 
 
 def _unpruned_line(network, records):

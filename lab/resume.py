@@ -9,7 +9,9 @@ import torch
 from common.errors import InputError
 from common.files import to_json, write_atomically
 from common.schema import check, check_fields
-from lab.checkpoint import NOT_AS_WRITTEN, is_plain, network_content, read_safely, rebuild, to_bytes
+from lab.checkpoint import NOT_AS_WRITTEN, network_content, rebuild, to_bytes
+from lab.experiment import comparable
+from lab.reader import is_plain, read_safely
 from lab.record import Epoch, Figures, Pruning, Record
 from models import filter_groups, load_weights
 from train import Training, epoch_sums
@@ -46,17 +48,16 @@ def write_resume_file(path, network, state, identity):
                                       "state": stored})})
 
 
-def read_resume_file(path, identity, defaults=None):
+def read_resume_file(path, identity):
     """(network on the CPU, State) of a resume file; the random generators go on from theirs.
 
-    defaults: of the flags, of which the file may not know the newest.
     Raises InputError where it is damaged, or of another command: then it names the difference.
     """
     content = read_safely(path)
     try:
         if not all(is_plain(content.get(key)) for key in identity):
             raise TypeError("what identifies the command is not plain")
-        content["flags"] = {**(defaults or {}), **content["flags"]}
+        content["flags"] = comparable(content["flags"])
         change = next(filter(None, (_difference(content.get(key), now, _SPOKEN.get(key, key))
                                     for key, now in identity.items())), None)
         if change:

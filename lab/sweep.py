@@ -17,6 +17,7 @@ import torch
 from common.command import uninterrupted
 from common.errors import InputError
 from common.flags import marked
+from common.machine import cores
 from common.terminal import counted
 from config import SWEEPS
 from data import load_data
@@ -34,6 +35,8 @@ def read_sweep(name):
     """
     settings = SWEEPS.get(name)
     if settings is None:
+        if os.path.exists(name) and not os.path.isfile(name):
+            raise InputError(f"--sweep={name} is no file")
         try:
             settings = json.loads(Path(name).read_text(), object_pairs_hook=_without_twins)
         except (OSError, ValueError, RecursionError) as error:
@@ -131,6 +134,21 @@ def run(sweep, make_job):
     _Comparison(cells, runs, sweep.jobs, make_job).run()
 
 
+def check_outputs(runs, outputs):
+    """Raise InputError where two runs would write the same file. outputs: the files of each."""
+    writers = {}  # path -> the first run that writes it
+    for cell, paths in zip(runs, outputs):
+        for path in paths:
+            other = writers.setdefault(path, cell)
+            if other != cell:
+                values = "; ".join(
+                    f"{key}: {other.get(key)} and {cell.get(key)}"
+                    for key in {**cell, **other} if cell.get(key) != other.get(key))
+                raise InputError(f"two cells of the sweep would write {path}. They differ only in "
+                                 f"what file names do not show ({values}): put them into two "
+                                 'sweeps, each with its own "out"')
+
+
 class _Comparison:
     """A sweep under way. Runs are known by their numbers in `runs`."""
 
@@ -146,14 +164,14 @@ class _Comparison:
     def prepare(self, number):
         argv = command_of(self.runs[number])
         flags = parse(argv)
-        return self.make_job(argv, self.load(flags.data_path, flags.image_size,
-                                             flags.skip_bad_images))
+        return self.make_job(argv, self.load(*flags.images))
 
     def needs(self, number):
         return [self.runs.index(needed) for needed in needs_of(self.runs[number])]
 
     def run(self):
-        self._check_outputs()
+        check_outputs(self.runs, [self.prepare(number).outputs
+                                  for number in range(len(self.runs))])
         cells = [cell for cell in self.runs if cell in self.cells]
         others = counted(len(self.runs) - len(cells), "network")
         runs = counted(len(self.runs), "run")
@@ -184,20 +202,6 @@ class _Comparison:
             raise InputError(f"{len(self.failed)} of {len(self.runs)} runs failed: "
                              f"{', '.join(self.failed.values())}; the .log files beside their "
                              "results say why")
-
-    def _check_outputs(self):
-        """Look at all runs before the first. Raises InputError where two write the same file."""
-        writers = {}  # path -> number of the run
-        for number, cell in enumerate(self.runs):
-            for path in self.prepare(number).outputs:
-                other = self.runs[writers.setdefault(path, number)]
-                if other != cell:
-                    values = "; ".join(
-                        f"{key}: {other.get(key)} and {cell.get(key)}"
-                        for key in {**cell, **other} if cell.get(key) != other.get(key))
-                    raise InputError(f"two cells of the sweep would write {path}. They differ only "
-                                     f"in what file names do not show ({values}): put them into "
-                                     'two sweeps, each with its own "out"')
 
     def name(self, number, job):
         cell, path = self.runs[number], job.outputs[-1].with_suffix("")
@@ -235,7 +239,7 @@ class _Comparison:
             visible = visible.split(",")
             environment["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
         if self.at_once > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // self.at_once)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self.at_once)))
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(log, "a") as output:

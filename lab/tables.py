@@ -12,7 +12,12 @@ LATENCY_BATCHES = 1, 32, 128
 
 def accuracy_text(figures):
     text = f"top-1 {figures['top1']:.2f}%"
-    return f"{text}, top-5 {figures['top5']:.2f}%" if "top5" in figures else text
+    for key, name in (("top5", "top-5"), ("balanced", "balanced")):
+        if key in figures:
+            text += f", {name} {figures[key]:.2f}%"
+    if "unanswered" in figures:
+        text += f"; {counted(figures['unanswered'], 'class', 'classes')} never answered"
+    return text
 
 
 def budget_text(budget):
@@ -96,7 +101,8 @@ def print_summary(records):
         return [name] + [text(record) for record in records]
 
     def accuracy(epoch, key="top1"):
-        return lambda r: f"{r.accuracy[epoch][key]:.2f}%" if epoch in r.accuracy else ""
+        return lambda r: (f"{r.accuracy[epoch][key]:.2f}%" if key in r.accuracy.get(epoch, ())
+                          else "")
 
     def relative(key):
         def text(r):
@@ -107,6 +113,11 @@ def print_summary(records):
     def percent(name):
         return lambda r: "" if r is base else f"{getattr(r, name):.2f}%"
 
+    def epochs(r):
+        if r.control == "scratch":
+            return str(len(r.epochs))
+        return str(sum(len(each.epochs) for each in records[:records.index(r) + 1]))
+
     def after_pruning(r):
         return "" if r.after_pruning is None else f"{r.after_pruning:.2f}%"
 
@@ -116,10 +127,13 @@ def print_summary(records):
                  row("percent removed", percent("achieved"))]
     rows += [row("test accuracy, best epoch", accuracy("best")),
              row("test accuracy, last epoch", accuracy("last"))]
-    if "top5" in base.accuracy["best"]:
-        rows.append(row("top-5 accuracy, best epoch", accuracy("best", "top5")))
+    for key, name in (("top5", "top-5"), ("balanced", "balanced")):
+        if any(key in record.accuracy["best"] for record in records):
+            rows.append(row(f"{name} accuracy, best epoch", accuracy("best", key)))
     if any(map(after_pruning, records)):
         rows.append(row("accuracy right after pruning", after_pruning))
+    if len(records) > 1 and base.epochs:
+        rows.append(row("epochs of training, in all", epochs))
     rows += [row("filters", relative("filters")), row("parameters", relative("parameters")),
              row("MACs (multiply-adds)", relative("macs")), row("FLOPs", relative("flops")),
              row("file size", lambda r: megabytes(r.compression["file_bytes"])),
@@ -147,6 +161,10 @@ def _print_notes(records):
     else:
         print(f"  The best epoch was chosen on the {last.chosen_on} images." if
               last.chosen_on != "ticket" else "  The network is that of the ticket's epoch.")
+    for record in records:
+        if unanswered := record.accuracy["best"].get("unanswered"):
+            print(f"  The {_title(record)} network never answers "
+                  f"{counted(unanswered, 'class', 'classes')} of {record.num_classes}.")
     after = sum(len(record.epochs) for record in records[1:])
     if base.epochs and after and not last.control:
         print(f"  The pruned network was trained {counted(after, 'epoch')} longer than the "

@@ -5,25 +5,30 @@ import re
 import torch
 
 from common.errors import InputError
-from common.libraries import lazy, need
-from common.terminal import counted
+from common.folders import composed
+from common.terminal import counted, shortened
 from config import MODELS, title_of
-from lab.checkpoint import misfit_of, read_content
+from lab.checkpoint import misfit_of
+from lab.reader import read_network, unwrapped
 from models import dense_widths, load_weights
 
-safetensors, safetensors_torch = lazy("safetensors"), lazy("safetensors.torch")  # optional
 
-
-def initialise(model, path):
+def initialise(model, path, classes=None):
     """Give `model`, in place, the weights of a file, layer by layer, whatever wrote them.
 
-    The file is a state dict, or a dict that has one under "net", "state_dict" or "model", or a
-    .safetensors file; its names are this suite's, the published ones, or torchvision's. What stays
-    fresh: a classifier for other classes, torchvision's 7 x 7 stem with its BatchNorm, and
-    BatchNorms that stand elsewhere (torchvision's VGG has them before the ReLU).
+    The file is a state dict, bare or wrapped (see lab/reader.py); its names are this suite's, the
+    published ones, or torchvision's. What stays fresh: a classifier for other classes, and
+    torchvision's 7 x 7 stem with its BatchNorm. BatchNorms that stand elsewhere, as in its VGG, are
+    folded into the convolutions before them. classes: the names of the
+    model's; the classifier of a file with other names stays fresh.
     Returns lines that say so. Raises InputError where another convolution does not fit.
     """
-    state, taken, fresh = _our_names(read_weights(path), model), {}, {}
+    content = read_network(path)
+    try:
+        state = unwrapped(content["net"], model.state_dict().keys())
+    except ValueError as error:
+        raise InputError(f"--init={path}: {error}") from error
+    (state, folded), taken, fresh = _our_names(state, model), {}, {}
     layers = {name: module for name, module in model.named_modules() if module._parameters}
     stem, stem_norm, *_, head = layers
     for name, module in layers.items():
@@ -31,6 +36,8 @@ def initialise(model, path):
                if part != "num_batches_tracked"}
         misfits = {key: misfit for key, tensor in own.items()
                    if (misfit := misfit_of(key, state.get(key), tensor))}
+        if name == head and not misfits and _others(content.get("classes"), classes):
+            misfits = {name: f"is for other classes ({shortened(content['classes'])})"}
         # Statistics of a stem that stays fresh are of no use.
         if not misfits and not (name == stem_norm and stem in fresh):
             taken |= {key: state[key] for key in own}
@@ -42,8 +49,15 @@ def initialise(model, path):
     load_weights(model, taken, strict=False)
     share = sum(map(torch.Tensor.numel, taken.values())) / sum(
         tensor.numel() for tensor in model.state_dict().values() if tensor.is_floating_point())
-    return [f"from {path}: {math.floor(1000 * share) / 10}% of the weights",
-            *_fresh_lines(fresh, layers, {stem: "first convolution", head: "classifier"})]
+    titles = {stem: "first convolution", head: "classifier"}
+    return [f"from {path}: {math.floor(1000 * share) / 10}% of the weights", *folded,
+            *_fresh_lines(fresh, layers, bool(folded), titles)]
+
+
+def _others(theirs, ours):
+    """Whether the classes of a file are known to be others than those of the data."""
+    return isinstance(theirs, (list, tuple)) and ours is not None and list(
+        map(composed, map(str, theirs))) != list(map(composed, ours))
 
 
 def _why(name, misfits, model):
@@ -53,56 +67,52 @@ def _why(name, misfits, model):
     return f"{key} {misfit} (--width={model.origin.width:g})"
 
 
-def _fresh_lines(fresh, layers, titles):
+def _fresh_lines(fresh, layers, folded, titles):
     lines = []
     for name, title in titles.items():
         if name in fresh:
             key, misfit = next(iter(fresh[name].items()))
             lines.append(f"fresh: the {title} {name}, since {key} {misfit}")
     norms = [name for name in fresh if isinstance(layers[name], torch.nn.BatchNorm2d)]
-    if norms:
+    if norms and not folded:  # else they leave what the convolutions give as it is
         lines.append(f"fresh: {counted(len(norms), 'BatchNorm')} ({', '.join(norms)}), so the "
                      "network does not compute what the file's does before it is trained")
     return lines
 
 
-def read_weights(path):
-    """{name: tensor} of a state dict in a file. Raises InputError."""
-    if str(path).endswith(".safetensors"):
-        return _read_safetensors(path)
-    content = read_content(path)
-    for key in ("net", "state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not any(
-            isinstance(value, torch.Tensor) for value in content.values()):
-        raise InputError(f"{path} holds no state dict")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
-
-
 def _our_names(state, model):
-    """A state dict under the names that `model` has for the same layers."""
+    """(a state dict under the names that `model` has for the same layers, lines on what was done to
+    its weights)."""
     if model.origin.name not in MODELS:
-        return state
+        return state, []
     renamed = {}
     for key, tensor in state.items():
         key = key.replace(".downsample.", ".shortcut.")
         renamed["linear" + key[2:] if key.startswith("fc.") else key] = tensor
-    if model.origin.name == "vgg" and "features.2.running_mean" not in renamed:
-        # Its layers are numbered; with BatchNorms elsewhere, or none, the order is still the same.
-        theirs = sorted(int(key.split(".")[1]) for key, tensor in renamed.items() if re.fullmatch(
-            r"features\.\d{1,3}\.weight", key) and getattr(tensor, "ndim", 0) == 4)
-        convolutions = list(dense_widths(model))
-        if len(theirs) == len(convolutions):
-            renamed = {f"{ours}.{part}": renamed.get(f"features.{number}.{part}")
-                       for ours, number in zip(convolutions, theirs)
-                       for part in ("weight", "bias")}
-    return renamed
+    if model.origin.name != "vgg" or "features.2.running_mean" in renamed:
+        return renamed, []
+    # Its layers are numbered; with BatchNorms elsewhere, or none, the order is still the same.
+    theirs = sorted(int(key.split(".")[1]) for key, tensor in renamed.items() if re.fullmatch(
+        r"features\.\d{1,3}\.weight", key) and getattr(tensor, "ndim", 0) == 4)
+    convolutions = list(dense_widths(model))
+    if len(theirs) != len(convolutions):
+        return renamed, []
+    ours, norms = {}, 0
+    for name, number in zip(convolutions, theirs):
+        weight, bias = (renamed.get(f"features.{number}.{part}") for part in ("weight", "bias"))
+        norm = [renamed.get(f"features.{number + 1}.{part}")
+                for part in ("weight", "bias", "running_mean", "running_var")]
+        if all(isinstance(each, torch.Tensor) and each.shape == weight.shape[:1]
+               for each in (bias, *norm)):
+            norms += 1
+            weight, bias = _folded(weight, bias, *norm)
+        ours |= {f"{name}.weight": weight, f"{name}.bias": bias}
+    lines = [f"its {counted(norms, 'BatchNorm')}, before the ReLUs, are folded into the "
+             "convolutions"] if norms else []
+    return ours, lines
 
 
-def _read_safetensors(path):
-    need(f"--init={path}", "safetensors")
-    try:
-        return safetensors_torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path} is no readable .safetensors file: {error}") from error
+def _folded(weight, bias, scale, shift, mean, variance, epsilon=1e-5):
+    """Weights and biases of a convolution that computes what it and a BatchNorm behind it do."""
+    factor = scale / (variance + epsilon).sqrt()
+    return weight * factor.view(-1, 1, 1, 1), (bias - mean) * factor + shift

@@ -1,14 +1,20 @@
 """Published checkpoints load, and nothing that a checkpoint holds does harm."""
+import argparse
+import collections
 import functools
 import io
 import itertools
 import os
 import pickle
+import tarfile
+import types
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +22,7 @@ from common.errors import InputError
 from conftest import WIDTH, files, narrow
 from imp_estimator import cal_importance
 from lab.checkpoint import checkpoint_bytes, load_checkpoint, save_checkpoint
+from lab.weights import initialise
 from models import build_model, filter_count, filter_groups
 from pruner import prune, select_filters
 
@@ -290,7 +297,7 @@ def test_a_sound_file_of_something_else_is_one_line(tmp_path, shell, folder):
     for flags, message in (
             (("--model", "resnet"), "--model=resnet is wrong"), (("--pruned", "True"), "--pruned=True is wrong"),
             (("--num_classes", "10"), "--num_classes=10 is wrong"),
-            (("--test_acc", "True", "--data_path", folder), "trained on other classes"),
+            (("--test_acc", "True", "--data_path", folder), "has no test images of the network's classes (x, y, z)"),
             (("--test_acc", "True", "--data_path", "digits"), "for 3 classes; digits has 10")):
         ended = shell("eval.py", "--model_path", path, *flags, cwd=tmp_path)
         assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and message in ended.stderr
@@ -356,3 +363,77 @@ def test_damage_through_the_command_line(damage, script, folder_of_its_own, shel
     if ended.returncode:
         assert ended.stderr.count("\n") == 1 and files(folder_of_its_own) == before
     assert path.read_bytes() == before[name]
+
+
+# ------------------------------------------------------------------------ as others wrap their weights
+
+
+def wrapped(kind, state):
+    """A state dict as different programs save it."""
+    def under(prefix):
+        return {prefix + key: tensor for key, tensor in state.items()}
+
+    counters = {f"module.{name}": torch.zeros(1, dtype=torch.double)
+                for name in ("total_ops", "layer1.total_params")}
+    return {"bare": state, "published": {"net": under("module."), "acc": 93.1},
+            "compiled": {"state_dict": under("_orig_mod.")},
+            "compiled, in parallel": {"model": under("module._orig_mod.")},
+            "average": {"model_ema": {"n_averaged": torch.tensor(3), **under("module.")}},
+            "counted": {"net": {**under("module."), **counters}},
+            "lightning": {"state_dict": under("model.net."), "epoch": 3, "callbacks": {}},
+            "reference": {"model": state, "epoch": 9, "args": argparse.Namespace(lr=0.1, out=Path("x")),
+                          "more": types.SimpleNamespace(a=[1])}}[kind]
+
+
+@pytest.mark.parametrize("kind", ["bare", "published", "compiled", "compiled, in parallel", "average",
+                                  "counted", "lightning", "reference"])
+def test_weights_are_found_in_all_their_wrappings(kind, tmp_path, images):
+    theirs, path = build_model("resnet-56", 4), tmp_path / "net.pth"
+    torch.save(wrapped(kind, theirs.state_dict()), path)
+    model, record = load_checkpoint(path)
+    assert record.num_classes == 4 and not record.pruned
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), theirs.eval()(images))
+    fresh = build_model("resnet-56", 4)
+    assert initialise(fresh, path) == [f"from {path}: 100.0% of the weights"]
+    with torch.no_grad():
+        assert torch.equal(fresh.eval()(images), theirs(images))
+
+
+def test_what_cannot_be_read_safely_is_named(tmp_path):
+    state, path = build_model("vgg", 4, 1 / 8).state_dict(), tmp_path / "net.pth"
+    torch.save({f"{who}.{key}": tensor for who in ("student", "teacher")
+                for key, tensor in state.items()}, path)
+    with pytest.raises(InputError, match="several networks, under student. and teacher."):
+        load_checkpoint(path)
+    torch.save({"net": state, "config": collections.defaultdict(list)}, path)
+    with pytest.raises(InputError, match="it holds .*collections.defaultdict"):
+        load_checkpoint(path)
+    with tarfile.open(path, "w") as tar:
+        tar.addfile(tarfile.TarInfo("storages"))
+    with pytest.raises(InputError, match="a tar file, as PyTorch wrote until 2017"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("unusual", [
+    lambda t: t.to(torch.float8_e4m3fn), lambda t: t.to_sparse(), lambda t: t.to(torch.complex64),
+    lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+    lambda t: torch.nested.nested_tensor([t, t]), lambda t: t.to("meta")])
+def test_tensors_of_unusual_kinds_are_taken_or_named(unusual, tmp_path):
+    state, path = build_model("vgg", 4, 1 / 8).state_dict(), tmp_path / "net.pth"
+    state["features.3.weight"] = unusual(state["features.3.weight"])
+    torch.save(state, path)
+    model = build_model("vgg", 4, 1 / 8)
+    try:
+        assert initialise(model, path)[0].endswith("100.0% of the weights")
+        assert model.features[3].weight.isfinite().all()
+    except InputError as error:
+        assert "features.3.weight is not a plain tensor" in str(error) or "not a readable" in str(error)
+
+
+def test_a_bare_file_of_torchvision_is_measured_where_its_network_is_named(tmp_path):
+    theirs, path = torchvision.models.resnet18(num_classes=5), tmp_path / "net.pth"
+    torch.save(theirs.state_dict(), path)
+    model, record = load_checkpoint(path, "resnet18")
+    assert record.num_classes == 5
+    assert torch.equal(model.fc.weight, theirs.fc.weight)

@@ -79,9 +79,12 @@ def test_held_out_images_are_balanced_fixed_by_the_seed_and_no_longer_trained_on
     assert digits.hold_out(0, 1) is digits and digits.chosen_on == "test"
     few = digits.train.labels < 0
     few[:30] = True
-    with pytest.raises(InputError, match="--val_percent=1 would hold out 0 of the"):
-        replace(digits, train=Split(digits.train.images[few], digits.train.labels[few])
-                     ).hold_out(1, 0)
+    rare = replace(digits, train=Split(digits.train.images[few], digits.train.labels[few]))
+    counts, held = rare.train.labels.bincount(minlength=10), rare.hold_out(1, 0)
+    assert held.validation.labels.bincount(minlength=10).tolist() == (counts > 1).long().tolist()
+    single = Split(digits.train.images[few][:1], digits.train.labels[few][:1])
+    with pytest.raises(InputError, match="no class has two images"):
+        replace(digits, train=single).hold_out(1, 0)
 
 
 def test_the_best_epoch_is_chosen_on_validation_images_and_the_test_images_are_used_once(

@@ -2,16 +2,18 @@
 import os
 import pickle
 import shutil
+import struct
+import unicodedata
 
 import numpy as np
 import pytest
 import torch
 from torchvision import datasets
 
-from common import images
+from common import cache, images
 from common.errors import InputError
 from conftest import write_folder
-from data import folder_of, load_data
+from data import folder_of, load_data, load_test
 
 
 def test_digits_are_the_real_ones_in_a_fixed_split():
@@ -49,7 +51,7 @@ def test_an_image_folder(folder, digits):
     ("RGBA", (10, 20, 30, 255), (10, 20, 30)), ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
     ("LA", (80, 255), (80, 80, 80)), ("1", 1, (255, 255, 255)), ("P", 3, None),
     ("I;16", 40_000, (155, 155, 155)), ("I;16", 200, (0, 0, 0)),
-    ("I", 200, (200, 200, 200)), ("I", 40_000, (155, 155, 155)), ("F", 0.5, (127, 127, 127)),
+    ("I", 200, (0, 0, 0)), ("I", 40_000, (155, 155, 155)), ("F", 0.5, (127, 127, 127)),
     ("CMYK", (0, 255, 255, 0), (255, 0, 0))])
 @pytest.mark.parametrize("size", [(32, 32), (1, 1), (300, 40)])
 def test_every_mode_and_size_becomes_rgb(tmp_path, mode, colour, expected, size):
@@ -159,38 +161,43 @@ def test_decoded_images_are_kept_until_a_file_changes(tmp_path, digits, monkeypa
     root = write_folder(tmp_path / "images", digits)
     (root / "train/one/bad.png").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(images, "CACHE_FROM", 10)
-    decode, decoded = images.decode, []
+    monkeypatch.setattr(cache, "CACHE_FROM", 10)
+    read, decoded = images.read_image, []
 
     def counted(path, size):
         decoded.append(path)
-        return decode(path, size)
+        return read(path, size)
 
-    monkeypatch.setattr(images, "decode", counted)
+    monkeypatch.setattr(images, "read_image", counted)
 
-    def load(expected, size=16):
+    def load(expected, size=16, place=root):
         decoded.clear()
-        loaded = load_data(root, size, skip_bad_images=True)
+        loaded = load_data(place, size, skip_bad_images=True)
         assert bool(decoded) == expected
         return loaded
 
     first, again = load(True), load(False)
     assert first.fingerprint == again.fingerprint and len(again.train) == 36
-    assert "1 of 55 images cannot be read" in capsys.readouterr().out.split("Left out")[-1]
+    assert again.notes[-2:] == first.notes[-2:] and "1 of 55 images cannot be" in first.notes[-2]
     load(True, size=8)
     load(False)
+    shutil.copytree(root, tmp_path / "elsewhere/images")  # with other times
+    moved = load(False, place=tmp_path / "elsewhere/images")
+    assert moved.fingerprint == first.fingerprint
+    assert str(tmp_path / "elsewhere/images/train/one/bad.png") in moved.notes[-1]
+    shutil.rmtree(tmp_path / "elsewhere")
     picture = sorted((root / "test/two").iterdir())[0]
     picture.write_bytes(sorted((root / "test/one").iterdir())[0].read_bytes())
     changed = load(True)
     assert changed.fingerprint != first.fingerprint
     load(False)
     os.utime(picture, (1, 1))  # of another time: it may hold something else, of the same size
+    load(False)  # but does not
+    picture.rename(picture.with_name("zz.png"))  # in another place of the order
     load(True)
-    load(False)
-    picture.rename(picture.with_name("renamed.png"))
-    load(True)
-    for cache in (tmp_path / "cache/orthoreg").iterdir():
-        cache.write_bytes(cache.read_bytes()[:1000])
+    assert len(list((tmp_path / "cache/orthoreg").glob("*.pt"))) == 3  # here, elsewhere, and of 8 pixels
+    for kept in (tmp_path / "cache/orthoreg").iterdir():
+        kept.write_bytes(kept.read_bytes()[:1000])
     load(True)
     load(False)
     (tmp_path / "file").write_bytes(b"")
@@ -202,7 +209,237 @@ def test_decoded_images_are_kept_until_a_file_changes(tmp_path, digits, monkeypa
 def test_without_a_home_images_are_decoded_each_time(folder, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(images.os.path, "expanduser", lambda path: path)  # as where HOME is unknown
-    monkeypatch.setattr(images, "CACHE_FROM", 10)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where HOME is unknown
+    monkeypatch.setattr(cache, "CACHE_FROM", 10)
     assert len(load_data(folder, 16).train) == 36
     assert "could not be kept" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------ folders as they are
+
+
+def keep(root, *parts):
+    """Give the folders train/ and test/ of an image folder other names, or take them away."""
+    for old, new in zip(("train", "test"), parts):
+        if new:
+            (root / old).rename(root / new)
+        else:
+            shutil.rmtree(root / old)
+
+
+def thumbnails(root):
+    for image in list(root.rglob("*.png")):
+        folder = image.parent / "@eaDir" / image.name
+        folder.mkdir(parents=True)
+        shutil.copy(image, folder / "SYNOPHOTO_THUMB_M.png")
+    (root / "train" / "__MACOSX" / "one").mkdir(parents=True)
+    (root / "train" / "one" / "Thumbs.db").write_bytes(b"x")
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+
+
+def flat_test(root):
+    keep(root, "train", "val")
+    (root / "test").mkdir()
+    shutil.copy(next((root / "val/one").iterdir()), root / "test")
+
+
+def decomposed(root):
+    (root / "train/one").rename(root / "train" / unicodedata.normalize("NFD", "é"))
+    (root / "test/one").rename(root / "test" / unicodedata.normalize("NFC", "é"))
+
+
+def tiny(root):
+    """Tiny-ImageNet after the usual script, whose list of the validation images stays behind."""
+    keep(root, "train", "val")
+    (root / "test/images").mkdir(parents=True)
+    shutil.copy(next((root / "val/one").iterdir()), root / "test/images")
+    (root / "val/val_annotations.txt").write_text("gone.png\tone\t0\t0\t9\t9\n")
+
+
+# what is done to a folder with train/ and test/ -> images of each part, and what is said
+SHAPES = {
+    "valid": (lambda root: keep(root, "train", "valid"), (36, 18, 0), ["Test images: those in"]),
+    "Training and Validation": (lambda root: keep(root, "Training", "Validation"), (36, 18, 0), [
+        "Test images: those in"]),
+    "both": (lambda root: shutil.copytree(root / "test", root / "val"), (36, 18, 18), [
+        "Validation images, which choose the best epoch: those in"]),
+    "a flat test": (flat_test, (36, 18, 0), [
+        "Left out: 1 image in", "Test images: those in"]),
+    "tiny": (tiny, (36, 18, 0), ["Left out: 1 image in", "Test images: those in"]),
+    "another folder": (lambda root: (root / "masks").mkdir(), (36, 18, 0), ["Left out: masks/ in"]),
+    "an empty class": (lambda root: [(root / part / "none").mkdir() for part in ("train", "test")],
+                       (36, 18, 0), ["Left out: none/, which has no images"]),
+    "systems": (thumbnails, (36, 18, 0), ["Left out: 7 folders that a system made"]),
+    "decomposed": (decomposed, (36, 18, 0), [])}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_a_folder_holds_is_found_and_said(shape, tmp_path, digits):
+    root = write_folder(tmp_path / "images", digits)
+    change, counts, says = SHAPES[shape]
+    change(root)
+    images = load_data(root, 16)
+    assert tuple(len(part or ()) for part in (images.train, images.test, images.validation)) == counts
+    assert len(images.classes) == 3 and len(images.notes) == len(says)
+    for text, note in zip(says, images.notes):
+        assert note.startswith(text) and ("1 image" not in note or "no folders of the" in note)
+    if images.validation:
+        assert images.chosen_on == "validation"
+        with pytest.raises(InputError, match="has validation images of its own"):
+            images.hold_out(10, 0)
+
+
+def test_a_folder_of_classes_is_split_in_the_same_way_every_time(tmp_path, digits):
+    root = write_folder(tmp_path / "images", digits, train=10, test=5)
+    with pytest.raises(InputError, match="one/ and three/ are classes, --test_percent=20"):
+        load_data(root / "train", 16)
+    with pytest.raises(InputError, match="images has test/"):
+        load_data(root, 16, test_percent=20)
+    parts = load_data(root / "train", 16, test_percent=30), load_data(root / "train", 16, False, 30)
+    assert [len(part) for part in (parts[0].train, parts[0].test)] == [21, 9]
+    assert parts[0].test.labels.bincount().tolist() == [3, 3, 3]
+    (root / "train").rename(tmp_path / "moved")
+    assert {parts[0].fingerprint, parts[1].fingerprint} == {
+        load_data(tmp_path / "moved", 16, test_percent=30).fingerprint}
+    both = torch.cat((parts[0].train.images, parts[0].test.images)).flatten(1).unique(dim=0)
+    assert len(both) > 25, "no image is in both, but for equal drawings"
+    for image in list((tmp_path / "moved/one").iterdir())[1:]:
+        image.unlink()
+    with pytest.raises(InputError, match="class 'one' has a single image"):
+        load_data(tmp_path / "moved", 16, test_percent=30)
+
+
+def test_test_images_alone_are_known_by_the_networks_classes(tmp_path, digits):
+    root, classes = write_folder(tmp_path / "images", digits), ("one", "three", "two")
+    whole = load_data(root, 16)
+    for place in (root, root / "test"):
+        test = load_test(place, classes, 16)
+        assert test.train is None and test.classes == classes and len(test.test) == 18
+        assert torch.equal(test.test.images, whole.test.images)
+    shutil.rmtree(root / "test/one")
+    test = load_test(root, classes, 16)
+    assert test.test.labels.tolist() == [1] * 6 + [2] * 6
+    assert any("no test images of 1 class: one" in note for note in test.notes)
+    (root / "test/four").mkdir()
+    shutil.copy(next((root / "test/two").iterdir()), root / "test/four")
+    with pytest.raises(InputError, match="'four' is none of the network's"):
+        load_test(root, classes, 16)
+
+
+def test_a_rare_class_keeps_an_image_on_both_sides(tmp_path, digits):
+    root = write_folder(tmp_path / "images", digits, classes=("one", "two"), train=20)
+    write_folder(tmp_path / "images", digits, classes=("rare",), train=4)
+    write_folder(tmp_path / "images", digits, classes=("single",), train=1)
+    held = load_data(root, 16).hold_out(10, 0)
+    counts = held.validation.labels.bincount(minlength=4), held.train.labels.bincount(minlength=4)
+    assert held.classes == ("one", "rare", "single", "two")
+    assert [each.tolist() for each in counts] == [[2, 1, 0, 2], [18, 3, 1, 18]]
+    assert any("holds out 1 of the 4 training images of class 'rare'" in n for n in held.notes)
+
+
+# ------------------------------------------------------------------------------- pixels as they are
+
+
+def test_deep_pixels_have_one_rule_for_a_data_set(tmp_path):
+    from PIL import Image
+    values = {"pgm": (100, 255, 256, 300, 30_000), "tif": (0.25, 1.0, 1.5, 200.0)}
+    paths = []
+    for suffix, numbers in values.items():
+        for value in numbers:
+            paths.append(str(tmp_path / f"{value}.{suffix}"))
+            kind = np.uint16 if suffix == "pgm" else np.float32
+            Image.fromarray(np.full((8, 8), value, kind)).save(paths[-1])
+    read = images.read_images({"all": paths}, 8)
+    grey = read.parts["all"][:, 4, 4, 0].tolist()
+    assert grey[:5] == [0, 1, 1, 1, 116] or grey[:5] == [1, 3, 3, 4, 255 * 30_000 // 32_767]
+    assert grey[5:] == [0, 1, 1, 200] and read.white["float"] == 255 and grey[:5] == sorted(grey[:5])
+    again = images.read_images({"one": paths[5:6]}, 8, read.white)  # alone, by the same rule
+    assert again.parts["one"].max() == 0
+    assert images.read_images({"one": paths[5:6]}, 8).parts["one"].max() == 63
+    assert images.decode(paths[4], 8)[0, 0].tolist() == [116] * 3
+    twelve = tmp_path / "twelve.tif"  # bits that a camera fills
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(twelve)
+    read = images.read_images({"one": [str(twelve)]}, 8)
+    assert read.white == {"integer": 4095} and read.parts["one"].max() == 249
+    assert "0 = black to 4,095 = white" in images.describe(read)[0]
+
+
+def test_pixels_that_are_no_numbers_are_black_and_counted(tmp_path):
+    from PIL import Image
+    pixels = np.full((8, 8), 0.5, np.float32)
+    pixels[0, 7], pixels[1, 1] = np.nan, -3
+    Image.fromarray(pixels).save(tmp_path / "x.tif")
+    read = images.read_images({"one": [str(tmp_path / "x.tif")]}, 8)
+    grey = read.parts["one"][0, :, :, 0]
+    assert grey[0, 7] == grey[1, 1] == 0 and (grey == 127).sum() == 62
+    assert sum("that are no numbers" in line or "negative" in line
+               for line in images.describe(read)) == 2
+
+
+def test_white_is_zero_and_empty_alpha(tmp_path):
+    from PIL import Image, TiffImagePlugin
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[262] = 0
+    Image.fromarray(np.full((8, 8), 65_535, np.uint16)).save(tmp_path / "x.tif", tiffinfo=tags)
+    assert images.decode(tmp_path / "x.tif", 8).max() <= 255
+    colours = np.random.RandomState(0).randint(0, 255, (8, 8, 4), np.uint8)
+    colours[..., 3] = 0
+    Image.fromarray(colours).save(tmp_path / "x.png")
+    read = images.read_images({"one": [str(tmp_path / "x.png")]}, 8)
+    assert np.array_equal(read.parts["one"][0].numpy(), colours[..., :3])
+    assert "transparent everywhere" in images.describe(read)[0]
+    lab = Image.merge("LAB", [Image.new("L", (8, 8), value) for value in (255, 128, 128)])
+    lab.save(tmp_path / "lab.tif")
+    assert images.decode(tmp_path / "lab.tif", 8).min() > 245
+
+
+def test_what_viewers_show_is_read_whatever_stands_beside_the_pixels(tmp_path):
+    from PIL import Image, PngImagePlugin
+    rows, columns = np.mgrid[:16, :16].astype(np.uint8) * 15
+    pixels = np.stack((rows, columns, rows // 2 + 60), 2)
+    image = Image.fromarray(pixels)
+    tags = b"II*\0" + struct.pack("<IH", 8, 2) + struct.pack("<HHI4s", 0x112, 3, 1, b"\6\0\0\0")
+    tags += struct.pack("<HHI4s", 0x11A, 2, 3, b"72\0\0") + b"\0" * 4  # a number that is a text
+    image.save(tmp_path / "turned.jpg", quality=95, exif=b"Exif\0\0" + tags)
+    image.save(tmp_path / "exif.png", exif=b"Exif\0\0this is no tiff")
+    text = PngImagePlugin.PngInfo()
+    text.add_text("parameters", "x" * 2_000_000, zip=True)
+    image.save(tmp_path / "text.png", pnginfo=text)
+    image.save(tmp_path / "profile.png", icc_profile=os.urandom(1_500_000))
+    image.save(tmp_path / "frames.gif", save_all=True, append_images=[image.rotate(90)] * 2)
+    image.save(tmp_path / "picture.jfif", quality=95)
+    image.save(tmp_path / "nothing.png")
+    (tmp_path / "nothing.png").rename(tmp_path / "no_suffix")
+    names = ("turned.jpg", "exif.png", "text.png", "profile.png", "frames.gif", "picture.jfif",
+             "no_suffix")
+    paths = [str(tmp_path / name) for name in names]
+    assert all(map(images.is_image, paths))
+    read = images.read_images({"all": paths}, 16)
+    assert not read.unreadable and sum(count for count, _ in read.remarks.values()) == 4
+    turned, *others = read.parts["all"].int()
+    assert (turned - torch.tensor(np.rot90(pixels, -1).copy()).int()).abs().float().mean() < 12
+    for other in others:
+        assert (other - torch.tensor(pixels).int()).abs().float().mean() < 12
+    assert torch.equal(others[1], torch.tensor(pixels).int())  # without its texts
+
+
+def test_large_photographs_are_decoded_small_and_too_large_ones_named(tmp_path, monkeypatch):
+    from PIL import Image
+    Image.new("RGB", (6000, 5000), (90, 60, 30)).save(tmp_path / "photo.jpg")
+    monkeypatch.setattr(images, "LARGEST", 30_000_000)  # bytes; whole it takes 120 million
+    assert abs(images.decode(tmp_path / "photo.jpg", 8).astype(int) - (90, 60, 30)).max() <= 2
+    Image.new("RGB", (6000, 5000)).save(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match="6,000 x 5,000 pixels take 0.1 GB .* is the most"):
+        images.decode(tmp_path / "photo.png", 8)
+    assert Image.MAX_IMAGE_PIXELS  # Pillow's own bound is as it was
+
+
+@pytest.mark.parametrize("normalize, means, deviations", [
+    ("half", (.5, .5, .5), (.5, .5, .5)), ("imagenet", (.485, .456, .406), (.229, .224, .225)),
+    ((.1, .2, .3, .4, .5, .6), (.1, .2, .3), (.4, .5, .6))])
+def test_batches_are_normalised(normalize, means, deviations):
+    images = load_data("digits", 16, normalize=normalize)
+    batch, _ = next(iter(images.test_batches()))
+    wanted = (images.test.images[:len(batch)].permute(0, 3, 1, 2) / 255 - torch.tensor(means).view(
+        3, 1, 1)) / torch.tensor(deviations).view(3, 1, 1)
+    assert torch.allclose(batch, wanted, atol=1e-5)

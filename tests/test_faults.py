@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,9 @@ import main
 import train as train_module
 from common.errors import Diverged
 from config import Recipe
-from conftest import ROOT, copy_suite, files, narrow
+from conftest import ROOT, copy_suite, files, narrow, write_folder
 from data import ImageData
+from lab.experiment import DEFAULTS
 from lab.resume import State, read_resume_file, write_resume_file
 from models import build_model
 from train import Training, fit, train_epoch
@@ -193,7 +195,45 @@ def test_a_damaged_resume_file_is_refused(shell, flags, tmp_path):
     assert ended.returncode == 0 and "--resume=True goes on from it" in ended.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_same_images_under_another_path_are_the_same(shell, flags, uninterrupted, tmp_path,
+                                                         folder):
+    whole = uninterrupted(TICKET, *flags)
+    (tmp_path / "jobs").mkdir()
+    shutil.copytree(folder, tmp_path / "jobs/shapes")
+    ended = shell("main.py", *flags, *TICKET, cwd=tmp_path, stop=(signal.SIGTERM, 4))
+    assert ended.returncode == 130
+    ended = shell("main.py", *flags, *TICKET, "--data_path=jobs/shapes/", "--resume=True", cwd=tmp_path)
+    assert ended.returncode == 0 and ended.stderr == "", ended.stderr
+    (tmp_path / "jobs/shapes").rename(tmp_path / "shapes")
+
+    def results_elsewhere(root):
+        found = results(root)
+        return {name: content for name, content in found.items() if name in whole}
+
+    assert results_elsewhere(tmp_path).keys() == whole.keys()
+    for name, content in results_elsewhere(tmp_path).items():
+        if name.endswith(".pth"):
+            assert content[1] == whole[name][1]  # the weights
+    for path in ("shapes", "./shapes", str(tmp_path / "shapes")):
+        ended = shell("main.py", *flags, *TICKET, f"--data_path={path}", "--resume=True", cwd=tmp_path)
+        assert "This run is finished" in ended.stdout and ended.returncode == 0
+
+
+def test_another_data_set_of_the_same_name_replaces_nothing_in_silence(shell, flags, tmp_path, digits):
+    base = (*flags, "--ebt=True", "--only_train=base")
+    first = write_folder(tmp_path / "a/imgs", digits)
+    second = write_folder(tmp_path / "b/imgs", digits, classes=("two", "three", "one"))
+    assert shell("main.py", *base, f"--data_path={first}", cwd=tmp_path).returncode == 0
+    before = files(tmp_path / "pretrained")
+    ended = shell("main.py", *base, f"--data_path={second}", cwd=tmp_path)
+    assert ended.returncode == 2 and "was trained on the images of" in ended.stderr
+    assert files(tmp_path / "pretrained") == before
+    next((first / "train/one").iterdir()).unlink()
+    ended = shell("main.py", *base, f"--data_path={first}", cwd=tmp_path)
+    assert ended.returncode == 0 and "which will be replaced, was trained on other" in ended.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_stops_at_the_next_batch_and_costs_nothing(number, shell, flags, uninterrupted,
                                                             tmp_path):
     whole = uninterrupted(ROUNDS, *flags)
@@ -311,10 +351,10 @@ def test_random_states_come_back(tmp_path):
         return random.random(), np.random.rand(), torch.rand(1).item()
 
     draw()
-    write_resume_file(tmp_path / "x.resume", network, State("train base"), {"flags": {}})
+    write_resume_file(tmp_path / "x.resume", network, State("train base"), {"flags": DEFAULTS})
     expected = draw()
     draw()
-    again, state = read_resume_file(tmp_path / "x.resume", {"flags": {}})
+    again, state = read_resume_file(tmp_path / "x.resume", {"flags": DEFAULTS})
     assert draw() == expected and state == State("train base")
     assert all(map(torch.equal, again.state_dict().values(), network.state_dict().values()))
 

@@ -68,7 +68,7 @@ def test_rooms_are_small():
 
 def test_no_method_is_asked_for_by_name():
     # A folder, a kind of group, a seed, the states of generators:
-    other_meanings = {("images.py", "orthoreg"), *(
+    other_meanings = {("cache.py", "orthoreg"), *(
         (file, "random") for file in ("groups.py", "main.py", "resume.py"))}
     names = {(path.name, node.value) for path in FILES for node in ast.walk(ast.parse(path.read_text()))
              if isinstance(node, ast.Constant) and node.value in ESTIMATORS}

@@ -252,10 +252,10 @@ def test_each_process_has_a_gpu_of_its_own_or_all_say_that_there_are_too_few(mon
         assert run_command("main.py", pick_device) == 2
         heard = capsys.readouterr().err
         assert ("--nproc_per_node=2, or --device=cpu" in heard) == (number == 0)
-    monkeypatch.setenv("RANK", "5")  # the first process of the second machine
+    monkeypatch.setenv("RANK", "2")  # as if the first process of the second machine
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert run_command("main.py", pick_device) == 2
-    assert "main.py, rank 5 of 3: error: torchrun" in capsys.readouterr().err
+    assert "main.py, rank 2 of 3: error: torchrun" in capsys.readouterr().err
     assert taken == [1]
 
 

@@ -249,19 +249,31 @@ def test_max_percent_is_what_is_left_when_all_that_may_goes():
     assert pruned_percent(smallest, "params") == pytest.approx(max_percent(model, "params"))
 
 
-def test_rounded_widths_go_up_by_the_highest_scored_filters(network):
+@pytest.mark.parametrize("budget", ["filters", "macs"])
+def test_as_many_filters_go_as_rounded_widths_allow(network, budget):
     scores = random_scores(network)
-    plain, rounded = (select_filters(network, scores, 60, round_to=multiple) for multiple in (1, 4))
+
+    def rounded(percent):
+        return select_filters(network, scores, percent, budget, round_to=4, image_size=16)
+
+    def gone(kept):
+        return pruned_percent(prune(network, kept), budget, 16)
+
+    kept = rounded(60)
     for group in filter_groups(network):
-        full = group.conv.out_channels
-        kept, more = plain[group.name].tolist(), rounded[group.name].tolist()
-        assert len(more) == min(full, -(-len(kept) // 4) * 4)
-        back, gone = set(more) - set(kept), set(range(full)) - set(more)
-        assert set(kept) <= set(more) and all(
-            scores[group.name][a] > scores[group.name][b] for a in back for b in gone)
-    small = prune(network, rounded)
-    assert_same_function(small, masked(network, rounded))
-    assert pruned_percent(small) < pruned_percent(prune(network, plain))
+        full, left = group.conv.out_channels, kept[group.name].tolist()
+        assert len(left) % 4 == 0 or len(left) == full
+        removed = set(range(full)) - set(left)
+        if len(group.costs) == 1 or not removed:
+            continue
+        lowest = sorted(scores[group.name].tolist())[:len(removed)]
+        assert sorted(scores[group.name][i].item() for i in removed) == lowest
+    assert_same_function(prune(network, kept), masked(network, kept))
+    assert gone(kept) <= 60
+    for percent in range(61, 95):
+        if gone(more := rounded(percent)) != gone(kept):
+            assert gone(more) > 60  # the next step would be too far
+            break
 
 
 # --------------------------------------------------------------------------------- checkpoints

@@ -1,8 +1,11 @@
 """Bad input through the real command line: one line that says what would be right, exit code 2, no
 traceback, nothing written."""
 import collections
+import json
 import os
 import shutil
+import subprocess
+import sys
 import zlib
 from dataclasses import fields
 from pathlib import Path
@@ -17,9 +20,9 @@ from PIL import Image
 from common.errors import InputError
 from conftest import ROOT, copy_suite, files, write_folder
 from data import load_data
-from lab import checkpoint
+from lab import reader, report
 from lab.checkpoint import load_checkpoint
-from lab.experiment import Experiment, Sweep
+from lab.experiment import Experiment, Sweep, make_parser
 
 PRUNE = ("--pruning_type=l1", "--prune_percent=25", "--data_path=digits")
 
@@ -39,14 +42,14 @@ def refused(shell, script, *flags, cwd, says, **how):
 INTEGERS = {"image_size": (0, 1025), "num_classes": (1, -2), "batch_size": (1, 0), "seed": (-1,),
             "prune_percent": (-1, 96, 12.5), "pruning_percent": (-1, 96), "n_rounds": (0, 96),
             "imp_samples": (0, 10 ** 30), "rdt_projections": (-1, 1001), "val_percent": (-1, 51),
-            "eb_samples": (0,), "jobs": (0,), "cell": (0,), "round_to": (0, 1025)}
+            "test_percent": (-1, 91), "eb_samples": (0,), "jobs": (0,), "cell": (0,), "round_to": (0, 1025)}
 NUMBERS = {"width": (0, -1, "nan", "inf", 17), "GraSP_T": (0, -200, "nan", "inf"),
            "eb_epsilon": (0, 1.1, "nan")}
 BOOLEANS = ("ebt", "pretrained", "resume", "skip_bad_images", "wait", "eb_detect", "compile",
             "deterministic", "tensorboard", "print_config")
 CHOICES = {"budget": "macs", "residual": "coupled", "model": "vgg", "preset": "paper", "optimizer": "adam", "pruning_type": "orthoreg",
            "device": "cuda", "only_train": "base, ortho, False", "amp": "bfloat16, float16, False",
-           "control": "unpruned, scratch, False"}
+           "control": "unpruned, scratch, False", "normalize": "half, cifar, imagenet"}
 
 
 def test_no_flag_is_forgotten():
@@ -82,6 +85,72 @@ def test_every_flag_of_main(flag, value, says, shell, tmp_path):
     (("stray", "--model_path=x"), "stray")])
 def test_every_flag_of_eval(flags, says, shell, tmp_path):
     refused(shell, "eval.py", *flags, cwd=tmp_path, says=says)
+
+
+@pytest.mark.parametrize("flag, says", [
+    ("--data_path=--", "argument --data_path: '--' is no value"), ("--width=\u0663", "is not a number"),
+    ("--prune_percent=\u0663", "is not an integer"), ("--batch_size=1_0", "is not an integer"),
+    (f"--data_path={'a' * 4000}", "...(4,002 letters)..."), ("--data_path=a\x1b[31mb", r"a\x1b[31mb"),
+    ("--normalize=1,2,3", "nor six numbers"), ("--normalize=0,0,0,1,1,0", "nor six numbers"),
+    ("--out=~nobody-here/x", "no home folder of that name"), (f"--init={'b' * 5000}", "cannot be a path"),
+    ("--data_path=loop", "neither a folder nor")])
+def test_a_refusal_is_one_short_line(flag, says, shell, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    ended = shell("main.py", "--only_train=base", flag, cwd=tmp_path)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and says in ended.stderr, ended
+    assert len(ended.stderr) < 1300 and "\x1b" not in ended.stderr
+
+
+@pytest.mark.parametrize("name, value", [("RANK", "x"), ("WORLD_SIZE", "NaN"), ("LOCAL_RANK", "-1"),
+                                         ("RANK", "2"), ("MASTER_PORT", "q")])
+def test_an_environment_that_torchrun_did_not_write(name, value, tmp_path):
+    known = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "RANK": "0", "WORLD_SIZE": "2",
+             "LOCAL_RANK": "0", name: value}
+    ended = subprocess.run(
+        [sys.executable, ROOT / "main.py", "--data_path=digits", "--preset=quick", "--ebt=True",
+         "--image_size=8", "--only_train=base"], cwd=tmp_path, env={**os.environ, **known},
+        capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
+    assert f"{name} is" in ended.stderr and not list(tmp_path.iterdir())
+
+
+def test_the_home_folder_is_meant_by_a_tilde(shell, folder, tmp_path, monkeypatch):
+    parser = make_parser()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flags = vars(parser.parse_args(["--out=~/runs", "--data_path=~/imgs", "--init=~", "--sweep=~/s",
+                                    "--model=~/my.py:Net"]))
+    assert [flags[name] for name in ("out", "data_path", "init", "sweep", "model")] == [
+        f"{tmp_path}{rest}" for rest in ("/runs", "/imgs", "", "/s", "/my.py:Net")]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "nothing", "text"])
+def test_what_is_no_file_of_weights_is_refused_before_images_are_read(kind, suffix, shell, tmp_path):
+    path = tmp_path / f"x{suffix}"
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "nothing": lambda: None,
+     "text": lambda: path.write_text("hello")}[kind]()
+    ended = shell("main.py", "--preset=test", "--only_train=base", f"--init={path}",
+                  "--data_path=/nowhere", cwd=tmp_path)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and path.name in ended.stderr
+
+
+def test_what_is_no_sweep_and_no_folder_of_results(shell, tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "/dev/zero", "."):
+        ended = shell("main.py", f"--sweep={name}", cwd=tmp_path)
+        assert ended.returncode == 2 and "is no file" in ended.stderr
+    monkeypatch.setattr(report, "MOST", 10)
+    with pytest.raises(InputError, match="holds more than 10 files"):
+        report.write_report(ROOT)
+    (tmp_path / "s.json").write_text(json.dumps({
+        "data_path": "digits", "preset": "test", "image_size": [8, 16], "pruning_type": "l1",
+        "prune_percent": 50, "ebt": True}))
+    for more in ((), ("--print_config=True",)):
+        ended = shell("main.py", "--sweep=s.json", *more, cwd=tmp_path)
+        assert ended.returncode == 2 and "two cells of the sweep would write" in ended.stderr
+    ended = shell("main.py", "--only_train=base", "--data_path=nowhere", "--print_config=True",
+                  cwd=tmp_path)
+    assert ended.returncode == 2 and "neither a folder" in ended.stderr
 
 
 @pytest.mark.parametrize("flags, says", [
@@ -220,7 +289,7 @@ def endless(root):
 
 
 FOLDERS = {
-    "no test": (lambda root: shutil.rmtree(root / "test"), "no folder test/"),
+    "no test": (lambda root: shutil.rmtree(root / "test"), "has no folder test/ or val/"),
     "no train": (lambda root: shutil.rmtree(root / "train"), "no folder train/"),
     "a class less": (lambda root: shutil.rmtree(root / "test/two"), "'two' is only in train"),
     "a class more": (lambda root: (root / "test/four").mkdir(), "'four' is only in test"),
@@ -273,7 +342,7 @@ def test_odd_images_and_other_files_are_no_obstacle(shell, tmp_path, digits):
                   "--image_size=16", "--pruning_type=l1", "--prune_percent=20", cwd=tmp_path)
     assert ended.returncode == 0 and ended.stderr == "", ended.stderr
     assert "49 training and 18 test images" in ended.stdout
-    assert "2 files in" in ended.stdout and "without the suffix of an image" in ended.stdout
+    assert "Left out: 2 files that are no images" in ended.stdout
     data = load_data(root, 16)
     red = (data.train.images == torch.tensor([255, 0, 0], dtype=torch.uint8)).all(-1).all((1, 2))
     assert red.sum() == 2  # of 1 x 1 and of 5000 x 5000 pixels
@@ -303,22 +372,14 @@ def test_files_that_may_not_be_read(shell, tmp_path, digits):
     refused(shell, "eval.py", "--model_path=net.pth", cwd=tmp_path, says="Permission")
 
 
-def test_images_of_which_pil_would_only_warn_are_not_decoded(tmp_path, digits, monkeypatch):
-    root = write_folder(tmp_path / "images", digits)
-    Image.new("L", (20, 15)).save(root / "train/one/large.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 16 * 16)
-    with pytest.raises(InputError, match="1 of 55 images .*large.png .*300 pixels"):
-        load_data(root, 16)
-
-
 def test_no_permission_to_read_is_said(tmp_path, digits, monkeypatch):
     """The same for root, who may read everything."""
     root, opened = write_folder(tmp_path / "images", digits), Image.open
 
-    def denied(path, *args):
+    def denied(path, *args, **more):
         if str(path) == str(forbidden):
             raise PermissionError(13, "Permission denied")
-        return opened(path, *args)
+        return opened(path, *args, **more)
 
     forbidden = sorted((root / "train/one").iterdir())[0]
     monkeypatch.setattr(Image, "open", denied)
@@ -326,7 +387,7 @@ def test_no_permission_to_read_is_said(tmp_path, digits, monkeypatch):
         load_data(root, 16)
     (tmp_path / "net.pth").write_bytes(b"x")
     forbidden = tmp_path / "net.pth"
-    monkeypatch.setattr(checkpoint, "open", denied, raising=False)
+    monkeypatch.setattr(reader, "open", denied, raising=False)
     with pytest.raises(InputError, match="net.pth may not be read: Permission denied"):
         load_checkpoint(forbidden)
 

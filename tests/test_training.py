@@ -234,6 +234,26 @@ def test_evaluate_counts_by_hand(few):
     assert "top5" not in evaluate(narrow("vgg", num_classes=5), [few])
 
 
+def test_uneven_classes_have_a_balanced_accuracy_and_silent_ones_are_counted():
+    class Always(torch.nn.Module):  # answers what the first pixel says
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, images):
+            return F.one_hot(images[:, 0, 0, 0].long(), 3) * self.scale
+
+    def figures(labels, answers):
+        images = torch.tensor(answers).float().view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+        return evaluate(Always(), [(images[:4], torch.tensor(labels)[:4]),
+                                   (images[4:], torch.tensor(labels)[4:])])
+
+    uneven = figures([0] * 8 + [1, 1], [0] * 10)
+    assert uneven["top1"] == 80 and uneven["balanced"] == 50 and uneven["unanswered"] == 1
+    even = figures([0] * 5 + [1] * 5, [0] * 4 + [1] * 6)
+    assert "balanced" not in even and "unanswered" not in even and even["top1"] == 90
+
+
 def test_divergence_says_where(digits):
     model = build_model("vgg", 10, width=1 / 8)
     recipe = Recipe(lr=[.1, 1e30], epochs=[1, 1], weight_decay=0, adam_lr=[1, 1])

@@ -1,0 +1,303 @@
+"""Which image files a folder holds: its parts, their classes, and what is left out.
+
+A data set is a folder with `train/`, and `test/` or a validation folder, each with one folder of
+images per class; or one folder of images per class, of which a share becomes the test images.
+"""
+import os
+import unicodedata
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from common.errors import InputError
+from common.images import is_image
+from common.seeds import seed_of
+from common.terminal import counted, shortened
+
+PARTS = {"train": ("train", "training"), "test": ("test", "testing"),
+         "validation": ("val", "valid", "validation")}
+ANNOTATIONS = "val_annotations.txt"  # of a Tiny-ImageNet: image, tab, class, ...
+DEEPEST = 50  # folders within folders
+
+# What systems put beside a user's files, besides names that begin with a dot or an @.
+SYSTEM = {"__MACOSX", "__pycache__", "#recycle", "#snapshot", "lost+found", "$RECYCLE.BIN",
+          "RECYCLER", "System Volume Information", "Thumbs.db", "ehthumbs.db", "desktop.ini"}
+
+
+class Found(NamedTuple):
+    """parts: "train", "test" and perhaps "validation" -> {class: its files, sorted}. notes: lines
+    on what was chosen and what was left out."""
+    parts: dict
+    notes: list
+
+
+def find_parts(root, test_percent=0):
+    """The images of a data set. test_percent: the share of each class that becomes the test images
+    where the folder has none. Raises InputError that says what is missing."""
+    root, search = Path(root), _Search()
+    folders = search.part_folders(root)
+    place = folders.get("train") or (None if folders else root)
+    if place is None or place == root and not test_percent:
+        raise _no_training(root, folders)
+    train = search.classes(place)
+    if len(train) < 2:
+        raise InputError(f"{place} needs two or more folders, one for the images of each class; it "
+                         f"has {len(train)}")
+    found = {part: files for part in ("test", "validation") if part in folders
+             and (files := search.labelled(folders[part], train))}
+    search.leave_out_empty(train, found)
+    if test_percent and found:
+        there = " and ".join(f"{folders[part].name}/" for part in found)
+        raise InputError(f"--test_percent={test_percent} is for folders without test images; "
+                         f"{root} has {there}")
+    if test_percent:
+        parts = split(train, test_percent)
+        count, whole = (sum(map(len, files.values())) for files in (parts["test"], train))
+        search.notes.append(f"Test images: {count:,} of the {whole:,} in {place} "
+                            f"(--test_percent={test_percent}), the same ones in every run")
+        return Found(parts, search.told())
+    if not found:
+        search.tell()
+        raise InputError(f"{root} has no folder test/ or val/ with images of the training classes; "
+                         f"--test_percent=20 takes a fifth of each class in {place} for testing")
+    if len(found) == 1:
+        (part, files), = found.items()
+        if part == "validation":
+            search.notes.append(f"Test images: those in {folders[part]}")
+        found = {"test": files}
+    else:
+        search.notes.append(f"Validation images, which choose the best epoch: those in "
+                            f"{folders['validation']}")
+    return Found({"train": train, **found}, search.told())
+
+
+def find_test(root, classes=None):
+    """The test images of a folder: those in its test/ or validation folder, or all of a folder of
+    class folders. classes: what these are called; by default as in train/, where that is there.
+    Raises InputError."""
+    root, search = Path(root), _Search()
+    folders = search.part_folders(root)
+    if classes is None:
+        place = next((folders[part] for part in PARTS if part in folders), root)
+        classes = [name for name, files in search.classes(place).items() if files]
+    for part in ("test", "validation"):
+        if part in folders and (files := search.labelled(folders[part], classes)):
+            search.notes.append(f"The test images are those in {folders[part]}")
+            return Found({"test": files}, search.told())
+    files = {} if folders else search.labelled(root, classes)
+    if not files:
+        search.tell()
+        raise InputError(f"{root} has no test images of the network's classes ({shortened(classes)}"
+                         "): it needs a folder for each class, in test/ or in itself")
+    search.notes.append(f"All images in {root} are test images")
+    return Found({"test": files}, search.told())
+
+
+def is_split(root):
+    """Whether a folder has folders for training or test images."""
+    return bool(_Search().part_folders(Path(root)))
+
+
+def split(classes, percent):
+    """{"train", "test"} of {class: files}: `percent` of each class's, always the same ones, are for
+    testing. Raises InputError where a class has a single image."""
+    train, test = {}, {}
+    for name, files in classes.items():
+        if len(files) == 1:
+            raise InputError(f"--test_percent={percent}: class {name!r} has a single image; it "
+                             "needs one for training and one for testing")
+        count = share_of(len(files), percent)
+        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(
+            seed_of("test images", name)))
+        chosen = set(order[:count].tolist())
+        test[name] = [file for i, file in enumerate(files) if i in chosen]
+        train[name] = [file for i, file in enumerate(files) if i not in chosen]
+    return {"train": train, "test": test}
+
+
+def share_of(count, percent):
+    """How many of `count` are `percent`: at least one, and not all, where there are two or more."""
+    return min(max(1, round(count * percent / 100)), count - 1) if count else 0
+
+
+def image_files(path):
+    """The image files at a path: that file, or all below that folder, sorted. Raises InputError."""
+    if not os.path.isdir(path):
+        if not os.path.exists(path):
+            raise InputError(f"there is no image or folder {path}")
+        return [str(path)]
+    search = _Search()
+    files = search.images(str(path), set())
+    search.tell()
+    if not files:
+        raise InputError(f"{path} holds no images")
+    return files
+
+
+def _no_training(root, folders):
+    """What to say of a folder without training images."""
+    others = [each for each in _visible_folders(root) if each not in folders.values()]
+    inside = [each for each in others if (each / "train").is_dir()]
+    if inside:
+        return InputError(f"{root} has no folder train/, but {inside[0]} has")
+    like = [each for each in others if any(map(is_image, _files_in(each)))]
+    if len(like) > 1 and not folders:
+        return InputError(f"{root} has no folder train/. If {like[0].name}/ and {like[1].name}/ "
+                          "are classes, --test_percent=20 takes a fifth of each for testing")
+    names = shortened(f"{each.name}/" for each in _visible_folders(root))
+    found = f"; it has {names}" if names else ""
+    return InputError(f"{root} has no folder train/{found}. It needs train/ and test/, each with "
+                      "one folder of images per class, or --test_percent and one folder of images "
+                      "per class")
+
+
+def _files_in(folder):
+    with suppress(OSError), os.scandir(folder) as entries:
+        yield from (entry.path for entry in islice(entries, 100) if not _is_folder(entry))
+
+
+def _visible_folders(root):
+    return [each for each in sorted(root.iterdir())
+            if each.is_dir() and not _hidden(each.name) and not _of_system(each.name)]
+
+
+def _hidden(name):
+    return name.startswith(".")
+
+
+def _of_system(name):
+    return name in SYSTEM or name.startswith("@")
+
+
+def composed(name):
+    """A name as most systems write it: accents within their letters (Unicode's form NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
+class _Search:
+    """A search through folders, which remembers what it left out."""
+
+    def __init__(self):
+        self.notes, self.others, self.system = [], [], []
+
+    def tell(self):
+        print("\n".join(self.told()), end="\n" if self.notes else "")
+        self.notes = []
+
+    def told(self):
+        """All notes: on what was left out, and others."""
+        if self.system:
+            self.notes.insert(0, f"Left out: {counted(len(self.system), 'folder')} that a system "
+                              f"made; the first is {self.system[0]}")
+        if self.others:
+            more = ""
+            if any(str(path).lower().endswith((".heic", ".heif")) for path in self.others):
+                more = "; pip install pillow-heif to read .heic"
+            self.notes.insert(0, f"Left out: {counted(len(self.others), 'file')} that "
+                              f"{'is no image' if len(self.others) == 1 else 'are no images'}; "
+                              f"the first is {self.others[0]}{more}")
+        self.others, self.system = [], []
+        return self.notes
+
+    def part_folders(self, root):
+        """{part: its folder} in a data set."""
+        found, passed = {}, []
+        for folder in _visible_folders(root):
+            part = next((part for part, names in PARTS.items() if folder.name.lower() in names),
+                        None)
+            if part is None:
+                passed.append(folder)
+            elif part in found:
+                self.notes.append(f"Left out: {folder}, since {found[part]} is there")
+            else:
+                found[part] = folder
+        if found and passed:
+            names = shortened(f"{folder.name}/" for folder in passed)
+            self.notes.append(f"Left out: {names} in {root}")
+        return found
+
+    def leave_out_empty(self, train, found):
+        """Take away classes that have no image in any part."""
+        for name in [name for name in train if not train[name]]:
+            if not any(files.get(name) for files in found.values()):
+                self.notes.append(f"Left out: {name}/, which has no images")
+                for files in (train, *found.values()):
+                    files.pop(name, None)
+
+    def classes(self, folder):
+        """{class: its image files} of the folders in a folder."""
+        classes, real = {}, {os.path.realpath(folder)}
+        for entry in self.entries(folder):
+            if not _is_folder(entry):
+                if not entry.name == ANNOTATIONS:
+                    self.others.append(entry.path)
+                continue
+            files = self.images(entry.path, real)
+            classes.setdefault(composed(entry.name), []).extend(files)
+        return classes
+
+    def labelled(self, folder, names):
+        """{class: its image files} of a folder with folders of these names, or with Tiny-ImageNet's
+        list; else {}, with a note."""
+        names = {composed(name) for name in names}
+        folders = {composed(entry.name) for entry in self.entries(folder) if _is_folder(entry)}
+        if folders & names:
+            return self.classes(folder)
+        if (folder / ANNOTATIONS).is_file():
+            return self.annotated(folder / ANNOTATIONS, names)
+        count = len(_Search().images(str(folder), set()))
+        self.notes.append(f"Left out: {counted(count, 'image')} in {folder}, which has no folders "
+                          "of the training classes")
+        return {}
+
+    def annotated(self, annotations, names):
+        """{class: image files} by the list of images in a Tiny-ImageNet as it is downloaded."""
+        files = {name: [] for name in sorted(names)}
+        for number, line in enumerate(annotations.read_text(errors="replace").splitlines(), 1):
+            file, _, rest = line.partition("\t")
+            name = composed(rest.partition("\t")[0])
+            if name not in files:
+                raise InputError(f"{annotations}, line {number}: {name!r} is none of the "
+                                 f"{len(files)} classes")
+            files[name].append(str(annotations.parent / "images" / file))
+        return files
+
+    def images(self, folder, parents):
+        """The image files below a folder, sorted; links are followed, but not in circles. parents:
+        the real paths of the folders on the way down."""
+        real = os.path.realpath(folder)
+        if real in parents:
+            raise InputError(f"{folder} is a link to {real}, which holds it; remove the link")
+        if len(parents) > DEEPEST:
+            raise InputError(f"{folder} is more than {DEEPEST} folders deep")
+        files = []
+        for entry in self.entries(folder):
+            if _is_folder(entry):
+                files += self.images(entry.path, parents | {real})
+            elif is_image(entry.path):
+                files.append(entry.path)
+            else:
+                self.others.append(entry.path)
+        return files
+
+    def entries(self, folder):
+        """What is in a folder, sorted, without hidden things and those of systems."""
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: composed(entry.name))
+        for entry in found:
+            if _hidden(entry.name):
+                continue
+            if not _of_system(entry.name):
+                yield entry
+            elif _is_folder(entry):
+                self.system.append(entry.path)
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False

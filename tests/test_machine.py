@@ -1,0 +1,40 @@
+"""A container, a job or a file system may give less than the machine has, or know less."""
+import os
+import subprocess
+
+import pytest
+
+from common import machine
+from conftest import ROOT
+
+
+@pytest.mark.parametrize("files, cores, memory", [
+    ({}, 4, 8e9), ({"cpu.max": "200000 100000"}, 2, 8e9), ({"cpu.max": "max 100000"}, 4, 8e9),
+    ({"memory.max": "1000000000\n"}, 4, 1e9), ({"memory.max": "max\n"}, 4, 8e9),
+    ({"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "100000",
+      "memory/memory.limit_in_bytes": "9223372036854771712"}, 2, 8e9),
+    ({"cpu.max": "rubbish", "memory.max": ""}, 4, 8e9)])
+def test_limits_of_a_container_are_those_that_count(files, cores, memory, tmp_path, monkeypatch):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "GROUPS", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 8_000_000, "SC_PAGE_SIZE": 1000}.get)
+    assert machine.cores() == cores and machine.memory() == memory
+
+
+def test_requirements_are_installed_by_what_is_there(tmp_path):
+    """With stand-ins for Python and uv that only say how they are called."""
+    python = "#!/bin/sh\ncase \"$*\" in *pip*) exit 1;; esac\nexit 0\n"
+    for name, text in (("python", python), ("uv", "#!/bin/sh\necho uv \"$@\"\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    script, path = str(ROOT / "requirements.sh"), f"{tmp_path}:/usr/bin:/bin"
+    with_uv = subprocess.run(["sh", script], env={"PATH": path}, capture_output=True, text=True)
+    assert with_uv.returncode == 0 and with_uv.stdout.startswith("uv pip install --python "), with_uv
+    (tmp_path / "uv").unlink()
+    without = subprocess.run(["sh", script], env={"PATH": path}, capture_output=True, text=True)
+    assert without.returncode == 1 and "neither pip nor ensurepip" in without.stderr
+    assert b"\r" not in (ROOT / "requirements.sh").read_bytes()
+    assert "*.sh text eol=lf" in (ROOT / ".gitattributes").read_text()
