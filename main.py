@@ -245,12 +245,15 @@ def prune_filters(job, number):
     size = job.data.image_size
     goal = f"remove filters until {target:.4g}%{tables.budget_text(flags.budget)} are gone"
     heading(round_title(job, number, 2, goal))
-    kept = select(job, job.state.scores, target)
     images, _ = next(iter(job.data.test_batches()))
-    try:
-        small = pruner.prune(job.network, kept, images[:8])
-    except ValueError as error:
-        raise InputError(f"--model={flags.model}: {error}") from error
+    small = None
+    while small is None:
+        try:
+            small = pruner.prune(job.network, select(job, job.state.scores, target), images[:8])
+        except pruner.SelectAgain as error:
+            print(f"  Note: {error}")
+        except ValueError as error:
+            raise InputError(f"--model={flags.model}: {error}") from error
     job.state.seconds["pruning"] = time.monotonic() - began
     tables.print_pruning(job.network, small, target, size, flags.budget, flags.round_to,
                          flags.residual)

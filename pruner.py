@@ -238,6 +238,10 @@ def mask_distance(a, b):
 # ------------------------------------------------------------------------------------ surgery
 
 
+class SelectAgain(ValueError):
+    """An operation cannot be cut as was asked; from now on it stays whole."""
+
+
 def prune(model, kept, images=None):
     """The smaller network that has only the filters `kept`; `model` stays as it is.
 
@@ -246,7 +250,7 @@ def prune(model, kept, images=None):
     the result computes what `model` computes with the removed filters' outputs at zero wherever
     they are read. Where `model` is none of the four networks, this is tried before it is returned,
     on `images`, or on noise. Raises ValueError where `kept` does not fit the network, or the result
-    computes something else: then what caused it stays whole from now on.
+    computes something else; SelectAgain where the operation that causes it has been found.
     """
     try:
         return _pruned(model, kept, images)
@@ -254,8 +258,8 @@ def prune(model, kept, images=None):
         if filter_count(model)[0] < filter_count(model)[1]:
             raise ValueError(f"{error}; prune the unpruned network once more") from error
         _keep_whole_at(model, error)
-        raise ValueError(f"{error}; the channels that it reads stay from now on, so select filters "
-                         "again") from error
+        raise SelectAgain(f"{error}; the channels that it reads stay from now on, so select "
+                          "filters again") from error
 
 
 def _keep_whole_at(model, error):
@@ -285,17 +289,20 @@ def _pruned(model, kept, images):
 
 
 def explore(model, image_size=None):
-    """Find out what can be pruned in a network by trying it: whatever an operation cannot do
-    without stays whole from now on. image_size: see `models.remains_of`. Raises ValueError where
+    """Find out what can be pruned in an unpruned network by trying it: whatever an operation cannot
+    do without stays whole from now on. image_size: see `models.remains_of`. Raises ValueError where
     nothing is left that can be pruned."""
-    if isinstance(model, tuple(NETWORKS.values())):
+    remains_of(model, image_size)
+    now, dense = filter_count(model)
+    if isinstance(model, tuple(NETWORKS.values())) or now < dense:
         return
     generator = torch.Generator().manual_seed(0)
     while True:
         scores = {group.name: torch.rand(len(group.channels), generator=generator)
                   for group in filter_groups(model, image_size)}
         try:
-            return _pruned(model, select_filters(model, scores, 50), None)
+            _pruned(model, select_filters(model, scores, 50), None)
+            return
         except CannotCut as error:
             _keep_whole_at(model, error)
 

@@ -19,7 +19,7 @@ from models import (
     stays_text,
     widths_of,
 )
-from pruner import Masked, check, cut, explore, prune, rebuild, select_filters
+from pruner import Masked, SelectAgain, check, cut, explore, prune, rebuild, select_filters
 from zoo import difference, removable_filters, settle
 
 
@@ -396,6 +396,16 @@ def test_removed_filters_count_as_zero_and_nothing_else_changes(kind):
                    widths_of(small), remains_of(model).structure.whole, 16)
     twin.load_state_dict(small.state_dict())
     assert torch.equal(twin.eval()(images), small(images))
+
+
+def test_what_cannot_be_cut_stays_from_then_on():
+    model = Written(over_count).eval()
+    with pytest.raises(SelectAgain, match="truediv computes something else without them"):
+        prune(model, select_filters(model, scores_like(model), 50))
+    assert [group.name for group in filter_groups(model)] == ["b"]
+    small = prune(model, select_filters(model, scores_like(model), 30))
+    explore(small)  # a pruned network stays as it is
+    assert widths_of(small) == widths_of(prune(model, select_filters(model, scores_like(model), 30)))
 
 
 @pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
