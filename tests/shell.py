@@ -73,6 +73,7 @@ def _run(argv, cwd, output, die_at=None, stop=None, file_limit=None, fresh=False
             handle = os.open(f"{output}/{name}", os.O_CREAT | os.O_WRONLY)
             os.dup2(handle, number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has the tests ignore
         if die_at:
             _die_at(die_at)
         if stop:
