@@ -213,7 +213,8 @@ class Structure:
                     paths.setdefault(names[place], []).append(path)
         self.names = {}
         for root in self.ranks:
-            self.names[root] = _stream_name(paths.get(root), self.names.values()) or root
+            writers = [name for name, own in self.stream_of.items() if own == root]
+            self.names[root] = _stream_name(paths.get(root), self.names.values(), writers) or root
 
     def alive(self, filters):
         """A bool tensor: which numbers are left where `filters` are, convolution -> indices."""
@@ -306,11 +307,12 @@ class Structure:
         return {name: torch.arange(len(numbers)) for name, numbers in self.filters.items()}
 
 
-def _stream_name(paths, taken):
-    """A name for the stream that the additions in some modules write."""
+def _stream_name(paths, taken, writers):
+    """A name for the stream that the additions in some modules write; None of a chain."""
     if not paths:
         return None
-    parts = os.path.commonprefix([path.split(".") for path in paths])
-    name = ".".join(parts)
-    return name if name and name not in taken else f"{paths[0]} to {paths[-1]}"
-
+    name = ".".join(os.path.commonprefix([path.split(".") for path in paths]))
+    if name and name not in taken:
+        return name
+    ends = paths if paths[0] and paths[0] != paths[-1] else writers  # the network itself adds
+    return f"{ends[0]} to {ends[-1]}"

@@ -398,6 +398,11 @@ def test_removed_filters_count_as_zero_and_nothing_else_changes(kind):
     assert torch.equal(twin.eval()(images), small(images))
 
 
+def test_a_stream_that_the_network_itself_adds_up_is_called_by_its_writers():
+    groups = filter_groups(Written(relu_ignored))
+    assert {group.stream.name for group in groups} == {"a to b"}
+
+
 def test_what_cannot_be_cut_stays_from_then_on():
     model = Written(over_count).eval()
     with pytest.raises(SelectAgain, match="truediv computes something else without them"):
