@@ -174,26 +174,23 @@ def check(args):
 def settle(args, record):
     """(the record with the image size and the normalisation to measure with, lines on what of these
     the file does not say). Raises InputError where flags contradict the file."""
-    ours = record.flags is not None  # before there was a choice, this suite had these
+    normalize = record.normalize
+    if normalize is None and record.flags is not None:  # of this suite, before there was a choice
+        normalize = NORMALIZATIONS["half"]
     notes, settled = [], {}
-    for name, known, fallback in (
-            ("image_size", record.image_size, 32),
-            ("normalize", record.normalize or (ours and NORMALIZATIONS["half"]), "half")):
+    for name, known, fallback, value_of in (
+            ("image_size", record.image_size, 32, int),
+            ("normalize", normalize, "half", data.normalization_of)):
         given = getattr(args, name)
-        value = fallback if given is None else given
-        plain = value if name == "image_size" else NORMALIZATIONS.get(value, value)
-        if known and given is not None and list_of(plain) != list_of(known):
+        taken = fallback if given is None else given
+        if known is None:
+            how = "is assumed" if given is None else "is taken"
+            notes.append(f"Note: the file does not say --{name}; {taken} {how}")
+        elif given is not None and value_of(taken) != value_of(known):
             raise InputError(f"{args.model_path} was trained with --{name}={known}; leave out "
                              f"--{name}={given}")
-        if not known:
-            how = "is assumed" if given is None else "is taken"
-            notes.append(f"Note: the file does not say --{name}; {value} {how}")
-        settled[name] = known or plain
+        settled[name] = value_of(taken if known is None else known)
     return replace(record, **{**settled, "normalize": list(settled["normalize"])}), notes
-
-
-def list_of(value):
-    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def load_images(args, model, record):

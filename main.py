@@ -87,7 +87,7 @@ def load_network(job, phase):
     heading("Load the trained network")
     again = (f"the same command with --only_train={phase}, without --pretrained=True and the "
              "pruning flags, trains it")
-    network, record = open_network(job, path, f"--pretrained=True needs {path}; {again}")
+    network, record, notes = open_network(job, path, f"--pretrained=True needs {path}; {again}")
     job.network = network.to(job.device)
     accuracy = {**(record.accuracy or {}), "best": train.evaluate(network, job.data.test_batches())}
     print(f"  {path}: test {tables.accuracy_text(accuracy['best'])}")
@@ -99,8 +99,8 @@ def load_network(job, phase):
                              f"{flags.val_percent} holds out; {again} anew")
         print(f"  Note: {path} was trained on other images than {job.data.name} has now; {again} "
               "anew")
-    for line in checkpoint.check_data(path, network, record, job.data):
-        print(f"  {line}")
+    for note in notes:
+        print(f"  {note}")
     if record.pruned:
         print("  Note: it is pruned already; percents count the unpruned network's filters")
     record = replace(record, accuracy=accuracy, image_size=job.data.image_size)
@@ -108,14 +108,13 @@ def load_network(job, phase):
 
 
 def open_network(job, path, missing):
-    """(network, Record) of a file that fits the flags and the data. Raises InputError; `missing` is
-    what to say where there is no such file."""
+    """(network, Record, lines on what it does not say) of a file that fits the flags and the data.
+    Raises InputError; `missing` is what to say where there is no such file."""
     if not path.is_file():
         raise InputError(missing)
     network, record = checkpoint.load_checkpoint(path, job.flags.model)
     checkpoint.check_holds(path, network, record, model=job.flags.model, width=job.flags.width)
-    checkpoint.check_data(path, network, record, job.data)
-    return network, record
+    return network, record, checkpoint.check_data(path, network, record, job.data)
 
 
 def train_network(job, phase, number=0):
@@ -283,8 +282,9 @@ def begin_afresh(job):
     flags = job.flags
     path = replace(flags, control=False).pruned_file(job.folder, job.targets[-1], False)
     heading("Control: the pruned architecture from scratch")
-    pruned, record = open_network(job, path, f"--control=scratch needs the architecture of {path}; "
-                                  "the same command without --control makes it")
+    pruned, record, _ = open_network(
+        job, path, f"--control=scratch needs the architecture of {path}; the same command without "
+        "--control makes it")
     free = marked(Experiment, CONTROL_MAY_DIFFER)
     for name, default in DEFAULTS.items() if record.flags else ():
         value, wanted = record.flags.get(name, default), getattr(flags, name)
