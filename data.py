@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from common.cache import read_or_recall
 from common.errors import InputError
-from common.folders import composed, find_parts, find_test, is_split, share_of
+from common.folders import composed, find_parts, find_test, share_of
 from common.images import describe
 from common.seeds import seed_of
-from common.sources import NAMED
+from common.sources import COUNTS, NAMED
 from common.terminal import counted, shortened
 from config import NORMALIZATIONS
 
@@ -87,8 +87,7 @@ class ImageData:
         if not percent:
             return self
         if self.validation:
-            raise InputError(f"--val_percent={percent}: {self.name} has validation images of its "
-                             "own; leave out --val_percent")
+            raise _has_validation(self.name, percent)
         labels, notes = self.train.labels.cpu(), list(self.notes)
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(
             seed_of(seed, "validation")))
@@ -253,38 +252,46 @@ def load_data(data_path, image_size=32, skip_bad_images=False, test_percent=0, n
     """
     normalize = normalization_of(normalize)
     if (name := str(data_path).lower()) in NAMED:  # a folder of that name is ./CIFAR100
-        if test_percent:
-            raise InputError(f"--test_percent={test_percent}: {data_path} has test images of its "
-                             "own; leave it out")
+        _require_own_test(data_path, test_percent)
         source = NAMED[name](image_size)
         return ImageData(source.name, source.classes, Split(*source.train), Split(*source.test),
                          flip=source.flip, normalize=normalize)
     root = _folder_at(data_path)
     found = find_parts(root, test_percent)
-    classes = _common_classes(root, found.parts)
+    classes = _common_classes(root, found.parts, test_percent)
     return _read_folder(root, found, classes, image_size, skip_bad_images, normalize, white)
 
 
-def count_images(data_path, test_percent=0):
-    """{"train", "test", "validation": how many files, "classes"} of a folder of images, without
-    reading one; of other data {}. Raises InputError as `load_data` does."""
-    if str(data_path).lower() in NAMED:
-        return {}
+def count_images(data_path, test_percent=0, val_percent=0):
+    """{"train", "test", "validation": how many images, "classes"} of a data set, without reading
+    one; those that `val_percent` will hold out are still in "train". Raises InputError as
+    `load_data` and `hold_out` do."""
+    if (name := str(data_path).lower()) in NAMED:
+        _require_own_test(data_path, test_percent)
+        return dict(zip(("classes", "train", "test"), COUNTS[name]))
     root = _folder_at(data_path)
     parts = find_parts(root, test_percent).parts
-    classes = _common_classes(root, parts)
+    if val_percent and "validation" in parts:
+        raise _has_validation(folder_of(root), val_percent)
+    classes = _common_classes(root, parts, test_percent)
     return {"classes": len(classes), **{part: sum(map(len, files.values()))
                                         for part, files in parts.items()}}
+
+
+def _require_own_test(data_path, test_percent):
+    if test_percent:
+        raise InputError(f"--test_percent={test_percent}: {data_path} has test images of its "
+                         "own; leave it out")
+
+
+def _has_validation(name, val_percent):
+    return InputError(f"--val_percent={val_percent}: {name} has validation images of its own; "
+                      "leave out --val_percent")
 
 
 def normalization_of(value):
     """The six numbers that a name of NORMALIZATIONS stands for, or that are given, as a tuple."""
     return NORMALIZATIONS[value] if isinstance(value, str) else tuple(value)
-
-
-def is_unsplit(data_path):
-    """Whether it is a folder without a folder for training or test images."""
-    return str(data_path).lower() not in NAMED and not is_split(_folder_at(data_path))
 
 
 def load_test(data_path, classes=None, image_size=32, skip_bad_images=False, normalize=HALF,
@@ -331,15 +338,15 @@ def _read_folder(root, found, classes, image_size, skip_bad_images, normalize, w
         splits[part] = Split(pixels[good] if read.unreadable else pixels, labels[good])
     if read.unreadable:
         notes += _left_out(root, read.unreadable, sum(map(len, paths.values())), skip_bad_images)
-        _require_images(root, splits, classes)
+        _require_images(root, splits, classes, found.parts)
     return ImageData(folder_of(root.resolve()), classes, splits.get("train"), splits["test"],
                      validation=splits.get("validation"), normalize=normalize, white=read.white,
                      notes=tuple(notes))
 
 
-def _common_classes(root, parts):
-    """The classes that all parts have, sorted; the validation images may lack some.
-    Raises InputError where they differ."""
+def _common_classes(root, parts, test_percent=0):
+    """The classes that all parts have, sorted; validation images, and test images that are a share
+    of the training images, may lack some. Raises InputError where they differ."""
     train = parts["train"]
     for part, files in parts.items():
         differing = sorted(set(train) ^ set(files)) if part != "validation" else sorted(
@@ -348,7 +355,7 @@ def _common_classes(root, parts):
             where = "train" if differing[0] in train else part
             raise InputError(f"{root}: class {differing[0]!r} is only in {where} "
                              f"({len(differing)} such classes); both must have the same classes")
-    for part in ("train", "test"):
+    for part in ("train",) if test_percent else ("train", "test"):
         for name in sorted(train):
             _require_image(root, name, part, len(parts[part][name]))
     return tuple(sorted(train))
@@ -366,12 +373,12 @@ def _left_out(root, unreadable, total, skip_bad_images):
             *(f"  {path}: {reason}" for path, reason in list(unreadable.items())[:10]), *more]
 
 
-def _require_images(root, splits, classes):
+def _require_images(root, splits, classes, files):
     for part in {"train", "test"} & splits.keys():
         counts = splits[part].labels.bincount(minlength=len(classes)).tolist()
         if "train" in splits:
             for name, count in zip(classes, counts):
-                _require_image(root, name, part, count)
+                _require_image(root, name, part, count or not files[part][name])
         elif not sum(counts):
             raise InputError(f"{root} has no test images that can be read")
 

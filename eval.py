@@ -19,7 +19,7 @@ from common.flags import Parser, boolean, flag, integer, location, marked, switc
 from common.libraries import lazy, load
 from common.processes import processes
 from common.terminal import megabytes, print_table
-from config import MODELS, NORMALIZATIONS
+from config import MODELS
 from imp_estimator import ESTIMATORS, PLAIN
 from lab.experiment import normalization
 from lab.record import GROUPS_IN
@@ -86,8 +86,8 @@ class Measurement:
                      type=integer(0), metavar="N", marks=[GROUPS])
 
     data_path: str = flag("data", None, "images to measure accuracy on: as in main.py, or test "
-                          "images alone, a folder for each class", shown="those it was trained on",
-                          type=location, metavar="DATA")
+                          "images alone, in folders that are called like the classes",
+                          shown="those it was trained on", type=location, metavar="DATA")
     image_size: int = flag("data", None, "height and width in pixels, for a file that does not say",
                            shown="what the file says, else 32", type=integer(1, 1024), metavar="N")
     normalize: tuple = flag("data", None, "as in main.py, for a file that does not say",
@@ -145,10 +145,6 @@ def run(args):
     if args.latency:  # last: it may move the network to another device
         others = ["cpu"] if args.device == "auto" and device.type != "cpu" else []
         tables.print_latency(model, size, [*map(pick_device, others), device])
-    asks = [each.name for each in fields(Measurement) if ASKS in each.metadata["marks"]]
-    if not any(getattr(args, name) for name in asks):
-        raise InputError("nothing was asked for: add --test_acc=True, or another of "
-                         + ", ".join(f"--{name}" for name in asks))
 
 
 def check(args):
@@ -169,23 +165,23 @@ def check(args):
     for name in given:
         if name in marked(Measurement, GROUPS) and not args.group_check:
             raise InputError(f"--{name} only works with --group_check=True")
+    asks = [each.name for each in fields(Measurement) if ASKS in each.metadata["marks"]]
+    if not args.report and not any(getattr(args, name) for name in asks):
+        raise InputError("nothing was asked for; add one of "
+                         + ", ".join(f"--{name}" for name in asks))
 
 
 def settle(args, record):
     """(the record with the image size and the normalisation to measure with, lines on what of these
     the file does not say). Raises InputError where flags contradict the file."""
-    normalize = record.normalize
-    if normalize is None and record.flags is not None:  # of this suite, before there was a choice
-        normalize = NORMALIZATIONS["half"]
     notes, settled = [], {}
-    for name, known, fallback, value_of in (
-            ("image_size", record.image_size, 32, int),
-            ("normalize", normalize, "half", data.normalization_of)):
-        given = getattr(args, name)
+    for name, fallback, value_of in (("image_size", 32, int),
+                                     ("normalize", "half", data.normalization_of)):
+        known, given = getattr(record, name), getattr(args, name)
         taken = fallback if given is None else given
         if known is None:
-            how = "is assumed" if given is None else "is taken"
-            notes.append(f"Note: the file does not say --{name}; {taken} {how}")
+            how = "is assumed" if given is None else "as given"
+            notes.append(f"Note: the file does not say --{name}: {taken} {how}")
         elif given is not None and value_of(taken) != value_of(known):
             raise InputError(f"{args.model_path} was trained with --{name}={known}; leave out "
                              f"--{name}={given}")
@@ -201,14 +197,11 @@ def load_images(args, model, record):
         raise InputError(f"{args.model_path} does not say what it was trained on; --data_path must "
                          f"name images of its {classes} classes")
     skip = args.skip_bad_images or bool(record.flag("skip_bad_images"))
-    share = record.flag("test_percent") if data.is_unsplit(path) else 0
     try:
-        if args.train_acc or args.group_check or share:
-            images = data.load_data(path, size, skip, share, normalize, record.white)
-        if share and args.data_path and images.hold_out(
-                record.flag("val_percent"), record.flag("seed")).fingerprint != record.fingerprint:
-            share = 0  # other images than those that were split for the training
-        if not (args.train_acc or args.group_check or share):
+        images = split_as_trained(record, path, skip)
+        if images is None and (args.train_acc or args.group_check):
+            images = data.load_data(path, size, skip, 0, normalize, record.white)
+        if images is None:
             images = data.load_test(path, record.classes, size, skip, normalize, record.white)
     except InputError as error:
         if args.data_path:
@@ -217,6 +210,26 @@ def load_images(args, model, record):
                          ) from error
     order = checkpoint.check_data(args.model_path, model, record, images)
     return replace(images, notes=(*images.notes, *order))
+
+
+def split_as_trained(record, path, skip):
+    """The images of a data set of which --test_percent split off the test images; None for others.
+    """
+    share = record.flag("test_percent")
+    if not share:
+        return None
+    try:
+        images = data.load_data(path, record.image_size, skip, share, record.normalize,
+                                record.white)
+        known = images.hold_out(record.flag("val_percent"), record.flag("seed")).fingerprint
+    except InputError:  # such as that it has test images
+        return None
+    if known == record.fingerprint:
+        return images
+    if images.name != record.data:
+        return None
+    return replace(images, notes=(*images.notes, f"Note: {path} has changed since the training, so "
+                                  "that some of the test images may have been trained on"))
 
 
 def introduce(args, model, record, size):

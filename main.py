@@ -328,9 +328,9 @@ def described(flags):
         if len(steps) < done:
             entry["is done"] = True
         steps.append({key: value for key, value in entry.items() if value is not None})
-    images = data.count_images(flags.data_path, flags.test_percent)
-    if images:
-        jobs.check_classes(flags, images["classes"])
+    images = data.count_images(flags.data_path, flags.test_percent, flags.val_percent)
+    jobs.check_classes(flags, images["classes"])
+    jobs.check_init(flags)
     return {"flags": asdict(flags), "images": images, "device": device, "momentum": MOMENTUM,
             "steps": steps, "resume file": str(job.resume_file)}
 
@@ -341,8 +341,8 @@ def described_sweep(flags):
     parsed = [parse(sweep.command_of(cell)) for cell in runs]
     sweep.check_outputs(runs, [plan.recorded(each, DRIVES[each.control])[0].outputs
                                for each in parsed])
-    for path, percent in {(each.data_path, each.test_percent) for each in parsed}:
-        data.count_images(path, percent)
+    for place in {(each.data_path, each.test_percent, each.val_percent) for each in parsed}:
+        data.count_images(*place)
     return {part: [shlex.join(["python", "main.py", *sweep.command_of(cell)]) for cell in each]
             for part, each in {"cells": cells, "order": runs}.items()}
 

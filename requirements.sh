@@ -5,13 +5,16 @@
 # --export: onnx, onnxscript, onnxruntime, safetensors. For --tensorboard: tensorboard. For the
 # tests: pytest, hypothesis, ruff.
 set -eu
-python=$(command -v python || command -v python3)
+python=$(command -v python || command -v python3) || {
+    echo "requirements.sh: there is no python here" >&2
+    exit 1
+}
 if "$python" -m pip --version > /dev/null 2>&1; then
-    install="$python -m pip install"
+    set -- "$python" -m pip install
 elif command -v uv > /dev/null; then
-    install="uv pip install --python $python"
+    set -- uv pip install --python "$python"
 elif "$python" -m ensurepip > /dev/null 2>&1; then
-    install="$python -m pip install"
+    set -- "$python" -m pip install
 else
     echo "requirements.sh: $python has neither pip nor ensurepip, and there is no uv" >&2
     exit 1
@@ -22,7 +25,7 @@ sys.exit(sys.prefix == sys.base_prefix and pathlib.Path(
     echo "requirements.sh: $python belongs to the system; first: python3 -m venv env && . env/bin/activate" >&2
     exit 1
 fi
-$install \
+"$@" \
     "torch>=2.5" "torchvision>=0.20" "numpy>=1.26" "tqdm>=4.60" "filelock>=4" \
     "scikit-learn>=1.3" "matplotlib>=3.8" \
     "onnx>=1.17" "onnxscript>=0.2" "onnxruntime>=1.20" "safetensors>=0.4" "tensorboard>=2.15" \

@@ -52,7 +52,7 @@ def pick_device(name="auto", deterministic=False):
 def _own_gpu():
     """The GPU of this process, one of several on this machine."""
     number, gpus = number_in("LOCAL_RANK"), torch.cuda.device_count()
-    if max(number + 1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > gpus:
+    if max(number + 1, number_in("LOCAL_WORLD_SIZE", "1")) > gpus:
         raise InputError("torchrun has started more processes than this machine has GPUs: "
                          f"--nproc_per_node={gpus}, or --device=cpu")
     torch.cuda.set_device(number)

@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         for word in args or ():  # argparse would take it for the end of the flags
-            if word.startswith("--") and word.endswith("=--"):
+            if word.startswith("-") and word.endswith("=--"):
                 self.error(f"argument {word[:-3]}: '--' is no value")
         return super().parse_args(args, namespace)
 

@@ -3,6 +3,7 @@
 A data set is a folder with `train/`, and `test/` or a validation folder, each with one folder of
 images per class; or one folder of images per class, of which a share becomes the test images.
 """
+import hashlib
 import os
 import unicodedata
 from contextlib import suppress
@@ -10,11 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from common.errors import InputError
 from common.images import is_image
-from common.seeds import seed_of
 from common.terminal import counted, shortened
 
 PARTS = {"train": ("train", "training"), "test": ("test", "testing"),
@@ -54,10 +52,10 @@ def find_parts(root, test_percent=0):
         raise InputError(f"--test_percent={test_percent} is for folders without test images; "
                          f"{root} has {there}")
     if test_percent:
-        parts = split(train, test_percent)
+        parts = split(train, test_percent, root, search.notes)
         count, whole = (sum(map(len, files.values())) for files in (parts["test"], train))
         search.notes.append(f"Test images: {count:,} of the {whole:,} in {place} "
-                            f"(--test_percent={test_percent}), the same ones in every run")
+                            f"(--test_percent={test_percent}), chosen by their names")
         return Found(parts, search.told())
     if not found:
         search.tell()
@@ -92,29 +90,27 @@ def find_test(root, classes=None):
         search.tell()
         raise InputError(f"{root} has no test images of the network's classes ({shortened(classes)}"
                          "): it needs a folder for each class, in test/ or in itself")
-    search.notes.append(f"All images in {root} are test images")
+    search.notes.append(f"Note: all images in {root} are measured; where the network was trained "
+                        "on some of them, the accuracy is too high")
     return Found({"test": files}, search.told())
 
 
-def is_split(root):
-    """Whether a folder has folders for training or test images."""
-    return bool(_Search().part_folders(Path(root)))
+def split(classes, percent, root, notes):
+    """{"train", "test"} of {class: files}: `percent` of each class's are for testing.
 
-
-def split(classes, percent):
-    """{"train", "test"} of {class: files}: `percent` of each class's, always the same ones, are for
-    testing. Raises InputError where a class has a single image."""
+    They are chosen by their names below `root`, so that further images move few of the others. A
+    class's single image is for training, which is added to `notes`.
+    """
     train, test = {}, {}
     for name, files in classes.items():
+        ranked = sorted(files, key=lambda file: hashlib.sha256(
+            composed(os.path.relpath(file, root)).encode(errors="surrogateescape")).digest())
+        chosen = set(ranked[:share_of(len(files), percent)])
+        test[name] = [file for file in files if file in chosen]
+        train[name] = [file for file in files if file not in chosen]
         if len(files) == 1:
-            raise InputError(f"--test_percent={percent}: class {name!r} has a single image; it "
-                             "needs one for training and one for testing")
-        count = share_of(len(files), percent)
-        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(
-            seed_of("test images", name)))
-        chosen = set(order[:count].tolist())
-        test[name] = [file for i, file in enumerate(files) if i in chosen]
-        train[name] = [file for i, file in enumerate(files) if i not in chosen]
+            notes.append(f"Note: class {name!r} has a single image, which is for training; it is "
+                         "not tested")
     return {"train": train, "test": test}
 
 
@@ -157,6 +153,11 @@ def _no_training(root, folders):
 def _files_in(folder):
     with suppress(OSError), os.scandir(folder) as entries:
         yield from (entry.path for entry in islice(entries, 100) if not _is_folder(entry))
+
+
+def _is_class(folder):
+    """Whether a folder holds images rather than folders."""
+    return not _visible_folders(folder) and any(map(is_image, _files_in(folder)))
 
 
 def _visible_folders(root):
@@ -214,6 +215,8 @@ class _Search:
                 self.notes.append(f"Left out: {folder}, since {found[part]} is there")
             else:
                 found[part] = folder
+        if "train" in found and _is_class(found["train"]) and any(map(_is_class, passed)):
+            passed.append(found.pop("train"))  # buses, cars and trains
         if found and passed:
             names = shortened(f"{folder.name}/" for folder in passed)
             self.notes.append(f"Left out: {names} in {root}")

@@ -205,8 +205,8 @@ def read_image(path, size):
         if content is None:
             raise
         with suppress(Exception):
-            return _read(content, size, ["texts or colour profiles that are damaged or too long, "
-                                         "read without them"])
+            return _read(content, size, ["texts, EXIF or colour profiles that are damaged or too "
+                                         "long, read without them"])
         raise
 
 
@@ -304,7 +304,7 @@ def _deep_picture(image, size, remarks):
         if kind == "integer" and tags.get(258, (0,))[0] == 16:
             grey = 65535 - grey
         else:
-            remarks.append("0 for white, read as black")
+            remarks.append("0 for white, whose brightness stays turned over")
     grey = grey.clip(0)
     fitted = ImageOps.fit(Image.fromarray(grey), (size, size), Image.Resampling.BILINEAR)
     return Picture(np.asarray(fitted), remarks, kind, float(grey.max()))

@@ -44,7 +44,8 @@ def is_first():
 def join_processes(device):
     """Meet the processes that torchrun has started beside this one, if there are any."""
     if processes()[1] > 1 and not torch.distributed.is_initialized():
-        number_in("MASTER_PORT")
+        if not 0 < number_in("MASTER_PORT") < 2 ** 16:
+            raise InputError("MASTER_PORT is no port in the environment; torchrun sets it")
         torch.distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30),
             device_id=device if device.type == "cuda" else None)

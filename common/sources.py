@@ -76,4 +76,6 @@ def _resized(pixels, size):
     return torch.cat([resize(part) for part in pixels.split(1000)])  # floats of a part at a time
 
 
+COUNTS = {"cifar100": (100, 50_000, 10_000), "cifar10": (10, 50_000, 10_000),
+          "digits": (10, 1_437, 360)}  # classes, training and test images
 NAMED = {"cifar100": cifar100, "cifar10": cifar10, "digits": digits}  # functions of an image size

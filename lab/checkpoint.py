@@ -6,6 +6,7 @@
 import io
 import json
 import reprlib
+from dataclasses import replace
 
 import torch
 
@@ -89,7 +90,10 @@ def load_checkpoint(path, model=None):
         # Entries of a published file that happen to be called like ours mean something else.
         entries = {key: value for key, value in content.items()
                    if ours and key != "net" and is_plain(value)}
-        return model, Record.read(entries | own)
+        record = Record.read(entries | own)
+        if record.flags is not None and record.normalize is None:  # before there was a choice
+            record = replace(record, normalize=list(NORMALIZATIONS["half"]))
+        return model, record
     except NOT_AS_WRITTEN as error:
         raise InputError(f"{path} cannot be used: {error or 'it is damaged'}"[:300]) from error
 
@@ -185,12 +189,24 @@ def _rebuild_published(content):
     twin, state = next(((n, state) for n, state in zip(networks, states)
                         if weights(n.state_dict()) == weights(state)), (None, None))
     if twin is None:
-        raise ValueError(f"its weights are those of none of {', '.join(NETWORKS)}")
+        raise ValueError(f"its weights are those of none of {', '.join(NETWORKS)}"
+                         f"{_nearest(networks, states)}")
     name = twin.origin.name
     widths = PUBLISHED[name](twin, content["cfg"]) if "cfg" in content else {}
     head = [key for key in twin.state_dict() if key.endswith(".bias")][-1]
     model = rebuild({"model": name, "num_classes": len(state[head]), "cfg": widths, "net": state})
     return _without_zeros(model)
+
+
+def _nearest(networks, states):
+    """In words, what keeps a state dict from being the weights of the network most like it."""
+    keys = [(n.state_dict().keys(), state.keys()) for n, state in zip(networks, states)]
+    network, (own, theirs) = min(zip(networks, keys), key=lambda each: len(each[1][0] ^ each[1][1]))
+    if not own & theirs:
+        return ""
+    missing, unknown = (next(iter(sorted(some)), None) for some in (own - theirs, theirs - own))
+    what = f"there is no {missing}" if missing else f"{unknown} is none of its weights"
+    return f"; for {network.origin.name} {what}"
 
 
 def _published_vgg(twin, cfg):  # [64, 64, "M", 128, ...]
@@ -284,16 +300,25 @@ def check_data(path, network, record, data):
     if size != data.image_size:
         raise InputError(f"{path} was trained on images of {size} x {size}, not "
                          f"{data.image_size} x {data.image_size}; --image_size={size} fits it")
+    notes = [f"Note: {path} does not say --{name}; {given} is assumed"
+             for name, known, given in (
+                 ("image_size", record.image_size, data.image_size),
+                 ("normalize", record.normalize, _name_of(data.normalize))) if known is None]
     normalize = list(record.normalize or data.normalize)
     if normalize != list(data.normalize):
-        named = next((name for name, values in NORMALIZATIONS.items() if list(values) == normalize),
-                     ",".join(map(str, normalize)))
         raise InputError(f"{path} was trained on images that were normalised in another way; "
-                         f"--normalize={named} fits it")
+                         f"--normalize={_name_of(normalize)} fits it")
     digits = record.classes is None and all(
         name.isascii() and name.isdigit() for name in data.classes)
     if digits and sorted(data.classes) != sorted(data.classes, key=int):
-        return [f"Note: {path} names no classes; the folders of {data.name} are taken as text, in "
-                f"the order {shortened(data.classes, 4)}; where the network's order is that of the "
-                "numbers, rename them to one length (00, 01, ...)"]
-    return []
+        notes.append(
+            f"Note: {path} names no classes; those of {data.name} are sorted as text, "
+            f"{shortened(data.classes, 4)}; where the network's order is that of the numbers, "
+            "rename the folders to one length (00, 01, ...)")
+    return notes
+
+
+def _name_of(normalize):
+    """A normalisation as a value of --normalize."""
+    return next((name for name, values in NORMALIZATIONS.items()
+                 if list(values) == list(normalize)), ",".join(map(str, normalize)))

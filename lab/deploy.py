@@ -150,12 +150,13 @@ def predict(model, classes, images, normalize=HALF):
 
 def print_predictions(model, record, path, image_size, skip_bad_images):
     """Name the classes of the image, or of all below the folder, at `path`. Raises InputError."""
-    files = image_files(path)
+    files, white = image_files(path), {"integer": 65535.0, **(record.white or {})}
     classes = record.classes or [f"class {k}" for k in range(model.origin.num_classes)]
     print(f"Predictions for {counted(len(files), 'image')}, brought to {image_size} x {image_size}")
     for start in range(0, len(files), 1000):
         part = files[start:start + 1000]
-        read = read_images({"the": part}, image_size, record.white)
+        read = read_images({"the": part}, image_size, white)
+        white = {**read.white, **white}  # all images have one rule
         images, unreadable = read.parts["the"], read.unreadable
         if unreadable and not skip_bad_images:
             file, reason = next(iter(unreadable.items()))

@@ -54,8 +54,7 @@ class Job(Plan):
         self.writers = [Console(flags.eb_epsilon), Csv()]
         if flags.tensorboard:
             self.writers.append(TensorBoard(self.recording.resume_file.with_suffix(".tensorboard")))
-        if flags.init:  # before images are read, and much is said
-            initialise(build_network(flags.model, 2, flags.width), flags.init, ())
+        check_init(flags)  # before images are read, and much is said
         with first_alone():  # it may have to download them
             data = data or load_data(*flags.images)
         self.data = data.hold_out(flags.val_percent, flags.seed)
@@ -312,6 +311,12 @@ def check_classes(flags, count):
     if flags.num_classes not in (None, count):
         raise InputError(f"--num_classes={flags.num_classes}, but {flags.data_path} has {count} "
                          "classes")
+
+
+def check_init(flags):
+    """Raise InputError where --init cannot be begun with."""
+    if flags.init:
+        initialise(build_network(flags.model, 2, flags.width), flags.init, ())
 
 
 def same_place(one, other):

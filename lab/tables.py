@@ -116,6 +116,9 @@ def print_summary(records):
     def epochs(r):
         if r.control == "scratch":
             return str(len(r.epochs))
+        if not base.epochs:
+            after = sum(len(each.epochs) for each in records[1:records.index(r) + 1])
+            return f"unknown + {after}" if after else "unknown"
         return str(sum(len(each.epochs) for each in records[:records.index(r) + 1]))
 
     def after_pruning(r):
@@ -132,7 +135,7 @@ def print_summary(records):
             rows.append(row(f"{name} accuracy, best epoch", accuracy("best", key)))
     if any(map(after_pruning, records)):
         rows.append(row("accuracy right after pruning", after_pruning))
-    if len(records) > 1 and base.epochs:
+    if len(records) > 1:
         rows.append(row("epochs of training, in all", epochs))
     rows += [row("filters", relative("filters")), row("parameters", relative("parameters")),
              row("MACs (multiply-adds)", relative("macs")), row("FLOPs", relative("flops")),
@@ -154,7 +157,7 @@ def _title(record):
 
 def _print_notes(records):
     """How the accuracies of the table may be compared."""
-    base, last = records[0], records[-1]
+    last = records[-1]
     if last.chosen_on == "test":
         print("  The best epoch was chosen on the test images, which flatters all accuracies;\n"
               "  --val_percent=10 avoids that.")
@@ -163,10 +166,10 @@ def _print_notes(records):
               last.chosen_on != "ticket" else "  The network is that of the ticket's epoch.")
     for record in records:
         if unanswered := record.accuracy["best"].get("unanswered"):
-            print(f"  The {_title(record)} network never answers "
+            print(f"  The {_title(record)} network never predicts "
                   f"{counted(unanswered, 'class', 'classes')} of {record.num_classes}.")
     after = sum(len(record.epochs) for record in records[1:])
-    if base.epochs and after and not last.control:
+    if after and not last.control:
         print(f"  The pruned network was trained {counted(after, 'epoch')} longer than the "
               "unpruned one;\n  --control=unpruned trains the unpruned one for as many.")
 

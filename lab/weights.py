@@ -19,8 +19,8 @@ def initialise(model, path, classes=None):
     The file is a state dict, bare or wrapped (see lab/reader.py); its names are this suite's, the
     published ones, or torchvision's. What stays fresh: a classifier for other classes, and
     torchvision's 7 x 7 stem with its BatchNorm. BatchNorms that stand elsewhere, as in its VGG, are
-    folded into the convolutions before them. classes: the names of the
-    model's; the classifier of a file with other names stays fresh.
+    folded into the convolutions before them. classes: the names of the model's; the classifier of a
+    file with other names, or without names, stays fresh.
     Returns lines that say so. Raises InputError where another convolution does not fit.
     """
     content = read_network(path)
@@ -36,8 +36,8 @@ def initialise(model, path, classes=None):
                if part != "num_batches_tracked"}
         misfits = {key: misfit for key, tensor in own.items()
                    if (misfit := misfit_of(key, state.get(key), tensor))}
-        if name == head and not misfits and _others(content.get("classes"), classes):
-            misfits = {name: f"is for other classes ({shortened(content['classes'])})"}
+        if name == head and not misfits and (why := _not_for(classes, content.get("classes"))):
+            misfits = {name: why}
         # Statistics of a stem that stays fresh are of no use.
         if not misfits and not (name == stem_norm and stem in fresh):
             taken |= {key: state[key] for key in own}
@@ -54,10 +54,15 @@ def initialise(model, path, classes=None):
             *_fresh_lines(fresh, layers, bool(folded), titles)]
 
 
-def _others(theirs, ours):
-    """Whether the classes of a file are known to be others than those of the data."""
-    return isinstance(theirs, (list, tuple)) and ours is not None and list(
-        map(composed, map(str, theirs))) != list(map(composed, ours))
+def _not_for(ours, theirs):
+    """Why a file's classifier is not taken for our classes; None where it is, or ours are unknown.
+    """
+    if ours is None:
+        return None
+    if not isinstance(theirs, (list, tuple)):
+        return "is for classes that the file does not name"
+    same = list(map(composed, map(str, theirs))) == list(map(composed, ours))
+    return None if same else f"is for other classes ({shortened(theirs)})"
 
 
 def _why(name, misfits, model):
@@ -102,8 +107,10 @@ def _our_names(state, model):
         weight, bias = (renamed.get(f"features.{number}.{part}") for part in ("weight", "bias"))
         norm = [renamed.get(f"features.{number + 1}.{part}")
                 for part in ("weight", "bias", "running_mean", "running_var")]
-        if all(isinstance(each, torch.Tensor) and each.shape == weight.shape[:1]
-               for each in (bias, *norm)):
+        like = torch.empty(weight.shape[:1], device="meta")
+        if not misfit_of("weight", weight, weight) and not any(
+                misfit_of(key, tensor, like) for key, tensor in (
+                    ("bias", bias), *zip(("", "", "", "running_var"), norm))):
             norms += 1
             weight, bias = _folded(weight, bias, *norm)
         ours |= {f"{name}.weight": weight, f"{name}.bias": bias}

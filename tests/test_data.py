@@ -12,6 +12,7 @@ from torchvision import datasets
 
 from common import cache, images
 from common.errors import InputError
+from common.folders import find_parts
 from conftest import write_folder
 from data import folder_of, load_data, load_test
 
@@ -303,10 +304,24 @@ def test_a_folder_of_classes_is_split_in_the_same_way_every_time(tmp_path, digit
         load_data(tmp_path / "moved", 16, test_percent=30).fingerprint}
     both = torch.cat((parts[0].train.images, parts[0].test.images)).flatten(1).unique(dim=0)
     assert len(both) > 25, "no image is in both, but for equal drawings"
+    parts = split_files(tmp_path / "moved")
+    shutil.copy(tmp_path / "moved/one" / parts["train"][0], tmp_path / "moved/one/0.5.png")
+    changed = set(parts["test"]) ^ set(split_files(tmp_path / "moved")["test"])
+    assert changed <= {"0.5.png", *parts["test"]} and len(changed) <= 2, "others stay where they are"
     for image in list((tmp_path / "moved/one").iterdir())[1:]:
         image.unlink()
-    with pytest.raises(InputError, match="class 'one' has a single image"):
-        load_data(tmp_path / "moved", 16, test_percent=30)
+    images = load_data(tmp_path / "moved", 16, test_percent=30)
+    assert images.train.labels.bincount().tolist() == [1, 7, 7]
+    assert images.test.labels.bincount(minlength=3).tolist() == [0, 3, 3]
+    assert any("class 'one' has a single image, which is for training" in note for note in images.notes)
+    (tmp_path / "moved/two").rename(tmp_path / "moved/train")  # as there are buses, cars and trains
+    assert load_data(tmp_path / "moved", 16, test_percent=30).classes == ("one", "three", "train")
+
+
+def split_files(root):
+    """{part: names of the files of class "one"}."""
+    parts = find_parts(root, 30).parts
+    return {part: [os.path.basename(file) for file in files["one"]] for part, files in parts.items()}
 
 
 def test_test_images_alone_are_known_by_the_networks_classes(tmp_path, digits):
@@ -381,7 +396,7 @@ def test_white_is_zero_and_empty_alpha(tmp_path):
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags[262] = 0
     Image.fromarray(np.full((8, 8), 65_535, np.uint16)).save(tmp_path / "x.tif", tiffinfo=tags)
-    assert images.decode(tmp_path / "x.tif", 8).max() <= 255
+    assert images.decode(tmp_path / "x.tif", 8).max() == 0
     colours = np.random.RandomState(0).randint(0, 255, (8, 8, 4), np.uint8)
     colours[..., 3] = 0
     Image.fromarray(colours).save(tmp_path / "x.png")

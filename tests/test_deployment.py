@@ -262,6 +262,9 @@ def test_a_classifier_for_classes_of_other_names_stays_fresh():
     for ours, fresh in ((names, False), (["a", "b", "c"], True), (None, False)):
         lines = initialise(narrow("vgg", 3, seed=1), "net.pth", ours)
         assert any("classifier is for other classes (cat, dog, fox)" in line for line in lines) == fresh
+    save_checkpoint("net.pth", model, {})
+    lines = initialise(narrow("vgg", 3, seed=1), "net.pth", names)
+    assert any("classifier is for classes that the file does not name" in line for line in lines)
 
 
 def test_a_torchvision_resnet_gives_all_but_stem_and_classifier(resnet34):

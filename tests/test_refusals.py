@@ -80,7 +80,7 @@ def test_every_flag_of_main(flag, value, says, shell, tmp_path):
     *(((f"--{name}=maybe", "--model_path=x"), "none of True, False") for name in (
         "pruned", "train_acc", "test_acc", "flops", "compression", "eval_ortho")),
     (("--model=alexnett", "--model_path=x"), "did you mean alexnet"), (("--num_classes=1", "--model_path=x"), "2"),
-    (("--device=abacus", "--model_path=x"), "cuda"), (("--model_path=x",), "no checkpoint at x"),
+    (("-m=--", "--model_path=x"), "-m: '--' is no value"), (("--device=abacus", "--model_path=x"), "cuda"), (("--model_path=x", "--flops=True"), "no checkpoint at x"),
     *(((f"--{name}=", "--model_path=x"), "it is empty") for name in ("export", "predict", "compare")),
     (("stray", "--model_path=x"), "stray")])
 def test_every_flag_of_eval(flags, says, shell, tmp_path):
@@ -102,7 +102,7 @@ def test_a_refusal_is_one_short_line(flag, says, shell, tmp_path):
 
 
 @pytest.mark.parametrize("name, value", [("RANK", "x"), ("WORLD_SIZE", "NaN"), ("LOCAL_RANK", "-1"),
-                                         ("RANK", "2"), ("MASTER_PORT", "q")])
+                                         ("RANK", "2"), ("MASTER_PORT", "q"), ("MASTER_PORT", "99999")])
 def test_an_environment_that_torchrun_did_not_write(name, value, tmp_path):
     known = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "RANK": "0", "WORLD_SIZE": "2",
              "LOCAL_RANK": "0", name: value}
@@ -151,6 +151,13 @@ def test_what_is_no_sweep_and_no_folder_of_results(shell, tmp_path, monkeypatch)
     ended = shell("main.py", "--only_train=base", "--data_path=nowhere", "--print_config=True",
                   cwd=tmp_path)
     assert ended.returncode == 2 and "neither a folder" in ended.stderr
+    for flag, says in (("--init=nowhere.pth", "nowhere.pth"), ("--num_classes=7", "has 10 classes"),
+                       ("--test_percent=5", "has test images of its own")):
+        ended = shell("main.py", "--only_train=base", "--data_path=digits", "--print_config=True", flag,
+                      cwd=tmp_path)
+        assert ended.returncode == 2 and says in ended.stderr, flag
+    ended = shell("main.py", "--only_train=base", "--data_path=digits", "--print_config=True", cwd=tmp_path)
+    assert json.loads(ended.stdout)["images"] == {"classes": 10, "train": 1437, "test": 360}
 
 
 @pytest.mark.parametrize("flags, says", [
@@ -369,7 +376,7 @@ def test_files_that_may_not_be_read(shell, tmp_path, digits):
     next((root / "train/one").iterdir()).chmod(0)
     (tmp_path / "net.pth").touch(mode=0)
     refused(shell, "main.py", *PRUNE[:2], f"--data_path={root}", cwd=tmp_path, says="Permission")
-    refused(shell, "eval.py", "--model_path=net.pth", cwd=tmp_path, says="Permission")
+    refused(shell, "eval.py", "--model_path=net.pth", "--flops=True", cwd=tmp_path, says="Permission")
 
 
 def test_no_permission_to_read_is_said(tmp_path, digits, monkeypatch):

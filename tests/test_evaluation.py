@@ -1,0 +1,142 @@
+"""eval.py measures the images that were asked for, in the way the network's file says."""
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import config
+import eval as measure
+import main
+from conftest import narrow, short_preset, write_folder
+from lab.checkpoint import save_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def preset(monkeypatch, tmp_path):
+    monkeypatch.setitem(config.PRESETS, "test", short_preset())
+    monkeypatch.chdir(tmp_path)
+
+
+def measured(capsys, *flags):
+    """(the last line, all of the output) of eval.py."""
+    capsys.readouterr()
+    code = measure.main(list(flags))
+    out, error = capsys.readouterr()
+    assert (code, error) == (0, ""), error
+    return out.splitlines()[-1], out
+
+
+def refusal(capsys, *flags):
+    capsys.readouterr()
+    assert measure.main(list(flags)) == 2
+    out, error = capsys.readouterr()
+    assert error.count("\n") == 1 and not out, out
+    return error
+
+
+def test_a_share_of_the_images_is_measured_as_it_was_split_off(tmp_path, digits, capsys):
+    """The folder has train/ alone, as --test_percent says that it may."""
+    root = write_folder(tmp_path / "images", digits, train=20)
+    shutil.rmtree(root / "test")
+    assert main.main(["--preset=test", "--image_size=16", "--width=0.125", "--ebt=True", f"--data_path={root}",
+                      "--test_percent=20", "--val_percent=10", "--only_train=base"]) == 0
+    best = Path("pretrained/ebt/images/vgg-w0.125.pth")
+    trained = torch.load(best, weights_only=True)["accuracy"]["best"]["top1"]
+    ask = f"--model_path={best}", "--test_acc=True"
+    line, out = measured(capsys, *ask)
+    assert line.startswith("Accuracy on 12 test images") and f"top-1 {trained:.2f}%" in line
+    assert "has changed" not in out
+    assert "on 48 training images" in measured(capsys, *ask, "--train_acc=True")[1]
+    for place in ("images", "renamed"):
+        shutil.copytree(root, f"here/{place}")
+        there = measured(capsys, *ask, f"--data_path=here/{place}")[0]
+        assert there == line.replace(" of images:", f" of {place}:")
+
+    Image.new("RGB", (16, 16)).save(root / "train/one/new.png")
+    line, out = measured(capsys, *ask)
+    assert "Accuracy on 12 test images" in line and "has changed since the training" in out
+    shutil.copytree(root / "train", "new")  # all of them, by another name
+    line, out = measured(capsys, *ask, "--data_path=new")
+    assert "Accuracy on 61 test images" in line and "the accuracy is too high" in out
+    for folder in list(Path("new").iterdir())[:2]:  # a single image, a missing class
+        for image in list(folder.iterdir())[1:]:
+            image.unlink()
+    shutil.rmtree(folder)
+    assert "Accuracy on 21 test images" in measured(capsys, *ask, "--data_path=new")[0]
+    shutil.rmtree(root)
+    assert "it was trained on" in refusal(capsys, *ask)
+
+
+def test_what_a_file_does_not_say_is_said_to_be_assumed_or_given(tmp_path, digits, folder, capsys):
+    write_folder(tmp_path / "images", digits)
+    known = {"classes": ["one", "three", "two"], "image_size": 16, "normalize": config.NORMALIZATIONS["cifar"]}
+    model = narrow("vgg", 3)
+    save_checkpoint("whole.pth", model, known)
+    save_checkpoint("bare.pth", model, {})
+    ask = "--test_acc=True", "--data_path=images"
+    right, out = measured(capsys, "--model_path=whole.pth", *ask)
+    assert "does not say" not in out
+    line, out = measured(capsys, "--model_path=bare.pth", *ask, "--image_size=16", "--normalize=cifar")
+    assert line == right and "--image_size: 16 as given" in out and "--normalize: cifar as given" in out
+    line, out = measured(capsys, "--model_path=bare.pth", *ask)
+    assert "--image_size: 32 is assumed" in out and "--normalize: half is assumed" in out
+    for flag in ("--image_size=32", "--normalize=half"):
+        assert f"leave out {flag}" in refusal(capsys, "--model_path=whole.pth", *ask, flag)
+    # Predictions know it, too.
+    name = next((tmp_path / "images/test/one").iterdir())
+    pixels = torch.from_numpy(np.asarray(Image.open(name).convert("RGB")).copy()).permute(2, 0, 1)[None] / 255
+    means, deviations = torch.tensor(known["normalize"]).view(2, 3, 1, 1)
+    likely = model((pixels - means) / deviations).softmax(1)[0]
+    line, _ = measured(capsys, "--model_path=whole.pth", f"--predict={name}")
+    assert line.split()[2] == f"{100 * likely.max():.1f}%"
+    # As a base network it is held against the flags.
+    Path("pretrained/ebt/shapes").mkdir(parents=True)
+    shutil.copy("bare.pth", "pretrained/ebt/shapes/vgg-w0.125.pth")
+    assert main.main(["--preset=test", "--image_size=16", "--width=0.125", "--ebt=True", f"--data_path={folder}",
+                      "--pretrained=True", "--pruning_type=l1", "--prune_percent=20"]) == 0
+    said = capsys.readouterr().out
+    assert "does not say --image_size; 16 is assumed" in said and "--normalize; half is assumed" in said
+    assert "epochs of training, in all" in said and "unknown + 1" in said
+
+
+def test_classes_that_are_numbers_may_be_in_another_order(tmp_path, digits, capsys):
+    names = [str(k) for k in range(12)]
+    write_folder(tmp_path / "images", digits, classes=names[:3])
+    for part in ("train", "test"):
+        for name in names:
+            (tmp_path / "images" / part / name).mkdir(exist_ok=True)
+            Image.new("L", (16, 16)).save(tmp_path / "images" / part / name / "x.png")
+    model = narrow("vgg", 12)
+    for entries, note in (({}, True), ({"classes": sorted(names)}, False)):
+        save_checkpoint("net.pth", model, {"image_size": 16, **entries})
+        _, out = measured(capsys, "--model_path=net.pth", "--data_path=images", "--test_acc=True")
+        assert ("are sorted as text, 0, 1, 10, 11" in out) == note
+
+
+def test_deep_images_are_predicted_by_one_rule(capsys):
+    """The network's images had 8 bits, so nothing says what white is but the format."""
+    save_checkpoint("net.pth", narrow("vgg", 3), {"image_size": 8, "normalize": [.5] * 6})
+    Path("some").mkdir()
+    for name, value in (("dark", 200), ("bright", 60_000)):
+        Image.fromarray(np.full((8, 8), value, np.uint16)).save(f"some/{name}.png")
+    alone = measured(capsys, "--model_path=net.pth", "--predict=some/dark.png")[1]
+    both = measured(capsys, "--model_path=net.pth", "--predict=some")[1]
+    lines = [line.split("dark.png")[1].split() for line in (alone + both).splitlines() if "dark.png" in line]
+    assert len(lines) == 2 and lines[0] == lines[1] and "65,535 = white" in alone
+
+
+def test_nothing_that_was_asked_for_is_said_at_once(capsys):
+    save_checkpoint("net.pth", narrow("vgg", 3), {})
+    assert "nothing was asked for; add one of --test_acc, " in refusal(capsys, "--model_path=net.pth")
+
+
+def test_the_record_names_the_version(folder):
+    assert main.main(["--preset=test", "--image_size=8", "--width=0.125", "--ebt=True", f"--data_path={folder}",
+                      "--pruning_type=l1", "--prune_percent=20", "--eb_detect=True"]) == 0
+    record, = Path("pruned_nets").rglob("*.json")
+    environment = json.loads(record.read_text())["environment"]
+    assert environment["suite"] == "unknown" or len(environment["suite"]) >= 7
