@@ -112,7 +112,7 @@ def _our_names(state, model):
                 misfit_of(key, tensor, like) for key, tensor in (
                     ("bias", bias), *zip(("", "", "", "running_var"), norm))):
             norms += 1
-            weight, bias = _folded(weight, bias, *norm)
+            weight, bias = _folded(*(each.float() for each in (weight, bias, *norm)))
         ours |= {f"{name}.weight": weight, f"{name}.bias": bias}
     lines = [f"its {counted(norms, 'BatchNorm')}, before the ReLUs, are folded into the "
              "convolutions"] if norms else []

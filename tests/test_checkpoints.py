@@ -299,10 +299,10 @@ def test_a_sound_file_of_something_else_is_one_line(tmp_path, shell, folder):
             (("--num_classes", "10"), "--num_classes=10 is wrong"),
             (("--test_acc", "True", "--data_path", folder), "has no test images of the network's classes (x, y, z)"),
             (("--test_acc", "True", "--data_path", "digits"), "for 3 classes; digits has 10")):
-        ended = shell("eval.py", "--model_path", path, *flags, cwd=tmp_path)
+        ended = shell("eval.py", "--model_path", path, "--flops=True", *flags, cwd=tmp_path)
         assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and message in ended.stderr
     for missing in ("missing.pth", tmp_path, "/dev/null", "a" * 300):
-        ended = shell("eval.py", "--model_path", missing, cwd=tmp_path)
+        ended = shell("eval.py", "--model_path", missing, "--flops=True", cwd=tmp_path)
         assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
 
 

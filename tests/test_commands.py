@@ -217,9 +217,9 @@ def test_processes_train_prune_and_measure(tmp_path, folder, shell):
                   ("--pruned", "True", "--model_path", base),
                   ("--model_path", path, "--data_path", "digits", "--test_acc", "True"),
                   ("--model_path", "missing.pth")):
-        refused = shell("eval.py", *wrong, cwd=tmp_path)
+        refused = shell("eval.py", "--flops=True", *wrong, cwd=tmp_path)
         assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
-    assert "holds: pruned VGG-13" in shell("eval.py", "--model", "resnet", "--model_path", path,
+    assert "holds: pruned VGG-13" in shell("eval.py", "--model", "resnet", "--model_path", path, "--flops=True",
                                              cwd=tmp_path).stderr
     assert files(tmp_path) == before
 
