@@ -18,7 +18,7 @@ from common.files import to_csv, to_json, write_atomically
 from common.flags import Parser, boolean, flag, integer, location, marked, switch
 from common.libraries import lazy, load
 from common.processes import processes
-from common.terminal import megabytes, print_table
+from common.terminal import megabytes, print_notes, print_table
 from config import MODELS
 from imp_estimator import ESTIMATORS, PLAIN
 from lab.experiment import normalization
@@ -124,8 +124,7 @@ def run(args):
     if args.train_acc or args.test_acc or args.group_check or args.export:
         images = load_images(args, model, record)
     introduce(args, model, record, size)
-    for note in [*assumed, *(images.notes if images else ())]:
-        print(f"  {note}")
+    print_notes([*assumed, *(images.notes if images else ())])
     measure_network(args, model, record, size)
     model.to(device)
     if images:

@@ -17,7 +17,7 @@ from common.files import to_json
 from common.libraries import lazy, load
 from common.processes import leave_processes, require_same
 from common.seeds import seed_of
-from common.terminal import heading
+from common.terminal import heading, print_notes
 from config import MOMENTUM, penalty_of
 from lab.experiment import CONTROL_MAY_DIFFER, DEFAULTS, Experiment, Sweep, marked, parse
 
@@ -99,8 +99,7 @@ def load_network(job, phase):
                              f"{flags.val_percent} holds out; {again} anew")
         print(f"  Note: {path} was trained on other images than {job.data.name} has now; {again} "
               "anew")
-    for note in notes:
-        print(f"  {note}")
+    print_notes(notes)
     if record.pruned:
         print("  Note: it is pruned already; percents count the unpruned network's filters")
     record = replace(record, accuracy=accuracy, image_size=job.data.image_size)

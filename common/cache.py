@@ -19,7 +19,7 @@ from common.machine import cores
 from common.seeds import seed_of
 
 CACHE_FROM = 2000  # images of a folder; fewer are decoded in a second
-VERSION = 2  # of what is kept, and of how images are read
+VERSION = 3  # of what is kept, and of how images are read
 
 
 def read_or_recall(root, parts, size, white=None):
@@ -32,16 +32,16 @@ def read_or_recall(root, parts, size, white=None):
     folder = _folder()
     index = folder / f"{seed_of(str(root.resolve()), size, *parts):016x}.key"
     known, content = _read_index(index)
-    if known == stamps and (images := _recall(folder, content, root)):
+    if known == stamps and (images := _recall(folder, content, parts)):
         return images
     old, content = content, _content(kind, parts)
-    kept = _recall(folder, content, root)
+    kept = _recall(folder, content, parts)
     images = kept or read_images(parts, size, white)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not kept:
-            _write(folder / f"{content}.pt", lambda file: torch.save(_placed(
-                images, lambda path: os.path.relpath(path, root))._asdict(), file))
+            _write(folder / f"{content}.pt",
+                   lambda file: torch.save(_by_place(images, parts), file))
         _write(index, lambda file: file.write(f"{stamps} {content}".encode()))
         if old not in (None, content) and all(
                 _read_index(other)[1] != old for other in folder.glob("*.key")):
@@ -94,20 +94,28 @@ def _read_index(index):
         return None, None
 
 
-def _recall(folder, content, root):
+def _recall(folder, content, parts):
     """The Images that are kept under a name; None where they are not there, or of no use. They are
     read at once: the file may be replaced from another machine at any time."""
     with suppress(Exception):
-        kept = torch.load(folder / f"{content}.pt", weights_only=True)
-        return _placed(Images(**kept), lambda path: os.path.join(root, path))
+        return _by_path(Images(**torch.load(folder / f"{content}.pt", weights_only=True)), parts)
     return None
 
 
-def _placed(images, place):
-    """Plain values of Images, with other paths."""
+def _by_place(images, parts):
+    """Images as plain values, in which each file is called by its place, [part, number]: a file
+    that is known by its content may have another path by now."""
+    places = {path: [name, i] for name, paths in parts.items() for i, path in enumerate(paths)}
     return images._replace(
-        unreadable={place(path): reason for path, reason in images.unreadable.items()},
-        remarks={remark: (count, place(path)) for remark, (count, path) in images.remarks.items()})
+        unreadable=[(places[path], reason) for path, reason in images.unreadable.items()],
+        remarks=[(remark, count, places[path])
+                 for remark, (count, path) in images.remarks.items()])._asdict()
+
+
+def _by_path(images, parts):
+    return images._replace(
+        unreadable={parts[name][i]: reason for (name, i), reason in images.unreadable},
+        remarks={remark: (count, parts[name][i]) for remark, count, (name, i) in images.remarks})
 
 
 def _write(path, write):

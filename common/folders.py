@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from common.errors import InputError
 from common.images import is_image
-from common.terminal import counted, shortened
+from common.terminal import counted, print_notes, shortened
 
 PARTS = {"train": ("train", "training"), "test": ("test", "testing"),
          "validation": ("val", "valid", "validation")}
@@ -41,12 +41,13 @@ def find_parts(root, test_percent=0):
     if place is None or place == root and not test_percent:
         raise _no_training(root, folders)
     train = search.classes(place)
-    if len(train) < 2:
-        raise InputError(f"{place} needs two or more folders, one for the images of each class; it "
-                         f"has {len(train)}")
     found = {part: files for part in ("test", "validation") if part in folders
              and (files := search.labelled(folders[part], train))}
-    search.leave_out_empty(train, found)
+    search.leave_out_empty(train, *found.values())
+    if len(train) < 2:
+        search.tell()
+        raise InputError(f"{place} needs two or more folders, one for the images of each class; it "
+                         f"has {len(train)}")
     if test_percent and found:
         there = " and ".join(f"{folders[part].name}/" for part in found)
         raise InputError(f"--test_percent={test_percent} is for folders without test images; "
@@ -77,15 +78,17 @@ def find_test(root, classes=None):
     class folders. classes: what these are called; by default as in train/, where that is there.
     Raises InputError."""
     root, search = Path(root), _Search()
-    folders = search.part_folders(root)
+    folders = search.part_folders(root, classes or ())
     if classes is None:
         place = next((folders[part] for part in PARTS if part in folders), root)
         classes = [name for name, files in search.classes(place).items() if files]
     for part in ("test", "validation"):
         if part in folders and (files := search.labelled(folders[part], classes)):
             search.notes.append(f"The test images are those in {folders[part]}")
+            search.leave_out_empty(files)
             return Found({"test": files}, search.told())
     files = {} if folders else search.labelled(root, classes)
+    search.leave_out_empty(files)
     if not files:
         search.tell()
         raise InputError(f"{root} has no test images of the network's classes ({shortened(classes)}"
@@ -182,10 +185,10 @@ class _Search:
     """A search through folders, which remembers what it left out."""
 
     def __init__(self):
-        self.notes, self.others, self.system = [], [], []
+        self.notes, self.others, self.system, self.loose = [], [], [], []
 
     def tell(self):
-        print("\n".join(self.told()), end="\n" if self.notes else "")
+        print_notes(self.told(), indent=0)
         self.notes = []
 
     def told(self):
@@ -200,11 +203,15 @@ class _Search:
             self.notes.insert(0, f"Left out: {counted(len(self.others), 'file')} that "
                               f"{'is no image' if len(self.others) == 1 else 'are no images'}; "
                               f"the first is {self.others[0]}{more}")
-        self.others, self.system = [], []
+        if self.loose:
+            self.notes.insert(0, f"Left out: {counted(len(self.loose), 'image')} in no folder of a "
+                              f"class; the first is {self.loose[0]}")
+        self.others, self.system, self.loose = [], [], []
         return self.notes
 
-    def part_folders(self, root):
-        """{part: its folder} in a data set."""
+    def part_folders(self, root, classes=()):
+        """{part: its folder} in a data set; none where there are folders of these classes."""
+        classes = {composed(name) for name in classes}
         found, passed = {}, []
         for folder in _visible_folders(root):
             part = next((part for part, names in PARTS.items() if folder.name.lower() in names),
@@ -215,6 +222,8 @@ class _Search:
                 self.notes.append(f"Left out: {folder}, since {found[part]} is there")
             else:
                 found[part] = folder
+        if classes & {composed(folder.name) for folder in passed}:
+            return {}  # also where a class is called train or test
         if "train" in found and _is_class(found["train"]) and any(map(_is_class, passed)):
             passed.append(found.pop("train"))  # buses, cars and trains
         if found and passed:
@@ -222,12 +231,12 @@ class _Search:
             self.notes.append(f"Left out: {names} in {root}")
         return found
 
-    def leave_out_empty(self, train, found):
+    def leave_out_empty(self, *parts):
         """Take away classes that have no image in any part."""
-        for name in [name for name in train if not train[name]]:
-            if not any(files.get(name) for files in found.values()):
+        for name in dict.fromkeys(name for files in parts for name in files):
+            if not any(files.get(name) for files in parts):
                 self.notes.append(f"Left out: {name}/, which has no images")
-                for files in (train, *found.values()):
+                for files in parts:
                     files.pop(name, None)
 
     def classes(self, folder):
@@ -235,7 +244,9 @@ class _Search:
         classes, real = {}, {os.path.realpath(folder)}
         for entry in self.entries(folder):
             if not _is_folder(entry):
-                if not entry.name == ANNOTATIONS:
+                if is_image(entry.path):
+                    self.loose.append(entry.path)
+                elif entry.name != ANNOTATIONS:
                     self.others.append(entry.path)
                 continue
             files = self.images(entry.path, real)
@@ -258,14 +269,17 @@ class _Search:
 
     def annotated(self, annotations, names):
         """{class: image files} by the list of images in a Tiny-ImageNet as it is downloaded."""
-        files = {name: [] for name in sorted(names)}
+        files, others = {name: [] for name in sorted(names)}, []
         for number, line in enumerate(annotations.read_text(errors="replace").splitlines(), 1):
             file, _, rest = line.partition("\t")
             name = composed(rest.partition("\t")[0])
-            if name not in files:
-                raise InputError(f"{annotations}, line {number}: {name!r} is none of the "
-                                 f"{len(files)} classes")
-            files[name].append(str(annotations.parent / "images" / file))
+            if name in files:
+                files[name].append(str(annotations.parent / "images" / file))
+            elif line.strip():
+                others.append(f"line {number}, {name!r}")
+        if others:
+            self.notes.append(f"Left out: {counted(len(others), 'line')} of {annotations} with "
+                              f"other classes than the {len(files)}; the first is {others[0]}")
         return files
 
     def images(self, folder, parents):
@@ -289,7 +303,7 @@ class _Search:
     def entries(self, folder):
         """What is in a folder, sorted, without hidden things and those of systems."""
         with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: composed(entry.name))
+            found = sorted(entries, key=lambda entry: (composed(entry.name), entry.name))
         for entry in found:
             if _hidden(entry.name):
                 continue

@@ -41,7 +41,7 @@ def formats():
     Image.init()
     names = sorted(set(Image.OPEN) - NOT_READ)
     return names, {suffix for suffix, name in Image.registered_extensions().items()
-                   if name in names}
+                   if name in names or name == "MPO"}  # a JPEG with further ones behind it
 
 
 def is_image(path):
@@ -124,7 +124,7 @@ def decode(path, size, white=None):
 
 def _reason(error):
     if type(error).__name__ == "UnidentifiedImageError":
-        return "it is empty, damaged or no image"
+        return "it is empty, damaged, or of a kind that Pillow does not read"
     return getattr(error, "strerror", None) or str(error) or repr(error)
 
 
@@ -253,6 +253,9 @@ def _picture(image, size, remarks):
     with suppress(Exception):
         if getattr(image, "is_animated", False):
             remarks.append("several frames or pages, of which the first was read")
+    if image.tile and "16" in str(image.tile[0][3]) and not image.mode.startswith("I"):
+        remarks.append("colours of 16 bits, of which the upper 8 were read: dark where a camera "
+                       "uses fewer than 16")
     image.load()
     image = _turned(image, remarks)
     if image.mode.startswith(("I", "F")):
@@ -293,7 +296,12 @@ def _deep_picture(image, size, remarks):
     """Pixels of more than 8 bits, all of them grey."""
     tags = getattr(image, "tag_v2", {})
     kind = "float" if image.mode == "F" else "integer"
-    grey = np.asarray(image).astype(np.float32)
+    grey = np.asarray(image)
+    if image.mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,))[0] == 1:
+        grey = grey.view(np.uint32)  # Pillow reads TIFF's unsigned numbers as signed ones
+    grey = grey.astype(np.float32)
+    if "transparency" in image.info:
+        remarks.append("16-bit pixels and a transparent value, read without transparency")
     strange = ~np.isfinite(grey)
     if strange.any():
         remarks.append("pixels that are no numbers, read as black")

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import re
+import socket
+import threading
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -46,9 +48,32 @@ def join_processes(device):
     if processes()[1] > 1 and not torch.distributed.is_initialized():
         if not 0 < number_in("MASTER_PORT") < 2 ** 16:
             raise InputError("MASTER_PORT is no port in the environment; torchrun sets it")
-        torch.distributed.init_process_group(
+        try:
+            socket.getaddrinfo(os.environ["MASTER_ADDR"], None)
+        except (OSError, UnicodeError) as error:
+            raise InputError(f"MASTER_ADDR is {os.environ['MASTER_ADDR']!r} in the environment, "
+                             f"which cannot be found ({error})") from error
+        _in_background(lambda: torch.distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30),
-            device_id=device if device.type == "cuda" else None)
+            device_id=device if device.type == "cuda" else None))
+
+
+def _in_background(action):
+    """Wait for what no signal would reach, so that one ends the waiting."""
+    errors = []
+
+    def act():
+        try:
+            action()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+    if errors:
+        raise errors[0]
 
 
 def leave_processes():

@@ -26,11 +26,18 @@ def heading(text):
 
 def print_table(rows):
     """Print rows of strings, the first column flush left, the others flush right."""
+    rows = [list(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         cells = [cell.ljust(w) if i == 0 else cell.rjust(w)
                  for i, (cell, w) in enumerate(zip(row, widths))]
         print("  " + "  ".join(cells).rstrip())
+
+
+def print_notes(notes, indent=2):
+    """Print a line for each note, which may hold the names of files."""
+    for note in notes:
+        print(" " * indent + printable(note))
 
 
 def print_columns(pairs):
@@ -52,7 +59,7 @@ def megabytes(count):
 
 def shortened(names, most=3):
     """The first of some names, as a list in words."""
-    names = list(names)
+    names = [printable(str(name)) for name in names]
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
@@ -60,10 +67,13 @@ def one_line(text, word=200, line=1000):
     """A text that may hold anything as one short line for a terminal: control characters escaped,
     long words and long lines cut in the middle."""
     words = [_cut(each, word) for each in text.split()]
-    shown = "".join(letter if letter.isprintable() else
-                    letter.encode("unicode_escape", "surrogatepass").decode()
-                    for letter in " ".join(words))
-    return _cut(shown, line)
+    return _cut(printable(" ".join(words)), line)
+
+
+def printable(text):
+    """A text with control characters, and what is no character, as escapes."""
+    return "".join(letter if letter.isprintable() else
+                   letter.encode("unicode_escape", "surrogatepass").decode() for letter in text)
 
 
 def _cut(text, most):

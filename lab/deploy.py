@@ -13,7 +13,7 @@ from common.files import write_atomically
 from common.folders import image_files
 from common.images import describe, read_images
 from common.libraries import lazy, need
-from common.terminal import counted, print_table
+from common.terminal import counted, print_notes, print_table
 from data import HALF, Split, plain_batches
 from lab.checkpoint import rebuild
 from models import widths_of
@@ -168,5 +168,4 @@ def print_predictions(model, record, path, image_size, skip_bad_images):
         print_table([
             (file, f"left out: {unreadable[file]}", *empty) if file in unreadable else
             (file, *(f"{name} {100 * p:.1f}%" for name, p in next(results))) for file in part])
-        for line in describe(read):
-            print(f"  {line}")
+        print_notes(describe(read))

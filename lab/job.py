@@ -16,7 +16,7 @@ from common.processes import (
     processes,
     require_same,
 )
-from common.terminal import counted
+from common.terminal import counted, print_notes, printable
 from config import MOMENTUM, penalty_of, title_of
 from data import load_data
 from lab.checkpoint import checkpoint_bytes, load_checkpoint, record_in
@@ -117,7 +117,7 @@ class Job(Plan):
             self.kept = self.network is not None
             notes = self._replaced()
             self._introduce()
-            print("".join(f"  {note}\n" for note in notes), end="")
+            print_notes(notes)
             self.data = self.data.to(self.device)
             if self.kept:
                 self._take_up()
@@ -244,9 +244,9 @@ class Job(Plan):
         if processes()[1] > 1:
             device += f", in each of {processes()[1]} processes"
         print(f"{title_of(flags.model)}, {JOBS[flags.job]} job: {goal}\n"
-              f"  data    {data.name}: {images}\n"
-              + "".join(f"    {note}\n" for note in data.notes) +
-              f"  device  {device}\n"
+              f"  data    {printable(data.name)}: {images}")
+        print_notes(data.notes, indent=4)
+        print(f"  device  {device}\n"
               f"  recipe  preset {flags.preset}, {flags.optimizer}, batch {flags.batch_size} "
               f"({counted(steps, 'step')} in an epoch), seed {flags.seed}")
         if steps < FEW_STEPS:

@@ -1,6 +1,7 @@
 """What is in a file of weights, whoever wrote it. Nothing in a file is ever run."""
 import json
 import mmap
+import reprlib
 import struct
 import tarfile
 import warnings
@@ -11,11 +12,16 @@ import torch
 
 from common.errors import InputError
 from common.libraries import lazy, need
+from common.terminal import shortened
 
 safetensors, safetensors_torch = lazy("safetensors"), lazy("safetensors.torch")  # optional
 
 # Under what others keep a state dict, the first of these that a file has.
-WRAPPINGS = "net", "state_dict", "model", "model_ema", "module"
+WRAPPINGS = ("net", "state_dict", "model", "model_ema", "module", "model_state_dict", "model_state",
+             "state_dict_ema", "ema_state_dict", "params_ema", "params", "weights", "network",
+             "ema")
+BEGINNINGS = {b"\x1f\x8b": "packed by gzip: unpack it first", b"<": "a web page, not weights",
+              b"{": "a .safetensors file or JSON, by how it begins; name it so"}
 COUNTERS = "total_ops", "total_params", "n_averaged"  # beside weights, of thop and of averages
 
 
@@ -39,8 +45,9 @@ def read_network(path):
         state = inside
     if not isinstance(state, dict) or not any(
             isinstance(value, torch.Tensor) for value in state.values()):
+        keys = shortened(map(reprlib.repr, content), 5) if isinstance(content, dict) else ""
         raise InputError(f"{path} holds no state dict, neither bare nor under "
-                         f"{', '.join(WRAPPINGS)}")
+                         f"{shortened(WRAPPINGS, 5)}" + (f"; it has {keys}" if keys else ""))
     state = {str(key): tensor for key, tensor in state.items()
              if str(key).rpartition(".")[2] not in COUNTERS}
     return {**(content if state is not content else {}), "net": state}
@@ -74,7 +81,7 @@ def read_content(path):
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return _read_safetensors(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(STAND_INS):
             warnings.simplefilter("ignore")
@@ -99,9 +106,19 @@ def _why(path):
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # it is damaged, or torch older than that function
         unknown = []
+    unknown = sorted(set(unknown) - {f"{kind.__module__}.{kind.__qualname__}"
+                                      for kind in STAND_INS})
     if unknown:
-        return (f"it holds {', '.join(sorted(unknown)[:3])}, which would not be safe to load; "
+        return (f"it holds {shortened(unknown)}, which would not be safe to load; "
                 f"{trust} its state dict")
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if zipfile.is_zipfile(path) and any(
+            name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
+        return "it is a TorchScript archive; save the state dict of what torch.jit.load gives"
+    for start, kind in BEGINNINGS.items():
+        if head.startswith(start) or head[8:].startswith(start):
+            return f"it is {kind}"
     return "it is damaged, or holds more than tensors and plain values"
 
 
@@ -119,7 +136,7 @@ def _read_safetensors(path):
             entries[key] = json.loads(value)
         except ValueError:
             entries[key] = value  # text as it is
-    if {"mean", "std"} <= entries.keys():
+    if all(isinstance(entries.get(key), list) for key in ("mean", "std")):
         entries["normalize"] = [*entries.pop("mean"), *entries.pop("std")]
     return {**entries, "net": state}
 

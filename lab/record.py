@@ -157,6 +157,12 @@ class Record:
             if len(known["classes"]) != known["num_classes"]:
                 raise ValueError(f"classes has {len(known['classes'])} names, and num_classes is "
                                  f"{known['num_classes']}")
+        if "normalize" in known and not (
+                len(known["normalize"]) == 6 and min(known["normalize"][3:]) > 0):
+            raise ValueError(f"normalize is {known['normalize']}, not three means and three "
+                             "deviations above 0")
+        if any(value <= 0 for value in known.get("white", {}).values()):
+            raise ValueError(f"white is {known['white']}, not above 0")
         record = cls(**known)
         for part in ("base", "original"):
             if part in known:

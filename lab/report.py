@@ -13,6 +13,7 @@ from lab.experiment import REPORT_MAY_DIFFER, Experiment
 from lab.record import GROUPS_IN, JOBS, UNPRUNED, grouped, networks_of, read_result
 from lab.tables import budget_text
 
+LARGEST = 50_000_000  # bytes of a result; one of 500 epochs has 1 MB
 MOST = 200_000  # files and folders that are looked at; a comparison has hundreds
 
 
@@ -37,6 +38,8 @@ def read_results(folder):
         if GROUPS_IN in path.name:
             continue
         try:
+            if not path.is_file() or path.stat().st_size > LARGEST:
+                raise ValueError("no result")
             record = read_result(path)
         except (OSError, ValueError):
             others.append(path)

@@ -38,7 +38,8 @@ def read_sweep(name):
         if os.path.exists(name) and not os.path.isfile(name):
             raise InputError(f"--sweep={name} is no file")
         try:
-            settings = json.loads(Path(name).read_text(), object_pairs_hook=_without_twins)
+            settings = json.loads(Path(name).read_text("utf-8-sig"),  # Windows marks it
+                                  object_pairs_hook=_without_twins)
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"--sweep={name} is neither in config.py ({', '.join(SWEEPS)}) nor a "
                              f"JSON file that can be read ({error})") from error
@@ -54,6 +55,8 @@ def read_sweep(name):
             raise InputError(f"--sweep={name}: {key!r} has no value")
         choices[key] = [getattr(parser.parse_args([f"--{key}={value}"]), key)
                         for value in (values if isinstance(values, list) else [values])]
+    if "data_path" in choices:  # imgs, imgs/ and ./imgs are one
+        choices["data_path"] = list(dict.fromkeys(map(os.path.normpath, choices["data_path"])))
     cells = []
     for values in itertools.product(*choices.values()):
         cell = _as_control(dict(zip(choices, values)))

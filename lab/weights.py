@@ -102,7 +102,7 @@ def _our_names(state, model):
     convolutions = list(dense_widths(model))
     if len(theirs) != len(convolutions):
         return renamed, []
-    ours, norms = {}, 0
+    ours, norms, broken = {}, 0, []
     for name, number in zip(convolutions, theirs):
         weight, bias = (renamed.get(f"features.{number}.{part}") for part in ("weight", "bias"))
         norm = [renamed.get(f"features.{number + 1}.{part}")
@@ -113,9 +113,14 @@ def _our_names(state, model):
                     ("bias", bias), *zip(("", "", "", "running_var"), norm))):
             norms += 1
             weight, bias = _folded(*(each.float() for each in (weight, bias, *norm)))
+        elif any(each is not None for each in norm[2:]):
+            broken.append(f"features.{number + 1}")
         ours |= {f"{name}.weight": weight, f"{name}.bias": bias}
     lines = [f"its {counted(norms, 'BatchNorm')}, before the ReLUs, are folded into the "
              "convolutions"] if norms else []
+    if broken:
+        lines.append(f"left out: {counted(len(broken), 'BatchNorm')} that cannot be used "
+                     f"({shortened(broken)})")
     return ours, lines
 
 

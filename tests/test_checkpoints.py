@@ -2,6 +2,7 @@
 import argparse
 import collections
 import functools
+import gzip
 import io
 import itertools
 import os
@@ -409,6 +410,23 @@ def test_what_cannot_be_read_safely_is_named(tmp_path):
     torch.save({"net": state, "config": collections.defaultdict(list)}, path)
     with pytest.raises(InputError, match="it holds .*collections.defaultdict"):
         load_checkpoint(path)
+    torch.save({"model_state_dict": state}, path)
+    assert initialise(build_model("vgg", 4, 1 / 8), path) == [f"from {path}: 100.0% of the weights"]
+    torch.save({"nets": state, "epoch": 3}, path)
+    with pytest.raises(InputError, match="no state dict, neither bare nor under .*; it has 'nets', 'epoch'"):
+        load_checkpoint(path)
+    torch.save({"net": {**state, "criterion.weight": torch.ones(3)}}, path)
+    with pytest.raises(InputError, match="for vgg criterion.weight is none of its weights"):
+        load_checkpoint(path)
+    for content, says in ((gzip.compress(b"x"), "packed by gzip"), (b"<!DOCTYPE html>", "a web page")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=says):
+            load_checkpoint(path)
+    for entries, says in (({"normalize": [.5] * 3}, "not three means"), ({"white": {"integer": 0.}}, "not above 0"),
+                          ({"normalize": [.5] * 5 + [0.]}, "not three means")):
+        save_checkpoint(path, build_model("vgg", 4, 1 / 8), entries)
+        with pytest.raises(InputError, match=says):
+            load_checkpoint(path)
     with tarfile.open(path, "w") as tar:
         tar.addfile(tarfile.TarInfo("storages"))
     with pytest.raises(InputError, match="a tar file, as PyTorch wrote until 2017"):

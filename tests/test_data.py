@@ -187,6 +187,13 @@ def test_decoded_images_are_kept_until_a_file_changes(tmp_path, digits, monkeypa
     assert moved.fingerprint == first.fingerprint
     assert str(tmp_path / "elsewhere/images/train/one/bad.png") in moved.notes[-1]
     shutil.rmtree(tmp_path / "elsewhere")
+    for part in ("train", "test"):  # the same images in the same order, under other names
+        (root / part / "one").rename(root / part / "once")
+    renamed = load(False)
+    assert renamed.fingerprint == first.fingerprint and len(renamed.train) == 36
+    assert str(root / "train/once/bad.png") in renamed.notes[-1]
+    for part in ("train", "test"):
+        (root / part / "once").rename(root / part / "one")
     picture = sorted((root / "test/two").iterdir())[0]
     picture.write_bytes(sorted((root / "test/one").iterdir())[0].read_bytes())
     changed = load(True)
@@ -270,6 +277,11 @@ SHAPES = {
     "another folder": (lambda root: (root / "masks").mkdir(), (36, 18, 0), ["Left out: masks/ in"]),
     "an empty class": (lambda root: [(root / part / "none").mkdir() for part in ("train", "test")],
                        (36, 18, 0), ["Left out: none/, which has no images"]),
+    "an empty class in test": (lambda root: (root / "test/none").mkdir(), (36, 18, 0), ["Left out: none/"]),
+    "tiny, its empty folder left": (lambda root: [tiny(root), (root / "val/images").mkdir()], (36, 18, 0), [
+        "Left out: 1 image in", "Left out: images/, which has no images", "Test images: those in"]),
+    "a loose image": (lambda root: shutil.copy(next((root / "train/one").iterdir()), root / "train"),
+                      (36, 18, 0), ["Left out: 1 image in no folder of a class"]),
     "systems": (thumbnails, (36, 18, 0), ["Left out: 7 folders that a system made"]),
     "decomposed": (decomposed, (36, 18, 0), [])}
 
@@ -283,7 +295,9 @@ def test_what_a_folder_holds_is_found_and_said(shape, tmp_path, digits):
     assert tuple(len(part or ()) for part in (images.train, images.test, images.validation)) == counts
     assert len(images.classes) == 3 and len(images.notes) == len(says)
     for text, note in zip(says, images.notes):
-        assert note.startswith(text) and ("1 image" not in note or "no folders of the" in note)
+        assert note.startswith(text) and ("1 image in /" not in note or "no folders of the" in note)
+    test = load_test(root, images.classes, 16)
+    assert torch.equal(test.test.images, images.test.images)
     if images.validation:
         assert images.chosen_on == "validation"
         with pytest.raises(InputError, match="has validation images of its own"):
@@ -331,6 +345,11 @@ def test_test_images_alone_are_known_by_the_networks_classes(tmp_path, digits):
         test = load_test(place, classes, 16)
         assert test.train is None and test.classes == classes and len(test.test) == 18
         assert torch.equal(test.test.images, whole.test.images)
+    for name in ("train", "test"):  # a class may be called so
+        shutil.copytree(root / "test/one", tmp_path / "named" / name)
+    shutil.copytree(root / "test/two", tmp_path / "named/two")
+    named = load_test(tmp_path / "named", ("test", "train", "two"), 16)
+    assert named.test.labels.bincount().tolist() == [6, 6, 6]
     shutil.rmtree(root / "test/one")
     test = load_test(root, classes, 16)
     assert test.test.labels.tolist() == [1] * 6 + [2] * 6
@@ -403,6 +422,13 @@ def test_white_is_zero_and_empty_alpha(tmp_path):
     read = images.read_images({"one": [str(tmp_path / "x.png")]}, 8)
     assert np.array_equal(read.parts["one"][0].numpy(), colours[..., :3])
     assert "transparent everywhere" in images.describe(read)[0]
+    deep = np.array([[1000] * 4 + [4_000_000_000] * 4] * 4, np.uint32)
+    Image.fromarray(deep.view(np.int32)).save(tmp_path / "u.tif")
+    signed, unsigned = (struct.pack("<HHII", 339, 3, 1, form) for form in (2, 1))  # SampleFormat
+    content = (tmp_path / "u.tif").read_bytes()
+    (tmp_path / "u.tif").write_bytes(content.replace(signed, unsigned))
+    assert signed in content
+    assert images.decode(tmp_path / "u.tif", 4, {"integer": 4e9})[0].max(1).tolist() == [0, 0, 255, 255]
     lab = Image.merge("LAB", [Image.new("L", (8, 8), value) for value in (255, 128, 128)])
     lab.save(tmp_path / "lab.tif")
     assert images.decode(tmp_path / "lab.tif", 8).min() > 245
@@ -423,10 +449,11 @@ def test_what_viewers_show_is_read_whatever_stands_beside_the_pixels(tmp_path):
     image.save(tmp_path / "profile.png", icc_profile=os.urandom(1_500_000))
     image.save(tmp_path / "frames.gif", save_all=True, append_images=[image.rotate(90)] * 2)
     image.save(tmp_path / "picture.jfif", quality=95)
+    image.save(tmp_path / "stereo.mpo", quality=95)
     image.save(tmp_path / "nothing.png")
     (tmp_path / "nothing.png").rename(tmp_path / "no_suffix")
     names = ("turned.jpg", "exif.png", "text.png", "profile.png", "frames.gif", "picture.jfif",
-             "no_suffix")
+             "no_suffix", "stereo.mpo")
     paths = [str(tmp_path / name) for name in names]
     assert all(map(images.is_image, paths))
     read = images.read_images({"all": paths}, 16)

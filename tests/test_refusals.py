@@ -23,6 +23,7 @@ from data import load_data
 from lab import reader, report
 from lab.checkpoint import load_checkpoint
 from lab.experiment import Experiment, Sweep, make_parser
+from lab.sweep import read_sweep
 
 PRUNE = ("--pruning_type=l1", "--prune_percent=25", "--data_path=digits")
 
@@ -102,7 +103,8 @@ def test_a_refusal_is_one_short_line(flag, says, shell, tmp_path):
 
 
 @pytest.mark.parametrize("name, value", [("RANK", "x"), ("WORLD_SIZE", "NaN"), ("LOCAL_RANK", "-1"),
-                                         ("RANK", "2"), ("MASTER_PORT", "q"), ("MASTER_PORT", "99999")])
+                                         ("RANK", "2"), ("MASTER_PORT", "q"), ("MASTER_PORT", "99999"),
+                                         ("MASTER_ADDR", "no.such.host.invalid")])
 def test_an_environment_that_torchrun_did_not_write(name, value, tmp_path):
     known = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "RANK": "0", "WORLD_SIZE": "2",
              "LOCAL_RANK": "0", name: value}
@@ -139,6 +141,13 @@ def test_what_is_no_sweep_and_no_folder_of_results(shell, tmp_path, monkeypatch)
     for name in ("pipe", "/dev/zero", "."):
         ended = shell("main.py", f"--sweep={name}", cwd=tmp_path)
         assert ended.returncode == 2 and "is no file" in ended.stderr
+    (tmp_path / "results").mkdir()
+    os.mkfifo(tmp_path / "results/pipe.json")
+    ended = shell("eval.py", "--report=results", cwd=tmp_path)
+    assert ended.returncode == 2 and "no results below it" in ended.stderr
+    (tmp_path / "twins.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({
+        "data_path": ["./imgs", "imgs/"], "preset": "quick", "only_train": "base"}).encode())
+    assert len(read_sweep(tmp_path / "twins.json")) == 1
     monkeypatch.setattr(report, "MOST", 10)
     with pytest.raises(InputError, match="holds more than 10 files"):
         report.write_report(ROOT)
@@ -299,10 +308,12 @@ FOLDERS = {
     "no test": (lambda root: shutil.rmtree(root / "test"), "has no folder test/ or val/"),
     "no train": (lambda root: shutil.rmtree(root / "train"), "no folder train/"),
     "a class less": (lambda root: shutil.rmtree(root / "test/two"), "'two' is only in train"),
-    "a class more": (lambda root: (root / "test/four").mkdir(), "'four' is only in test"),
+    "a class more": (lambda root: shutil.copytree(root / "test/two", root / "test/four"), "'four' is only in test"),
     "empty class": (lambda root: [p.unlink() for p in (root / "train/two").iterdir()],
                     "'two' has no images in train"),
     "one class": (lambda root: keep_classes(root, 1), "two or more folders"),
+    "one class with images": (lambda root: [image.unlink() for name in ("one", "two") for image in [
+        *(root / "train" / name).iterdir(), *(root / "test" / name).iterdir()]], "two or more folders"),
     "no class": (lambda root: keep_classes(root, 0), "two or more folders"),
     "a circle": (endless, "is a link to"),
     "a class that links to all": (
