@@ -146,7 +146,7 @@ def test_what_is_no_sweep_and_no_folder_of_results(shell, tmp_path, monkeypatch)
     ended = shell("eval.py", "--report=results", cwd=tmp_path)
     assert ended.returncode == 2 and "no results below it" in ended.stderr
     (tmp_path / "twins.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({
-        "data_path": ["./imgs", "imgs/"], "preset": "quick", "only_train": "base"}).encode())
+        "data_path": ["./imgs", "imgs/"], "preset": "quick", "pruning_type": "l1"}).encode())
     assert len(read_sweep(tmp_path / "twins.json")) == 1
     monkeypatch.setattr(report, "MOST", 10)
     with pytest.raises(InputError, match="holds more than 10 files"):
