@@ -26,12 +26,13 @@ from lab.record import GROUPS_IN
 
 # Loaded by what uses them, after the flags have been read.
 data, models, torch, train = map(lazy, ("data", "models", "torch", "train"))
-checkpoint, deploy, groups, measure, networks, report, tables = map(
-    lazy, ("lab.checkpoint", "lab.deploy", "lab.groups", "lab.measure", "lab.networks",
-           "lab.report", "lab.tables"))
+checkpoint, exports, groups, measure, networks, predict, report, tables = map(
+    lazy, ("lab.checkpoint", "lab.export", "lab.groups", "lab.measure", "lab.networks",
+           "lab.predict", "lab.report", "lab.tables"))
 
 ASKS = "asks"  # mark of a flag that asks for something to be measured or written
 GROUPS = "groups"  # mark of a flag that only works with --group_check
+EXPORT = "export"  # mark of a flag that only works with --export
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,14 @@ class Measurement:
                        ".onnx or .safetensors", shown="none", type=location, metavar="FILE",
                        marks=[ASKS])
     export_normalize: bool = switch("export", "put the normalisation of pixels from 0 to 1 into "
-                                    "the exported graph")
+                                    "the exported graph", marks=[EXPORT])
+    export_fold: bool = flag("export", True, "make each BatchNorm part of the convolution before "
+                             "it, where that is exact", type=boolean, metavar="True|False",
+                             marks=[EXPORT])
+    export_opset: int = flag("export", None, "opset of the .onnx file, for older runtimes; "
+                             "lab/README.md says which runtime needs which",
+                             shown="the newest that PyTorch recommends", type=integer(15, 99),
+                             metavar="N", marks=[EXPORT])
 
     report: str = flag("comparison", None, "compare the results below a folder: report.md, plots",
                        shown="none", type=location, metavar="FOLDER")
@@ -136,7 +144,7 @@ def run(args):
                 print(f"Accuracy on {len(split):,} {name} images of {images.name}: "
                       f"{tables.accuracy_text(figures)}")
     if args.predict:
-        deploy.print_predictions(model, record, args.predict, size, args.skip_bad_images)
+        predict.print_predictions(model, record, args.predict, size, args.skip_bad_images)
     if args.export:
         export(args, model, record, images)
     if args.group_check:
@@ -159,11 +167,11 @@ def check(args):
         raise InputError("--model_path is missing: a checkpoint; or --report, a folder of results")
     if args.model and args.model not in MODELS:
         networks.check_name(args.model)
-    if args.export_normalize and not args.export:
-        raise InputError("--export_normalize=True only works with --export")
     for name in given:
         if name in marked(Measurement, GROUPS) and not args.group_check:
             raise InputError(f"--{name} only works with --group_check=True")
+        if name in marked(Measurement, EXPORT) and not args.export:
+            raise InputError(f"--{name} only works with --export")
     asks = [each.name for each in fields(Measurement) if ASKS in each.metadata["marks"]]
     if not args.report and not any(getattr(args, name) for name in asks):
         raise InputError("nothing was asked for; add one of "
@@ -280,12 +288,22 @@ def stem(path):
 
 def export(args, model, record, images):
     batch, _ = next(iter(images.plain_batches(images.test.first(32))))
-    done = deploy.export(model, images.classes, args.export, batch, args.export_normalize,
-                         record.normalize)
+    done = exports.export(model, images.classes, args.export, batch, args.export_normalize,
+                          record.normalize, record.white, args.export_fold, args.export_opset)
     print(f"Exported to {args.export}: loaded again, and the logits of {len(batch)} test images of "
           f"{images.name} differ by at most {done['difference']:.1e}")
-    print(f"  input   {done['metadata']['input']}\n  output  {done['metadata']['output']}\n"
-          f"  Both, and the names of {len(images.classes)} classes, are in the file's metadata.")
+    metadata = done["metadata"]
+    versions = [f"torch {metadata['torch']}", *(f"{name} {metadata[key]}" for key, name in (
+        ("opset", "opset"), ("ir_version", "IR version")) if key in metadata)]
+    print(f"  input   {metadata['input']}\n  output  {metadata['output']}\n"
+          f"  made by {', '.join(versions)}\n"
+          f"  The file's metadata has all of this, the names of {len(images.classes)} classes, and "
+          "how an image becomes pixels.")
+    odd, layers = exports.odd_widths(model)
+    if odd and args.export.endswith(".onnx"):
+        print(f"  Note: {odd} of {layers} layers have a width that is no multiple of "
+              f"{exports.WIDE}, which runtimes fill up; pruning with --round_to={exports.WIDE} "
+              "is often faster at the same size")
 
 
 def check_groups(args, model, record, images):

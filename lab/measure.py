@@ -72,7 +72,7 @@ def measure_layers(network, image_size=32):
 
 def measure_latency(networks, batch_size, image_size, device, seconds=4.0):
     """{label: {"median": milliseconds for a batch, "p90", "images_per_second", "runs"}} of
-    {label: network}, which take turns for about `seconds` in all."""
+    {label: network, or lab.export.Runtime}, which take turns for about `seconds` in all."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(batch_size, 3, image_size, image_size, generator=generator) * 2 - 1
     images = images.to(device, memory_format=torch.channels_last)
@@ -86,9 +86,13 @@ def measure_latency(networks, batch_size, image_size, device, seconds=4.0):
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     timers = {}
     for label, network in networks.items():
+        if isinstance(network, torch.nn.Module):
+            call, given = network.to(device).eval(), images
+        else:
+            call, given = network.run, network.prepare(images)
         timers[label] = benchmark.Timer(
             "network(images)", timer=clock, num_threads=torch.get_num_threads(),
-            globals={"network": network.to(device).eval(), "images": images})
+            globals={"network": call, "images": given})
     times = {label: [] for label in networks}
     with torch.inference_mode():
         for timer in timers.values():

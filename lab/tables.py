@@ -2,6 +2,7 @@
 from common.device import environment
 from common.terminal import counted, heading, megabytes, print_columns, print_table
 from config import BUDGETS
+from lab.export import runtime_of
 from lab.measure import layer_widths, measure_latency, stream_widths
 from lab.networks import unpruned_twin
 from models import all_filters, filter_count, filter_groups, measure_cost
@@ -191,19 +192,24 @@ def print_latency(model, image_size, devices):
     networks = {"this": model}
     if after < before:
         networks = {"unpruned": unpruned_twin(model), "this": model}
+    runtimes = {f"{label}, ONNX Runtime": runtime for label, network in networks.items()
+                if (runtime := runtime_of(network, image_size))}
     slower = []
     for device in devices:
+        timed = networks | (runtimes if device.type == "cpu" else {})
         rows = [("images at once", "network", "ms, median", "ms, 90th percentile", "images/s",
                  "runs", "times as fast")]
         for size in LATENCY_BATCHES:
-            figures = measure_latency(networks, size, image_size, device)
-            ratio = figures.get("unpruned", figures["this"])["median"] / figures["this"]["median"]
+            figures = measure_latency(timed, size, image_size, device)
             for label, time in figures.items():
+                unpruned = figures.get(label.replace("this", "unpruned"))
+                ratio = unpruned["median"] / time["median"] if unpruned is not time else None
                 rows.append((str(size), label, f"{time['median']:.2f}", f"{time['p90']:.2f}",
                              f"{time['images_per_second']:,.0f}", str(time["runs"]),
-                             f"{ratio:.2f}" if label == "this" and len(networks) > 1 else ""))
-            if len(networks) > 1 and ratio < 1.02:
-                slower.append(f"{size} ({device.type})")
+                             f"{ratio:.2f}" if ratio else ""))
+                if ratio and ratio < 1.02:
+                    place = device.type if label == "this" else "ONNX Runtime"
+                    slower.append(f"{size} ({place})")
         print(f"Time for images of {image_size} x {image_size} on {environment(device)['device']}")
         print_table(rows)
     if slower:

@@ -49,7 +49,7 @@ class Shell:
 def _serve():
     import importlib
     for slow in ("sklearn.datasets", "torchvision.datasets", "lab.job", "lab.sweep", "lab.report",
-                 "lab.deploy", "lab.weights", "eval"):
+                 "lab.export", "lab.predict", "lab.weights", "eval"):
         importlib.import_module(slow)
     import torch
 

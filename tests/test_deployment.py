@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -14,12 +15,14 @@ import config
 import eval as measure
 import main
 from common.errors import InputError
+from common.images import decode
 from conftest import files, narrow, short_preset
 from imp_estimator import cal_importance
-from lab import deploy, tables
+from lab import export as exports
+from lab import tables
 from lab.checkpoint import load_checkpoint, save_checkpoint
-from lab.deploy import export
 from lab.experiment import parse
+from lab.export import export
 from lab.measure import measure_latency
 from lab.networks import build_network
 from lab.weights import initialise
@@ -86,7 +89,148 @@ def test_an_exported_graph_computes_what_the_network_does(network, few, kind, lo
             torch.testing.assert_close(run(part.contiguous()), small(part), rtol=1e-4, atol=1e-4)
     assert metadata["model"] == network.origin.name and json.loads(metadata["classes"]) == list("abcd")
     assert "from -1 to 1" in metadata["input"] and done["difference"] < 1e-3
+    assert metadata["torch"] == torch.__version__
     assert list(files(Path("here"))) == [f"net.{kind}"]
+    if kind == "onnx":
+        import onnx
+        graph = onnx.load("here/net.onnx").graph
+        assert {node.op_type for node in graph.node} <= PLAIN
+        folded = network.origin.name != "vgg"  # its BatchNorms stand behind ReLUs
+        assert ("BatchNormalization" in {node.op_type for node in graph.node}) != folded
+
+
+PLAIN = {"Conv", "Relu", "BatchNormalization", "Add", "MaxPool", "AveragePool", "Squeeze", "Gemm"}
+
+
+def ort(content, images, optimise=True):
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(content, options).run(None, {"images": images})[0]
+
+
+def opencv(content, images):
+    import cv2
+    network = cv2.dnn.readNetFromONNX(np.frombuffer(content, np.uint8))
+    results = []
+    for image in images:
+        network.setInput(image[None])
+        results.append(network.forward()[0].copy())
+    return np.array(results)
+
+
+def openvino(content, images):
+    """In float32: by default it computes in bfloat16 where a processor can."""
+    import openvino
+    network = openvino.Core().read_model(content)
+    return openvino.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images)[0]
+
+
+def reference(content, images):
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+    return ReferenceEvaluator(onnx.load_from_string(content)).run(None, {"images": images})[0]
+
+
+@pytest.mark.parametrize("runtime, package", [
+    (ort, "onnxruntime"), (lambda *given: ort(*given, optimise=False), "onnxruntime"),
+    (reference, "onnx"), (opencv, "cv2"), (openvino, "openvino")],
+    ids=["onnxruntime", "not optimised", "reference", "opencv", "openvino"])
+def test_other_runtimes_compute_the_same(runtime, package, few):
+    """What is hardest: residual additions from fewer filters, both sides of some."""
+    pytest.importorskip(package), pytest.importorskip("onnxruntime")
+    images, _ = few
+    model = narrow("resnet")
+    kept = {g.name: torch.arange(g.conv.out_channels // 3, g.conv.out_channels) for g in filter_groups(model)
+            if not g.protected}
+    kept = {g.name: kept.get(g.name, torch.arange(g.conv.out_channels)) for g in filter_groups(model)}
+    kept["layer2.0.shortcut.0"] = torch.arange(2, 9)
+    small = prune(model, kept)
+    export(small, "abcd", "net.onnx", images)
+    content = Path("net.onnx").read_bytes()
+    with torch.no_grad():
+        wanted = small(images[:5]).numpy()
+    for part in (slice(0, 1), slice(0, 5)):
+        assert np.abs(runtime(content, images[part].numpy().copy()) - wanted[part]).max() < 1e-4
+
+
+@pytest.mark.parametrize("opset", [15, 17, 18, 21])
+def test_older_runtimes_get_an_older_opset(saved, few, opset):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    _, model = saved
+    assert measure.main(["--model_path=net.pth", "--export=net.onnx", f"--export_opset={opset}"]) == 0
+    run, metadata = load_onnx("net.onnx")
+    file = onnx.load("net.onnx")
+    assert [each.version for each in file.opset_import] == [opset] == [int(metadata["opset"])]
+    assert file.ir_version == int(metadata["ir_version"]) <= 10
+    with torch.no_grad():
+        torch.testing.assert_close(run(few[0].contiguous()), model(few[0]), rtol=1e-4, atol=1e-4)
+
+
+def test_what_an_export_cannot_be_is_said(saved, capsys):
+    pytest.importorskip("onnxruntime")
+    for flags, says in ((["--export=n.onnx", "--export_opset=98"], "--export_opset=98: this network cannot be"),
+                        (["--export=n.pt2", "--export_opset=18"], "only works with --export=FILE.onnx"),
+                        (["--flops=True", "--export_fold=False"], "--export_fold only works with --export"),
+                        (["--flops=True", "--export_opset=18"], "--export_opset only works with --export")):
+        assert measure.main(["--model_path=net.pth", *flags]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1
+    assert measure.main(["--model_path=net.pth", "--export=n.onnx", "--export_fold=False"]) == 0
+    out = capsys.readouterr().out
+    assert "a width that is no multiple of 8" in out and "opset 2" in out and "IR version" in out
+    import onnx
+    assert "BatchNormalization" in {node.op_type for node in onnx.load("n.onnx").graph.node}
+
+
+def test_an_image_becomes_pixels_as_the_steps_in_the_metadata_say(tmp_path, few):
+    """Followed with Pillow and torchvision's transforms, on photographs turned and cut at random."""
+    from PIL import Image, ImageOps
+    from sklearn.datasets import load_sample_images
+    from torchvision.transforms import functional as T
+    model = narrow("resnet-56", 10)
+    export(model, "abcdefghij", "net.pt2", few[0])
+    run, metadata = load_pt2("net.pt2")
+    random, photos, same = np.random.RandomState(0), [
+        Image.fromarray(photo) for photo in load_sample_images().images], []
+    for k in range(200):
+        photo = photos[k % 2]
+        width, height = random.randint(17, 200, 2)
+        left, top = random.randint(0, photo.width - width), random.randint(0, photo.height - height)
+        image = photo.crop((left, top, left + width, top + height))
+        if k % 5 == 0:
+            image.putalpha(Image.fromarray(random.randint(0, 256, (height, width), np.uint8)))
+        path, exif = tmp_path / ("x.png" if k % 5 == 0 else "x.jpg"), Image.Exif()
+        exif[0x0112] = 1 + k % 8
+        image.save(path, exif=exif)
+        image = Image.open(path)
+        for step in json.loads(metadata["steps"]):
+            match step["do"]:
+                case "turn":
+                    image = ImageOps.exif_transpose(image)
+                case "lay on":
+                    if image.mode == "RGBA":
+                        ground = Image.new("RGBA", image.size, tuple(step["colour"]))
+                        image = Image.alpha_composite(ground, image)
+                case "convert":
+                    image = image.convert(step["to"])
+                case "cut":
+                    image = ImageOps.fit(image, step["to"], Image.Resampling.BILINEAR)
+                case "divide" if step["by"] == 255:
+                    image = T.to_tensor(image)
+                case "subtract":
+                    means = step["colour"]
+                case "divide":
+                    image = T.normalize(image, means, step["by"])
+                case "order":
+                    image = image[None]
+        ours = torch.from_numpy(decode(path, 16)).permute(2, 0, 1)[None] / 127.5 - 1
+        assert (ours - image).abs().max() < 1e-5
+        with torch.no_grad():
+            same.append((run(image).argmax() == model(ours).argmax()).item())
+    assert sum(same) >= 0.99 * len(same)
 
 
 def test_both_writers_of_a_residual_add_may_be_partial(few):
@@ -163,8 +307,8 @@ def test_an_export_that_computes_something_else_is_refused(few, monkeypatch):
         content, loaded = correct(*arguments)
         return content, lambda images: loaded(images) + (0.01 if len(images) == 1 else 0)
 
-    correct = deploy.EXPORTS[".pt2"]
-    monkeypatch.setitem(deploy.EXPORTS, ".pt2", wrong)
+    correct = exports.EXPORTS[".pt2"]
+    monkeypatch.setitem(exports.EXPORTS, ".pt2", wrong)
     with pytest.raises(InputError, match="logits differ by 0.01; nothing was written"):
         export(narrow("vgg"), "abcd", "net.pt2", few[0])
     assert not files(Path("."))
@@ -206,7 +350,7 @@ def test_predictions_need_no_data_and_are_the_networks(saved, digits, capsys):
     assert measure.main(["--model_path=net.pth", "--predict=some"]) == 2
     assert "some/bad.png cannot be read" in capsys.readouterr().err
     assert measure.main(["--model_path=net.pth", "--predict=some", "--skip_bad_images=True"]) == 0
-    assert "left out: it is empty, damaged or no image" in capsys.readouterr().out
+    assert "left out: it is empty, damaged, or of a kind" in capsys.readouterr().out
     Path("empty").mkdir()
     for path in ("nowhere", "empty"):
         assert measure.main(["--model_path=net.pth", f"--predict={path}"]) == 2
@@ -233,6 +377,8 @@ def test_latency_is_measured_beside_the_unpruned_network(saved, monkeypatch, cap
         assert of["runs"] >= 5 and 0 < of["median"] <= of["p90"]
         assert of["images_per_second"] == pytest.approx(2000 / of["median"])
 
+    monkeypatch.setattr(tables, "runtime_of", lambda *_: None)  # as where it is not installed
+
     def said(milliseconds):
         monkeypatch.setattr(tables, "measure_latency", lambda networks, size, *_: {
             label: {"median": milliseconds[label], "p90": 9.0, "images_per_second": 1.0, "runs": 5}
@@ -244,6 +390,16 @@ def test_latency_is_measured_beside_the_unpruned_network(saved, monkeypatch, cap
     assert "FLOPs, but is not faster at batch size 1 (cpu), 32 (cpu), 128 (cpu)" in slow
     assert "not faster" not in fast and "2.00\n" in fast
     assert [line.split()[0] for line in fast.splitlines()[-6:]] == ["1", "1", "32", "32", "128", "128"]
+    if runtime := exports.runtime_of(model, 16):
+        with torch.no_grad():
+            images = torch.rand(3, 3, 16, 16)
+            torch.testing.assert_close(runtime(images), model(images), rtol=1e-4, atol=1e-4)
+        figures = measure_latency({"a": model, "b": runtime}, 2, 16, device, seconds=0)
+        assert 0 < figures["b"]["median"] < 1000
+        monkeypatch.setattr(tables, "runtime_of", lambda *_: runtime)
+        both = said({"unpruned": 2.0, "this": 1.0, "unpruned, ONNX Runtime": 1.0,
+                     "this, ONNX Runtime": 1.0})
+        assert "not faster at batch size 1 (ONNX Runtime), 32 (ONNX Runtime)" in both
 
 
 # ---------------------------------------------------------------------------- others' weights come in

@@ -1,0 +1,226 @@
+"""A network leaves the suite, as a file of .pt2, .onnx or .safetensors, and runs elsewhere."""
+import copy
+import io
+import json
+import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from common.errors import InputError
+from common.files import write_atomically
+from common.libraries import lazy, need
+from data import HALF
+from lab.checkpoint import network_content, rebuild
+from lab.lowering import lower
+from models import filter_groups
+
+# Optional.
+onnx, onnxruntime, safetensors_torch = map(lazy, ("onnx", "onnxruntime", "safetensors.torch"))
+
+ONNX = "onnx", "onnxscript", "onnxruntime"
+OLDEST_WRITTEN = 18  # opset that torch writes; older ones are made of it
+WIDE = 8  # widths that are multiples of it are fast in most runtimes
+
+
+class _Product(torch.nn.Module):
+    """A network as it is exported, behind the normalisation of its pixels or without."""
+
+    def __init__(self, network, scale=None, shift=None):
+        super().__init__()
+        self.network, self.scaled = network, scale is not None
+        for name, value in (("scale", scale), ("shift", shift)):
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, images):
+        return self.network(images * self.scale - self.shift if self.scaled else images)
+
+
+def export(model, classes, path, images, inside=False, normalize=HALF, white=None, fold=True,
+           opset=None):
+    """Write `model` for use without this suite: .pt2 (torch.export), .onnx or .safetensors.
+
+    classes: their names. images: real ones, normalised, N x 3 x H x W. normalize: with what, the
+    means and standard deviations of red, green and blue from 0 to 1. white: of deep pixels, see
+    common.images.Images. The graph of a .pt2 or .onnx takes any number of images; with `inside` it
+    takes pixels from 0 to 1, and normalises them; with `fold` BatchNorms are part of convolutions
+    where that is exact. opset: of the .onnx; None for torch's own choice.
+    What is to be written is loaded again first, and its logits for these images, and for the first
+    alone, are compared with the model's. The metadata says what is in the file, and how an image
+    becomes its pixels. Returns {"difference": largest of the logits, "metadata"}.
+    Raises InputError where a package is missing, the path has another suffix, or the logits differ.
+    """
+    kind, path = Path(path).suffix, Path(path)
+    if kind not in EXPORTS:
+        raise InputError(f"--export={path}: the name must end in {', '.join(EXPORTS)}")
+    if inside and kind == ".safetensors":
+        raise InputError("--export_normalize=True: a .safetensors file holds weights, and no graph "
+                         "that could normalise; the normalisation is in its metadata")
+    if opset and kind != ".onnx":
+        raise InputError(f"--export_opset={opset} only works with --export=FILE.onnx")
+    model = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
+    metadata = _metadata(model, classes, images.shape[-1], inside, normalize, white)
+    means, deviations = torch.tensor(normalize).view(2, 3, 1, 1)
+    images = images.expand(max(2, len(images)), -1, -1, -1)  # of one, the number would be fixed
+    images = images.cpu().contiguous()
+    given = images * deviations + means if inside else images
+    with torch.no_grad():
+        product = model if kind == ".safetensors" else _Product(
+            lower(model, images, fold, plain=kind == ".onnx"),
+            *((1 / deviations, means / deviations) if inside else ()))
+        content, loaded = EXPORTS[kind](product, given, metadata, opset)
+        logits = model(images)
+        difference = max((loaded(given) - logits).abs().max().item(),
+                         (loaded(given[:1]) - logits[:1]).abs().max().item())
+    if not difference <= 1e-3 * max(1, logits.abs().max().item()):
+        raise InputError(f"--export={path}: the exported network's logits differ by "
+                         f"{difference:.2g}; nothing was written")
+    write_atomically({path: content})
+    return {"difference": difference, "metadata": metadata}
+
+
+def odd_widths(model):
+    """(how many layers have widths that are no multiples of WIDE and were others, of how many)."""
+    groups = filter_groups(model)
+    return sum(g.conv.out_channels % WIDE != 0 and g.conv.out_channels < g.dense
+               for g in groups), len(groups)
+
+
+def _metadata(model, classes, size, inside, normalize, white):
+    means, deviations = ((0.0,) * 3, (1.0,) * 3) if inside else (normalize[:3], normalize[3:])
+    pixels = "pixels from 0 to 1" if inside else (
+        f"pixels from 0 to 1 normalised with means {_numbers(means)} and standard deviations "
+        f"{_numbers(deviations)}{', so from -1 to 1' if tuple(normalize) == HALF else ''}")
+    content = network_content(model)
+    return {
+        **{key: content[key] for key in ("model", "width", "num_classes", "cfg", "whole")
+           if key in content},
+        "image_size": size, "classes": list(classes),
+        "input": f"float32, N x 3 x {size} x {size}, RGB, {pixels}",
+        "mean": list(means), "std": list(deviations), **({"white": white} if white else {}),
+        "steps": _steps(size, means, deviations),
+        "output": f"logits, N x {model.origin.num_classes}", "torch": torch.__version__}
+
+
+def _steps(size, means, deviations):
+    """How an image file becomes pixels, a dict for each step, as common/images.py does it."""
+    return [{"do": "turn", "by": "the EXIF orientation"},
+            {"do": "lay on", "colour": [255, 255, 255], "where": "it is transparent"},
+            {"do": "convert", "to": "RGB"},
+            {"do": "cut", "part": "the largest centred square, to fractions of a pixel",
+             "and": "scale", "to": [size, size], "filter": "bilinear", "antialias": True,
+             "as": "PIL.ImageOps.fit(image, to, PIL.Image.Resampling.BILINEAR)"},
+            {"do": "divide", "by": 255},
+            {"do": "subtract", "colour": list(means)}, {"do": "divide", "by": list(deviations)},
+            {"do": "order", "as": "N x colour x row x column", "type": "float32"}]
+
+
+def _numbers(values):
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _as_texts(metadata):
+    return {key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in metadata.items()}
+
+
+# -------------------------------------------------------------------------------- kinds of files
+
+# Each takes (network, images, metadata, which it may add to, opset), and returns (the content of
+# the file, a function images -> logits that was made of it).
+
+
+def _export_pt2(network, images, metadata, opset):
+    with _quiet():
+        program = torch.export.export(network, (images,), dynamic_shapes=(
+            {0: torch.export.Dim("batch", min=1)},))
+    file = io.BytesIO()
+    extra = {"metadata.json": json.dumps(_as_texts(metadata))}
+    torch.export.save(program, file, extra_files=extra)
+    return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()
+
+
+def _export_onnx(network, images, metadata, opset):
+    need("--export as .onnx", *ONNX)
+    proto = onnx_of(network, images, opset)
+    metadata |= {"opset": proto.opset_import[0].version, "ir_version": proto.ir_version}
+    onnx.helper.set_model_props(proto, _as_texts(metadata))
+    content = proto.SerializeToString()
+    return content, Runtime(content)
+
+
+def _export_safetensors(network, images, metadata, opset):
+    need("--export as .safetensors", "safetensors")
+    content = safetensors_torch.save({key: tensor.contiguous() for key, tensor in
+                                      network.state_dict().items()}, _as_texts(metadata))
+    return content, rebuild({**metadata, "net": safetensors_torch.load(content)},
+                            own=metadata["model"]).eval()
+
+
+EXPORTS = {".pt2": _export_pt2, ".onnx": _export_onnx, ".safetensors": _export_safetensors}
+
+
+# -------------------------------------------------------------------------------------------- ONNX
+
+
+def onnx_of(network, images, opset=None):
+    """The onnx.ModelProto of a network whose batches may have any size, in the oldest version of
+    the format that its opset allows, since older runtimes refuse newer ones. Raises InputError."""
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                network, (images,), dynamo=True, verbose=False, input_names=["images"],
+                output_names=["logits"], opset_version=opset and max(opset, OLDEST_WRITTEN),
+                dynamic_shapes=({0: torch.export.Dim("batch")},))
+        proto = program.model_proto
+        if opset and opset < OLDEST_WRITTEN:
+            proto = onnx.version_converter.convert_version(proto, opset)
+        if opset and proto.opset_import[0].version != opset:
+            raise ValueError("it has another opset")
+    except Exception as error:
+        if opset is None:
+            raise
+        raise InputError(f"--export_opset={opset}: this network cannot be written so "
+                         f"({type(error).__name__}); leave it out, or another number") from error
+    proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import)
+    return proto
+
+
+class Runtime:
+    """The content of an .onnx file in ONNX Runtime on the CPU: a function images -> logits."""
+
+    def __init__(self, content):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+        self.session = onnxruntime.InferenceSession(content, options,
+                                                    providers=["CPUExecutionProvider"])
+
+    def __call__(self, images):
+        return torch.from_numpy(self.run(self.prepare(images)))
+
+    @staticmethod
+    def prepare(images):
+        return images.contiguous().numpy()
+
+    def run(self, images):
+        return self.session.run(None, {"images": images})[0]
+
+
+def runtime_of(model, image_size):
+    """The Runtime of a network; None where ONNX Runtime, or what writes its files, is missing."""
+    if not all(map(find_spec, ONNX)):
+        return None
+    images = torch.zeros(2, 3, image_size, image_size)
+    model = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
+    with torch.no_grad():
+        return Runtime(onnx_of(lower(model, images), images).SerializeToString())
+
+
+@contextmanager
+def _quiet():
+    """Exporters report their progress, and warn of what is not the user's."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

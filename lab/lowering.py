@@ -1,0 +1,311 @@
+"""A network in plain operators and whole blocks: the same logits, as runtimes are fast at them.
+
+    network = lower(model, images)   # an fx.GraphModule, for torch.onnx.export
+
+ONNX Runtime and others compute convolutions a block of channels at a time, in a layout of their
+own. They leave it, and come back to it, around a convolution that reads another number of channels
+than whole blocks, and around operations on single channels; some lack an addition by index, or
+compute it wrongly. So widths are filled up with zeros, and channels are put in their places by
+convolutions.
+"""
+import copy
+import operator
+
+import torch
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from common.channels import ADDS, CHANNELWISE, MULTIPLIES
+from common.graph import decided, name_of
+from common.surgery import indexed_add
+from models import filter_count, remains_of
+
+BLOCK, SMALL_BLOCK = 16, 8  # channels: with AVX-512; with AVX2, and of layers below 16 filters
+# A convolution that puts channels in place costs another pass over its images, so its MACs count
+# this many times.
+PASS = 1.5
+# Functions that compute each channel by itself, of several tensors the same ones together.
+CHANNELWISE_FUNCTIONS = ADDS | MULTIPLIES | {
+    "relu", "relu_", "relu6", "hardtanh", "silu", "hardswish", "hardsigmoid", "sigmoid", "gelu",
+    "leaky_relu", "dropout", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "contiguous"}
+
+
+def lower(model, images, fold=True, plain=True):
+    """An fx.GraphModule with the logits of `model` in eval mode, to float32's accuracy.
+
+    images: N x 3 x H x W; the network is made for their size and any N. fold: a BatchNorm that
+    directly follows a convolution becomes part of it. plain: additions by index and the like become
+    convolutions, and the widths of a pruned network are filled up to whole blocks.
+    """
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(remains_of(model).graph, {}))
+    network = fx.GraphModule(model, graph).eval()
+    for node in list(graph.nodes):
+        if node.target is decided:  # by the size of the images, which is known
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    _use_plain_convolutions(network)
+    if fold:
+        _fold(network)
+    if plain:
+        ShapeProp(network).propagate(images[:1])
+        _restore_strides(network)
+        _replace_means(network)
+        _replace_additions(network)
+        now, dense = filter_count(model)
+        if now < dense:
+            _Filling(network, images)
+    graph.lint()
+    network.recompile()
+    return network
+
+
+def _layer(network, node, kind):
+    """The layer that a node calls, where it is exactly of this kind and called once; else None."""
+    if not isinstance(node, fx.Node) or node.op != "call_module":
+        return None
+    layer = network.get_submodule(node.target)
+    calls = sum(each.op == "call_module" and each.target == node.target
+                for each in network.graph.nodes)
+    return layer if type(layer) is kind and calls == 1 else None
+
+
+def _use_plain_convolutions(network):
+    """A convolution of a class of its own becomes a plain one, where it computes as one."""
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, nn.Conv2d) and type(layer) is not nn.Conv2d:
+            plain = copy.deepcopy(layer)
+            plain.__class__ = nn.Conv2d
+            size = [2 * k * d + 1 for k, d in zip(layer.kernel_size, layer.dilation)]
+            images = torch.randn(1, layer.in_channels, *size)
+            if torch.allclose(layer(images), plain(images), rtol=1e-4, atol=1e-5):
+                network.add_submodule(name, plain)
+
+
+def _fold(network):
+    for node in list(network.graph.nodes):
+        norm = _layer(network, node, nn.BatchNorm2d)
+        conv = _layer(network, node.args[0], nn.Conv2d) if norm else None
+        if conv and norm.running_mean is not None and len(node.args[0].users) == 1:
+            before = node.args[0]
+            network.add_submodule(before.target, fuse_conv_bn_eval(conv, norm))
+            node.replace_all_uses_with(before)
+            network.graph.erase_node(node)
+
+
+def _restore_strides(network):
+    """Every second pixel, then a 1x1 convolution: that is a 1x1 convolution of stride 2."""
+    for node in list(network.graph.nodes):
+        conv = _layer(network, node, nn.Conv2d)
+        before = node.args[0] if conv else None
+        if not conv or before.target is not operator.getitem or len(before.users) > 1 or (
+                conv.kernel_size != (1, 1) or conv.padding != (0, 0)):
+            continue
+        source, parts = before.args
+        whole, steps = parts[:2], [getattr(part, "step", 0) for part in parts[2:]]
+        if len(parts) == 4 and whole == (slice(None),) * 2 and parts[2:] == tuple(
+                slice(None, None, step) for step in steps):
+            strided = copy.deepcopy(conv)
+            strided.stride = tuple(a * (b or 1) for a, b in zip(conv.stride, steps))
+            network.add_submodule(node.target, strided)
+            node.replace_input_with(before, source)
+            network.graph.erase_node(before)
+
+
+def _replace_means(network):
+    """Means over all pixels become poolings, which keep the layout and which old opsets have."""
+    graph = network.graph
+    for node in list(graph.nodes):
+        over_pixels, kept = _is_mean(node), False
+        if over_pixels:
+            kept = (*node.args[2:3], node.kwargs.get("keepdim", False))[0]
+        elif node.meta.get("class") is nn.AdaptiveAvgPool2d:
+            kept = over_pixels = network.get_submodule(node.target).output_size in (1, (1, 1))
+        elif name_of(node) == "adaptive_avg_pool2d":
+            kept = over_pixels = node.args[1:] in ((1,), ((1, 1),)) and not node.kwargs
+        size = _shape(node.args[0])[2:] if over_pixels else ()
+        if len(size) != 2:
+            continue
+        with graph.inserting_before(node):
+            pooled = graph.call_function(F.avg_pool2d, (node.args[0], size))
+            means = pooled if kept else graph.call_function(torch.squeeze, (pooled, (2, 3)))
+        for new in {pooled, means}:
+            new.meta |= {key: node.meta[key] for key in ("value",) if key in node.meta}
+        node.replace_all_uses_with(means)
+        graph.erase_node(node)
+
+
+def _is_mean(node):
+    """Whether it is a mean over the last two dimensions of images."""
+    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    return name_of(node) == "mean" and node.op != "call_module" and isinstance(
+        dims, (tuple, list)) and {dim % 4 for dim in dims} == {2, 3} and (
+            len(_shape(node.args[0])) == 4)
+
+
+def _shape(node):
+    """Of what a node gives, as a tuple; of what is no tensor, ()."""
+    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
+
+
+# --------------------------------------------------------------------------------------- additions
+
+
+def _replace_additions(network):
+    """Sides of an addition that have some of its channels get all: zeros in the other places."""
+    graph = network.graph
+    for node in [node for node in graph.nodes if node.target is indexed_add]:
+        first, first_channels, second, second_channels, width, dim = node.args
+        with graph.inserting_before(node):
+            sides = [side if channels is None else _placed(
+                network, node, side, network.get_buffer(channels.target), width, dim)
+                for side, channels in ((first, first_channels), (second, second_channels))]
+            whole = graph.call_function(torch.add, tuple(sides))
+        whole.meta |= node.meta
+        node.replace_all_uses_with(whole)
+        graph.erase_node(node)
+
+
+def _placed(network, node, side, places, width, dim):
+    """The node of what is to be added at `node`: of `width` channels along `dim`, those of `side`
+    in their places, as indices."""
+    graph, shape, count = network.graph, node.meta["value"].shape, len(places)
+    name = f"placed_{sum(each.name.startswith('placed_') for each in graph.nodes)}"
+    if len(shape) == 4 and dim == 1:
+        conv = _layer(network, side, nn.Conv2d) if len(side.users) == 1 else None
+        if conv and conv.groups == 1 and _is_cheaper(conv, count, width):
+            network.add_submodule(side.target, _resized(conv, rows=places, outputs=width))
+            return side
+        placing = nn.Conv2d(count, width, 1, bias=False)
+        placing.weight = nn.Parameter(F.one_hot(places, width).T[:, :, None, None].float())
+        network.add_submodule(name, placing)
+        placed = graph.call_module(name, (side,))
+        placed.meta["class"] = nn.Conv2d
+    else:
+        behind = len(shape) - 1 - dim % len(shape)
+        padded = graph.call_function(F.pad, (side, (*(0, 0) * behind, 0, 1)))
+        index = torch.full((width,), count)
+        index[places] = torch.arange(count)
+        network.register_buffer(name, index)
+        placed = graph.call_function(torch.index_select, (padded, dim, graph.get_attr(name)))
+    placed.meta["value"] = node.meta["value"]
+    return placed
+
+
+def _is_cheaper(conv, count, width):
+    """Whether a convolution with `width` filters, all but `count` of zeros, costs less than one
+    with `count` and another that puts them in place."""
+    count, width = _whole_blocks(count), _whole_blocks(width)
+    kernel = conv.kernel_size[0] * conv.kernel_size[1]
+    return (width - count) * _whole_blocks(conv.in_channels) * kernel < PASS * width * count
+
+
+# ------------------------------------------------------------------------------------ whole blocks
+
+
+def _whole_blocks(count):
+    block = BLOCK if count >= BLOCK else SMALL_BLOCK
+    return -(-count // block) * block
+
+
+def _resized(layer, rows=None, outputs=None, inputs=None):
+    """A convolution, linear layer or BatchNorm with more outputs or inputs, which are zeros. rows:
+    places of those that it has; the first, unless given."""
+    new, weight = copy.deepcopy(layer), layer.weight.detach()
+    rows = torch.arange(len(weight)) if rows is None else rows
+    outputs = outputs or len(weight)
+    for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
+        if tensor.dim() == 0:  # the number of batches
+            continue
+        shape = [outputs, *tensor.shape[1:]]
+        if tensor.dim() > 1 and inputs and getattr(layer, "groups", 1) == 1:
+            shape[1] = inputs
+        filled = torch.full(shape, float(name == "running_var"))
+        filled[(rows, *map(slice, tensor.shape[1:]))] = tensor.detach()
+        setattr(new, name, nn.Parameter(filled) if isinstance(tensor, nn.Parameter) else filled)
+    sizes = {"out_channels": outputs, "num_features": outputs, "in_channels": inputs,
+             "in_features": inputs}
+    if getattr(layer, "groups", 1) > 1:
+        sizes |= {"groups": outputs, "in_channels": outputs}
+    for name, size in sizes.items():
+        if size and hasattr(layer, name):
+            setattr(new, name, size)
+    return new
+
+
+class _Filling:
+    """Fills up the widths of a pruned network: to whole blocks, but no further than the unpruned
+    network's.
+
+    What is filled up is zero or is read with weights of zero, so that it does not matter. Tensors
+    that are computed channel by channel from each other are filled up alike; where an operation is
+    not known to be channelwise, they stay as they are.
+    """
+
+    def __init__(self, network, images):
+        ShapeProp(network).propagate(images[:1])
+        self.network, self.group, self.fixed, self.counts = network, {}, set(), {}
+        for node in network.graph.nodes:
+            self._look_at(node)
+        self.fixed = {self._root(node) for node in self.fixed}
+        for node in list(network.graph.nodes):
+            self._fill(node)
+
+    def _root(self, node):
+        while node in self.group:
+            node = self.group[node]
+        return node
+
+    def _look_at(self, node):
+        """Which tensors are filled up alike, and which not at all."""
+        inputs = [other for other in node.all_input_nodes if other in self.counts]
+        value, shape = node.meta.get("value"), _shape(node)
+        conv = _layer(self.network, node, nn.Conv2d)
+        if isinstance(value, torch.Tensor) and shape:
+            if len(shape) == 4:
+                self.counts[node] = shape[1], value.shape[1]
+            elif inputs:
+                self.counts[node] = self.counts[inputs[0]]
+        if node.op == "call_module" and _layer(self.network, node, nn.Linear):
+            self.fixed.add(node)
+        elif node in self.counts and self._is_channelwise(node, conv):
+            for other in map(self._root, inputs):
+                if other is not self._root(node):
+                    self.group[other] = self._root(node)
+        elif not conv or conv.groups > 1:
+            self.fixed |= {node, *inputs}
+
+    def _is_channelwise(self, node, conv):
+        kind, name = node.meta.get("class"), name_of(node)
+        if conv:
+            return conv.groups > 1 and conv.groups == conv.in_channels == conv.out_channels
+        if kind is nn.BatchNorm2d:
+            return bool(_layer(self.network, node, nn.BatchNorm2d))
+        if kind is nn.Flatten or name == "flatten":
+            layer = _layer(self.network, node, nn.Flatten)
+            return not layer and node.args[1:] == (1,) or bool(layer) and (
+                layer.start_dim, layer.end_dim) == (1, -1)
+        if name == "squeeze":
+            return node.args[1:] == ((2, 3),) and len(_shape(node.args[0])) == 4
+        return kind in CHANNELWISE or node.op != "call_module" and name in CHANNELWISE_FUNCTIONS
+
+    def _filled(self, node):
+        """How many channels a tensor gets."""
+        count, dense = self.counts[node]
+        return count if self._root(node) in self.fixed else min(dense, _whole_blocks(count))
+
+    def _fill(self, node):
+        layer = next(filter(None, (_layer(self.network, node, kind) for kind in (
+            nn.Conv2d, nn.Linear, nn.BatchNorm2d))), None)
+        source = node.args[0] if layer else None
+        if source not in self.counts:
+            return
+        inputs = self._filled(source)
+        if isinstance(layer, nn.Linear):
+            inputs = layer.in_features // self.counts[source][0] * inputs
+            outputs = layer.out_features
+        else:
+            outputs = self._filled(node)
+        self.network.add_submodule(node.target, _resized(layer, outputs=outputs, inputs=inputs))
