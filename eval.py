@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from common.command import exit_with, run_command, uninterrupted
+from common.command import exit_with, explained, run_command, uninterrupted
 from common.device import DEVICES, environment, pick_device
 from common.errors import InputError
 from common.files import to_csv, to_json, write_atomically
@@ -118,6 +118,11 @@ def main(argv=None):
 
 
 def run(args):
+    with explained("the same command measures anew"):
+        measure_all(args)
+
+
+def measure_all(args):
     check(args)
     with uninterrupted():  # libraries do not survive an interruption while they load
         load(torch, train)

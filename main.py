@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 
-from common.command import exit_with, run_command, uninterrupted
+from common.command import exit_with, explained, run_command, uninterrupted
 from common.device import pick_device
 from common.errors import InputError
 from common.files import to_json
@@ -357,20 +357,31 @@ def main(argv=None):
 
     def body():
         flags = parse(argv, __doc__)
-        with uninterrupted():  # libraries do not survive an interruption while they load
+        with explained(after_a_signal(flags)), uninterrupted():  # libraries must load as a whole
             load(torch, train, jobs)
-        if isinstance(flags, Sweep) and flags.print_config:
-            print(to_json(described_sweep(flags)).decode())
+        if flags.print_config:
+            show = described_sweep if isinstance(flags, Sweep) else described
+            print(to_json(show(flags)).decode())
         elif isinstance(flags, Sweep):
-            sweep.run(flags, make_job)
-        elif flags.print_config:
-            print(to_json(described(flags)).decode())
+            with explained(after_a_signal(flags)):
+                sweep.run(flags, make_job)
         else:
-            records = make_job(argv).run()
-            if records:
-                tables.print_summary(records)
-            leave_processes()
+            with explained(after_a_signal(flags)):
+                records = make_job(argv).run()
+            with explained("the run is finished, and all of its files are written"):
+                if records:
+                    tables.print_summary(records)
+                leave_processes()
     return run_command("main.py", body)
+
+
+def after_a_signal(flags):
+    """What can be done after a signal that came before the run had saved anything of its own."""
+    if isinstance(flags, Sweep):
+        return "the same command goes on with this sweep"
+    if flags.resume:
+        return "the same command goes on from what has been saved"
+    return "nothing had been saved yet; the same command begins anew"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from contextlib import contextmanager, suppress
 
@@ -13,6 +14,7 @@ from common.terminal import one_line
 # Ctrl-C, kill, a cluster's warning before it kills, and a terminal that was closed.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
            if hasattr(signal, name)]  # not on Windows
+PATIENCE = 3  # seconds in which a second signal does not disturb the answer to the first
 
 
 def run_command(prog, body):
@@ -101,19 +103,23 @@ def _out_of_memory(error):
         text in str(error) for text in ("can't allocate memory", "not enough memory"))
 
 
-_inside = threading.local()  # .depth: of uninterrupted blocks; .signal: one came meanwhile
+# .depth: of uninterrupted blocks; .signal: one came meanwhile; .last: when one came
+_inside = threading.local()
 
 
 @contextmanager
 def _signals():
     """SIGNALS raise KeyboardInterrupt, at the end of an `uninterrupted` block."""
     def interrupt(_number, _frame):
+        if time.monotonic() - _inside.last < PATIENCE:
+            return  # the last one is being answered
+        _inside.last = time.monotonic()
         if getattr(_inside, "depth", 0):
             _inside.signal = True
         else:
             raise KeyboardInterrupt
 
-    _inside.signal, previous = False, {}
+    _inside.signal, _inside.last, previous = False, -PATIENCE, {}
     if threading.current_thread() is threading.main_thread():
         previous = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in previous.items():
@@ -124,6 +130,15 @@ def _signals():
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def explained(words):
+    """A signal that comes inside, and is not explained further inside, is explained in words."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise (stop if str(stop) else KeyboardInterrupt(words)) from stop
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import socket
+import stat
+import tempfile
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +18,8 @@ from common.libraries import lazy
 
 filelock = lazy("filelock")
 
+UMASK = os.umask(0)  # what permissions new files do not get
+os.umask(UMASK)
 # What a file system without locks answers.
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
@@ -50,16 +54,20 @@ def digest_of(path):
 def write_atomically(contents):
     """Write files, {path: bytes}: whatever happens, each holds what it held, or all of the new.
 
-    All are on the disk under temporary names before the first takes its place. The temporary names
-    are fixed, so that what a killed process left is overwritten; see `locked`.
-    Raises InputError where a folder cannot be written or the disk is full.
+    All are on the disk, as new files under names that nobody can foresee, before the first takes
+    its place; what lies there is replaced, and never followed. What a killed process left of them,
+    the next one that holds the lock removes. Raises InputError where a folder cannot be written or
+    the disk is full.
     """
-    temporary = {Path(path): Path(path).with_name(f".{Path(path).name}.tmp") for path in contents}
-    path, unchanged = None, "; nothing there was changed"
+    temporary, path, unchanged = {}, None, "; nothing there was changed"
     try:
-        for path, content in zip(temporary, contents.values()):
+        for path, content in zip(map(Path, contents), contents.values()):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary[path], "wb") as file:
+            handle, name = tempfile.mkstemp(".tmp", _temporary(path), path.parent)
+            temporary[path] = Path(name)
+            with open(handle, "wb") as file:
+                if hasattr(os, "fchmod"):  # not on Windows
+                    os.fchmod(handle, 0o666 & ~UMASK)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -77,6 +85,31 @@ def write_atomically(contents):
             raise InputError(f"cannot write {path}: {error.strerror or error}"
                              f"{unchanged}") from error
         raise
+
+
+def _temporary(path):
+    """How the temporary names of a file begin."""
+    return f".{path.name}." if len(os.fsencode(path.name)) < 200 else (
+        f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.")
+
+
+def _remove_leftovers(path):
+    """Remove temporary files that a killed process left of a file that is locked, and of what it
+    writes beside it."""
+    starts = [_temporary(path.with_suffix(suffix)) for suffix in (path.suffix, ".csv", ".json")]
+    with suppress(OSError):
+        for name in os.listdir(path.parent):
+            if name.endswith(".tmp") and any(
+                    name.startswith(start) and len(name) == len(start) + 8 + len(".tmp")
+                    for start in starts):
+                (path.parent / name).unlink()
+
+
+def remove_irregular(path):
+    """Remove what lies where a file is to be written or locked, and is none: a link or a pipe."""
+    with suppress(OSError):
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            os.unlink(path)  # which a folder refuses
 
 
 def _sync_folder(folder):
@@ -116,9 +149,11 @@ def _locked(path, wait):
     new = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
+    remove_irregular(lock)
     holder = filelock.FileLock(lock, fallback_to_soft=False)
     try:
         _acquire(holder, path, lock, wait)
+        _remove_leftovers(path)
         try:
             yield
         finally:
@@ -142,14 +177,24 @@ def _acquire(holder, path, lock, wait):
             raise InputError(f"cannot lock {path}: {error.strerror or error}") from error
         _say_unlocked(path.parent)
     with suppress(OSError):
-        lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        os.write(handle := _open_itself(lock, os.O_WRONLY | os.O_TRUNC),
+                 f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        os.close(handle)
 
 
 def _words_in(lock):
     try:
-        return lock.read_text().strip()
+        handle = _open_itself(lock, os.O_RDONLY)
+        words = os.read(handle, 200).decode().strip()
+        os.close(handle)
+        return words or "its process is unknown"
     except (OSError, ValueError):
         return "its process is unknown"
+
+
+def _open_itself(path, flags):
+    """Open a file, but not through a link, and without waiting for the other end of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 
 @lru_cache

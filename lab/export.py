@@ -70,7 +70,7 @@ def export(model, classes, path, images, inside=False, normalize=HALF, white=Non
         product = model if kind == ".safetensors" else _Product(
             lower(model, images, fold, plain=kind == ".onnx"),
             *((1 / deviations, means / deviations) if inside else ()))
-        content, loaded = EXPORTS[kind](product, given, metadata, opset)
+        content, loaded = EXPORTS[kind](product, given, metadata, opset, fold)
         logits = model(images)
         difference = max((loaded(given) - logits).abs().max().item(),
                          (loaded(given[:1]) - logits[:1]).abs().max().item())
@@ -128,11 +128,11 @@ def _as_texts(metadata):
 
 # -------------------------------------------------------------------------------- kinds of files
 
-# Each takes (network, images, metadata, which it may add to, opset), and returns (the content of
-# the file, a function images -> logits that was made of it).
+# Each takes (network, images, metadata, which it may add to, opset, fold), and returns (the content
+# of the file, a function images -> logits that was made of it).
 
 
-def _export_pt2(network, images, metadata, opset):
+def _export_pt2(network, images, metadata, opset, fold):
     with _quiet():
         program = torch.export.export(network, (images,), dynamic_shapes=(
             {0: torch.export.Dim("batch", min=1)},))
@@ -142,16 +142,16 @@ def _export_pt2(network, images, metadata, opset):
     return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()
 
 
-def _export_onnx(network, images, metadata, opset):
+def _export_onnx(network, images, metadata, opset, fold):
     need("--export as .onnx", *ONNX)
-    proto = onnx_of(network, images, opset)
+    proto = onnx_of(network, images, opset, fold)
     metadata |= {"opset": proto.opset_import[0].version, "ir_version": proto.ir_version}
     onnx.helper.set_model_props(proto, _as_texts(metadata))
     content = proto.SerializeToString()
     return content, Runtime(content)
 
 
-def _export_safetensors(network, images, metadata, opset):
+def _export_safetensors(network, images, metadata, opset, fold):
     need("--export as .safetensors", "safetensors")
     content = safetensors_torch.save({key: tensor.contiguous() for key, tensor in
                                       network.state_dict().items()}, _as_texts(metadata))
@@ -165,14 +165,16 @@ EXPORTS = {".pt2": _export_pt2, ".onnx": _export_onnx, ".safetensors": _export_s
 # -------------------------------------------------------------------------------------------- ONNX
 
 
-def onnx_of(network, images, opset=None):
+def onnx_of(network, images, opset=None, fold=True):
     """The onnx.ModelProto of a network whose batches may have any size, in the oldest version of
-    the format that its opset allows, since older runtimes refuse newer ones. Raises InputError."""
+    the format that its opset allows, since older runtimes refuse newer ones. fold: let torch fold
+    what it can. Raises InputError."""
     try:
         with _quiet():
             program = torch.onnx.export(
                 network, (images,), dynamo=True, verbose=False, input_names=["images"],
                 output_names=["logits"], opset_version=opset and max(opset, OLDEST_WRITTEN),
+                optimize=fold,
                 dynamic_shapes=({0: torch.export.Dim("batch")},))
         proto = program.model_proto
         if opset and opset < OLDEST_WRITTEN:

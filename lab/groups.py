@@ -13,7 +13,7 @@ import train
 from common.errors import InputError
 from common.terminal import print_table, progress
 from imp_estimator import ESTIMATORS, PLAIN
-from lab.plots import load_pyplot, style_of
+from lab.plots import load_pyplot, save_figure, style_of
 from models import filter_groups
 from pruner import Masked
 
@@ -179,5 +179,5 @@ def plot_groups(figures, path):
         axis.grid(alpha=.3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
                   fontsize=8)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
     pyplot.close(figure)

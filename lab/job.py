@@ -115,13 +115,13 @@ class Job(Plan):
             if as_first(self.flags.resume and self._say_if_finished()):
                 return None
             self.kept = self.network is not None
-            notes = self._replaced()
-            self._introduce()
-            print_notes(notes)
-            self.data = self.data.to(self.device)
-            if self.kept:
-                self._take_up()
             try:
+                notes = self._replaced()
+                self._introduce()
+                print_notes(notes)
+                self.data = self.data.to(self.device)
+                if self.kept:
+                    self._take_up()
                 self.drive(self)
             except KeyboardInterrupt as stop:
                 raise self._how_to_go_on(stop) from stop

@@ -1,10 +1,14 @@
 """Plots of a comparison. To add one, write a function (axis, records) -> whether it drew something,
 under `@plot(file name, caption)`."""
+import io
 import statistics
+import warnings
 from pathlib import Path
 
 from common.errors import InputError
+from common.files import write_atomically
 from common.libraries import need
+from common.terminal import one_line, printable
 from imp_estimator import ESTIMATORS, order_of
 from lab.record import UNPRUNED, grouped, networks_of
 
@@ -29,37 +33,62 @@ def load_pyplot():
         return None
     import matplotlib  # optional, as its pyplot
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a name with $ is no formula
     from matplotlib import pyplot
     return pyplot
 
 
 def plot_section(pyplot, records, folder, suffix=""):
-    """Draw the plots of one comparison: [(file name, caption)]."""
-    networks, files = networks_of(records), []
-    for name, (caption, draw, columns) in PLOTS.items():
-        columns = min(columns, len(networks))
-        rows = -(-len(networks) // columns)
-        figure, axes = pyplot.subplots(
-            rows, columns, squeeze=False, layout="constrained",
-            figsize=(9 if len(networks) > 1 else 6.5, (4 if rows > 1 else 4.2) * rows + .6))
-        for axis in axes.flat[len(networks):]:
-            axis.set_axis_off()
-        drawn = [draw(axis, [r for r in records if r.network == network])
-                 for axis, network in zip(axes.flat, networks)]
-        if any(drawn):
-            handles = {}
-            for axis, network in zip(axes.flat, networks):
-                axis.set_title(network)
-                axis.grid(alpha=.3)
-                handles |= {label: line for line, label in zip(*axis.get_legend_handles_labels())}
-            letters = 120 if len(networks) > 1 else 85  # in a line of that width
-            longest = max(map(len, handles), default=0)
-            figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=8,
-                          ncols=max(1, letters // (8 + longest)))
-            files.append((f"{name}{suffix}.png", caption))
-            figure.savefig(Path(folder) / files[-1][0], dpi=130)
-        pyplot.close(figure)
+    """Draw the plots of one comparison: [(file name, caption)]. One that cannot be drawn is named.
+    """
+    files = []
+    for name in PLOTS:
+        path = Path(folder) / f"{name}{suffix}.png"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # letters that no font has
+                if _plot_networks(pyplot, records, name, path):
+                    files.append((path.name, PLOTS[name][0]))
+        except InputError:
+            raise
+        except Exception as error:  # of matplotlib, for numbers of which nobody has thought
+            print(f"Left out: {path.name}, which cannot be drawn ({one_line(str(error))})")
+            pyplot.close("all")
     return files
+
+
+def _plot_networks(pyplot, records, name, path):
+    """Draw one plot, a part for each network. Returns whether there was anything to draw."""
+    networks, (_, draw, columns) = networks_of(records), PLOTS[name]
+    columns = min(columns, len(networks))
+    rows = -(-len(networks) // columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, squeeze=False, layout="constrained",
+        figsize=(9 if len(networks) > 1 else 6.5, (4 if rows > 1 else 4.2) * rows + .6))
+    for axis in axes.flat[len(networks):]:
+        axis.set_axis_off()
+    drawn = [draw(axis, [r for r in records if r.network == network])
+             for axis, network in zip(axes.flat, networks)]
+    if any(drawn):
+        handles = {}
+        for axis, network in zip(axes.flat, networks):
+            axis.set_title(printable(network))
+            axis.grid(alpha=.3)
+            handles |= {label: line for line, label in zip(*axis.get_legend_handles_labels())}
+        letters = 120 if len(networks) > 1 else 85  # in a line of that width
+        longest = max(map(len, handles), default=0)
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=8,
+                      ncols=max(1, letters // (8 + longest)))
+        save_figure(figure, path)
+    pyplot.close(figure)
+    return any(drawn)
+
+
+def save_figure(figure, path):
+    """Write a figure as PNG, whole or not at all, and through no link."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=130)
+    write_atomically({path: content.getvalue()})
 
 
 def style_of(method):

@@ -1,12 +1,15 @@
 """The results below a folder, compared: report.md and its plots."""
+import html
 import json
 import os
+import re
 import statistics
 from pathlib import Path
 
 from common.errors import InputError
-from common.files import write_atomically
+from common.files import check_writable, write_atomically
 from common.flags import marked
+from common.terminal import printable
 from imp_estimator import order_of
 from lab import plots
 from lab.experiment import REPORT_MAY_DIFFER, Experiment
@@ -57,6 +60,9 @@ def write_report(folder):
     """
     if not Path(folder).is_dir():
         raise InputError(f"--report={folder} is no folder")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise InputError(f"--report={folder} may not be read")
+    check_writable(Path(folder) / "report.md")
     print(f"Reading the results below {folder}", flush=True)
     results, others = read_results(folder)
     if not results:
@@ -73,7 +79,7 @@ def write_report(folder):
         for name, caption in plots.plot_section(pyplot, records, folder, suffix) if pyplot else ():
             lines += ["", f"![{caption}]({name})"]
             written.append(name)
-    environments = {f"{e['device']}, torch {e['torch']}, Python {e['python']}"
+    environments = {text(f"{e['device']}, torch {e['torch']}, Python {e['python']}")
                     for e in (record.environment for record, _ in results)}
     lines += ["", f"{len(results)} results; {'; '.join(sorted(environments))}.", ""]
     try:
@@ -84,14 +90,25 @@ def write_report(folder):
     plotted = f" and {len(written)} plots" if written else ""
     print(f"Written: {Path(folder) / 'report.md'}{plotted}")
     if others:
-        print(f"Left out: {len(others)} .json files that hold no result, the first is {others[0]}")
+        print(f"Left out: {len(others)} .json files that hold no result, the first is "
+              f"{printable(str(others[0]))}")
+
+
+def text(name):
+    """A name from a file, which may hold anything, as text in Markdown and in a terminal."""
+    name = html.escape(printable(str(name)), quote=False)
+    return re.sub(r"([\\`*|\[\]~$]|(?<!\w)_|_(?!\w))", r"\\\1", name)
+
+
+def row(cells):
+    return f"| {' | '.join(map(text, cells))} |"
 
 
 def _title(run_in, data, job, preset, budget):
-    title = f"## {data}, {JOBS[job]} job, preset {preset}"
+    title = f"## {text(data)}, {JOBS[job]} job, preset {text(preset)}"
     if budget != "filters":
         title += f", percents{budget_text(budget)}"
-    return title if run_in == "." else f"{title}, in {run_in}"
+    return title if run_in == "." else f"{title}, in {text(run_in)}"
 
 
 def spread(values, digits=1):
@@ -118,7 +135,7 @@ def describe_section(records):
     lines = [f"Test accuracy (%) of the best epoch, chosen on the {chosen} images; {over}.", ""]
     unlike = _unlike(records)
     if unlike:
-        lines += [f"**These results also differ in --{', --'.join(unlike)}.**", ""]
+        lines += [f"**These results also differ in --{', --'.join(map(text, unlike))}.**", ""]
     for network in networks_of(records):
         own = [r for r in records if r.network == network]
         lines += [_unpruned_line(network, own), "", *_accuracies(network, own, seeds), ""]
@@ -145,7 +162,7 @@ def _unpruned_line(network, records):
             kind = "with penalty" if base.penalised else "plain"
             # A later run may have replaced a file.
             kinds.setdefault(kind, {})[base.file, base.best] = base
-    return f"Unpruned {network}: " + "; ".join(
+    return f"Unpruned {text(network)}: " + "; ".join(
         f"{kind} {spread(b.best for b in bases.values())}, last epoch "
         f"{spread(b.last for b in bases.values())} (n = {len(bases)})"
         for kind, bases in kinds.items()) + "."
@@ -161,13 +178,12 @@ def _accuracies(network, records, seeds):
         missing = f" (n = {len(found)})" if len(found) < len(seeds) else ""
         return f"{spread(r.best for r in found)}{missing}" if found else "–"
 
-    lines = [f"| {network} | {' | '.join(f'{p:g}% removed' for p in percents)} | nothing removed |",
+    lines = [row([network, *(f"{p:g}% removed" for p in percents), "nothing removed"]),
              "|---" * (len(percents) + 2) + "|"]
     for method in methods:
         whole = entry(cells.get((method, 0), [])) if method in UNPRUNED else "–"
-        row = [entry(cells.get((method, p), [])) if method not in UNPRUNED else "–"
-               for p in percents]
-        lines.append(f"| {method} | {' | '.join([*row, whole])} |")
+        lines.append(row([method, *(entry(cells.get((method, p), [])) if method not in UNPRUNED
+                                    else "–" for p in percents), whole]))
     return lines
 
 
@@ -178,12 +194,12 @@ def _details(records):
         networks.index(r.network), round(r.requested, 2), r.method))
     header = ("network", "method", "asked for (%)", "removed (%)", "parameters left (%)",
               "FLOPs left (%)", "right after pruning", "best epoch", "last epoch", "top-5", "n")
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    lines = [row(header), "|---" * len(header) + "|"]
     for (network, percent, method), found in sorted(
             cells.items(), key=lambda item: (*item[0][:2], _order(item[0][2]))):
-        lines.append("| " + " | ".join([
+        lines.append(row([
             networks[network], method, f"{percent:g}", spread((r.achieved for r in found), 2),
             spread(r.parameters_left for r in found), spread(r.flops_left for r in found),
             spread(r.after_pruning for r in found), spread(r.best for r in found),
-            spread(r.last for r in found), spread(r.top5 for r in found), str(len(found))]) + " |")
+            spread(r.last for r in found), spread(r.top5 for r in found), str(len(found))]))
     return lines

@@ -16,6 +16,7 @@ import torch
 
 from common.command import uninterrupted
 from common.errors import InputError
+from common.files import remove_irregular
 from common.flags import marked
 from common.machine import cores
 from common.terminal import counted
@@ -245,6 +246,7 @@ class _Comparison:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self.at_once)))
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
+            remove_irregular(log)
             with open(log, "a") as output:
                 if self.stopped:
                     return 130, log

@@ -723,6 +723,35 @@ def test_a_report_without_matplotlib_is_tables_alone(results, tmp_path, monkeypa
     assert not list(tmp_path.glob("*.png")) and "| 30% removed | " in (tmp_path / "report.md").read_text()
 
 
+def test_names_in_a_report_are_text_and_nothing_is_written_through_links(results, tmp_path, capsys):
+    """A folder that one does not trust: names that are Markdown, HTML or control characters."""
+    content = json.loads(next(path for path in results.rglob("*.json")
+                              if path.name.endswith("bn_30_0.json")).read_text())
+    evil = "a|b <img src=x onerror=alert(1)> [x](http://y) `c` $d \x1b[31m\nz"
+    content["data"] = content["flags"]["pruning_type"] = evil
+    content["environment"]["device"] = "<script>"
+    (tmp_path / "evil.json").write_text(json.dumps(content))
+    victim, folder = tmp_path / "victim", tmp_path / "out"
+    folder.mkdir()
+    victim.write_text("precious")
+    (tmp_path / "evil.json").rename(folder / "evil.json")
+    for name in ("report.md", "accuracy.png", "flops.png", "widths.png", "training.png"):
+        (folder / name).symlink_to(victim)
+    with open(folder / "large.json", "wb") as large:
+        large.truncate(report.LARGEST + 1)
+    os.mkfifo(folder / "pipe.json")
+    (folder / "device.json").symlink_to("/dev/zero")
+    assert measure.main([f"--report={folder}"]) == 0
+    said, text = capsys.readouterr().out, (folder / "report.md").read_text()
+    assert victim.read_text() == "precious" and not (folder / "report.md").is_symlink()
+    assert "\x1b" not in said + text and "Left out: 3 .json files" in said
+    for part in ("<img", "<script", "[x](", "a|b", "`c`"):
+        assert part not in text.replace("\\" + part, "").replace(part[0] + "\\" + part[1:], ""), part
+    table = [line for line in text.splitlines() if line.startswith("|") and "onerror" in line]
+    assert table and all(len(re.findall(r"(?<!\\)\|", line)) in (4, 12) for line in table)
+    assert all((folder / name).read_bytes()[:4] == b"\x89PNG" for name in ("accuracy.png", "flops.png"))
+
+
 def test_a_report_of_nothing_is_refused(results, tmp_path, capsys):
     for flags, says in (([f"--report={tmp_path}"], "no results below it"),
                         ([f"--report={tmp_path / 'no'}"], "is no folder"),

@@ -18,9 +18,11 @@ import torch
 import main
 import train as train_module
 from common.errors import Diverged
+from common.files import UMASK
 from config import Recipe
 from conftest import ROOT, copy_suite, files, narrow, write_folder
 from data import ImageData
+from lab.checkpoint import load_checkpoint
 from lab.experiment import DEFAULTS
 from lab.resume import State, read_resume_file, write_resume_file
 from models import build_model
@@ -275,6 +277,29 @@ def test_two_runs_that_write_the_same_files(shell, flags, tmp_path, folder):
     assert lock.is_file()
     assert shell("main.py", *flags, *job, cwd=tmp_path).returncode == 0
     assert not [name for name in files(tmp_path) if name.endswith((".lock", ".tmp", ".resume"))]
+
+
+def test_what_somebody_planted_is_replaced_and_never_followed(shell, flags, tmp_path):
+    """Links and pipes under the names that a run will write, lock and read, in a shared folder."""
+    victim, target = tmp_path / "victim", tmp_path / "pretrained/ebt/shapes/vgg-w0.125.pth"
+    target.parent.mkdir(parents=True)
+    victim.write_text("precious")
+    job = ("--ebt=True", "--pruning_type=fisher", "--prune_percent=20")
+    result = tmp_path / "pruned_nets/ebt/shapes/vgg-w0.125_fisher_20_0.pth"
+    result.parent.mkdir(parents=True)
+    for path in (target, result, target.with_suffix(".csv"), result.with_suffix(".json")):
+        for name in (path.name, f".{path.name}.tmp", f".{path.name}.lock"):
+            path.with_name(name).symlink_to(victim)
+    os.unlink(result.with_name(f".{result.name}.lock"))
+    os.mkfifo(result.with_name(f".{result.name}.lock"))
+    os.mkfifo(result.with_suffix(".resume"))
+    left = target.with_name(f".{target.name}.abcd_012.tmp")
+    left.write_bytes(b"of a killed run")
+    ended = shell("main.py", *flags, *job, cwd=tmp_path)
+    assert ended.returncode == 0 and ended.stderr == "", ended.stderr
+    assert victim.read_text() == "precious" and not left.exists()
+    assert not target.is_symlink() and not result.is_symlink() and load_checkpoint(result)
+    assert os.stat(result).st_mode & 0o777 == 0o666 & ~UMASK
 
 
 def start(folder, *flags):
