@@ -296,6 +296,9 @@ def begin_afresh(job):
     note_pruning(job, len(job.targets))
 
 
+load_network.records = begin_afresh.records = True  # as jobs.save_network does
+
+
 # ----------------------------------------------------------------------------------------- command
 
 

@@ -25,7 +25,7 @@ from lab.measure import measured
 from lab.networks import build_network
 from lab.plan import Plan, Recording, recording_of
 from lab.record import JOBS, Record
-from lab.resume import State, read_resume_file, write_resume_file
+from lab.resume import State, damaged, read_resume_file, write_resume_file
 from lab.tables import accuracy_text, budget_text
 from lab.weights import initialise
 from lab.writers import Console, Csv, TensorBoard
@@ -175,8 +175,10 @@ class Job(Plan):
         found = self.flags.resume and self.resume_file.is_file()
         if found:
             self.network, self.state = read_resume_file(self.resume_file, self.identity)
-            recording_of(self.flags, self.drive, self.resume_file, self.state.begin,
-                         self.state.done)
+            recording = recording_of(self.flags, self.drive, self.resume_file, self.state.begin,
+                                     self.state.done)
+            if len(self.state.records) != recording.records_after(self.state.done):
+                raise damaged(self.resume_file)
         require_same("the resume file", found and [self.state.begin, self.state.done, [
             [name, len(training.history), training.sums and training.sums["batches"]]
             for name, training in self.state.trained.items()]])
@@ -354,4 +356,4 @@ def save_network(job, phase, number=0):
     job.state = State(state.begin, state.done, [*state.records, record] if number else [record])
 
 
-save_network.writes = True
+save_network.writes = save_network.records = True

@@ -31,7 +31,8 @@ class Step(NamedTuple):
     """A step of a job. phase: of a schedule in config.py. number: of the round, 0 before any.
 
     action: a function of the job, phase and number. Its attribute `writes` says that it writes the
-    network's file; `keeps_itself` that the state is kept within it, and need not be after it.
+    network's file; `records` that a network is recorded by it; `keeps_itself` that the state is
+    kept within it, and need not be after it.
     """
     action: Callable
     phase: str = None
@@ -113,6 +114,12 @@ class Recording(Plan):
 
     def step(self, action, phase=None, number=0):
         self.steps.append(Step(action, phase, number))
+
+    def records_after(self, done):
+        """How many networks are recorded when so many steps are done: the unpruned one, or what a
+        control began with, and one for each round."""
+        recorded = [step for step in self.steps[:done] if hasattr(step.action, "records")]
+        return bool(recorded) + sum(step.number > 0 for step in recorded)
 
     @property
     def outputs(self):

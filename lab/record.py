@@ -161,6 +161,9 @@ class Record:
                 len(known["normalize"]) == 6 and min(known["normalize"][3:]) > 0):
             raise ValueError(f"normalize is {known['normalize']}, not three means and three "
                              "deviations above 0")
+        for name in ("filters", "parameters", "macs", "flops"):
+            if known.get(name, 1) <= 0:
+                raise ValueError(f"{name} is {known[name]}, not above 0")
         if any(value <= 0 for value in known.get("white", {}).values()):
             raise ValueError(f"white is {known['white']}, not above 0")
         record = cls(**known)

@@ -126,8 +126,12 @@ def _check_states(training, network):
         load_weights(twin, training.weights)
     if training.optimizer is not None:
         adam = "betas" in training.optimizer["param_groups"][0]
-        optimizer = torch.optim.Adam if adam else torch.optim.SGD
-        optimizer(twin.parameters(), lr=1.0).load_state_dict(training.optimizer)
+        optimizer = (torch.optim.Adam if adam else torch.optim.SGD)(twin.parameters(), lr=1.0)
+        optimizer.load_state_dict(training.optimizer)
+        for weights, known in optimizer.state.items():
+            if any(isinstance(value, torch.Tensor) and value.shape not in (weights.shape, ())
+                   for value in known.values()):
+                raise ValueError("what an optimizer remembers does not fit the network")
     if training.scaler:
         check(float, training.scaler.get("scale"), "scale")
         check(int, training.scaler.get("_growth_tracker"), "_growth_tracker")

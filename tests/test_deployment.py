@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ import eval as measure
 import main
 from common.errors import InputError
 from common.images import decode
-from conftest import files, narrow, short_preset
+from conftest import ROOT, WIDTH, files, narrow, short_preset
+from data import load_data
 from imp_estimator import cal_importance
 from lab import export as exports
 from lab import tables
@@ -53,6 +55,15 @@ def saved(digits, tmp_path):
     save_checkpoint("net.pth", model, {"classes": list(digits.classes), "image_size": 16,
                                        "data_path": "digits"})
     return "net.pth", model
+
+
+@pytest.fixture
+def small(digits, tmp_path):
+    """The same of a network that is exported in a second."""
+    model = pruned(narrow("mobilenet", num_classes=10))
+    save_checkpoint("net.pth", model, {"classes": list(digits.classes), "image_size": 16,
+                                       "data_path": "digits"})
+    return model
 
 
 # ------------------------------------------------------------------------------------------ export
@@ -133,33 +144,39 @@ def reference(content, images):
     return ReferenceEvaluator(onnx.load_from_string(content)).run(None, {"images": images})[0]
 
 
-@pytest.mark.parametrize("runtime, package", [
-    (ort, "onnxruntime"), (lambda *given: ort(*given, optimise=False), "onnxruntime"),
-    (reference, "onnx"), (opencv, "cv2"), (openvino, "openvino")],
-    ids=["onnxruntime", "not optimised", "reference", "opencv", "openvino"])
-def test_other_runtimes_compute_the_same(runtime, package, few):
-    """What is hardest: residual additions from fewer filters, both sides of some."""
-    pytest.importorskip(package), pytest.importorskip("onnxruntime")
-    images, _ = few
+RUNTIMES = {"onnxruntime": (ort, "onnxruntime"), "reference": (reference, "onnx"),
+            "not optimised": (lambda *given: ort(*given, optimise=False), "onnxruntime"),
+            "opencv": (opencv, "cv2"), "openvino": (openvino, "openvino")}
+
+
+@pytest.fixture(scope="module")
+def partial(few):
+    """(the content of an .onnx file, images, logits): residual additions from fewer filters, both
+    sides of some."""
+    pytest.importorskip("onnxruntime")
     model = narrow("resnet")
-    kept = {g.name: torch.arange(g.conv.out_channels // 3, g.conv.out_channels) for g in filter_groups(model)
-            if not g.protected}
-    kept = {g.name: kept.get(g.name, torch.arange(g.conv.out_channels)) for g in filter_groups(model)}
+    kept = {g.name: torch.arange(0 if g.protected else g.conv.out_channels // 3, g.conv.out_channels)
+            for g in filter_groups(model)}
     kept["layer2.0.shortcut.0"] = torch.arange(2, 9)
-    small = prune(model, kept)
-    export(small, "abcd", "net.onnx", images)
-    content = Path("net.onnx").read_bytes()
-    with torch.no_grad():
-        wanted = small(images[:5]).numpy()
+    model = prune(model, kept)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        export(model, "abcd", f"{folder}/net.onnx", few[0])
+        return Path(folder, "net.onnx").read_bytes(), few[0][:5].numpy(), model(few[0][:5]).numpy()
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_other_runtimes_compute_the_same(name, partial):
+    (runtime, package), (content, images, wanted) = RUNTIMES[name], partial
+    pytest.importorskip(package)
     for part in (slice(0, 1), slice(0, 5)):
-        assert np.abs(runtime(content, images[part].numpy().copy()) - wanted[part]).max() < 1e-4
+        assert np.abs(runtime(content, images[part].copy()) - wanted[part]).max() < 1e-4
 
 
 @pytest.mark.parametrize("opset", [15, 17, 18, 21])
-def test_older_runtimes_get_an_older_opset(saved, few, opset):
+def test_older_runtimes_get_an_older_opset(small, few, opset):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    _, model = saved
+    model = small
     assert measure.main(["--model_path=net.pth", "--export=net.onnx", f"--export_opset={opset}"]) == 0
     run, metadata = load_onnx("net.onnx")
     file = onnx.load("net.onnx")
@@ -169,7 +186,44 @@ def test_older_runtimes_get_an_older_opset(saved, few, opset):
         torch.testing.assert_close(run(few[0].contiguous()), model(few[0]), rtol=1e-4, atol=1e-4)
 
 
-def test_what_an_export_cannot_be_is_said(saved, capsys):
+def python_of(page, heading):
+    """The first Python block below a heading of a README."""
+    return (ROOT / page).read_text().split(f"{heading}\n")[1].split("```python\n")[1].split("```")[0]
+
+
+def test_a_network_in_8_bits_is_nearly_as_good(network, capsys):
+    """As lab/README.md does it, with a pruned network that has learnt the digits at 8 x 8 pixels."""
+    pytest.importorskip("onnxruntime")
+    digits, name = load_data("digits", 8), network.origin.name
+    torch.manual_seed(0)
+    model, epochs = pruned(build_model(name, 10, WIDTH[name]), 20).train(), 14 if name == "mobilenet" else 4
+    pixels, labels = digits.train.images.permute(0, 3, 1, 2) / 127.5 - 1, digits.train.labels
+    optimizer = torch.optim.Adam(model.parameters())
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=23 * epochs + 1)
+    for part in (part for _ in range(epochs) for part in torch.randperm(len(labels)).split(64)):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(pixels[part]), labels[part]).backward()
+        optimizer.step(), rates.step()
+    export(model, digits.classes, "digits.onnx", pixels[:8], inside=True)
+    exec(python_of("lab/README.md", "### In 8 bits"), {})
+    whole, quantised = (float(line.split()[1]) for line in capsys.readouterr().out.splitlines()[-2:])
+    assert whole > 50 and quantised > whole - 2
+    assert os.stat("digits-int8.onnx").st_size < os.stat("digits.onnx").st_size / 1.5
+
+
+def test_the_script_of_the_readme_names_the_class(small, tmp_path, capsys, monkeypatch, digits):
+    pytest.importorskip("onnxruntime")
+    from PIL import Image
+    Image.fromarray(digits.test.images[0].numpy()).save("x.png")
+    assert measure.main(["--model_path=net.pth", "--export=n.onnx", "--export_normalize=True"]) == 0
+    assert measure.main(["--model_path=net.pth", "--predict=x.png", "--device=cpu"]) == 0
+    likeliest = capsys.readouterr().out.splitlines()[-1].split()[1]
+    monkeypatch.setattr(sys, "argv", ["run.py", "n.onnx", "x.png"])
+    exec(python_of("lab/README.md", "### Run an export"), {})
+    assert capsys.readouterr().out.splitlines()[-1] == likeliest
+
+
+def test_what_an_export_cannot_be_is_said(small, capsys):
     pytest.importorskip("onnxruntime")
     for flags, says in ((["--export=n.onnx", "--export_opset=98"], "--export_opset=98: this network cannot be"),
                         (["--export=n.pt2", "--export_opset=18"], "only works with --export=FILE.onnx"),
@@ -243,8 +297,8 @@ def test_both_writers_of_a_residual_add_may_be_partial(few):
         torch.testing.assert_close(load_pt2("net.pt2")[0](few[0][:3]), small(few[0][:3]))
 
 
-def test_the_graph_may_normalise(saved, few, capsys):
-    _, model = saved
+def test_the_graph_may_normalise(small, few, capsys):
+    model = small
     assert measure.main(["--model_path=net.pth", "--export=deep/er/net.pt2",
                          "--export_normalize=True"]) == 0
     run, metadata = load_pt2("deep/er/net.pt2")
