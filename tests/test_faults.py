@@ -12,18 +12,20 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import main
 import train as train_module
-from common.errors import Diverged
+from common.errors import Diverged, InputError
 from common.files import UMASK
 from config import Recipe
 from conftest import ROOT, copy_suite, files, narrow, write_folder
 from data import ImageData
 from lab.checkpoint import load_checkpoint
 from lab.experiment import DEFAULTS
+from lab.reader import read_safely
 from lab.resume import State, read_resume_file, write_resume_file
 from models import build_model
 from train import Training, fit, train_epoch
@@ -277,6 +279,55 @@ def test_two_runs_that_write_the_same_files(shell, flags, tmp_path, folder):
     assert lock.is_file()
     assert shell("main.py", *flags, *job, cwd=tmp_path).returncode == 0
     assert not [name for name in files(tmp_path) if name.endswith((".lock", ".tmp", ".resume"))]
+
+
+def test_a_flipped_bit_of_a_resume_file_is_noticed_or_means_nothing(tmp_path):
+    """The file's own checksums hold all that is read; bits beside them are dates and padding."""
+    def same(one, other):
+        if isinstance(one, torch.Tensor):
+            return one.dtype == other.dtype and torch.equal(one, other)
+        if isinstance(one, dict):
+            return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+        if isinstance(one, (list, tuple)):
+            return len(one) == len(other) and all(map(same, one, other))
+        return type(one) is type(other) and one == other
+
+    path, random = tmp_path / "x.resume", np.random.RandomState(0)
+    write_resume_file(path, narrow("vgg"), State("train base"), {"flags": {"model": "vgg"}})
+    whole, known, accepted = path.read_bytes(), read_safely(path), 0
+    for bit in random.randint(0, 8 * len(whole), 300):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        try:
+            assert same(known, read_safely(path))
+            accepted += 1
+        except InputError:
+            pass
+    assert accepted < 30
+
+
+FORGED = {  # path of an entry of a resume file -> nonsense of a sound type
+    "no records": (("state", "records"), list), "costs of nothing": (("state", "records", 0, "macs"), lambda: 0),
+    "an optimizer of another network": (
+        ("state", "trained", "ortho", "optimizer", "state", 0, "momentum_buffer"), lambda: torch.zeros(1)),
+    "nothing to remember": (("state", "trained", "ortho", "optimizer", "state", 0), lambda: None)}
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_a_resume_file_with_nonsense_of_sound_types_is_damaged(kind, shell, flags, tmp_path):
+    job = (*flags, "--pruning_type=orthoreg", "--prune_percent=30", "--resume=True")
+    stopped = shell("main.py", *job, cwd=tmp_path, stop=(15, 12))
+    assert stopped.returncode == 130
+    path, = tmp_path.rglob("*.resume")
+    content = torch.load(path, weights_only=True)
+    entry, (*outer, last) = content, FORGED[kind][0]
+    for key in outer:
+        entry = entry[key]
+    entry[last] = FORGED[kind][1]()
+    torch.save(content, path)
+    ended = shell("main.py", *job, cwd=tmp_path)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "is damaged" in ended.stderr, ended
 
 
 def test_what_somebody_planted_is_replaced_and_never_followed(shell, flags, tmp_path):
