@@ -45,7 +45,6 @@ def lower(model, images, fold=True, plain=True):
     for node in list(graph.nodes):
         if node.target is decided:  # by the size of the images, which is known
             graph.erase_node(node)
-    graph.eliminate_dead_code()
     _use_plain_convolutions(network)
     if fold:
         _fold(network)
@@ -63,13 +62,15 @@ def lower(model, images, fold=True, plain=True):
 
 
 def _layer(network, node, kind):
-    """The layer that a node calls, where it is exactly of this kind and called once; else None."""
+    """The layer that a node calls, where it is exactly of this kind, without hooks, and called
+    once; else None."""
     if not isinstance(node, fx.Node) or node.op != "call_module":
         return None
     layer = network.get_submodule(node.target)
     calls = sum(each.op == "call_module" and each.target == node.target
                 for each in network.graph.nodes)
-    return layer if type(layer) is kind and calls == 1 else None
+    hooks = layer._forward_hooks or layer._forward_pre_hooks
+    return layer if type(layer) is kind and calls == 1 and not hooks else None
 
 
 def _use_plain_convolutions(network):
@@ -79,7 +80,7 @@ def _use_plain_convolutions(network):
             plain = copy.deepcopy(layer)
             plain.__class__ = nn.Conv2d
             size = [2 * k * d + 1 for k, d in zip(layer.kernel_size, layer.dilation)]
-            images = torch.randn(1, layer.in_channels, *size)
+            images = torch.randn(1, layer.in_channels, *size).to(layer.weight)
             if torch.allclose(layer(images), plain(images), rtol=1e-4, atol=1e-5):
                 network.add_submodule(name, plain)
 
@@ -179,7 +180,8 @@ def _placed(network, node, side, places, width, dim):
             network.add_submodule(side.target, _resized(conv, rows=places, outputs=width))
             return side
         placing = nn.Conv2d(count, width, 1, bias=False)
-        placing.weight = nn.Parameter(F.one_hot(places, width).T[:, :, None, None].float())
+        kind = next(network.parameters())
+        placing.weight = nn.Parameter(F.one_hot(places, width).T[:, :, None, None].to(kind))
         network.add_submodule(name, placing)
         placed = graph.call_module(name, (side,))
         placed.meta["class"] = nn.Conv2d
@@ -222,7 +224,7 @@ def _resized(layer, rows=None, outputs=None, inputs=None):
         shape = [outputs, *tensor.shape[1:]]
         if tensor.dim() > 1 and inputs and getattr(layer, "groups", 1) == 1:
             shape[1] = inputs
-        filled = torch.full(shape, float(name == "running_var"))
+        filled = torch.full(shape, float(name == "running_var")).to(tensor)
         filled[(rows, *map(slice, tensor.shape[1:]))] = tensor.detach()
         setattr(new, name, nn.Parameter(filled) if isinstance(tensor, nn.Parameter) else filled)
     sizes = {"out_channels": outputs, "num_features": outputs, "in_channels": inputs,
@@ -263,14 +265,15 @@ class _Filling:
         inputs = [other for other in node.all_input_nodes if other in self.counts]
         value, shape = node.meta.get("value"), _shape(node)
         conv = _layer(self.network, node, nn.Conv2d)
-        if isinstance(value, torch.Tensor) and shape:
-            if len(shape) == 4:
-                self.counts[node] = shape[1], value.shape[1]
-            elif inputs:
-                self.counts[node] = self.counts[inputs[0]]
-        if node.op == "call_module" and _layer(self.network, node, nn.Linear):
+        linear, channelwise = _layer(self.network, node, nn.Linear), False
+        if isinstance(value, torch.Tensor) and len(shape) > 1:
+            channelwise = self._is_channelwise(node, conv)
+            # In rows, as they are made for a linear layer, each channel may have several places.
+            self.counts[node] = self.counts[inputs[0]] if (
+                len(shape) < 4 and channelwise and inputs) else (shape[1], value.shape[1])
+        if linear:
             self.fixed.add(node)
-        elif node in self.counts and self._is_channelwise(node, conv):
+        elif channelwise:
             for other in map(self._root, inputs):
                 if other is not self._root(node):
                     self.group[other] = self._root(node)
@@ -302,10 +305,10 @@ class _Filling:
         source = node.args[0] if layer else None
         if source not in self.counts:
             return
-        inputs = self._filled(source)
+        count, inputs, outputs = self.counts[source][0], self._filled(source), len(layer.weight)
         if isinstance(layer, nn.Linear):
-            inputs = layer.in_features // self.counts[source][0] * inputs
-            outputs = layer.out_features
+            count, inputs = layer.in_features, layer.in_features // count * inputs
         else:
             outputs = self._filled(node)
-        self.network.add_submodule(node.target, _resized(layer, outputs=outputs, inputs=inputs))
+        if outputs > len(layer.weight) or inputs > count:
+            self.network.add_submodule(node.target, _resized(layer, outputs=outputs, inputs=inputs))

@@ -6,6 +6,7 @@ import struct
 import tarfile
 import warnings
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -113,9 +114,9 @@ def _why(path):
                 f"{trust} its state dict")
     with open(path, "rb") as file:
         head = file.read(9)
-    if zipfile.is_zipfile(path) and any(
-            name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
-        return "it is a TorchScript archive; save the state dict of what torch.jit.load gives"
+    with suppress(Exception), zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            return "it is a TorchScript archive; save the state dict of what torch.jit.load gives"
     for start, kind in BEGINNINGS.items():
         if head.startswith(start) or head[8:].startswith(start):
             return f"it is {kind}"

@@ -44,7 +44,7 @@ def flags(folder):
 
 def lasting(root):
     """All files but the locks of dead runs, which the next run takes away."""
-    return {name: content for name, content in files(root).items() if not name.endswith(".lock")}
+    return {name: content for name, content in files(root).items() if not name.endswith((".lock", ".tmp"))}
 
 
 def results(root):

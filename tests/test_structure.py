@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import WIDTH, narrow
 from imp_estimator import cal_importance
+from lab.lowering import lower
 from models import (
     all_filters,
     build_model,
@@ -241,7 +242,10 @@ def test_odd_structures_compute_what_they_do_with_filters_at_zero(odd, residual)
         scores = cal_importance(model, "random", seed=seed)
         kept = select_filters(model, scores, percent, residual=residual)
         small = prune(model, kept)
-        assert difference(model, small, kept, images_of(model)) < 1e-12
+        images = images_of(model)
+        assert difference(model, small, kept, images) < 1e-12
+        with torch.no_grad():  # in plain operators, for other runtimes
+            assert torch.allclose(lower(small, images)(images), small(images), rtol=1e-9, atol=1e-12)
         assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
         again = prune(small, select_filters(small, scores_like(small), percent + 10))
         assert widths_of(again).keys() == widths_of(model).keys()
@@ -392,6 +396,7 @@ def test_removed_filters_count_as_zero_and_nothing_else_changes(kind):
         with torch.no_grad():
             assert torch.allclose(small(images), silenced(images), rtol=1e-10, atol=1e-12)
             assert torch.allclose(small(images[:1]), silenced(images[:1]), rtol=1e-10, atol=1e-12)
+            assert torch.allclose(lower(small, images)(images), small(images), rtol=1e-9, atol=1e-12)
     twin = rebuild(Written(body, **copy.deepcopy(layers)).double() if kind != "hooks" else model,
                    widths_of(small), remains_of(model).structure.whole, 16)
     twin.load_state_dict(small.state_dict())
