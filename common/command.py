@@ -128,8 +128,8 @@ def _signals():
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, handler in previous.items():  # further ones must not disturb the last line
+            signal.signal(number, handler if _inside.last < 0 else signal.SIG_IGN)
 
 
 @contextmanager
