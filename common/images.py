@@ -253,7 +253,7 @@ def _picture(image, size, remarks):
     with suppress(Exception):
         if getattr(image, "is_animated", False):
             remarks.append("several frames or pages, of which the first was read")
-    if image.tile and "16" in str(image.tile[0][3]) and not image.mode.startswith("I"):
+    if ";16" in _raw_mode(image) and not image.mode.startswith("I"):
         remarks.append("colours of 16 bits, of which the upper 8 were read: dark where a camera "
                        "uses fewer than 16")
     image.load()
@@ -269,6 +269,14 @@ def _picture(image, size, remarks):
         image = image.convert("RGB")
     image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     return Picture(np.array(image.convert("RGB")), remarks)
+
+
+def _raw_mode(image):
+    """How the pixels of a file are laid out, in Pillow's words, as RGB;16B; "" where it is unknown.
+    """
+    arguments = image.tile[0][3] if image.tile else ""
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
 
 
 def _turned(image, remarks):

@@ -105,9 +105,10 @@ def _restore_strides(network):
                 conv.kernel_size != (1, 1) or conv.padding != (0, 0)):
             continue
         source, parts = before.args
-        whole, steps = parts[:2], [getattr(part, "step", 0) for part in parts[2:]]
-        if len(parts) == 4 and whole == (slice(None),) * 2 and parts[2:] == tuple(
-                slice(None, None, step) for step in steps):
+        if not isinstance(parts, tuple) or len(parts) != 4:
+            continue
+        steps = [getattr(part, "step", 0) for part in parts[2:]]
+        if parts == (slice(None), slice(None), *(slice(None, None, step) for step in steps)):
             strided = copy.deepcopy(conv)
             strided.stride = tuple(a * (b or 1) for a, b in zip(conv.stride, steps))
             network.add_submodule(node.target, strided)
@@ -132,8 +133,7 @@ def _replace_means(network):
         with graph.inserting_before(node):
             pooled = graph.call_function(F.avg_pool2d, (node.args[0], size))
             means = pooled if kept else graph.call_function(torch.squeeze, (pooled, (2, 3)))
-        for new in {pooled, means}:
-            new.meta |= {key: node.meta[key] for key in ("value",) if key in node.meta}
+        pooled.meta["value"] = means.meta["value"] = node.meta["value"]
         node.replace_all_uses_with(means)
         graph.erase_node(node)
 

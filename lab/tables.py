@@ -203,7 +203,8 @@ def print_latency(model, image_size, devices):
             figures = measure_latency(timed, size, image_size, device)
             for label, time in figures.items():
                 unpruned = figures.get(label.replace("this", "unpruned"))
-                ratio = unpruned["median"] / time["median"] if unpruned is not time else None
+                compared = unpruned is not None and unpruned is not time
+                ratio = unpruned["median"] / time["median"] if compared else None
                 rows.append((str(size), label, f"{time['median']:.2f}", f"{time['p90']:.2f}",
                              f"{time['images_per_second']:,.0f}", str(time["runs"]),
                              f"{ratio:.2f}" if ratio else ""))

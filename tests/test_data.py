@@ -422,6 +422,8 @@ def test_white_is_zero_and_empty_alpha(tmp_path):
     read = images.read_images({"one": [str(tmp_path / "x.png")]}, 8)
     assert np.array_equal(read.parts["one"][0].numpy(), colours[..., :3])
     assert "transparent everywhere" in images.describe(read)[0]
+    Image.new("RGB", (5, 5)).save(tmp_path / "x.bmp")  # 16 bytes in a row are not 16 bits
+    assert not images.read_images({"one": [str(tmp_path / "x.bmp")]}, 8).remarks
     deep = np.array([[1000] * 4 + [4_000_000_000] * 4] * 4, np.uint32)
     Image.fromarray(deep.view(np.int32)).save(tmp_path / "u.tif")
     signed, unsigned = (struct.pack("<HHII", 339, 3, 1, form) for form in (2, 1))  # SampleFormat
