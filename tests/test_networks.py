@@ -14,6 +14,7 @@ from conftest import ROOT, files, short_preset
 from imp_estimator import ESTIMATORS, cal_importance
 from lab import networks
 from lab.checkpoint import load_checkpoint, save_checkpoint
+from lab.lowering import lower
 from models import filter_count, filter_groups, remains_of, widths_of
 from pruner import prune, select_filters
 from zoo import prune_all, removable_filters, settle
@@ -247,9 +248,12 @@ def test_networks_whose_channels_have_an_order_come_back(name, tmp_path):
                                             30 + 20 * seed))
     save_checkpoint("net.pth", model, {})
     again, _ = load_checkpoint("net.pth")
-    images = torch.randn(2, 3, 64, 64)
+    images, whole = torch.randn(2, 3, 64, 64), settle(networks.build_network(name, 4)).eval()
     with torch.no_grad():
         assert torch.equal(again.eval()(images), model.eval()(images))
+        for network in (model, whole):  # in plain operators, as an export has them
+            wanted = network(images)
+            assert (lower(network, images)(images) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     assert widths_of(again) == widths_of(model)
 
 
