@@ -3,7 +3,9 @@
 All have the methods of `Writer`. They are told the whole history so far, so that after a resume
 each can catch up.
 """
-from common.files import check_writable, to_csv
+import secrets
+
+from common.files import check_writable, remove_irregular, to_csv
 from common.libraries import need
 from lab.measure import layer_widths, measure_orthogonality
 from lab.record import flat_rows
@@ -87,12 +89,15 @@ class TensorBoard(Writer):
         """(a log for a training, how many of its epochs its files have)."""
         from torch.utils.tensorboard import SummaryWriter  # needs the optional tensorboard
         folder = self.folder / f"round-{phase[1]}-{phase[0]}"
+        for place in (self.folder, folder):  # nothing is written through a link
+            remove_irregular(place)
         files = list(folder.glob("events.out.tfevents.*"))
         known = (self.known or {}).get(phase, 0) if files else 0
         if self.known is None:
             for old in files:
                 old.unlink()
-        return SummaryWriter(folder, purge_step=known + 1), known
+        return SummaryWriter(folder, purge_step=known + 1,
+                             filename_suffix=f".{secrets.token_hex(8)}"), known
 
     def saved(self, path):
         print(f"  TensorBoard's files are in {self.folder}")

@@ -675,9 +675,13 @@ def test_tensorboard_has_each_epoch_once_also_after_resumes(shell, folder, tmp_p
         stopped = shell("main.py", *job, "--resume=True", cwd=tmp_path, stop=(15, step))
         assert stopped.returncode == 130, stopped.stderr
     assert shell("main.py", *job, "--resume=True", cwd=tmp_path).returncode == 0
-    (tmp_path / "whole").mkdir()
+    path, elsewhere = tmp_path / "pruned_nets/iterative/shapes", tmp_path / "elsewhere"
+    planted = tmp_path / "whole" / path.relative_to(tmp_path) / "vgg-w0.125_orthoreg_40_0.tensorboard"
+    for new in (elsewhere, planted.parent):
+        new.mkdir(parents=True)
+    planted.symlink_to(elsewhere)
     assert shell("main.py", *job, cwd=tmp_path / "whole").returncode == 0
-    path = tmp_path / "pruned_nets/iterative/shapes"
+    assert not list(elsewhere.iterdir())
     logged = scalars(path)
     assert logged == scalars(tmp_path / "whole")
     result = json.loads((path / "vgg-w0.125_orthoreg_40_0.json").read_text())
