@@ -1,10 +1,17 @@
 """Settings for you to edit: training recipes, presets, sweeps, the penalty's weight, momentum.
 
-To add a preset, add one entry to PRESETS, or change another one as "cpu-drop" does; then
-`python main.py --preset=NAME ...` uses it.
+To add a preset, add an entry to PRESETS; `python main.py --preset=NAME ...` uses it. One that is
+nearly like another needs only what it changes:
+
+    PRESETS["mine"] = replace(PRESETS["quick"], batch_size=32, ebt=replace(
+        PRESETS["quick"].ebt, retrain=Recipe(lr=[.02], epochs=[12], weight_decay=1e-4,
+                                             adam_lr=[1e-3], warmup=1, schedule="cosine")))
 """
+import math
+from bisect import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 
 # ---------------------------------------------------------------------------------------- recipes
 
@@ -13,20 +20,36 @@ from dataclasses import dataclass, replace
 class Recipe:
     """One training: `lr[i]` for `epochs[i]` epochs, one pair after the other.
 
-    `adam_lr` takes the place of `lr` under --optimizer=adam.
+    adam_lr          takes the place of `lr` under --optimizer=adam.
+    warmup           in the first so many of these epochs the rate rises linearly from 0.
+    schedule         "steps", or "cosine": after the warm-up the one rate falls to 0 along half a
+                     cosine wave (Loshchilov and Hutter 2017).
+    label_smoothing  the share of each label that all classes get alike (Szegedy et al. 2016).
     """
     lr: Sequence[float]
     epochs: Sequence[int]
     weight_decay: float
     adam_lr: Sequence[float]
+    warmup: float = 0
+    schedule: str = "steps"
+    label_smoothing: float = 0
 
     def lr_of(self, optimizer="sgd"):
         return list(self.adam_lr if optimizer == "adam" else self.lr)
 
+    def rate(self, epoch, optimizer="sgd"):
+        """The learning rate after `epoch` epochs, which may be a fraction, below their sum."""
+        rates, total = self.lr_of(optimizer), sum(self.epochs)
+        if self.schedule == "cosine":
+            gone = max(0, epoch - self.warmup) / (total - self.warmup)
+            rate = rates[0] * (1 + math.cos(math.pi * gone)) / 2
+        else:
+            rate = rates[bisect(list(accumulate(self.epochs)), epoch)]
+        return rate * min(1, epoch / self.warmup) if self.warmup else rate
+
     def rates(self, optimizer="sgd"):
-        """The learning rate of each epoch, as a list."""
-        return [rate for rate, epochs in zip(self.lr_of(optimizer), self.epochs)
-                for _ in range(epochs)]
+        """The learning rate in the middle of each epoch, as a list."""
+        return [self.rate(epoch + .5, optimizer) for epoch in range(sum(self.epochs))]
 
 
 @dataclass(frozen=True)
@@ -43,6 +66,14 @@ class Schedule:
     ortho: Recipe
     retrain: Recipe
     between: Recipe = None
+
+    def plain(self):
+        """As a dict, in which settings of recipes are left out that have their default."""
+        defaults = vars(Recipe((), (), 0, ()))
+        return {phase: recipe and {
+            name: value for name, value in recipe.items()
+            if name in ("lr", "epochs", "weight_decay", "adam_lr") or value != defaults[name]}
+            for phase, recipe in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -116,6 +147,13 @@ PRESETS = {
             between=Recipe(lr=[.02, .002, .0002], epochs=[4, 3, 1], weight_decay=1e-4,
                            adam_lr=[2e-4, 2e-5, 2e-6]))),
 }
+
+# For networks that others have trained (--init): small rates, which leave most of it as it is.
+_FINETUNE = Recipe(lr=[.01], epochs=[8], weight_decay=1e-4, adam_lr=[1e-4], warmup=1,
+                   schedule="cosine", label_smoothing=.1)
+_FINETUNE = Schedule(base=_FINETUNE, retrain=_FINETUNE, between=replace(_FINETUNE, epochs=[4]),
+                     ortho=replace(_FINETUNE, weight_decay=0))
+PRESETS["finetune"] = Preset(ebt=_FINETUNE, iterative=_FINETUNE, batch_size=64)
 
 # "cpu", but the plain Early-Bird network, too, ends with an epoch at a tenth of the rate.
 PRESETS["cpu-drop"] = replace(PRESETS["cpu"], ebt=replace(PRESETS["cpu"].ebt, base=Recipe(

@@ -76,6 +76,17 @@ class ImageData:
         """Which images the best epoch is chosen on: "validation" where there are any, or "test"."""
         return "validation" if self.validation else "test"
 
+    @cached_property
+    def chance(self):
+        """The training accuracy, in %, of the answer that is right most often."""
+        return 100 * self.train.labels.bincount().max().item() / len(self.train)
+
+    def balanced_weights(self):
+        """A factor for each class's images, with which all classes count alike; 1 in the mean over
+        all training images."""
+        counts = self.train.labels.bincount(minlength=len(self.classes))
+        return len(self.train) / (counts.count_nonzero() * counts.clamp_min(1).float())
+
     def to(self, device):
         return replace(self, **{part: split.to(device) for part in ("train", "test", "validation")
                                 if (split := getattr(self, part))})

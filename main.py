@@ -135,6 +135,7 @@ def train_network(job, phase, number=0):
         job.network, job.data, job.recipe(phase), key=key, batch_size=flags.batch_size,
         optimizer=flags.optimizer, penalty=penalty, label=name, amp=flags.amp,
         compiled=flags.compile, ticket=ticket, keep=job.keep,
+        class_weights=job.data.balanced_weights() if flags.class_weights else None,
         training=training, report=job.tell_epoch(name, phase, number))
     print(f"  {chosen_text(training, flags.eb_epsilon if ticket else None)}")
     if penalty:

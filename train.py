@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from common.command import uninterrupted
 from common.device import autocast
 from common.errors import Diverged
 from common.processes import processes, shared, sum_over_processes
-from common.terminal import progress
+from common.terminal import epoch_line, progress
 from config import MOMENTUM
 from models import filter_matrix, load_weights
 from pruner import mask_distance
@@ -112,10 +113,12 @@ def evaluate(model, batches):
 
 
 def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=None, forward=None,
-                scaler=None):
+                scaler=None, criterion=F.cross_entropy, rate=None):
     """Train once over `batches`: {"loss", "top1", "penalty"}, means over the images, in train mode.
 
-    "loss" is the cross-entropy; `penalty`, a callable without arguments, is added to it.
+    "loss" is the `criterion`, the mean loss of (logits, labels); `penalty`, a callable without
+    arguments, is added to it. rate: a function of the share of the epoch that is done, which gives
+    the learning rate; by default the optimizer's own.
     forward: how logits are computed, see `autocast`; scaler: a GradScaler, for float16.
     sums: an `epoch_sums` that says how far the epoch has come, and is kept up to date; a signal
     stops it between two batches. Raises Diverged, within the epoch, where the loss is not finite.
@@ -131,8 +134,10 @@ def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=Non
     bar = progress(batches, label, start=sums["batches"])
     for images, labels in bar:
         with uninterrupted():
+            for group in optimizer.param_groups if rate else ():
+                group["lr"] = rate((sums["batches"] + .5) / len(batches))
             logits = forward(images)
-            loss = F.cross_entropy(logits, labels)
+            loss = criterion(logits, labels)
             part = loss * batches.weight(sums["batches"]) if processes()[1] > 1 else loss
             extra = penalty() if penalty else torch.zeros((), device=device)
             optimizer.zero_grad(set_to_none=True)
@@ -225,13 +230,15 @@ class EarlyBird:
 
 
 def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=None, label="train",
-        amp=False, compiled=False, ticket=None, training=None, keep=None, report=None):
+        amp=False, compiled=False, ticket=None, training=None, keep=None, report=None,
+        class_weights=None):
     """Train `model` in place by `recipe` and leave it with the weights of its best epoch, or of the
     one whose ticket is drawn.
 
     data: an ImageData on the model's device. recipe: a config.Recipe. key: what the order of the
     images is drawn from, together with the epoch. penalty: as in `train_epoch`. amp, compiled: as
-    in `autocast`; penalty and accuracy are float32. ticket: an EarlyBird.
+    in `autocast`; penalty and accuracy are float32. ticket: an EarlyBird. class_weights: a tensor
+    of factors for the loss of each class's images, on the model's device.
     training: one under way, to go on with; `model` has the weights that belong to it.
     keep: called after every epoch, and when KeyboardInterrupt ends it; who keeps `training` and the
     model's weights then can go on with them later, and ends with the same bits.
@@ -244,10 +251,11 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
     def print_line(history, epochs):
         print(epoch_line(label, history, epochs, ticket.epsilon if ticket else None), flush=True)
 
-    loop = _Loop(model, data, recipe.rates(optimizer), key, batch_size, penalty, label, ticket,
-                 training or Training(), keep or (lambda: None), report or print_line)
-    loop.begin(optimizer, recipe.weight_decay, amp, compiled)
-    for epoch in range(len(loop.training.history) + 1, len(loop.rates) + 1):
+    loop = _Loop(model, data, recipe, optimizer, key, batch_size, penalty, label, ticket,
+                 training or Training(), keep or (lambda: None), report or print_line,
+                 criterion_of(recipe.label_smoothing, class_weights))
+    loop.begin(amp, compiled)
+    for epoch in range(len(loop.training.history) + 1, loop.epochs + 1):
         if loop.has_ticket():
             break
         loop.run_epoch(epoch)
@@ -255,12 +263,23 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
     return loop.training
 
 
+def criterion_of(label_smoothing=0, class_weights=None):
+    """A function of logits and labels that gives their mean cross-entropy; see `fit`. Each image's
+    part in the mean is the same in every batch, whatever classes are in it."""
+    if class_weights is None:
+        return partial(F.cross_entropy, label_smoothing=label_smoothing)
+    total = partial(F.cross_entropy, weight=class_weights, label_smoothing=label_smoothing,
+                    reduction="sum")
+    return lambda logits, labels: total(logits, labels) / len(labels)
+
+
 @dataclass
 class _Loop:
     """The state of one call of `fit`."""
     model: nn.Module
     data: object
-    rates: list
+    recipe: object
+    algorithm: str
     key: tuple
     batch_size: int
     penalty: Callable
@@ -269,11 +288,14 @@ class _Loop:
     training: Training
     keep: Callable
     report: Callable
+    criterion: Callable
 
-    def begin(self, optimizer, weight_decay, amp, compiled):
+    def begin(self, amp, compiled):
         device = next(self.model.parameters()).device.type
-        options = {"weight_decay": weight_decay, "fused": device == "cuda" or None}
-        if optimizer == "adam":
+        options = {"weight_decay": self.recipe.weight_decay, "fused": device == "cuda" or None}
+        self.rate = partial(self.recipe.rate, optimizer=self.algorithm)
+        self.epochs = sum(self.recipe.epochs)
+        if self.algorithm == "adam":
             self.optimizer = torch.optim.Adam(self.model.parameters(), **options)
         else:
             self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0, momentum=MOMENTUM,
@@ -284,7 +306,7 @@ class _Loop:
             self.optimizer.load_state_dict(self.training.optimizer)
         if self.training.scaler:
             self.scaler.load_state_dict(self.training.scaler)
-        if not self.rates:
+        if not self.epochs:
             self.training.last = self.training.best = {
                 "epoch": 0, **evaluate(self.model, self.data.choice_batches())}
 
@@ -292,9 +314,7 @@ class _Loop:
         return bool(self.ticket) and self.ticket.is_drawn(self.training.history)
 
     def run_epoch(self, epoch):
-        training, rate, began = self.training, self.rates[epoch - 1], time.monotonic()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        training, rate, began = self.training, self.rate(epoch - .5), time.monotonic()
         training.sums = training.sums or epoch_sums()
         if processes()[0]:  # what one process has summed up before it was stopped counts once
             training.sums = {**epoch_sums(), "batches": training.sums["batches"]}
@@ -311,7 +331,7 @@ class _Loop:
                 self._keep_unfinished(began)
             raise
         except Diverged as error:
-            raise Diverged(f"{error} in {self.label}, epoch {epoch} of {len(self.rates)}, at "
+            raise Diverged(f"{error} in {self.label}, epoch {epoch} of {self.epochs}, at "
                            f"learning rate {rate:g}; a lower rate in config.py may help") from None
         with uninterrupted():
             row = {"epoch": epoch, "lr": rate,
@@ -323,7 +343,7 @@ class _Loop:
             training.history.append(row)
             training.optimizer = self.optimizer.state_dict()
             training.scaler, training.sums = self.scaler.state_dict(), None
-            self.report(training.history, len(self.rates))
+            self.report(training.history, self.epochs)
             self.keep()
 
     def _train(self, epoch):
@@ -332,8 +352,9 @@ class _Loop:
         if count > 1:
             batches = batches.share(number, count)
         return train_epoch(self.model, batches, self.optimizer, self.penalty,
-                           f"{self.label} {epoch}/{len(self.rates)}", self.training.sums,
-                           self.forward, self.scaler)
+                           f"{self.label} {epoch}/{self.epochs}", self.training.sums,
+                           self.forward, self.scaler, self.criterion,
+                           lambda done: self.rate(epoch - 1 + done))
 
     def _keep_unfinished(self, began):
         training = self.training
@@ -382,20 +403,3 @@ class _Loop:
         validation = {name: value for name, value in figures.items() if name != "epoch"}
         return {"epoch": figures["epoch"], **evaluate(self.model, self.data.test_batches()),
                 "validation": validation}
-
-
-def epoch_line(label, history, epochs, epsilon=None):
-    """The last epoch of a history in a line. epochs: how many there will be; epsilon: a ticket's.
-    """
-    row = history[-1]
-    train, images = row["train"], "validation" if "validation" in row else "test"
-    penalty = f" + penalty {train['penalty']:.3f}" if "penalty" in train else ""
-    line = (f"  {label} {row['epoch']}/{epochs}  lr {row['lr']:g}  loss {train['loss']:.3f}"
-            f"{penalty}  train {train['top1']:.1f}%  {images} {row[images]['top1']:.1f}%  "
-            f"{row['seconds']:.1f} s")
-    distances = row.get("mask_distances")
-    if distances:
-        shares = ", ".join(f"{100 * distance:.0f}%" for distance in distances)
-        line += (f"; mask differs from the {len(distances)} before in {shares} of filters (ticket: "
-                 f"all 4 at most {100 * epsilon:.3g}%)")
-    return line

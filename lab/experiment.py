@@ -19,20 +19,9 @@ from common.flags import (
 )
 from common.libraries import lazy
 from common.processes import processes
-from config import (
-    BUDGETS,
-    MODELS,
-    MOMENTUM,
-    NORMALIZATIONS,
-    PENALTY,
-    PENALTY_OF_OTHERS,
-    PRESETS,
-    SWEEPS,
-    Preset,
-    Recipe,
-    Schedule,
-)
+from config import BUDGETS, MODELS, NORMALIZATIONS, PRESETS, SWEEPS
 from imp_estimator import ESTIMATORS, has_penalty
+from lab.presets import check_preset
 
 networks = lazy("lab.networks")  # --help asks for the four alone
 
@@ -104,6 +93,9 @@ class Experiment:
     batch_size: int = flag(
         "training", None, "images in a training step", shown="the preset's", type=integer(2),
         metavar="N")
+    class_weights: str = flag(
+        "training", False, "balanced: all classes count alike in the training's loss, however many "
+        "images they have", type=one_of("balanced", False), metavar="{balanced,False}")
     init: str = flag(
         "training", None, "begin with the weights in this file, as far as they fit: a network of "
         "this suite, a published one, or torchvision's", shown="fresh weights", type=location,
@@ -370,51 +362,3 @@ def _check_together(args):
         raise InputError("--eb_detect=True looks for the ticket while the network is trained in an "
                          "Early-Bird job: it needs --ebt=True, and neither --pretrained=True nor "
                          "--control")
-
-
-# ------------------------------------------------------------------ what a user wrote in config.py
-
-
-def check_preset(name):
-    """Raise InputError where an entry of PRESETS, or what all presets share, cannot be used."""
-    for what, value in (("MOMENTUM", MOMENTUM), ("PENALTY_OF_OTHERS", PENALTY_OF_OTHERS),
-                        *((f"PENALTY[{m!r}]", value) for m, value in PENALTY.items())):
-        if not _is_number(value) or not 0 <= value < float("inf"):
-            raise InputError(f"config.py: {what} is {value!r}; it must be a number from 0 up")
-    preset = PRESETS[name]
-    if not isinstance(preset, Preset):
-        raise InputError(f"config.py, preset {name!r} is {preset!r}; it must be a Preset")
-    if type(preset.batch_size) is not int or preset.batch_size < 2:
-        raise InputError(f"config.py, preset {name!r}: batch_size is {preset.batch_size!r}; "
-                         "it must be an integer of at least 2")
-    for job in ("ebt", "iterative"):
-        schedule, where = getattr(preset, job), f"config.py, preset {name!r}, {job}"
-        if not isinstance(schedule, Schedule):
-            raise InputError(f"{where} is {schedule!r}; it must be a Schedule")
-        for phase, recipe in vars(schedule).items():
-            if isinstance(recipe, Recipe):
-                _check_recipe(f"{where}, {phase}", recipe)
-            elif recipe is not None or phase != "between":
-                raise InputError(f"{where}, {phase} is {recipe!r}; it must be a Recipe")
-
-
-def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _check_recipe(where, recipe):
-    for name in ("epochs", "lr", "adam_lr"):
-        values = getattr(recipe, name)
-        if not isinstance(values, (list, tuple)) or not all(map(_is_number, values)):
-            raise InputError(f"{where}: {name} is {values!r}; it must be a list of numbers")
-        if len(values) != len(recipe.epochs):
-            raise InputError(f"{where}: {name} has {len(values)} values and epochs "
-                             f"{len(recipe.epochs)}; they must be of equal length")
-        if name == "epochs" and not all(type(v) is int and v >= 0 for v in values):
-            raise InputError(f"{where}: epochs is {values!r}; they must be integers from 0 up")
-        if name != "epochs" and not all(0 < v < 1e38 for v in values):
-            raise InputError(f"{where}: {name} is {values!r}; rates must be above 0, and finite in "
-                             "single precision")
-    if not _is_number(recipe.weight_decay) or not 0 <= recipe.weight_decay < float("inf"):
-        raise InputError(f"{where}: weight_decay is {recipe.weight_decay!r}; "
-                         "it must be a number from 0 up")

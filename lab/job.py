@@ -2,7 +2,7 @@
 import os
 import shlex
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from common.device import environment, pick_device
@@ -51,13 +51,14 @@ class Job(Plan):
         join_processes(self.device)
         self.begin = as_first(self.begin)
         self.recording = Recording(flags, drive, self.begin)
-        self.writers = [Console(flags.eb_epsilon), Csv()]
+        self.writers = [Csv()]
         if flags.tensorboard:
             self.writers.append(TensorBoard(self.recording.resume_file.with_suffix(".tensorboard")))
         check_init(flags)  # before images are read, and much is said
         with first_alone():  # it may have to download them
             data = data or load_data(*flags.images)
         self.data = data.hold_out(flags.val_percent, flags.seed)
+        self.writers.insert(0, Console(flags.eb_epsilon, self.data))
         self.init = digest_of(flags.init) if flags.init else None
         self._check()
         require_same("the command, the schedules or the images", self.identity)
@@ -90,7 +91,7 @@ class Job(Plan):
     @property
     def identity(self):
         """What makes two runs the same: the entries of a checkpoint by which they are compared."""
-        schedule = {**asdict(self.flags.schedule), "penalty": penalty_of(self.flags.model),
+        schedule = {**self.flags.schedule.plain(), "penalty": penalty_of(self.flags.model),
                     "momentum": MOMENTUM}
         identity = {"flags": self.flags.identity, "fingerprint": self.data.fingerprint,
                     "schedule": schedule}

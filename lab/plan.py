@@ -95,6 +95,10 @@ class Plan:
                 "lr": recipe.rates(flags.optimizer), "weight_decay": recipe.weight_decay,
                 "optimizer": flags.optimizer, "batch_size": flags.batch_size, "amp": flags.amp,
                 "penalty": penalty_of(flags.model) if phase == "ortho" else 0}
+            if recipe.label_smoothing:
+                settings[training]["label_smoothing"] = recipe.label_smoothing
+            if flags.class_weights:
+                settings[training]["class_weights"] = flags.class_weights
         return settings
 
     def file(self, phase, number):

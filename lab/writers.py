@@ -3,13 +3,14 @@
 All have the methods of `Writer`. They are told the whole history so far, so that after a resume
 each can catch up.
 """
+import math
 import secrets
 
 from common.files import check_writable, remove_irregular, to_csv
 from common.libraries import need
+from common.terminal import epoch_line
 from lab.measure import layer_widths, measure_orthogonality
 from lab.record import flat_rows
-from train import epoch_line
 
 
 class Writer:
@@ -32,13 +33,20 @@ class Writer:
 
 
 class Console(Writer):
-    """One line for each epoch and file. epsilon: of a ticket that is looked for."""
+    """One line for each epoch and file. epsilon: of a ticket that is looked for. data: what is
+    trained on, an ImageData."""
 
-    def __init__(self, epsilon=None):
-        self.epsilon = epsilon
+    def __init__(self, epsilon, data):
+        self.epsilon, self.data = epsilon, data
 
     def epoch(self, title, phase, history, epochs, network):
         print(epoch_line(title, history, epochs, self.epsilon), flush=True)
+        chance, now = self.data.chance, history[-1]["train"]["top1"]
+        spread = 300 * (chance / 100 * (1 - chance / 100) / len(self.data.train)) ** .5
+        if len(history) == math.ceil(epochs / 3) < epochs and now <= chance + spread:
+            print(f"  Note: nothing has been learnt yet: of the training images {now:.1f}% are "
+                  f"right, and {chance:.1f}% would be with one answer for all. What may help: a "
+                  "lower rate or a warm-up (config.py), --init, another --normalize", flush=True)
 
     def saved(self, path):
         beside = f"{path.stem}.csv (every epoch)"

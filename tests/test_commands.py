@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 import config
 import eval as measure
 import main
-from config import MODELS
+from config import MODELS, Preset
 from conftest import ROOT, WIDTH, files, narrow, short_preset, write_folder
 from data import load_data
 from imp_estimator import ESTIMATORS
@@ -59,8 +60,9 @@ def test_every_method_in_every_job(model, shared, folder, monkeypatch, capsys):
         folder_name = f"pretrained/{'ebt' if ebt else 'iterative'}/shapes"
         suffix = "_ortho" if only == "ortho" else ""
         assert (shared / folder_name / f"{network}{suffix}.pth").is_file()
-    # ResNet-56 is built like ResNet-34, and each of its runs takes seconds.
-    methods = ("orthoreg", "theis", "bn") if model == "resnet-56" else ESTIMATORS
+    # Runs of residual networks take seconds; test_importance has all methods on them.
+    methods = {"resnet-56": ("orthoreg",), "resnet": ("orthoreg", "theis", "bn", "grasp")}.get(
+        model, ESTIMATORS)
     for method in methods:
         start = (*flags, "--pretrained=True", f"--pruning_type={method}")
         assert run_main(*start, "--ebt=True", "--prune_percent=30") == 0
@@ -364,3 +366,15 @@ def test_the_python_of_the_readme_runs_and_its_flags_exist(monkeypatch, tmp_path
     for page in (text, (ROOT / "lab/README.md").read_text()):
         for line in re.sub(r"`?torchrun.*|.*rdzv.*|#SBATCH.*|--logdir", "", page).splitlines():
             assert set(re.findall(r"(?<![-\w])--[a-z]\w+", line)) <= flags, line
+
+
+def test_a_training_that_has_learnt_nothing_says_so(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    job = ("--width=0.125", "--data_path=digits", "--only_train=base", "--ebt=True")
+    schedule = short_preset(3).ebt
+    for rate, notes in ((.02, 0), (1e-9, 1)):
+        base = replace(schedule.base, lr=[rate])
+        monkeypatch.setitem(config.PRESETS, "test", Preset(replace(schedule, base=base), schedule))
+        assert run_main(*job, "--batch_size=32", "--class_weights=balanced") == 0
+        out = capsys.readouterr().out
+        assert out.count("nothing has been learnt yet") == notes, out

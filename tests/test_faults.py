@@ -91,7 +91,7 @@ def uninterrupted(shell, folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("job, first, stride, least", [
-    (TICKET, 1, 3, 50), (ROUNDS, 3, 11, 120), (NO_PENALTY, 2, 13, 70), (RESIDUAL, 30, 47, 120)])
+    (TICKET, 1, 5, 50), (ROUNDS, 3, 17, 120), (NO_PENALTY, 2, 17, 70), (RESIDUAL, 30, 97, 120)])
 def test_killed_anywhere_and_resumed_the_bits_are_the_same(job, first, stride, least, shell, flags,
                                                            uninterrupted, tmp_path):
     """Killed at every `stride`-th of the events and at the last four."""

@@ -206,7 +206,11 @@ def test_flags_that_contradict_each_other_or_the_data(flags, says, shell, tmp_pa
     ("weight_decay=1e-4", "weight_decay=-1", "from 0 up"), ("batch_size=64", "batch_size=1", "2"),
     ("batch_size=64", "batch_size='64'", "integer"), ("ebt=Schedule(", "ebt=str(", "a Schedule"),
     ("base=Recipe(", "base=dict(", "a Recipe"), ("epochs=[3, 1]", "epochs=4", "a list"),
-    ("lr=[.02, .002]", "lr=[10 ** 400, 1]", "finite"), ("lr=[.02, .002]", "lr=[1e39, 1]", "finite")])
+    ("lr=[.02, .002]", "lr=[10 ** 400, 1]", "finite"), ("lr=[.02, .002]", "lr=[1e39, 1]", "finite"),
+    ("lr=[.02, .002]", "warmup=4, lr=[.02, .002]", "warmup is 4; it must be less than all of the epochs"),
+    ("lr=[.02, .002]", "schedule='cosine', lr=[.02, .002]", "schedule='cosine' takes one"),
+    ("lr=[.02, .002]", "schedule='linear', lr=[.02, .002]", "it must be 'steps' or 'cosine'"),
+    ("lr=[.02, .002]", "label_smoothing=1, lr=[.02, .002]", "label_smoothing is 1")])
 def test_a_schedule_that_cannot_be_run(old, new, says, shell, tmp_path):
     """A user's config.py: the quick preset is changed."""
     text = (ROOT / "config.py").read_text()

@@ -3,6 +3,7 @@ import math
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ from common.device import autocast
 from common.errors import Diverged, InputError
 from config import PRESETS, Recipe
 from conftest import ROOT, narrow
-from data import Batches, Split
+from data import Batches, ImageData, Split
 from imp_estimator import cal_importance
 from models import build_model
 from train import (
     OrthonormalityPenalty,
     convolutions,
+    criterion_of,
     degree_of_orthogonality,
     evaluate,
     fit,
@@ -259,6 +261,41 @@ def test_divergence_says_where(digits):
     recipe = Recipe(lr=[.1, 1e30], epochs=[1, 1], weight_decay=0, adam_lr=[1, 1])
     with pytest.raises(Diverged, match="in ortho, epoch 2 of 2, at learning rate 1e\\+30"):
         fit(model, digits, recipe, key=(0,), label="ortho")
+
+
+def test_rates_rise_and_fall_within_epochs(digits, monkeypatch):
+    warm = Recipe(lr=[.1, .01], epochs=[4, 1], weight_decay=0, adam_lr=[1, .1], warmup=2)
+    assert [warm.rate(epoch) for epoch in (.5, 1, 2, 3.9, 4, 4.9)] == pytest.approx(
+        [.025, .05, .1, .1, .01, .01])
+    assert warm.rates("adam") == pytest.approx([.25, .75, 1, 1, .1])
+    cosine = replace(warm, lr=[.1], epochs=[10], schedule="cosine")
+    assert [cosine.rate(epoch) for epoch in (1, 2, 4, 6, 9.999)] == pytest.approx(
+        [.05, .1, .1 * (1 + math.sqrt(.5)) / 2, .05, 0], abs=1e-6)
+    seen, step = [], torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *args: (
+        seen.append(self.param_groups[0]["lr"]), step(self, *args))[1])
+    few = replace(digits, train=digits.train.first(80), test=digits.test.first(20))
+    brief = replace(warm, lr=[.1], epochs=[2], warmup=1, schedule="cosine")
+    history = fit(build_model("vgg", 10, width=1 / 8), few, brief, key=(0,), batch_size=20).history
+    assert seen == pytest.approx([.0125, .0375, .0625, .0875, *(
+        .05 * (1 + math.cos(math.pi * k / 8)) for k in (1, 3, 5, 7))])
+    assert [row["lr"] for row in history] == brief.rates() == pytest.approx([.05, .05])
+
+
+def test_smoothed_labels_and_balanced_classes(digits):
+    logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 2])
+    logs = logits.log_softmax(1)
+    wanted = -(.9 * logs[range(8), labels] + .1 * logs.mean(1))
+    assert criterion_of(.1)(logits, labels).item() == pytest.approx(wanted.mean().item())
+    images = digits.train.images[:8]
+    data = ImageData("uneven", ("a", "b", "c", "none"), Split(images, labels), digits.test)
+    weights = data.balanced_weights()
+    plain = -logs[range(8), labels]
+    assert criterion_of(0, weights[:3])(logits, labels).item() == pytest.approx(
+        torch.stack([plain[labels == k].mean() for k in range(3)]).mean().item())
+    halves = [criterion_of(0, weights[:3])(logits[part], labels[part]) for part in (slice(4), slice(4, 8))]
+    assert sum(halves).item() / 2 == pytest.approx(criterion_of(0, weights[:3])(logits, labels).item())
 
 
 def test_the_paper_preset_is_the_papers():

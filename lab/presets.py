@@ -1,0 +1,66 @@
+"""Checks of what a user wrote in config.py."""
+from common.errors import InputError
+from config import (
+    MOMENTUM,
+    PENALTY,
+    PENALTY_OF_OTHERS,
+    PRESETS,
+    Preset,
+    Recipe,
+    Schedule,
+)
+
+
+def check_preset(name):
+    """Raise InputError where an entry of PRESETS, or what all presets share, cannot be used."""
+    for what, value in (("MOMENTUM", MOMENTUM), ("PENALTY_OF_OTHERS", PENALTY_OF_OTHERS),
+                        *((f"PENALTY[{m!r}]", value) for m, value in PENALTY.items())):
+        if not _is_number(value) or not 0 <= value < float("inf"):
+            raise InputError(f"config.py: {what} is {value!r}; it must be a number from 0 up")
+    preset = PRESETS[name]
+    if not isinstance(preset, Preset):
+        raise InputError(f"config.py, preset {name!r} is {preset!r}; it must be a Preset")
+    if type(preset.batch_size) is not int or preset.batch_size < 2:
+        raise InputError(f"config.py, preset {name!r}: batch_size is {preset.batch_size!r}; "
+                         "it must be an integer of at least 2")
+    for job in ("ebt", "iterative"):
+        schedule, where = getattr(preset, job), f"config.py, preset {name!r}, {job}"
+        if not isinstance(schedule, Schedule):
+            raise InputError(f"{where} is {schedule!r}; it must be a Schedule")
+        for phase, recipe in vars(schedule).items():
+            if isinstance(recipe, Recipe):
+                _check_recipe(f"{where}, {phase}", recipe)
+            elif recipe is not None or phase != "between":
+                raise InputError(f"{where}, {phase} is {recipe!r}; it must be a Recipe")
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_recipe(where, recipe):
+    for name in ("epochs", "lr", "adam_lr"):
+        values = getattr(recipe, name)
+        if not isinstance(values, (list, tuple)) or not all(map(_is_number, values)):
+            raise InputError(f"{where}: {name} is {values!r}; it must be a list of numbers")
+        if len(values) != len(recipe.epochs):
+            raise InputError(f"{where}: {name} has {len(values)} values and epochs "
+                             f"{len(recipe.epochs)}; they must be of equal length")
+        if name == "epochs" and not all(type(v) is int and v >= 0 for v in values):
+            raise InputError(f"{where}: epochs is {values!r}; they must be integers from 0 up")
+        if name != "epochs" and not all(0 < v < 1e38 for v in values):
+            raise InputError(f"{where}: {name} is {values!r}; rates must be above 0, and finite in "
+                             "single precision")
+    bounds = {
+        "weight_decay": (float("inf"), "a number from 0 up"),
+        "warmup": (max(1, sum(recipe.epochs)), "less than all of the epochs"),
+        "label_smoothing": (1, "from 0 to less than 1")}
+    for name, (end, words) in bounds.items():
+        value = getattr(recipe, name)
+        if not _is_number(value) or not 0 <= value < end:
+            raise InputError(f"{where}: {name} is {value!r}; it must be {words}")
+    if recipe.schedule not in ("steps", "cosine"):
+        raise InputError(f"{where}: schedule is {recipe.schedule!r}; it must be 'steps' or 'cosine'"
+                         )
+    if recipe.schedule == "cosine" and len(recipe.lr) != 1:
+        raise InputError(f"{where}: lr has {len(recipe.lr)} values; schedule='cosine' takes one")
