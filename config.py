@@ -211,4 +211,7 @@ NORMALIZATIONS = {"half": (.5,) * 6,  # to -1..1
                   "cifar": (.4914, .4822, .4465, .2023, .1994, .2010),
                   "imagenet": (.485, .456, .406, .229, .224, .225)}
 
+AUGMENTS = {"shift": "shifted by up to an eighth of the size", "crop": "a random part, resized",
+            "none": "as it is"}
+
 BUDGETS = {"filters": "filters", "macs": "multiply-adds", "params": "parameters"}

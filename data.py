@@ -1,4 +1,4 @@
-"""Images -> batches. A whole data set lives in memory as bytes, N x H x W x 3.
+"""Images -> batches. A data set is bytes, N x H x W x 3, in memory or in a file (common/pixels.py).
 
     data = load_data("digits")
     for images, labels in data.train_batches(128, key=(seed, "base", epoch)):
@@ -7,7 +7,6 @@
 Order and augmentation of an epoch follow from its key alone: the same key gives the same batches,
 whatever ran before.
 """
-import copy
 import hashlib
 import os
 from dataclasses import dataclass, field, replace
@@ -15,34 +14,20 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 
+from common.batches import EVAL_PIXELS, Batches, Split, plain_batches
 from common.cache import read_or_recall
 from common.errors import InputError
 from common.folders import composed, find_parts, find_test, share_of
 from common.images import describe
+from common.pixels import FilePixels
 from common.seeds import seed_of
 from common.sources import COUNTS, NAMED
-from common.terminal import counted, shortened
+from common.terminal import counted, megabytes, shortened
 from config import NORMALIZATIONS
 
-EVAL_PIXELS = {"cuda": 1 << 20}  # in a batch that is not trained on; elsewhere a quarter
 HALF = NORMALIZATIONS["half"]
-
-
-@dataclass(frozen=True)
-class Split:
-    images: torch.Tensor  # uint8, N x H x W x 3
-    labels: torch.Tensor  # int64, N
-
-    def __len__(self):
-        return len(self.labels)
-
-    def to(self, device):
-        return Split(self.images.to(device), self.labels.to(device))
-
-    def first(self, count):
-        return Split(self.images[:count], self.labels[:count])
+CUT = 256 / 224  # images are kept at so many times the size where --augment=crop
 
 
 @dataclass(frozen=True)
@@ -56,6 +41,8 @@ class ImageData:
     validation: Split = None  # of a folder of their own, or what `hold_out` took from `train`
     normalize: tuple = HALF  # means and standard deviations of red, green and blue from 0 to 1
     white: dict = field(default_factory=dict)  # see common.images.Images
+    augment: str = "shift"  # a key of AUGMENTS
+    size: int = None  # pixels that a network gets; by default all that there are
     notes: tuple = ()  # lines on what was chosen, left out, and read in an unusual way
 
     @cached_property
@@ -63,13 +50,27 @@ class ImageData:
         """A short text that tells this data set from another one of the same name."""
         digest = hashlib.sha256()
         for split in filter(None, (self.train, self.test, self.validation)):
-            for tensor in (split.images, split.labels):
+            images = split.images
+            for tensor in (*(images.chunks() if isinstance(images, FilePixels) else [images]),
+                           split.labels):
                 digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
     @property
     def image_size(self):
-        return self.test.images.shape[1]
+        return self.size or self.test.images.shape[1]
+
+    def place_text(self, batch_size):
+        """Where the decoded images are, and how much memory they take at most, in words."""
+        splits = [split.images for split in (self.train, self.test, self.validation) if split]
+        whole = sum(images.numel() for images in splits)
+        kept = next((images for images in splits if isinstance(images, FilePixels)), None)
+        if kept is None:
+            return f"{megabytes(whole)} in memory"
+        # Two batches that were read ahead, and the one in use with what is made of it.
+        largest = max(batch_size * kept[:1].numel(), 3 * EVAL_PIXELS["cuda"])
+        return (f"{megabytes(whole)} in {kept.file.name}, of which at most "
+                f"{megabytes(10 * largest)} in memory at a time")
 
     @property
     def chosen_on(self):
@@ -129,7 +130,8 @@ class ImageData:
             order = self._balanced(order, count or len(self.train))
         elif count:
             order = order[:count]
-        return Batches(self.train, order, batch_size, seed, self.flip, self.normalize)
+        return Batches(self.train, order, batch_size, seed, self.flip, self.normalize,
+                       self.image_size, self.augment)
 
     def _balanced(self, order, count):
         labels = self.train.labels.cpu()
@@ -150,93 +152,12 @@ class ImageData:
 
     def plain_batches(self, split):
         """All images of a split in order, not augmented."""
-        return plain_batches(split, self.normalize)
+        return plain_batches(split, self.normalize, self.image_size)
 
 
-def plain_batches(split, normalize=HALF):
-    """All images of a split in order, not augmented."""
-    count = EVAL_PIXELS.get(split.images.device.type, 1 << 18) // split.images.shape[1] ** 2
-    return Batches(split, torch.arange(len(split)), max(1, count), normalize=normalize)
-
-
-class Batches:
-    """Iterates over (images, labels) on the split's device; each iteration gives the same batches.
-
-    images: float32, B x 3 x H x W in channels-last memory, pixels from 0..255 divided by 255 and
-    normalised (by default to -1..1); labels: int64, B. With a `seed`, each image is shifted by up
-    to an eighth of its size (4 pixels at 32; black comes in) and, if `flip`, mirrored with
-    probability 1/2.
-    A last single image joins the batch before it, since BatchNorm cannot train on one.
-    batches[i:j:k] are some of them; `share` takes some images of each.
-    """
-
-    def __init__(self, split, order, batch_size, seed=None, flip=False, normalize=HALF):
-        self.split, self.order, self.batch_size = split, order, batch_size
-        self.seed, self.flip, self.processes, self.normalize = seed, flip, 1, normalize
-        self.parts = self._parts(least=2)  # of the order: the images of each batch
-
-    def _parts(self, least):
-        """Slices of `batch_size` images; a last one of fewer than `least` joins the one before."""
-        count, size = len(self.order), self.batch_size
-        starts = range(0, max(min(1, count), count - least + 1), size)
-        return [slice(start, min(start + size, count)) for start in starts[:-1]] + [
-            slice(start, count) for start in starts[-1:]]
-
-    def __len__(self):
-        return len(self.parts)
-
-    def __getitem__(self, index):
-        selected = copy.copy(self)
-        selected.parts = self.parts[index]
-        return selected
-
-    def share(self, number, count):
-        """The part of process `number` of `count` in each of these batches: at least two images."""
-        own = copy.copy(self)
-        own.processes = count
-        own.parts = [slice(part.start + number, part.stop, count)
-                     for part in self._parts(least=2 * count)]
-        return own
-
-    def weight(self, b):
-        """The factor for this process's mean loss over its share of batch `b`. With it, the mean
-        over the processes is the mean over all images of the batch."""
-        part = self.parts[b]
-        first = part.start // self.batch_size * self.batch_size
-        return len(range(*part.indices(part.stop))) * self.processes / (part.stop - first)
-
-    def __iter__(self):
-        images, labels = self.split.images, self.split.labels
-        count, device, size = len(self.order), images.device, images.shape[1]
-        order = self.order.to(device)
-        pixels = torch.arange(size, device=device)
-        scale, shift = _scale_and_shift(self.normalize, device)
-        if self.seed is not None:
-            pad = size // 8
-            generator = torch.Generator().manual_seed(seed_of(self.seed, "augmentation"))
-            shifts = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).to(device)
-            mirrored = torch.rand(count, generator=generator).to(device) < 0.5 * self.flip
-        for part in self.parts:
-            batch = images[order[part]]
-            if self.seed is not None:
-                batch = F.pad(batch, (0, 0, pad, pad, pad, pad))
-                columns = torch.where(mirrored[part, None], pixels.flip(0), pixels)
-                rows = pixels + shifts[0, part, None]
-                columns = columns + shifts[1, part, None]
-                members = torch.arange(len(batch), device=device)
-                batch = batch[members[:, None, None], rows[:, :, None], columns[:, None, :]]
-            batch = batch.float().div_(scale).sub_(shift)
-            yield batch.permute(0, 3, 1, 2), labels[order[part]]
-
-
-def _scale_and_shift(normalize, device):
-    """(a, b) so that pixels / a - b are normalised: numbers where the colours are treated alike."""
-    means, deviations = normalize[:3], normalize[3:]
-    scale = [255 * each for each in deviations]
-    shift = [mean / each for mean, each in zip(means, deviations)]
-    if len(set(scale)) == len(set(shift)) == 1:
-        return scale[0], shift[0]
-    return torch.tensor(scale, device=device), torch.tensor(shift, device=device)
+def stored_size(size, augment):
+    """The size at which images are kept that a network gets at `size`."""
+    return round(size * CUT) if augment == "crop" else size
 
 
 # --------------------------------------------------------------------------------------- sources
@@ -250,7 +171,7 @@ def folder_of(data_path):
 
 
 def load_data(data_path, image_size=32, skip_bad_images=False, test_percent=0, normalize=HALF,
-              white=None):
+              white=None, augment="shift", flip=True, memory=None):
     """Read a data set: "CIFAR100", "CIFAR10", "digits", or a folder of image folders.
 
     A folder has `train/`, and `test/` or `val/` or both, each with one folder of images per class;
@@ -259,18 +180,22 @@ def load_data(data_path, image_size=32, skip_bad_images=False, test_percent=0, n
     skip_bad_images: leave out image files that cannot be read, instead of raising.
     test_percent: how much of each class becomes the test images of a folder that has none.
     normalize: a name of NORMALIZATIONS, or its six numbers. white: see common.images.Images.
-    Raises InputError that says what is missing.
+    augment: how training images are varied, a key of AUGMENTS. flip: whether they are mirrored,
+    too, where the data set allows it. memory: bytes that the images of a folder may take there, see
+    `common.cache.room`. Raises InputError that says what is missing.
     """
-    normalize = normalization_of(normalize)
+    settled = {"normalize": normalization_of(normalize), "augment": augment, "size": image_size}
+    stored = stored_size(image_size, augment)
     if (name := str(data_path).lower()) in NAMED:  # a folder of that name is ./CIFAR100
         _require_own_test(data_path, test_percent)
-        source = NAMED[name](image_size)
+        source = NAMED[name](stored)
         return ImageData(source.name, source.classes, Split(*source.train), Split(*source.test),
-                         flip=source.flip, normalize=normalize)
+                         flip=flip and source.flip, **settled)
     root = _folder_at(data_path)
     found = find_parts(root, test_percent)
     classes = _common_classes(root, found.parts, test_percent)
-    return _read_folder(root, found, classes, image_size, skip_bad_images, normalize, white)
+    images = _read_folder(root, found, classes, stored, skip_bad_images, white, memory)
+    return replace(images, flip=flip, **settled)
 
 
 def count_images(data_path, test_percent=0, val_percent=0):
@@ -306,12 +231,13 @@ def normalization_of(value):
 
 
 def load_test(data_path, classes=None, image_size=32, skip_bad_images=False, normalize=HALF,
-              white=None):
+              white=None, augment="shift"):
     """The test images of a data set: an ImageData without training images. A folder may have test
     images alone. classes: those of a network, of which some may be missing; by default those that
     there are. Raises InputError."""
     if str(data_path).lower() in NAMED:
-        return replace(load_data(data_path, image_size, normalize=normalize), train=None)
+        return replace(load_data(data_path, image_size, normalize=normalize, augment=augment),
+                       train=None)
     root = _folder_at(data_path)
     found = find_test(root, classes)
     classes = tuple(map(composed, classes or sorted(found.parts["test"])))
@@ -323,8 +249,9 @@ def load_test(data_path, classes=None, image_size=32, skip_bad_images=False, nor
     if missing:
         found.notes.append(f"Note: {root} has no test images of "
                            f"{counted(len(missing), 'class', 'classes')}: {shortened(missing)}")
-    return _read_folder(root, found, classes, image_size, skip_bad_images,
-                        normalization_of(normalize), white)
+    images = _read_folder(root, found, classes, stored_size(image_size, augment), skip_bad_images,
+                          white)
+    return replace(images, normalize=normalization_of(normalize), augment=augment, size=image_size)
 
 
 def _folder_at(data_path):
@@ -337,10 +264,10 @@ def _folder_at(data_path):
                      "or digits")
 
 
-def _read_folder(root, found, classes, image_size, skip_bad_images, normalize, white):
+def _read_folder(root, found, classes, size, skip_bad_images, white, memory=None):
     paths = {part: [path for name in classes for path in files.get(name, ())]
              for part, files in found.parts.items()}
-    read = read_or_recall(root, paths, image_size, white)
+    read = read_or_recall(root, paths, size, white, memory)
     notes, splits = [*found.notes, *describe(read)], {}
     for part, files in found.parts.items():
         labels = torch.tensor([k for k, name in enumerate(classes) for _ in files.get(name, ())])
@@ -351,8 +278,7 @@ def _read_folder(root, found, classes, image_size, skip_bad_images, normalize, w
         notes += _left_out(root, read.unreadable, sum(map(len, paths.values())), skip_bad_images)
         _require_images(root, splits, classes, found.parts)
     return ImageData(folder_of(root.resolve()), classes, splits.get("train"), splits["test"],
-                     validation=splits.get("validation"), normalize=normalize, white=read.white,
-                     notes=tuple(notes))
+                     validation=splits.get("validation"), white=read.white, notes=tuple(notes))
 
 
 def _common_classes(root, parts, test_percent=0):

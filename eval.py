@@ -204,7 +204,7 @@ def settle(args, record):
 def load_images(args, model, record):
     """The images that the network is measured on. Raises InputError."""
     path, size, normalize = args.data_path or record.data_path, record.image_size, record.normalize
-    classes = model.origin.num_classes
+    classes, augment = model.origin.num_classes, record.flag("augment")
     if not path:
         raise InputError(f"{args.model_path} does not say what it was trained on; --data_path must "
                          f"name images of its {classes} classes")
@@ -212,9 +212,10 @@ def load_images(args, model, record):
     try:
         images = split_as_trained(record, path, skip)
         if images is None and (args.train_acc or args.group_check):
-            images = data.load_data(path, size, skip, 0, normalize, record.white)
+            images = data.load_data(path, size, skip, 0, normalize, record.white, augment)
         if images is None:
-            images = data.load_test(path, record.classes, size, skip, normalize, record.white)
+            images = data.load_test(path, record.classes, size, skip, normalize, record.white,
+                                    augment)
     except InputError as error:
         if args.data_path:
             raise
@@ -232,7 +233,7 @@ def split_as_trained(record, path, skip):
         return None
     try:
         images = data.load_data(path, record.image_size, skip, share, record.normalize,
-                                record.white)
+                                record.white, record.flag("augment"))
         known = images.hold_out(record.flag("val_percent"), record.flag("seed")).fingerprint
     except InputError:  # such as that it has test images
         return None
@@ -294,7 +295,8 @@ def stem(path):
 def export(args, model, record, images):
     batch, _ = next(iter(images.plain_batches(images.test.first(32))))
     done = exports.export(model, images.classes, args.export, batch, args.export_normalize,
-                          record.normalize, record.white, args.export_fold, args.export_opset)
+                          record.normalize, record.white, args.export_fold, args.export_opset,
+                          data.stored_size(record.image_size, record.flag("augment")))
     print(f"Exported to {args.export}: loaded again, and the logits of {len(batch)} test images of "
           f"{images.name} differ by at most {done['difference']:.1e}")
     metadata = done["metadata"]

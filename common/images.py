@@ -7,6 +7,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -17,11 +18,14 @@ from common.errors import InputError
 from common.machine import cores, memory
 from common.processes import number_in, processes
 from common.terminal import counted, progress
+from common.threads import ahead
 
 LARGEST = 1_000_000_000  # bytes of one image when it is decoded
-LARGE = 100_000_000  # larger ones are decoded one at a time, JPEGs at a fraction of their size
+LARGE = 100_000_000  # larger ones are decoded one at a time
 # They run other programs, or are containers of something else.
+COMMON = {"JPEG", "PNG"}  # tried first
 NOT_READ = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"}
+HANDFUL = 16  # images that a thread reads at a time: handing over costs as much as a small one
 MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
 PIXELS = b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"  # chunks of a PNG that say what it shows
 # The value of white in deep pixels, by how many bits cameras and scanners use.
@@ -39,7 +43,7 @@ def formats():
         import pillow_heif
         pillow_heif.register_heif_opener()
     Image.init()
-    names = sorted(set(Image.OPEN) - NOT_READ)
+    names = sorted(set(Image.OPEN) - NOT_READ, key=lambda name: (name not in COMMON, name))
     return names, {suffix for suffix, name in Image.registered_extensions().items()
                    if name in names or name == "MPO"}  # a JPEG with further ones behind it
 
@@ -63,9 +67,9 @@ def is_image(path):
 class Images(NamedTuple):
     """What image files hold.
 
-    parts: name -> uint8 tensor N x size x size x 3. unreadable: path -> reason; its pixels mean
-    nothing. white: kind of deep pixels ("integer", "float") -> the value that became white.
-    remarks: what was done with some -> (how many, the first).
+    parts: name -> uint8 tensor N x size x size x 3, or a FilePixels. unreadable: path -> reason;
+    its pixels mean nothing. white: kind of deep pixels ("integer", "float") -> the value that
+    became white. remarks: what was done with some -> (how many, the first).
     """
     parts: dict
     unreadable: dict
@@ -75,39 +79,63 @@ class Images(NamedTuple):
 
 def read_images(parts, size, white=None):
     """The Images of {name: paths}. white: see `Images`, of the data set that they belong to."""
-    white = white or {}
-    counts = {name: len(paths) for name, paths in parts.items()}
-    require_memory(sum(counts.values()), size)
-    read = {name: torch.zeros(count, size, size, 3, dtype=torch.uint8)
-            for name, count in counts.items()}
-    unreadable, deep, remarks = {}, [], {}
+    require_memory(sum(map(len, parts.values())), size)
+    arrays = {name: np.zeros((len(paths), size, size, 3), np.uint8)
+              for name, paths in parts.items()}
+    read = read_into(arrays, parts, size, white)
+    return read._replace(parts={name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def read_into(rows, parts, size, white=None):
+    """As `read_images`, but image i of a part is assigned to rows[name][i]; one that cannot be read
+    is not. The result's `parts` are empty. No more than a few images are held at a time."""
+    unreadable, deep, remarks, largest = {}, [], {}, {}
     pool = ThreadPoolExecutor(cores())
-    with _own_limits:
-        jobs = {name: [pool.submit(read_image, path, size) for path in paths]
-                for name, paths in parts.items()}
-        try:
-            for name, paths in parts.items():
-                for i, job in enumerate(progress(jobs[name], f"reading {name} images")):
-                    jobs[name][i] = None  # with its copy of the image
-                    try:
-                        picture = job.result()
-                    except Exception as error:  # Pillow raises many kinds for what is no image
-                        unreadable[paths[i]] = _reason(error)
+
+    def read(places):
+        return [(name, i, _picture_or_error(parts[name][i], size)) for name, i in places]
+
+    def pictures(places, title):
+        """(name, i, Picture or what was raised) of each (name, i)."""
+        handful = [places[k:k + HANDFUL] for k in range(0, len(places), HANDFUL)]
+        futures = ahead(pool, read, handful, 3 * cores())
+        return progress(chain.from_iterable(future.result() for future in futures), title,
+                        total=len(places))
+
+    try:
+        with _own_limits:
+            for part, paths in parts.items():
+                places = [(part, i) for i in range(len(paths))]
+                for name, i, picture in pictures(places, f"reading {part} images"):
+                    if isinstance(picture, Exception):
+                        unreadable[paths[i]] = _reason(picture)
                         continue
                     if picture.kind:
-                        deep.append((name, i, picture))
+                        deep.append((name, i))
+                        largest[picture.kind] = max(largest.get(picture.kind, 0), picture.largest)
                     else:
-                        read[name][i] = torch.from_numpy(picture.pixels)
+                        rows[name][i] = picture.pixels
                     for remark in picture.remarks:
                         count, first = remarks.get(remark, (0, paths[i]))
                         remarks[remark] = count + 1, first
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # a file may never answer
-    white = {**_whites(deep), **white}
-    for name, i, picture in deep:
-        read[name][i] = torch.from_numpy(_to_bytes(picture, white[picture.kind]))
-    return Images(read, unreadable, {kind: white[kind] for kind in white
-                                     if kind in {picture.kind for *_, picture in deep}}, remarks)
+            white = {**_whites(largest), **{kind: value for kind, value in (white or {}).items()
+                                            if kind in largest}}
+            if deep:  # their rule is only known now
+                for name, i, picture in pictures(deep, "reading deep pixels"):
+                    if isinstance(picture, Exception):
+                        unreadable[parts[name][i]] = _reason(picture)
+                    else:
+                        rows[name][i] = _to_bytes(picture, white[picture.kind])
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # a file may never answer
+    return Images({}, unreadable, white, remarks)
+
+
+def _picture_or_error(path, size):
+    try:
+        return read_image(path, size)
+    except Exception as error:  # Pillow raises many kinds for what is no image
+        return error
 
 
 def decode(path, size, white=None):
@@ -118,7 +146,7 @@ def decode(path, size, white=None):
         picture = read_image(path, size)
     if not picture.kind:
         return picture.pixels
-    known = {**_whites([("", 0, picture)]), "integer": 65535.0, **(white or {})}
+    known = {**_whites({picture.kind: picture.largest}), "integer": 65535.0, **(white or {})}
     return _to_bytes(picture, known[picture.kind])
 
 
@@ -128,11 +156,8 @@ def _reason(error):
     return getattr(error, "strerror", None) or str(error) or repr(error)
 
 
-def _whites(deep):
+def _whites(largest):
     """{kind: value of white} for deep pixels: the least of WHITES that none is above."""
-    largest = {}
-    for *_, picture in deep:
-        largest[picture.kind] = max(largest.get(picture.kind, 0), picture.largest)
     return {kind: next((white for white in WHITES[kind == "integer":] if value <= white), value)
             for kind, value in largest.items()}
 
@@ -227,13 +252,17 @@ def _only_pixels(path):
 
 def _read(file, size, remarks):
     with Image.open(file, formats=formats()[0]) as image:
+        image.draft(None, (drafted_size(size),) * 2)  # a half, a quarter or an eighth of a JPEG
         if _bytes_of(image) > LARGE:
-            if image.format in ("JPEG", "MPO"):
-                image.draft(None, (2 * size, 2 * size))  # a half, a quarter or an eighth
             _require_bounded(image)
             with _large if _bytes_of(image) > LARGE else nullcontext():
                 return _picture(image, size, remarks)
         return _picture(image, size, remarks)
+
+
+def drafted_size(size):
+    """The pixels that both sides of a JPEG keep when less than the whole of it is decoded."""
+    return size + size // 2
 
 
 def _bytes_of(image):
@@ -331,9 +360,17 @@ def _deep_picture(image, size, remarks):
 
 def require_memory(count, size):
     """Raise InputError where this machine's memory cannot hold the images."""
-    copies = number_in("LOCAL_WORLD_SIZE", "1") if processes()[1] > 1 else 1
-    needed, most = copies * count * size ** 2 * 3, memory()
+    needed, most = copies() * bytes_of(count, size), memory()
     if most and needed > 0.8 * most:
         raise InputError(
             f"{count:,} images of {size} x {size} need {needed / 1e9:.1f} GB, and this machine has "
             f"{most / 1e9:.1f} GB; a smaller --image_size needs less")
+
+
+def bytes_of(count, size):
+    return count * size ** 2 * 3
+
+
+def copies():
+    """How many processes of this job hold the images in this machine's memory."""
+    return number_in("LOCAL_WORLD_SIZE", "1") if processes()[1] > 1 else 1

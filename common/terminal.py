@@ -10,10 +10,10 @@ tqdm = lazy("tqdm")
 LINE = 100  # letters
 
 
-def progress(iterable, label, start=0):
+def progress(iterable, label, start=0, total=None):
     """Iterate, from item `start` on, with a tqdm bar where standard error is a terminal, silently
     elsewhere."""
-    total = len(iterable) if hasattr(iterable, "__len__") else None
+    total = total or (len(iterable) if hasattr(iterable, "__len__") else None)
     return tqdm.tqdm(islice(iterable, start, None), desc=f"  {label}", leave=False, total=total,
                      dynamic_ncols=True, initial=start,
                      disable=None if sys.stderr and not processes()[0] else True)

@@ -7,6 +7,7 @@ from common.device import DEVICES
 from common.errors import InputError
 from common.flags import (
     Parser,
+    boolean,
     flag,
     integer,
     location,
@@ -19,7 +20,7 @@ from common.flags import (
 )
 from common.libraries import lazy
 from common.processes import processes
-from config import BUDGETS, MODELS, NORMALIZATIONS, PRESETS, SWEEPS
+from config import AUGMENTS, BUDGETS, MODELS, NORMALIZATIONS, PRESETS, SWEEPS
 from imp_estimator import ESTIMATORS, has_penalty
 from lab.presets import check_preset
 
@@ -72,6 +73,19 @@ class Experiment:
         "imagenet (the means and standard deviations of these images; imagenet for weights of "
         "torchvision and timm), or six numbers, the means and then the standard deviations of red, "
         "green and blue", type=normalization, metavar="NAME|LIST")
+
+    augment: str = flag(
+        "data", "shift", "how training images are varied: " + "; ".join(
+            f"{name} ({words})" for name, words in AUGMENTS.items())
+        + ". With crop, images are scaled to 256/224 of the size and cut to their centre to test",
+        choices=AUGMENTS)
+    flip: bool = flag(
+        "data", True, "mirror training images, too (digits never are; with none nothing is)",
+        type=boolean, metavar="True|False")
+    memory: float = flag(
+        "data", None, "GB of decoded images that are held in memory; of larger data sets, each "
+        "batch is read from a file", shown="a quarter of the machine's", type=positive(1e6),
+        metavar="GB", marks=[RESUME_IGNORES])
 
     model: str = flag(
         "training", "vgg", "the network: " + ", ".join(f"{k} ({v})" for k, v in MODELS.items())
@@ -194,8 +208,9 @@ class Experiment:
     @property
     def images(self):
         """The arguments of `data.load_data`."""
-        return (self.data_path, self.image_size, self.skip_bad_images, self.test_percent,
-                self.normalize)
+        return {**{name: getattr(self, name) for name in (
+            "data_path", "image_size", "skip_bad_images", "test_percent", "normalize", "augment",
+            "flip")}, "memory": self.memory and self.memory * 1e9}
 
     @property
     def estimator(self):

@@ -11,6 +11,7 @@ import torch
 
 from common.errors import InputError
 from common.files import write_atomically
+from common.images import drafted_size
 from common.libraries import lazy, need
 from data import HALF
 from lab.checkpoint import network_content, rebuild
@@ -39,14 +40,15 @@ class _Product(torch.nn.Module):
 
 
 def export(model, classes, path, images, inside=False, normalize=HALF, white=None, fold=True,
-           opset=None):
+           opset=None, scaled=None):
     """Write `model` for use without this suite: .pt2 (torch.export), .onnx or .safetensors.
 
     classes: their names. images: real ones, normalised, N x 3 x H x W. normalize: with what, the
     means and standard deviations of red, green and blue from 0 to 1. white: of deep pixels, see
     common.images.Images. The graph of a .pt2 or .onnx takes any number of images; with `inside` it
     takes pixels from 0 to 1, and normalises them; with `fold` BatchNorms are part of convolutions
-    where that is exact. opset: of the .onnx; None for torch's own choice.
+    where that is exact. opset: of the .onnx; None for torch's own choice. scaled: the size that
+    image files are brought to before the centre is cut out.
     What is to be written is loaded again first, and its logits for these images, and for the first
     alone, are compared with the model's. The metadata says what is in the file, and how an image
     becomes its pixels. Returns {"difference": largest of the logits, "metadata"}.
@@ -61,7 +63,8 @@ def export(model, classes, path, images, inside=False, normalize=HALF, white=Non
     if opset and kind != ".onnx":
         raise InputError(f"--export_opset={opset} only works with --export=FILE.onnx")
     model = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
-    metadata = _metadata(model, classes, images.shape[-1], inside, normalize, white)
+    size = images.shape[-1]
+    metadata = _metadata(model, classes, size, scaled or size, inside, normalize, white)
     means, deviations = torch.tensor(normalize).view(2, 3, 1, 1)
     images = images.expand(max(2, len(images)), -1, -1, -1)  # of one, the number would be fixed
     images = images.cpu().contiguous()
@@ -88,7 +91,7 @@ def odd_widths(model):
                for g in groups), len(groups)
 
 
-def _metadata(model, classes, size, inside, normalize, white):
+def _metadata(model, classes, size, scaled, inside, normalize, white):
     means, deviations = ((0.0,) * 3, (1.0,) * 3) if inside else (normalize[:3], normalize[3:])
     pixels = "pixels from 0 to 1" if inside else (
         f"pixels from 0 to 1 normalised with means {_numbers(means)} and standard deviations "
@@ -97,21 +100,26 @@ def _metadata(model, classes, size, inside, normalize, white):
     return {
         **{key: content[key] for key in ("model", "width", "num_classes", "cfg", "whole")
            if key in content},
-        "image_size": size, "classes": list(classes),
+        "image_size": size, "scaled_size": scaled, "classes": list(classes),
         "input": f"float32, N x 3 x {size} x {size}, RGB, {pixels}",
         "mean": list(means), "std": list(deviations), **({"white": white} if white else {}),
-        "steps": _steps(size, means, deviations),
+        "steps": _steps(size, scaled, means, deviations),
         "output": f"logits, N x {model.origin.num_classes}", "torch": torch.__version__}
 
 
-def _steps(size, means, deviations):
+def _steps(size, scaled, means, deviations):
     """How an image file becomes pixels, a dict for each step, as common/images.py does it."""
-    return [{"do": "turn", "by": "the EXIF orientation"},
+    draft = drafted_size(scaled)
+    return [{"do": "decode", "jpeg": "at a half, a quarter or an eighth of its size, as small as "
+             f"leaves both sides {draft} pixels", "as": f"image.draft(None, ({draft}, {draft}))"},
+            {"do": "turn", "by": "the EXIF orientation"},
             {"do": "lay on", "colour": [255, 255, 255], "where": "it is transparent"},
             {"do": "convert", "to": "RGB"},
             {"do": "cut", "part": "the largest centred square, to fractions of a pixel",
-             "and": "scale", "to": [size, size], "filter": "bilinear", "antialias": True,
+             "and": "scale", "to": [scaled, scaled], "filter": "bilinear", "antialias": True,
              "as": "PIL.ImageOps.fit(image, to, PIL.Image.Resampling.BILINEAR)"},
+            *([{"do": "cut", "part": f"the centred square of {size} x {size} pixels"}]
+              if size < scaled else []),
             {"do": "divide", "by": 255},
             {"do": "subtract", "colour": list(means)}, {"do": "divide", "by": list(deviations)},
             {"do": "order", "as": "N x colour x row x column", "type": "float32"}]

@@ -56,7 +56,7 @@ class Job(Plan):
             self.writers.append(TensorBoard(self.recording.resume_file.with_suffix(".tensorboard")))
         check_init(flags)  # before images are read, and much is said
         with first_alone():  # it may have to download them
-            data = data or load_data(*flags.images)
+            data = data or load_data(**flags.images)
         self.data = data.hold_out(flags.val_percent, flags.seed)
         self.writers.insert(0, Console(flags.eb_epsilon, self.data))
         self.init = digest_of(flags.init) if flags.init else None
@@ -146,7 +146,8 @@ class Job(Plan):
             record = record_in(path)
             if record is None or record.fingerprint in (None, self.data.fingerprint):
                 continue
-            place, prepared = record.data_path, ("image_size", "val_percent", "test_percent")
+            place, prepared = record.data_path, ("image_size", "augment", "val_percent",
+                                                  "test_percent")
             if place is None or same_place(place, flags.data_path) or any(
                     record.flag(name) != getattr(flags, name) for name in prepared):
                 notes.append(f"Note: {path}, which will be replaced, was trained on other images, "
@@ -243,6 +244,7 @@ class Job(Plan):
                   f"{len(data.classes)} classes, {data.image_size} x {data.image_size}")
         if data.validation:
             images += f", {len(data.validation):,} validation images"
+        images += f" ({data.place_text(flags.batch_size)})"
         device = environment(self.device)["device"]
         if processes()[1] > 1:
             device += f", in each of {processes()[1]} processes"

@@ -5,18 +5,19 @@ from common.errors import InputError
 from common.folders import image_files
 from common.images import describe, read_images
 from common.terminal import counted, print_notes, print_table
-from data import HALF, Split, plain_batches
+from data import HALF, Split, plain_batches, stored_size
 
 LIKELIEST = 3  # classes that a prediction names
 
 
-def predict(model, classes, images, normalize=HALF):
-    """[[(class name, probability), ...] of the likeliest classes] for uint8 N x H x W x 3."""
+def predict(model, classes, images, normalize=HALF, size=None):
+    """[[(class name, probability), ...] of the likeliest classes] for uint8 N x H x W x 3, of which
+    the centre is taken where they are larger than `size`."""
     device, results = next(model.parameters()).device, []
     model.eval()
     split = Split(images, torch.zeros(len(images), dtype=torch.long)).to(device)
     with torch.no_grad():
-        for batch, _ in plain_batches(split, normalize):
+        for batch, _ in plain_batches(split, normalize, size):
             likely = model(batch).softmax(1).topk(min(LIKELIEST, len(classes)))
             results += [[(classes[k], p) for k, p in zip(indices, shares)] for indices, shares in
                         zip(likely.indices.tolist(), likely.values.tolist())]
@@ -27,10 +28,11 @@ def print_predictions(model, record, path, image_size, skip_bad_images):
     """Name the classes of the image, or of all below the folder, at `path`. Raises InputError."""
     files, white = image_files(path), {"integer": 65535.0, **(record.white or {})}
     classes = record.classes or [f"class {k}" for k in range(model.origin.num_classes)]
+    stored = stored_size(image_size, record.flag("augment"))
     print(f"Predictions for {counted(len(files), 'image')}, brought to {image_size} x {image_size}")
     for start in range(0, len(files), 1000):
         part = files[start:start + 1000]
-        read = read_images({"the": part}, image_size, white)
+        read = read_images({"the": part}, stored, white)
         white = {**read.white, **white}  # all images have one rule
         images, unreadable = read.parts["the"], read.unreadable
         if unreadable and not skip_bad_images:
@@ -38,7 +40,8 @@ def print_predictions(model, record, path, image_size, skip_bad_images):
             raise InputError(f"{file} cannot be read ({reason}); --skip_bad_images=True leaves "
                              "such files out")
         good = [file not in unreadable for file in part]
-        results = iter(predict(model, classes, images[good], record.normalize or HALF))
+        results = iter(predict(model, classes, images[good], record.normalize or HALF,
+                               image_size))
         empty = [""] * (min(LIKELIEST, len(classes)) - 1)
         print_table([
             (file, f"left out: {unreadable[file]}", *empty) if file in unreadable else

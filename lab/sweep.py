@@ -168,7 +168,7 @@ class _Comparison:
     def prepare(self, number):
         argv = command_of(self.runs[number])
         flags = parse(argv)
-        return self.make_job(argv, self.load(*flags.images))
+        return self.make_job(argv, self.load(**flags.images))
 
     def needs(self, number):
         return [self.runs.index(needed) for needed in needs_of(self.runs[number])]

@@ -1,4 +1,5 @@
 """Every source of images ends up as the same thing: RGB bytes of one size, labels, class names."""
+import itertools
 import os
 import pickle
 import shutil
@@ -13,6 +14,7 @@ from torchvision import datasets
 from common import cache, images
 from common.errors import InputError
 from common.folders import find_parts
+from common.seeds import seed_of
 from conftest import write_folder
 from data import folder_of, load_data, load_test
 
@@ -203,7 +205,7 @@ def test_decoded_images_are_kept_until_a_file_changes(tmp_path, digits, monkeypa
     load(False)  # but does not
     picture.rename(picture.with_name("zz.png"))  # in another place of the order
     load(True)
-    assert len(list((tmp_path / "cache/orthoreg").glob("*.pt"))) == 3  # here, elsewhere, and of 8 pixels
+    assert len(list((tmp_path / "cache/orthoreg").glob("*.bytes"))) == 3  # here, elsewhere, and of 8 pixels
     for kept in (tmp_path / "cache/orthoreg").iterdir():
         kept.write_bytes(kept.read_bytes()[:1000])
     load(True)
@@ -212,6 +214,53 @@ def test_decoded_images_are_kept_until_a_file_changes(tmp_path, digits, monkeypa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no folder
     load(True)
     assert "could not be kept" in capsys.readouterr().out
+
+
+def test_images_that_need_more_memory_than_they_may_are_read_from_their_file(
+        tmp_path, digits, monkeypatch, capsys):
+    root = write_folder(tmp_path / "images", digits)
+    (root / "train/one/bad.png").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    whole = load_data(root, 16, True).hold_out(20, 0)
+    small = load_data(root, 16, True, memory=1000).hold_out(20, 0)
+    assert whole.fingerprint == small.fingerprint and "in memory" in whole.place_text(8)
+    kept, = (tmp_path / "cache/orthoreg").glob("*.bytes")
+    assert f"0.04 MB in {kept}, of which at most" in small.place_text(8)
+    assert kept.stat().st_size == 55 * 16 * 16 * 3
+    for ours, wanted in ((small.train_batches(5, (0,)), whole.train_batches(5, (0,))),
+                         (small.train_batches(5, (1,), 20, True), whole.train_batches(5, (1,), 20, True)),
+                         (small.test_batches(), whole.test_batches()),
+                         (small.choice_batches(), whole.choice_batches())):
+        for batch, expected in zip(ours, wanted, strict=True):
+            assert all(map(torch.equal, batch, expected))
+    content = kept.read_bytes()
+    kept.unlink()  # the open file stays
+    assert sum(len(labels) for _, labels in small.test_batches()) == 18
+    for changed in (content[:1000], content[:-1] + b"\0"):
+        kept.write_bytes(content)
+        again = load_data(root, 16, True, memory=1000)
+        os.utime(kept, (1, 1))
+        kept.write_bytes(changed)
+        with pytest.raises(InputError, match="cannot be read any more .* --resume=True"):
+            list(again.test_batches())
+    capsys.readouterr()
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1, 1, 40_000))
+    full = load_data(root, 16, True, memory=1000)
+    assert full.fingerprint == load_data(root, 16, True).fingerprint
+    assert "0.0 GB are free; XDG_CACHE_HOME may name a larger disk" in capsys.readouterr().out
+    assert not list((tmp_path / "cache/orthoreg").iterdir())
+
+
+def test_what_killed_runs_left_in_the_cache_goes(tmp_path, digits, monkeypatch):
+    root, folder = write_folder(tmp_path / "images", digits), tmp_path / "cache/orthoreg"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder.mkdir(parents=True)
+    for name, time in (("killed.tmp", 1), ("living.tmp", None), ("older.pt", None)):
+        (folder / name).touch()
+        os.utime(folder / name, time and (time, time))
+    load_data(root, 16, memory=1000)
+    assert sorted(path.suffix for path in folder.iterdir()) == [".bytes", ".json", ".key", ".tmp"]
 
 
 def test_without_a_home_images_are_decoded_each_time(folder, monkeypatch, tmp_path, capsys):
@@ -476,6 +525,49 @@ def test_large_photographs_are_decoded_small_and_too_large_ones_named(tmp_path, 
     with pytest.raises(ValueError, match="6,000 x 5,000 pixels take 0.1 GB .* is the most"):
         images.decode(tmp_path / "photo.png", 8)
     assert Image.MAX_IMAGE_PIXELS  # Pillow's own bound is as it was
+
+
+def test_random_parts_are_resized_and_mirrored_and_centres_tested(tmp_path, digits):
+    """Each pixel of a picture says where it was: red is its column, green its row."""
+    from PIL import Image
+    from torchvision.transforms import functional as T
+    rows, columns = np.mgrid[:73, :73].astype(np.float32) * 255 / 72
+    place = np.stack((columns, rows, 0 * rows), 2).round().astype(np.uint8)
+    for part, name in itertools.product(("train", "test"), "ab"):
+        (tmp_path / "images" / part / name).mkdir(parents=True)
+        for k in range(40):
+            Image.fromarray(place).save(tmp_path / "images" / part / name / f"{k}.png")
+    data = load_data(tmp_path / "images", 64, augment="crop")
+    assert data.train.images.shape[1] == 73 and data.image_size == 64  # 64 * 256 / 224
+    (images, _), = data.train_batches(100, (0,))
+    assert images.shape == (80, 3, 64, 64) and images.is_contiguous(memory_format=torch.channels_last)
+    red, green = ((images[:, k] + 1) / 2 for k in (0, 1))
+    width, height = red[:, :, -1] - red[:, :, 0], green[:, -1] - green[:, 0]
+    assert (width.std(1) < .01).all() and (height.std(1) < .01).all(), "straight"
+    width, height = width.mean(1) * 64 / 63, height.mean(1) * 64 / 63  # from centre to centre
+    assert 20 < (width < 0).sum() < 60 and (height > 0).all()
+    area, ratio = (width * height).abs(), (width / height).abs()
+    assert .07 < area.min() < .25 and .8 < area.max() < 1.02 and .45 < area.mean() < .62
+    assert (.73 < ratio).all() and (ratio < 1.36).all() and ratio.std() > .1
+    assert red.min() < .02 and red.max() > .98 and red[:, 0, 0].std() > .1, "from everywhere"
+    (again, _), = data.train_batches(100, (0,))
+    (other, _), = data.train_batches(100, (1,))
+    assert torch.equal(images, again) and not torch.equal(images, other)
+    unmirrored = load_data(tmp_path / "images", 64, augment="crop", flip=False)
+    (images, _), = unmirrored.train_batches(100, (0,))
+    assert (images[:, 0, 0, -1] > images[:, 0, 0, 0]).all()
+    tested, _ = next(iter(data.test_batches()))
+    wanted = T.normalize(T.to_tensor(T.center_crop(Image.fromarray(place), 64)), [.5] * 3, [.5] * 3)
+    assert torch.allclose(tested[0], wanted, atol=1e-6)
+
+
+def test_without_augmentation_images_are_as_they_are():
+    data = load_data("digits", 16, augment="none")
+    for epoch in range(2):
+        (images, labels), = data.train_batches(2000, (epoch,))
+        order = torch.randperm(1437, generator=torch.Generator().manual_seed(seed_of(epoch)))
+        assert torch.equal(images, data.train.images[order].permute(0, 3, 1, 2) / 127.5 - 1)
+        assert torch.equal(labels, data.train.labels[order])
 
 
 @pytest.mark.parametrize("normalize, means, deviations", [

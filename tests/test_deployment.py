@@ -214,13 +214,14 @@ def test_what_an_export_cannot_be_is_said(small, capsys):
     assert "BatchNormalization" in {node.op_type for node in onnx.load("n.onnx").graph.node}
 
 
-def test_an_image_becomes_pixels_as_the_steps_in_the_metadata_say(tmp_path, few):
+@pytest.mark.parametrize("scaled", [16, 18])
+def test_an_image_becomes_pixels_as_the_steps_in_the_metadata_say(scaled, tmp_path, few):
     """Followed with Pillow and torchvision's transforms, on photographs turned and cut at random."""
     from PIL import Image, ImageOps
     from sklearn.datasets import load_sample_images
     from torchvision.transforms import functional as T
     model = narrow("resnet-56", 10)
-    export(model, "abcdefghij", "net.pt2", few[0])
+    export(model, "abcdefghij", "net.pt2", few[0], scaled=scaled)
     run, metadata = load_pt2("net.pt2")
     random, photos, same = np.random.RandomState(0), [
         Image.fromarray(photo) for photo in load_sample_images().images], []
@@ -237,6 +238,9 @@ def test_an_image_becomes_pixels_as_the_steps_in_the_metadata_say(tmp_path, few)
         image = Image.open(path)
         for step in json.loads(metadata["steps"]):
             match step["do"]:
+                case "decode":
+                    image.draft(None, (scaled * 3 // 2,) * 2)
+                    assert step["as"] == f"image.draft(None, ({scaled * 3 // 2}, {scaled * 3 // 2}))"
                 case "turn":
                     image = ImageOps.exif_transpose(image)
                 case "lay on":
@@ -245,6 +249,8 @@ def test_an_image_becomes_pixels_as_the_steps_in_the_metadata_say(tmp_path, few)
                         image = Image.alpha_composite(ground, image)
                 case "convert":
                     image = image.convert(step["to"])
+                case "cut" if "16 x 16" in step["part"]:
+                    image = T.center_crop(image, 16)
                 case "cut":
                     image = ImageOps.fit(image, step["to"], Image.Resampling.BILINEAR)
                 case "divide" if step["by"] == 255:
@@ -255,7 +261,9 @@ def test_an_image_becomes_pixels_as_the_steps_in_the_metadata_say(tmp_path, few)
                     image = T.normalize(image, means, step["by"])
                 case "order":
                     image = image[None]
-        ours = torch.from_numpy(decode(path, 16)).permute(2, 0, 1)[None] / 127.5 - 1
+        ours = torch.from_numpy(decode(path, scaled)).permute(2, 0, 1)[None] / 127.5 - 1
+        margin = (scaled - 16) // 2
+        ours = ours[..., margin:margin + 16, margin:margin + 16]
         assert (ours - image).abs().max() < 1e-5
         with torch.no_grad():
             same.append((run(image).argmax() == model(ours).argmax()).item())

@@ -12,7 +12,8 @@ import config
 import eval as measure
 import main
 from conftest import narrow, short_preset, write_folder
-from lab.checkpoint import save_checkpoint
+from data import load_data
+from lab.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +141,28 @@ def test_the_record_names_the_version(folder):
     record, = Path("pruned_nets").rglob("*.json")
     environment = json.loads(record.read_text())["environment"]
     assert environment["suite"] == "unknown" or len(environment["suite"]) >= 7
+
+
+def test_a_run_on_random_parts_from_a_file_is_measured_as_it_was_tested(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    job = ["--preset=test", "--image_size=16", "--width=0.125", "--ebt=True", f"--data_path={folder}",
+           "--augment=crop", "--only_train=base"]
+    nets = []
+    for memory in ("--memory=1", "--memory=0.00001"):
+        assert main.main([*job, memory]) == 0
+        nets.append(load_checkpoint("pretrained/ebt/shapes/vgg-w0.125.pth"))
+    (network, record), (other, _) = nets
+    assert all(map(torch.equal, network.state_dict().values(), other.state_dict().values()))
+    assert "of which at most" in capsys.readouterr().out
+    ask = ("--model_path=pretrained/ebt/shapes/vgg-w0.125.pth", "--device=cpu")
+    assert measure.main([*ask, "--test_acc=True"]) == 0
+    best = record.accuracy["best"]["top1"]
+    assert f"Accuracy on 18 test images of shapes: top-1 {best:.2f}%" in capsys.readouterr().out
+    data = load_data(folder, 16, augment="crop")
+    with torch.no_grad():
+        logits = torch.cat([network.eval()(images) for images, _ in data.test_batches()])
+    assert measure.main([*ask, f"--predict={folder}/test"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if ".png" in line]
+    likeliest = [data.classes[k] for k in logits.argmax(1)]
+    assert [words[1] for words in lines] == likeliest

@@ -45,12 +45,13 @@ INTEGERS = {"image_size": (0, 1025), "num_classes": (1, -2), "batch_size": (1, 0
             "imp_samples": (0, 10 ** 30), "rdt_projections": (-1, 1001), "val_percent": (-1, 51),
             "test_percent": (-1, 91), "eb_samples": (0,), "jobs": (0,), "cell": (0,), "round_to": (0, 1025)}
 NUMBERS = {"width": (0, -1, "nan", "inf", 17), "GraSP_T": (0, -200, "nan", "inf"),
-           "eb_epsilon": (0, 1.1, "nan")}
+           "eb_epsilon": (0, 1.1, "nan"), "memory": (0, "nan", "inf")}
 BOOLEANS = ("ebt", "pretrained", "resume", "skip_bad_images", "wait", "eb_detect", "compile",
-            "deterministic", "tensorboard", "print_config")
+            "deterministic", "tensorboard", "print_config", "flip")
 CHOICES = {"budget": "macs", "residual": "coupled", "model": "vgg", "preset": "paper", "optimizer": "adam", "pruning_type": "orthoreg",
            "device": "cuda", "only_train": "base, ortho, False", "amp": "bfloat16, float16, False",
-           "control": "unpruned, scratch, False", "normalize": "half, cifar, imagenet"}
+           "control": "unpruned, scratch, False", "normalize": "half, cifar, imagenet",
+           "augment": "shift, crop, none", "class_weights": "balanced, False"}
 
 
 def test_no_flag_is_forgotten():
@@ -337,8 +338,12 @@ def test_folders_that_are_no_data_set(kind, shell, tmp_path, digits):
             "--skip_bad_images=True", cwd=work, says=says)
 
 
-def test_a_data_set_that_memory_cannot_hold(folder, monkeypatch):
+def test_a_data_set_that_neither_memory_nor_disk_can_hold(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 100, "SC_PAGE_SIZE": 4096}.get)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert len(load_data(folder, 64).train) == 36  # from the disk
+    shutil.rmtree(tmp_path / "orthoreg")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1, 1, 40_000))
     with pytest.raises(InputError, match="54 images of 64 x 64 .* a smaller --image_size"):
         load_data(folder, 64)
 

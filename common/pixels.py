@@ -1,0 +1,101 @@
+"""Decoded images in a file of bytes, of which a batch is read when it is needed.
+
+Reading goes through the system's page cache, which all processes of a machine share, and which
+gives way when memory is short. (A mapping would count as this process's memory, and a file that is
+cut short would kill it.)
+"""
+import os
+import threading
+
+import numpy as np
+import torch
+
+from common.errors import InputError
+
+CHUNK = 1 << 26  # bytes that are read at once where all are
+
+
+class FilePixels:
+    """uint8 images, N x size x size x 3, in an open file, from byte `start`.
+
+    pixels[rows] are some of them, still in the file; `read` gives a tensor. `device` is where
+    batches of them will be needed. The file may be removed; who changes it gets an InputError.
+    """
+
+    def __init__(self, file, start, count, size):
+        self.file, self.start, self.size = file, start, size
+        self.rows, self.device = torch.arange(count), torch.device("cpu")
+        self.lock, self.stamp = threading.Lock(), _stamp(file)
+
+    @property
+    def shape(self):
+        return torch.Size((len(self.rows), self.size, self.size, 3))
+
+    def __len__(self):
+        return len(self.rows)
+
+    def numel(self):
+        return self.shape.numel()
+
+    def __getitem__(self, rows):
+        return self._with(rows=self.rows[rows])
+
+    def to(self, device):
+        return self._with(device=torch.device(device))
+
+    def _with(self, **changes):
+        other = object.__new__(FilePixels)
+        vars(other).update({**vars(self), **changes})
+        return other
+
+    def read(self, rows=slice(None)):
+        """The images of some rows: a tensor in memory, pinned where a GPU will take it."""
+        numbers = self.rows[rows]
+        images = np.empty((len(numbers), self.size, self.size, 3), np.uint8)
+        length = images[:1].nbytes or 1
+        try:
+            with self.lock:
+                for place in np.argsort(numbers.numpy(), kind="stable").tolist():  # as on the disk
+                    self.file.seek(self.start + length * int(numbers[place]))
+                    if self.file.readinto(images[place].data) != length:
+                        raise OSError("it was cut short")
+            if _stamp(self.file) != self.stamp:
+                raise OSError("it was changed")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{self.file.name}, with the decoded images, cannot be read any more "
+                             f"({reason}); the same command decodes them again, and goes on with "
+                             "--resume=True") from error
+        images = torch.from_numpy(images)
+        return images.pin_memory() if self.device.type == "cuda" else images
+
+    def chunks(self):
+        """All images, some at a time."""
+        count = max(1, CHUNK // max(1, self[:1].numel()))
+        return (self.read(slice(k, k + count)) for k in range(0, len(self), count))
+
+
+def in_memory(images, device):
+    """The same images as one tensor on a device."""
+    if isinstance(images, torch.Tensor):
+        return images.to(device)
+    whole, place = torch.empty(images.shape, dtype=torch.uint8, device=device), 0
+    for chunk in images.chunks():
+        whole[place:place + len(chunk)] = chunk
+        place += len(chunk)
+    return whole
+
+
+def moved(images, device):
+    """Images where batches on `device` are taken from: there, as far as there is room."""
+    device = torch.device(device)
+    if device.type != "cuda" and isinstance(images, torch.Tensor):
+        return images.to(device)
+    if device.type == "cuda" and images.numel() < torch.cuda.mem_get_info(device)[0] // 2:
+        return in_memory(images, device)
+    return images.to(device) if isinstance(images, FilePixels) else images
+
+
+def _stamp(file):
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
