@@ -51,7 +51,7 @@ BOOLEANS = ("ebt", "pretrained", "resume", "skip_bad_images", "wait", "eb_detect
 CHOICES = {"budget": "macs", "residual": "coupled", "model": "vgg", "preset": "paper", "optimizer": "adam", "pruning_type": "orthoreg",
            "device": "cuda", "only_train": "base, ortho, False", "amp": "bfloat16, float16, False",
            "control": "unpruned, scratch, False", "normalize": "half, cifar, imagenet",
-           "augment": "shift, crop, none", "class_weights": "balanced, False"}
+           "augment": "crop", "class_weights": "balanced, False"}
 
 
 def test_no_flag_is_forgotten():
