@@ -183,12 +183,14 @@ def fresh_network(job, widths=None):
     """A network with fresh weights, or those of --init. widths: of a pruned architecture."""
     flags = job.flags
     torch.manual_seed(seed_of(flags.seed, "initialisation"))
-    network = networks.build_network(flags.model, len(job.data.classes), flags.width, widths)
-    for line in networks.look_at(network, job.data.image_size):
-        print(f"  {line}")
+    classes, lines = job.data.classes, []
+    if widths:
+        network = networks.build_network(flags.model, len(classes), flags.width, widths)
+    else:
+        network, lines = weights.network_like(job.init_file, flags.model, len(classes), flags.width)
+    print_notes([*networks.look_at(network, job.data.image_size), *lines])
     if flags.init:
-        print("\n".join(f"  {line}" for line in weights.initialise(
-            network, flags.init, job.data.classes)))
+        print_notes(weights.initialise(network, job.init_file, classes))
     return network.to(job.device)
 
 

@@ -112,8 +112,9 @@ class Experiment:
         "images they have", type=one_of("balanced", False), metavar="{balanced,False}")
     init: str = flag(
         "training", None, "begin with the weights in this file, as far as they fit: a network of "
-        "this suite, a published one, or torchvision's", shown="fresh weights", type=location,
-        metavar="FILE",
+        "this suite, a published one, or torchvision's; in the architecture of a pruned one. "
+        "DEFAULT: torchvision's own weights, downloaded, and their normalisation",
+        shown="fresh weights", type=location, metavar="FILE|DEFAULT",
         marks=[CONTROL_MAY_DIFFER])
     seed: int = flag("training", 0, "seed of all random choices", type=integer(0), metavar="N",
                      marks=[REPORT_MAY_DIFFER])
@@ -311,6 +312,8 @@ def parse(argv, description=None):
         networks.check_name(args.model)
         if args.width != 1:
             raise InputError(f"--width only works with {', '.join(MODELS)}; leave it out")
+    if args.init == "DEFAULT" and args.normalize == "half":
+        args.normalize = networks.default_normalization(args.model)
     rounds = len(args.thresholds) or args.n_rounds or 1
     if args.only_train:
         _check_only_train(args)

@@ -22,12 +22,11 @@ from data import load_data
 from lab.checkpoint import checkpoint_bytes, load_checkpoint, record_in
 from lab.experiment import comparable
 from lab.measure import measured
-from lab.networks import build_network
 from lab.plan import Plan, Recording, recording_of
 from lab.record import JOBS, Record
 from lab.resume import State, damaged, read_resume_file, write_resume_file
 from lab.tables import accuracy_text, budget_text
-from lab.weights import initialise
+from lab.weights import initialise, network_like, weights_file
 from lab.writers import Console, Csv, TensorBoard
 from train import EarlyBird
 
@@ -54,12 +53,12 @@ class Job(Plan):
         self.writers = [Csv()]
         if flags.tensorboard:
             self.writers.append(TensorBoard(self.recording.resume_file.with_suffix(".tensorboard")))
-        check_init(flags)  # before images are read, and much is said
-        with first_alone():  # it may have to download them
+        with first_alone():  # it may have to download what the others find then
+            self.init_file = check_init(flags)
             data = data or load_data(**flags.images)
         self.data = data.hold_out(flags.val_percent, flags.seed)
         self.writers.insert(0, Console(flags.eb_epsilon, self.data))
-        self.init = digest_of(flags.init) if flags.init else None
+        self.init = digest_of(self.init_file) if flags.init else None
         self._check()
         require_same("the command, the schedules or the images", self.identity)
         self.network, self.state, self.steps_seen = None, State(self.begin), 0
@@ -75,7 +74,7 @@ class Job(Plan):
         if len(data.train) < 2 * processes()[1]:
             raise InputError(f"{len(data.train)} training images are less than two for each of "
                              f"the {processes()[1]} processes")
-        if flags.init and Path(flags.init).resolve() in [
+        if flags.init and Path(self.init_file).resolve() in [
                 path.resolve() for path in self.recording.outputs]:
             raise InputError(f"--init={flags.init} would be replaced by this very run; copy it "
                              "first")
@@ -319,9 +318,13 @@ def check_classes(flags, count):
 
 
 def check_init(flags):
-    """Raise InputError where --init cannot be begun with."""
-    if flags.init:
-        initialise(build_network(flags.model, 2, flags.width), flags.init, ())
+    """The file of --init, or None. Raises InputError where it cannot be begun with."""
+    if not flags.init:
+        return None
+    path = weights_file(flags.init, flags.model)
+    network, _ = network_like(path, flags.model, 2, flags.width)
+    initialise(network, path, ())
+    return path
 
 
 def same_place(one, other):

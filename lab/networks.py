@@ -15,7 +15,7 @@ import torch
 import pruner
 from common.errors import InputError
 from common.libraries import lazy, need
-from config import MODELS
+from config import MODELS, NORMALIZATIONS
 from models import NETWORKS, Origin, build_model, remains_of, stays_text
 
 timm, zoo = lazy("timm"), lazy("torchvision.models")  # timm is optional
@@ -108,6 +108,24 @@ def look_at(network, image_size):
     lines = stays_text(structure)
     return lines[:MOST] + ([f"and so do filters of {len(lines) - MOST} more layers"]
                            if len(lines) > MOST else [])
+
+
+def default_weights(name):
+    """Torchvision's own weights for one of its networks, an entry of a WeightsEnum. Raises
+    InputError."""
+    if name in NETWORKS or in_file(name) or name not in zoo.list_models(module=zoo):
+        raise InputError(f"--init=DEFAULT takes torchvision's own weights, and --model={name} is "
+                         "none of its networks; name a file of weights, --init=FILE")
+    return zoo.get_model_weights(name).DEFAULT
+
+
+def default_normalization(name):
+    """What pixels must be normalised with for these weights, as --normalize has it."""
+    if name in ARGUMENTS:  # with weights, torchvision lets these normalise anew: to -1..1
+        return "half"
+    prepare = default_weights(name).transforms()
+    values = (*prepare.mean, *prepare.std)
+    return next((key for key, known in NORMALIZATIONS.items() if known == values), values)
 
 
 def unpruned_twin(network):

@@ -1,6 +1,7 @@
 """Weights of others: a network begins with what fits of a file, whatever wrote it."""
 import math
 import re
+from pathlib import Path
 
 import torch
 
@@ -8,9 +9,47 @@ from common.errors import InputError
 from common.folders import composed
 from common.terminal import counted, shortened
 from config import MODELS, title_of
-from lab.checkpoint import misfit_of
+from lab.checkpoint import load_checkpoint, misfit_of
+from lab.networks import build_network, default_weights, same_network
 from lab.reader import read_network, unwrapped
-from models import dense_widths, load_weights
+from models import dense_widths, filter_count, load_weights, remains_of, widths_of
+
+DEFAULT = "DEFAULT"  # --init: torchvision's own weights
+
+
+def weights_file(init, model):
+    """The file that --init means. Torchvision's own weights are downloaded if they are not there.
+    Raises InputError."""
+    if init != DEFAULT:
+        return init
+    url = default_weights(model).url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not path.is_file():
+        print(f"Fetching {url}", flush=True)
+        checksum = torch.hub.HASH_REGEX.search(path.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, path, checksum and checksum[1], progress=False)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"--init={DEFAULT}: {url} could not be downloaded ({error}); put "
+                             f"{path.name} into {path.parent}, or name a file, --init=FILE"
+                             ) from error
+    return str(path)
+
+
+def network_like(path, model, num_classes, width=1.0):
+    """(a network with fresh weights for `num_classes`, lines): as small as the one in the file,
+    where that is a pruned one of the same `model`. Raises InputError."""
+    widths, whole, lines = None, (), []
+    if path and read_network(path).get("cfg") is not None:
+        pruned, _ = load_checkpoint(path, model)
+        now, dense = filter_count(pruned)
+        if now < dense and same_network(pruned.origin.name, model):
+            widths, whole = widths_of(pruned), remains_of(pruned).structure.whole
+            width = pruned.origin.width
+            lines = [f"its architecture is that of {path}, which is pruned: {now:,} of {dense:,} "
+                     "filters; percents count the unpruned network's"]
+    return build_network(model, num_classes, width, widths, whole), lines
 
 
 def initialise(model, path, classes=None):
@@ -59,6 +98,8 @@ def _not_for(ours, theirs):
     """
     if ours is None:
         return None
+    if theirs is None and len(ours) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in ours):
+        return None  # ImageNet's classes, which all files have in this order
     if not isinstance(theirs, (list, tuple)):
         return "is for classes that the file does not name"
     same = list(map(composed, map(str, theirs))) == list(map(composed, ours))

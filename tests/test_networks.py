@@ -10,7 +10,7 @@ import torchvision
 import config
 import eval as measure
 import main
-from conftest import ROOT, files, short_preset
+from conftest import ROOT, files, short_preset, write_folder
 from imp_estimator import ESTIMATORS, cal_importance
 from lab import networks
 from lab.checkpoint import load_checkpoint, save_checkpoint
@@ -182,15 +182,21 @@ def test_rounds_budgets_resume_and_controls(flags, capsys, monkeypatch):
     assert run(*[flag for flag in job if "percent=50" not in flag], "--control=unpruned") == 0
 
 
-def test_a_torchvision_network_from_its_weights_to_an_export(flags, folder, tmp_path, capsys):
+def test_a_torchvision_network_from_its_weights_to_an_export(flags, folder, tmp_path, capsys, monkeypatch):
     torch.manual_seed(0)
     theirs = torchvision.models.mnasnet0_5(num_classes=3)
-    torch.save(theirs.state_dict(), "theirs.pth")
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     job = (*flags, "--model=mnasnet0_5", "--image_size=32", "--ebt=True", "--pruning_type=fisher",
-           "--prune_percent=50", "--init=theirs.pth", "--optimizer=adam")
+           "--prune_percent=50", "--init=DEFAULT", "--optimizer=adam")
+    assert run(*job) == 2
+    error = capsys.readouterr().err
+    file, place = re.search(r"put (\S+) into (\S+), or name a file", error).groups()
+    assert error.count("\n") == 1 and "no network here" in error and "Fetching" not in error
+    torch.save(theirs.state_dict(), f"{place}/{file}")
     assert run(*job) == 0
     out = capsys.readouterr().out  # its classifier may be for other classes: it names none
-    assert "from theirs.pth: 99." in out
+    assert f"from {place}/{file}: 99." in out
     assert "since classifier.1 is for classes that the file does not name" in out
     path = "pruned_nets/ebt/shapes/mnasnet0_5_fisher_50_0.pth"
     assert measure.main([f"--model_path={path}", "--test_acc=True", "--flops=True",
@@ -205,6 +211,49 @@ def test_a_torchvision_network_from_its_weights_to_an_export(flags, folder, tmp_
     names = {name for name, _ in theirs.named_modules()}
     assert record["widths"].keys() <= names
     assert record["pruning"]["achieved_percent"] == pytest.approx(50, abs=0.1)
+    assert record["normalize"] == list(config.NORMALIZATIONS["imagenet"])
+
+
+def no_network(*_args, **_kwargs):
+    raise OSError("no network here")
+
+
+@pytest.mark.parametrize("model, says", [
+    ("vgg", "--model=vgg is none of its networks"), ("nets/own.py:Net", "is none of its networks")])
+def test_default_weights_are_torchvisions(model, says, flags, capsys):
+    assert run(*flags, f"--model={model}", "--only_train=base", "--init=DEFAULT") == 2
+    error = capsys.readouterr().err
+    assert says in error and "--init=FILE" in error and error.count("\n") == 1
+
+
+def test_networks_that_torchvision_normalises_anew_get_what_they_then_see():
+    assert networks.default_normalization("resnet18") == "imagenet"
+    for name in networks.ARGUMENTS:
+        network = torchvision.models.get_model(name, weights=None, init_weights=False, transform_input=True)
+        imagenet = config.NORMALIZATIONS["imagenet"]
+        means, deviations = (torch.tensor(imagenet[part]).view(3, 1, 1) for part in (slice(3), slice(3, 6)))
+        pixels = torch.rand(2, 3, 4, 4)
+        assert torch.allclose(network._transform_input((pixels - means) / deviations), pixels * 2 - 1, atol=1e-5)
+        assert networks.default_normalization(name) == "half"
+
+
+@pytest.mark.parametrize("model, width", [("resnet-56", 0.25), ("nets/own.py:Net", 1)])
+def test_a_pruned_network_is_trained_further_on_other_images(model, width, flags, tmp_path, digits, capsys):
+    network = networks.build_network(model, 3, width)
+    small = prune(network, select_filters(network, cal_importance(network, "random"), 50))
+    save_checkpoint("small.pth", small, {"image_size": 16, "classes": list("abc")})
+    others = write_folder(tmp_path / "others", digits, classes=("two", "four", "six", "seven"))
+    job = ("--preset=test", f"--data_path={others}", "--image_size=24", f"--model={model}", "--ebt=True")
+    widths = [f"--width={width}"] if width != 1 else []
+    assert run(*job, *widths, "--only_train=base", "--init=small.pth") == 0
+    out = capsys.readouterr().out
+    assert "its architecture is that of small.pth, which is pruned" in out and "fresh: the classifier" in out
+    path = next((tmp_path / "pretrained").rglob("*.pth"))
+    after, record = load_checkpoint(path, model)
+    assert widths_of(after) == widths_of(small) and record.image_size == 24
+    assert after.origin.num_classes == 4 and filter_count(after) == filter_count(small)
+    more = (*job, *widths, "--pretrained=True", "--pruning_type=l1", "--prune_percent=60")
+    assert run(*more) == 0 and "it is pruned already" in capsys.readouterr().out
 
 
 def test_a_classifier_for_other_classes_stays_fresh_and_all_else_fits():
