@@ -214,4 +214,5 @@ NORMALIZATIONS = {"half": (.5,) * 6,  # to -1..1
 AUGMENTS = {"shift": "shifted by up to an eighth of the size", "crop": "a random part, resized",
             "none": "as it is"}
 
-BUDGETS = {"filters": "filters", "macs": "multiply-adds", "params": "parameters"}
+BUDGETS = {"filters": "filters", "macs": "multiply-adds", "params": "parameters",
+           "latency": "time for a batch"}

@@ -24,9 +24,9 @@ from lab.experiment import CONTROL_MAY_DIFFER, DEFAULTS, Experiment, Sweep, mark
 # Loaded by what uses them, after the flags have been read.
 data, imp_estimator, models, pruner, torch, train = map(
     lazy, ("data", "imp_estimator", "models", "pruner", "torch", "train"))
-checkpoint, jobs, measure, networks, plan, sweep, tables, weights = map(
-    lazy, ("lab.checkpoint", "lab.job", "lab.measure", "lab.networks", "lab.plan", "lab.sweep",
-           "lab.tables", "lab.weights"))
+checkpoint, jobs, latency, measure, networks, plan, sweep, tables, weights = map(
+    lazy, ("lab.checkpoint", "lab.job", "lab.latency", "lab.measure", "lab.networks", "lab.plan",
+           "lab.sweep", "lab.tables", "lab.weights"))
 
 
 # ------------------------------------------------------------------------------------- experiments
@@ -203,18 +203,29 @@ def find_ticket(job, phase):
     batches = job.importance_batches(0, flags.eb_samples)
 
     def mask():
-        kept = select(job, importance(job, batches, 0), job.targets[0])
+        kept, _ = select(job, importance(job, batches, 0), job.targets[0])
         return pruner.kept_mask(kept, job.network)
     return train.EarlyBird(mask, flags.eb_epsilon)
 
 
 def select(job, scores, target):
-    """The filters to keep, the same in all processes."""
-    flags = job.flags
-    kept = pruner.select_filters(job.network, scores, target, flags.budget, flags.round_to,
-                                 job.data.image_size, flags.residual)
+    """(the filters to keep, the same in all processes; what is known of measured time)."""
+    flags, size, timed = job.flags, job.data.image_size, {}
+    if flags.budget == "latency":
+        kept, saved, most = latency.select_by_time(job.network, scores, target, clock_of(job),
+                                                   flags.round_to, flags.residual)
+        timed = {**saved.plain(), "max_percent": most.percent}
+    else:
+        kept = pruner.select_filters(job.network, scores, target, flags.budget, flags.round_to,
+                                     size, flags.residual)
     require_same("the filters to keep", {name: index.tolist() for name, index in kept.items()})
-    return kept
+    return kept, timed
+
+
+def clock_of(job):
+    flags = job.flags
+    return latency.Clock(job.network, job.data.image_size, flags.latency_batch, job.device,
+                         flags.latency_runtime)
 
 
 def importance(job, batches, number):
@@ -250,33 +261,42 @@ def prune_filters(job, number):
     small = None
     while small is None:
         try:
-            small = pruner.prune(job.network, select(job, job.state.scores, target), images[:8])
+            kept, timed = select(job, job.state.scores, target)
+            small = pruner.prune(job.network, kept, images[:8])
         except pruner.SelectAgain as error:
             print(f"  Note: {error}")
         except ValueError as error:
             raise InputError(f"--model={flags.model}: {error}") from error
     job.state.seconds["pruning"] = time.monotonic() - began
-    tables.print_pruning(job.network, small, target, size, flags.budget, flags.round_to,
-                         flags.residual)
+    reached = timed or reached_by(small, job)
+    tables.print_pruning(job.network, small, target, reached["achieved_percent"], size,
+                         flags.budget, flags.round_to, flags.residual)
+    if timed:
+        tables.print_times(timed, flags.latency_batch)
     job.network, accuracy = small, train.evaluate(small, job.data.test_batches())
     print(f"  test accuracy right after pruning: {tables.accuracy_text(accuracy)}")
     job.state.scores = None
-    note_pruning(job, number, accuracy)
+    note_pruning(job, number, reached, accuracy)
 
 
-def note_pruning(job, number, accuracy=None):
+def reached_by(network, job):
+    """How much of what --budget counts has gone, and how much can go, where that is not timed."""
     flags, size = job.flags, job.data.image_size
+    if flags.budget == "latency":
+        return clock_of(job).saved_by(network, latency.LONG).plain()
+    return {"achieved_percent": pruner.pruned_percent(network, flags.budget, size),
+            "max_percent": pruner.max_percent(network, flags.budget, size, flags.round_to)}
+
+
+def note_pruning(job, number, reached, accuracy=None):
     job.state.pruning = {
-        "round": number, "rounds": len(job.targets), "control": flags.control,
-        "requested_percent": job.targets[number - 1],
-        "achieved_percent": pruner.pruned_percent(job.network, flags.budget, size),
-        "max_percent": pruner.max_percent(job.network, flags.budget, size, flags.round_to),
-        "after_pruning": accuracy}
+        "round": number, "rounds": len(job.targets), "control": job.flags.control,
+        "requested_percent": job.targets[number - 1], **reached, "after_pruning": accuracy}
 
 
 def keep_filters(job):
     heading("Control: nothing is pruned")
-    note_pruning(job, len(job.targets))
+    note_pruning(job, len(job.targets), reached_by(job.network, job))
 
 
 def begin_afresh(job):
@@ -296,7 +316,7 @@ def begin_afresh(job):
     record = replace(record, image_size=record.image_size or job.data.image_size)
     job.state.records = [measure.measured(record, path, pruned, path.stat().st_size)]
     job.network = fresh_network(job, models.widths_of(pruned))
-    note_pruning(job, len(job.targets))
+    note_pruning(job, len(job.targets), reached_by(pruned, job))
 
 
 load_network.records = begin_afresh.records = True  # as jobs.save_network does

@@ -148,8 +148,16 @@ class Experiment:
         "pruning", (), "the percent after each round, as in '[10, 50, 80]'", shown="none",
         type=rising(0, 95), metavar="LIST", marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
     budget: str = flag(
-        "pruning", "filters", "what --prune_percent counts: filters, macs (multiply-adds) or "
-        "params (parameters)", choices=BUDGETS)
+        "pruning", "filters", "what --prune_percent counts: filters, macs (multiply-adds), params "
+        "(parameters), or latency (measured time for a batch: 50 makes it twice as fast)",
+        choices=BUDGETS)
+    latency_batch: int = flag(
+        "pruning", 32, "with --budget=latency, images in a batch that is timed",
+        type=integer(1, 65536), metavar="N")
+    latency_runtime: str = flag(
+        "pruning", "pytorch", "with --budget=latency, what is timed: pytorch on --device, or "
+        "onnxruntime on the CPU, with the network as --export writes it",
+        choices=("pytorch", "onnxruntime"))
     round_to: int = flag(
         "pruning", 1, "widths of pruned layers go up to the next multiple of this; hardware is "
         "fast at multiples of 8", type=integer(1, 1024), metavar="N")
@@ -376,6 +384,12 @@ def _check_together(args):
     if args.init and (args.pretrained or args.control == "scratch"):
         other = "--pretrained=True" if args.pretrained else "--control=scratch"
         raise InputError(f"--init begins a training from scratch; leave out {other}")
+    for name in ("latency_batch", "latency_runtime"):
+        if args.budget != "latency" and getattr(args, name) != DEFAULTS[name]:
+            raise InputError(f"--{name} only works with --budget=latency")
+    if args.budget == "latency" and args.eb_detect:
+        raise InputError("--eb_detect=True needs filters that only change when the network does, "
+                         "and measured times always change; take --budget=macs")
     if args.eb_detect and (args.control or args.pretrained or not args.ebt):
         raise InputError("--eb_detect=True looks for the ticket while the network is trained in an "
                          "Early-Bird job: it needs --ebt=True, and neither --pretrained=True nor "

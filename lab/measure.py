@@ -71,8 +71,9 @@ def measure_layers(network, image_size=32):
 
 
 def measure_latency(networks, batch_size, image_size, device, seconds=4.0):
-    """{label: {"median": milliseconds for a batch, "p90", "images_per_second", "runs"}} of
-    {label: network, or lab.export.Runtime}, which take turns for about `seconds` in all."""
+    """{label: {"median": milliseconds for a batch, "p90", "images_per_second", "runs", "turns": the
+    median of each turn}} of {label: network, or lab.export.Runtime}, which take turns for about
+    `seconds` in all."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(batch_size, 3, image_size, image_size, generator=generator) * 2 - 1
     images = images.to(device, memory_format=torch.channels_last)
@@ -93,7 +94,7 @@ def measure_latency(networks, batch_size, image_size, device, seconds=4.0):
         timers[label] = benchmark.Timer(
             "network(images)", timer=clock, num_threads=torch.get_num_threads(),
             globals={"network": call, "images": given})
-    times = {label: [] for label in networks}
+    times, turns = ({label: [] for label in networks} for _ in range(2))
     with torch.inference_mode():
         for timer in timers.values():
             timer.timeit(3)  # warm-up
@@ -101,11 +102,12 @@ def measure_latency(networks, batch_size, image_size, device, seconds=4.0):
             for label, timer in timers.items():
                 turn = timer.blocked_autorange(min_run_time=seconds / LATENCY_TURNS / len(timers))
                 times[label] += [1000 * time for time in turn.times]  # means where runs are short
+                turns[label].append(1000 * turn.median)
     figures = {}
     for label, milliseconds in times.items():
         milliseconds.sort()
         median = statistics.median(milliseconds)
-        figures[label] = {"median": median, "runs": len(milliseconds),
+        figures[label] = {"median": median, "runs": len(milliseconds), "turns": turns[label],
                           "p90": milliseconds[math.ceil(0.9 * len(milliseconds)) - 1],
                           "images_per_second": 1000 * batch_size / median}
     return figures

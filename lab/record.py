@@ -65,6 +65,8 @@ class Pruning(_Percents, total=False):
     rounds: int
     control: object  # False, "unpruned" or "scratch"
     max_percent: float  # what the floors of the layers allow
+    spread_percent: float  # of measured time: between the quartiles of the turns
+    milliseconds: list[float]  # of measured time: of this network and the unpruned one
     after_pruning: Figures | None  # before any retraining
 
 

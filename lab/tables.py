@@ -6,7 +6,7 @@ from lab.export import runtime_of
 from lab.measure import layer_widths, measure_latency, stream_widths
 from lab.networks import unpruned_twin
 from models import all_filters, filter_count, filter_groups, measure_cost
-from pruner import is_removable, pruned_percent, round_up
+from pruner import is_removable, round_up
 
 LATENCY_BATCHES = 1, 32, 128
 
@@ -36,15 +36,14 @@ def print_architecture(network, before=None):
                    for name, width in now.items()])
 
 
-def print_pruning(before, after, target, image_size, budget="filters", round_to=1,
+def print_pruning(before, after, target, achieved, image_size, budget="filters", round_to=1,
                   residual="single"):
     """What pruning `before` to `target` percent has made of it: how far it went, what it won."""
     (had, dense), (has, _) = filter_count(before), filter_count(after)
-    achieved = pruned_percent(after, budget, image_size)
     in_all = (f"removed {dense - has:,} of {dense:,} filters" if had == dense else
               f"removed {had - has:,} filters in this round, {dense - has:,} of {dense:,} in all")
     print(f"  {in_all}: {achieved:.2f}%{budget_text(budget)} (asked for: {target:.4g}%)")
-    _print_limits(after, achieved, target, round_to, residual)
+    _print_limits(after, achieved, target, budget, round_to, residual)
     if has == had:
         reason = ": the network is already as small as that" if achieved >= target else ""
         print(f"  This round removes nothing{reason}")
@@ -58,7 +57,15 @@ def print_pruning(before, after, target, image_size, budget="filters", round_to=
         for key, name in (("parameters", "parameters"), ("flops", "FLOPs"))])
 
 
-def _print_limits(network, achieved, target, round_to, residual):
+def print_times(timed, batch):
+    """What was measured for --budget=latency, entries of lab.record.Pruning."""
+    now, unpruned = timed["milliseconds"]
+    print(f"  a batch of {batch} takes {now:.2f} ms, in the unpruned network {unpruned:.2f} ms, "
+          "measured in turn; half of the turns lie within "
+          f"{timed['spread_percent']:.1f} percentage points")
+
+
+def _print_limits(network, achieved, target, budget, round_to, residual):
     """Why less was removed than was asked for."""
     groups = filter_groups(network)
     if achieved < target and (not is_removable(network, residual) or all(
@@ -72,7 +79,7 @@ def _print_limits(network, achieved, target, round_to, residual):
         if round_to > 1:
             line += f"; widths go up to a multiple of {round_to}"
         print(line)
-    elif round_to > 1:
+    elif round_to > 1 and budget != "latency":
         print(f"  --round_to={round_to} kept {target - achieved:.1f} percentage points more than "
               "asked for")
 

@@ -43,7 +43,8 @@ def refused(shell, script, *flags, cwd, says, **how):
 INTEGERS = {"image_size": (0, 1025), "num_classes": (1, -2), "batch_size": (1, 0), "seed": (-1,),
             "prune_percent": (-1, 96, 12.5), "pruning_percent": (-1, 96), "n_rounds": (0, 96),
             "imp_samples": (0, 10 ** 30), "rdt_projections": (-1, 1001), "val_percent": (-1, 51),
-            "test_percent": (-1, 91), "eb_samples": (0,), "jobs": (0,), "cell": (0,), "round_to": (0, 1025)}
+            "test_percent": (-1, 91), "eb_samples": (0,), "jobs": (0,), "cell": (0,), "round_to": (0, 1025),
+            "latency_batch": (0, 65537)}
 NUMBERS = {"width": (0, -1, "nan", "inf", 17), "GraSP_T": (0, -200, "nan", "inf"),
            "eb_epsilon": (0, 1.1, "nan"), "memory": (0, "nan", "inf")}
 BOOLEANS = ("ebt", "pretrained", "resume", "skip_bad_images", "wait", "eb_detect", "compile",
@@ -51,7 +52,7 @@ BOOLEANS = ("ebt", "pretrained", "resume", "skip_bad_images", "wait", "eb_detect
 CHOICES = {"budget": "macs", "residual": "coupled", "model": "vgg", "preset": "paper", "optimizer": "adam", "pruning_type": "orthoreg",
            "device": "cuda", "only_train": "base, ortho, False", "amp": "bfloat16, float16, False",
            "control": "unpruned, scratch, False", "normalize": "half, cifar, imagenet",
-           "augment": "crop", "class_weights": "balanced, False"}
+           "latency_runtime": "onnxruntime", "augment": "crop", "class_weights": "balanced, False"}
 
 
 def test_no_flag_is_forgotten():

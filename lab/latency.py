@@ -1,0 +1,90 @@
+"""--budget=latency: as many filters go as a share of the measured time asks for."""
+import statistics
+from typing import NamedTuple
+
+from common.errors import InputError
+from common.processes import as_first, is_first
+from lab.export import runtime_of
+from lab.measure import measure_latency
+from lab.networks import unpruned_twin
+from pruner import max_percent, prune, pruned_percent, select_filters
+
+STEPS = 7  # halvings of the range that the cut is looked for in
+BRIEF, LONG = 2.0, 8.0  # seconds of a measurement: of a step, and of the cut that was found
+
+
+class Saved(NamedTuple):
+    """Time that a network saves of the unpruned one's, in percent, median over turns; `spread`: the
+    quarter of the turns with the most saved that much more than the quarter with the least.
+    milliseconds: of the network and of the unpruned one, for a batch."""
+    percent: float
+    spread: float
+    milliseconds: tuple
+
+    def plain(self):
+        """As entries of lab.record.Pruning."""
+        return {"achieved_percent": self.percent, "spread_percent": self.spread,
+                "milliseconds": list(self.milliseconds)}
+
+
+class Clock:
+    """Times networks in turn with the unpruned network that they were pruned from.
+
+    runtime: "pytorch", on `device`, or "onnxruntime", on the CPU. Raises InputError where that is
+    missing.
+    """
+
+    def __init__(self, model, image_size, batch, device, runtime="pytorch"):
+        self.image_size, self.batch, self.device, self.runtime = image_size, batch, device, runtime
+        self.unpruned = self._ready(unpruned_twin(model)) if is_first() else None
+
+    def _ready(self, network):
+        if self.runtime == "pytorch":
+            return network
+        ready = runtime_of(network, self.image_size)
+        if ready is None:
+            raise InputError("--latency_runtime=onnxruntime needs onnx, onnxscript and onnxruntime:"
+                             " pip install onnx onnxscript onnxruntime")
+        return ready
+
+    def saved_by(self, network, seconds=BRIEF):
+        """The Saved of a network; of several processes, what the first has measured."""
+        if not is_first():
+            return Saved(*as_first(None))
+        figures = measure_latency({"unpruned": self.unpruned, "this": self._ready(network)},
+                                  self.batch, self.image_size, self.device, seconds)
+        times = [figures[name]["turns"] for name in ("this", "unpruned")]
+        saved = [100 * (1 - ours / theirs) for ours, theirs in zip(*times)]
+        lower, _, upper = statistics.quantiles(saved, n=4)
+        return Saved(*as_first((statistics.median(saved), upper - lower,
+                                [statistics.median(each) for each in times])))
+
+
+def select_by_time(model, scores, percent, clock, round_to=1, residual="single"):
+    """Choose the filters to keep when `percent` of the unpruned network's time is saved.
+
+    They go in the order of the scores; how many, is found by bisection over cut networks that are
+    timed. Where all that may go saves less, all of it goes. clock: a Clock. Others: see
+    `pruner.select_filters`. Returns (layer name -> indices to keep, the Saved of that cut, the
+    Saved of all that may go). Raises what `prune` raises.
+    """
+    size = clock.image_size
+
+    def cut(share):
+        kept = select_filters(model, scores, share, round_to=round_to, image_size=size,
+                              residual=residual)
+        return kept, prune(model, kept)
+
+    low, high = pruned_percent(model), max_percent(model, round_to=round_to)
+    found = cut(high)
+    most = saved = clock.saved_by(found[1])
+    if most.percent > percent:
+        for _ in range(STEPS):
+            middle = (low + high) / 2
+            tried = cut(middle)
+            if clock.saved_by(tried[1]).percent >= percent:
+                high, found = middle, tried
+            else:
+                low = middle
+        saved = clock.saved_by(found[1], LONG)
+    return found[0], saved, most
