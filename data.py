@@ -11,6 +11,7 @@ import hashlib
 import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -51,8 +52,8 @@ class ImageData:
         digest = hashlib.sha256()
         for split in filter(None, (self.train, self.test, self.validation)):
             images = split.images
-            for tensor in (*(images.chunks() if isinstance(images, FilePixels) else [images]),
-                           split.labels):
+            chunks = images.chunks() if isinstance(images, FilePixels) else [images]
+            for tensor in chain(chunks, [split.labels]):
                 digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]
 

@@ -26,9 +26,9 @@ from lab.record import GROUPS_IN
 
 # Loaded by what uses them, after the flags have been read.
 data, models, torch, train = map(lazy, ("data", "models", "torch", "train"))
-checkpoint, exports, groups, measure, networks, predict, report, tables = map(
-    lazy, ("lab.checkpoint", "lab.export", "lab.groups", "lab.measure", "lab.networks",
-           "lab.predict", "lab.report", "lab.tables"))
+checkpoint, classes, exports, groups, measure, networks, predict, report, tables = map(
+    lazy, ("lab.checkpoint", "lab.classes", "lab.export", "lab.groups", "lab.measure",
+           "lab.networks", "lab.predict", "lab.report", "lab.tables"))
 
 ASKS = "asks"  # mark of a flag that asks for something to be measured or written
 GROUPS = "groups"  # mark of a flag that only works with --group_check
@@ -50,6 +50,9 @@ class Measurement:
                             type=integer(2), metavar="N")
 
     test_acc: bool = switch("measure", "accuracy on the test images", marks=[ASKS])
+    per_class: bool = switch("measure", "accuracy and precision of each class on the test images, "
+                             "and the classes that are confused; also as CSV and PNG beside the "
+                             "file", marks=[ASKS])
     train_acc: bool = switch("measure", "accuracy on the training images, not augmented",
                              marks=[ASKS])
     flops: bool = switch("measure", "parameters, multiply-adds (MACs) and FLOPs of one image",
@@ -62,7 +65,8 @@ class Measurement:
     latency: bool = switch("measure", "milliseconds and images per second, beside the unpruned "
                            "network, on the CPU and on a GPU where there is one", marks=[ASKS])
     predict: str = flag("measure", None, "name the classes of an image, or of all images below a "
-                        "folder", shown="none", type=location, metavar="PATH", marks=[ASKS])
+                        "folder; also as CSV beside the file", shown="none", type=location,
+                        metavar="PATH", marks=[ASKS])
 
     export: str = flag("export", None, "write the network for use without this suite: a file .pt2, "
                        ".onnx or .safetensors", shown="none", type=location, metavar="FILE",
@@ -77,8 +81,9 @@ class Measurement:
                              shown="the newest that PyTorch recommends", type=integer(15, 99),
                              metavar="N", marks=[EXPORT])
 
-    report: str = flag("comparison", None, "compare the results below a folder: report.md, plots",
-                       shown="none", type=location, metavar="FOLDER")
+    report: str = flag("comparison", None, "compare the results below a folder: report.md, "
+                       "report.csv, plots; with --latency=True also by measured time", shown="none",
+                       type=location, metavar="FOLDER")
     group_check: bool = switch("comparison", "measure whether the importance of a group of filters "
                                "is the sum of its members'", marks=[ASKS])
     compare: str = flag("comparison", None, "with --group_check, a second checkpoint to check in "
@@ -127,14 +132,14 @@ def measure_all(args):
     with uninterrupted():  # libraries do not survive an interruption while they load
         load(torch, train)
     if args.report:
-        return report.write_report(args.report)
+        return report.write_report(args.report, args.latency)
     device = pick_device(args.device)
     model, record = checkpoint.load_checkpoint(args.model_path, args.model)
     checkpoint.check_holds(args.model_path, model, record, args.model, args.pruned,
                            args.num_classes)
     record, assumed = settle(args, record)
     size, images = record.image_size, None
-    if args.train_acc or args.test_acc or args.group_check or args.export:
+    if any((args.train_acc, args.test_acc, args.per_class, args.group_check, args.export)):
         images = load_images(args, model, record)
     introduce(args, model, record, size)
     print_notes([*assumed, *(images.notes if images else ())])
@@ -148,8 +153,12 @@ def measure_all(args):
                 figures = train.evaluate(model, images.plain_batches(split))
                 print(f"Accuracy on {len(split):,} {name} images of {images.name}: "
                       f"{tables.accuracy_text(figures)}")
+    if args.per_class:
+        matrix = classes.confusion(model, images.test_batches(), len(images.classes))
+        classes.print_classes(matrix, images.classes, stem(args.model_path))
     if args.predict:
-        predict.print_predictions(model, record, args.predict, size, args.skip_bad_images)
+        predict.print_predictions(model, record, args.predict, size, args.skip_bad_images,
+                                  f"{stem(args.model_path)}_predictions.csv")
     if args.export:
         export(args, model, record, images)
     if args.group_check:
@@ -165,8 +174,8 @@ def check(args):
         raise InputError("eval.py measures in one process; run it without torchrun")
     given = [each.name for each in fields(Measurement)
              if getattr(args, each.name) != each.default]
-    if args.report and len(given) > 1:
-        others = " ".join(f"--{name}" for name in given if name != "report")
+    if args.report and set(given) - {"report", "latency"}:
+        others = " ".join(f"--{name}" for name in given if name not in ("report", "latency"))
         raise InputError(f"--report and {others} contradict each other; leave out one of them")
     if not args.report and not args.model_path:
         raise InputError("--model_path is missing: a checkpoint; or --report, a folder of results")
@@ -204,10 +213,10 @@ def settle(args, record):
 def load_images(args, model, record):
     """The images that the network is measured on. Raises InputError."""
     path, size, normalize = args.data_path or record.data_path, record.image_size, record.normalize
-    classes, augment = model.origin.num_classes, record.flag("augment")
+    count, augment = model.origin.num_classes, record.flag("augment")
     if not path:
         raise InputError(f"{args.model_path} does not say what it was trained on; --data_path must "
-                         f"name images of its {classes} classes")
+                         f"name images of its {count} classes")
     skip = args.skip_bad_images or bool(record.flag("skip_bad_images"))
     try:
         images = split_as_trained(record, path, skip)

@@ -54,7 +54,7 @@ def counted(count, noun, plural=None):
 
 
 def megabytes(count):
-    return f"{count / 1e6:.2f} MB"
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
 
 def shortened(names, most=3):

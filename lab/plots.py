@@ -85,10 +85,13 @@ def _plot_networks(pyplot, records, name, path):
 
 
 def save_figure(figure, path):
-    """Write a figure as PNG, whole or not at all, and through no link."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130)
-    write_atomically({path: content.getvalue()})
+    """Write a figure as PNG, and as SVG beside it, whole or not at all, and through no link."""
+    contents = {}
+    for suffix in (".png", ".svg"):
+        content = io.BytesIO()
+        figure.savefig(content, format=suffix[1:], dpi=130)
+        contents[Path(path).with_suffix(suffix)] = content.getvalue()
+    write_atomically(contents)
 
 
 def style_of(method):
@@ -124,6 +127,13 @@ def label_of(method, record):
 def plot_flops(axis, records):
     return plot_accuracy(axis, records, "FLOPs left (% of the unpruned network's)",
                          lambda r: r.flops_left)
+
+
+@plot("time", "Test accuracy against the measured time for a batch")
+def plot_time(axis, records):
+    timed = [record for record in records if record.time_left is not None]
+    return bool(timed) and plot_accuracy(
+        axis, timed, "time for a batch (% of the unpruned network's)", lambda r: r.time_left)
 
 
 @plot("accuracy", "Test accuracy against the share removed")

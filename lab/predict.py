@@ -2,9 +2,10 @@
 import torch
 
 from common.errors import InputError
+from common.files import to_csv, write_atomically
 from common.folders import image_files
 from common.images import describe, read_images
-from common.terminal import counted, print_notes, print_table
+from common.terminal import counted, print_notes, print_table, printable
 from data import HALF, Split, plain_batches, stored_size
 
 LIKELIEST = 3  # classes that a prediction names
@@ -24,8 +25,10 @@ def predict(model, classes, images, normalize=HALF, size=None):
     return results
 
 
-def print_predictions(model, record, path, image_size, skip_bad_images):
-    """Name the classes of the image, or of all below the folder, at `path`. Raises InputError."""
+def print_predictions(model, record, path, image_size, skip_bad_images, table):
+    """Name the classes of the image, or of all below the folder, at `path`; also as CSV, in the
+    file `table`. Raises InputError."""
+    rows = []
     files, white = image_files(path), {"integer": 65535.0, **(record.white or {})}
     classes = record.classes or [f"class {k}" for k in range(model.origin.num_classes)]
     stored = stored_size(image_size, record.flag("augment"))
@@ -40,10 +43,24 @@ def print_predictions(model, record, path, image_size, skip_bad_images):
             raise InputError(f"{file} cannot be read ({reason}); --skip_bad_images=True leaves "
                              "such files out")
         good = [file not in unreadable for file in part]
-        results = iter(predict(model, classes, images[good], record.normalize or HALF,
-                               image_size))
+        found = predict(model, classes, images[good], record.normalize or HALF, image_size)
+        rows += _rows(part, unreadable, iter(found))
+        results = iter(found)
         empty = [""] * (min(LIKELIEST, len(classes)) - 1)
         print_table([
             (file, f"left out: {unreadable[file]}", *empty) if file in unreadable else
             (file, *(f"{name} {100 * p:.1f}%" for name, p in next(results))) for file in part])
         print_notes(describe(read))
+    write_atomically({table: to_csv(rows)})
+    print(f"  saved {table}")
+
+
+def _rows(files, unreadable, results):
+    """A dict for each file: "file", "class", "probability" and those of the next likeliest, "left
+    out": why it could not be read."""
+    for file in files:
+        row = {"file": printable(file)}
+        for k, (name, share) in enumerate(() if file in unreadable else next(results), 1):
+            number = "" if k == 1 else f" {k}"
+            row |= {f"class{number}": name, f"probability{number}": round(share, 6)}
+        yield {**row, **({"left out": unreadable[file]} if file in unreadable else {})}

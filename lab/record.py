@@ -195,6 +195,9 @@ class Record:
         if record.base is not None and not (record.unpruned.widths and record.unpruned.accuracy
                                             and record.unpruned.orthogonality):
             raise ValueError("the base network's figures are missing")
+        times = record.pruning.get("milliseconds")
+        if times and not (len(times) == 2 and all(0 < time < 1e9 for time in times)):
+            raise ValueError("milliseconds are not two times")
         for network in filter(None, (record, record.unpruned)):
             if not all("test" in epoch or "validation" in epoch for epoch in network.epochs):
                 raise ValueError("an epoch has no accuracy")
@@ -291,6 +294,12 @@ class Record:
     @property
     def parameters_left(self):
         return 100 / self.compression["parameters"]
+
+    @property
+    def time_left(self):
+        """Measured time in percent of the unpruned network's, or None."""
+        now, unpruned = (self.pruning or {}).get("milliseconds") or (None, None)
+        return 100 * now / unpruned if unpruned else None
 
     @property
     def epochs(self):

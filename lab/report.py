@@ -4,19 +4,24 @@ import json
 import os
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
+from common.device import pick_device
 from common.errors import InputError
-from common.files import check_writable, write_atomically
+from common.files import check_writable, to_csv, write_atomically
 from common.flags import marked
-from common.terminal import printable
+from common.terminal import printable, progress
 from imp_estimator import order_of
 from lab import plots
+from lab.checkpoint import load_checkpoint
 from lab.experiment import REPORT_MAY_DIFFER, Experiment
+from lab.latency import Clock
 from lab.record import GROUPS_IN, JOBS, UNPRUNED, grouped, networks_of, read_result
 from lab.tables import budget_text
 
 LARGEST = 50_000_000  # bytes of a result; one of 500 epochs has 1 MB
+TIMED_BATCH = 32  # images, as in --latency_batch
 MOST = 200_000  # files and folders that are looked at; a comparison has hundreds
 
 
@@ -43,7 +48,7 @@ def read_results(folder):
         try:
             if not path.is_file() or path.stat().st_size > LARGEST:
                 raise ValueError("no result")
-            record = read_result(path)
+            record = replace(read_result(path), file=str(path.with_suffix(".pth")))
         except (OSError, ValueError):
             others.append(path)
             continue
@@ -53,8 +58,10 @@ def read_results(folder):
     return results, others
 
 
-def write_report(folder):
-    """Write report.md, and plots beside it where matplotlib is installed; print what was written.
+def write_report(folder, timed=False):
+    """Write report.md and report.csv, and plots beside it where matplotlib is installed; print what
+    was written. timed: measure the networks that are still there, each in turn with the unpruned
+    one.
 
     Raises InputError where there are no results.
     """
@@ -68,6 +75,9 @@ def write_report(folder):
     if not results:
         raise InputError(f"--report={folder}: no results below it; main.py writes a .json beside "
                          "each pruned network")
+    if timed:
+        results = [(with_time(record), run_in) for record, run_in in progress(
+            results, "measuring networks")]
     sections = grouped(results, lambda result: (
         result[1], result[0].data, result[0].job, result[0].flags["preset"],
         result[0].flag("budget")))
@@ -83,15 +93,44 @@ def write_report(folder):
                     for e in (record.environment for record, _ in results)}
     lines += ["", f"{len(results)} results; {'; '.join(sorted(environments))}.", ""]
     try:
-        write_atomically({Path(folder) / "report.md": "\n".join(lines).encode()})
+        write_atomically({Path(folder) / "report.md": "\n".join(lines).encode(),
+                          Path(folder) / "report.csv": to_csv(list(map(csv_row, results)))})
     except UnicodeError as error:
         raise InputError(f"--report={folder}: {error}") from error
     print("\n".join(lines))
     plotted = f" and {len(written)} plots" if written else ""
-    print(f"Written: {Path(folder) / 'report.md'}{plotted}")
+    print(f"Written: {Path(folder) / 'report.md'}, report.csv{plotted}")
     if others:
         print(f"Left out: {len(others)} .json files that hold no result, the first is "
               f"{printable(str(others[0]))}")
+
+
+def with_time(record):
+    """A record with its network's time for a batch, where that is there and can be measured."""
+    try:
+        model, _ = load_checkpoint(record.file)
+        clock = Clock(model, record.image_size, TIMED_BATCH, pick_device())
+        times = list(clock.saved_by(model, 1.0).milliseconds)
+    except InputError:
+        return record
+    return replace(record, pruning={**record.pruning, "milliseconds": times})
+
+
+def csv_row(result):
+    """A result as a flat dict, a line of report.csv. Text that a spreadsheet would take for a
+    formula is quoted."""
+    record, run_in = result
+    words = {"folder": run_in, "data": record.data, "job": record.job,
+             "preset": record.flags["preset"], "network": record.network, "method": record.method}
+    now, unpruned = (record.pruning or {}).get("milliseconds") or (None, None)
+    return {**{name: re.sub(r"^(?=[=+@-])", "'", printable(str(word)))
+               for name, word in words.items()},
+            "seed": record.flags["seed"], "budget": record.flag("budget"),
+            "requested_percent": record.requested, "achieved_percent": record.achieved,
+            "parameters_left_percent": record.parameters_left,
+            "flops_left_percent": record.flops_left, "after_pruning": record.after_pruning,
+            "best": record.best, "last": record.last, "top5": record.top5,
+            "milliseconds": now, "unpruned_milliseconds": unpruned}
 
 
 def text(name):

@@ -1,4 +1,5 @@
 """Fair comparisons: validation images, controls, the search for the ticket, whole sweeps."""
+import csv
 import json
 import os
 import re
@@ -22,12 +23,12 @@ from config import Recipe
 from conftest import ROOT, files, narrow, short_preset
 from data import Split
 from lab import groups as group_check
-from lab import plots, report
+from lab import latency, plots, report
 from lab import sweep as sweeps
 from lab.checkpoint import load_checkpoint, save_checkpoint
 from lab.experiment import Sweep, parse
 from lab.record import Record
-from models import filter_count, filter_groups, widths_of
+from models import filter_count, filter_groups, measure_cost, widths_of
 from pruner import Masked, kept_mask, mask_distance, prune, select_filters
 from train import EarlyBird, Training, fit
 
@@ -713,6 +714,29 @@ def test_the_plots_are_pictures_of_what_is_there(results):
         with Image.open(results / f"{name}.png") as image:
             assert image.width > 600 and len(image.convert("RGB").getcolors(10 ** 6)) > 20
         assert f"]({name}.png)" in (results / "report.md").read_text()
+
+
+def test_a_report_by_measured_time(results, tmp_path, capsys, monkeypatch):
+    """On a machine whose time is multiply-adds; of one result the network is gone."""
+    monkeypatch.setattr(latency, "measure_latency", lambda networks, batch, size, device, seconds: {
+        name: {"turns": [measure_cost(network, size)["macs"]] * 5} for name, network in networks.items()})
+    shutil.copytree(results / "pruned_nets", tmp_path / "pruned_nets")
+    gone = next(tmp_path.rglob("*_bn_60_1.pth"))
+    gone.unlink()
+    assert measure.main([f"--report={tmp_path}", "--latency=True"]) == 0
+    assert "](time.png)" in capsys.readouterr().out and (tmp_path / "time.svg").is_file()
+    with open(tmp_path / "report.csv", newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert len(rows) == len(list(tmp_path.rglob("*.json")))
+    for row in rows:
+        left = float(row["flops_left_percent"])
+        if (row["method"], row["requested_percent"], row["seed"]) == ("bn", "60.0", "1"):
+            assert row["milliseconds"] == ""
+        else:
+            assert 100 * float(row["milliseconds"]) / float(row["unpruned_milliseconds"]) == pytest.approx(left)
+        assert float(row["best"]) <= 100 and row["data"] == "shapes"
+    assert measure.main([f"--report={tmp_path}"]) == 0
+    assert "time.png" not in capsys.readouterr().out
 
 
 def test_a_report_without_matplotlib_is_tables_alone(results, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,5 @@
 """eval.py measures the images that were asked for, in the way the network's file says."""
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -92,7 +93,8 @@ def test_what_a_file_does_not_say_is_said_to_be_assumed_or_given(tmp_path, digit
     pixels = torch.from_numpy(np.asarray(Image.open(name).convert("RGB")).copy()).permute(2, 0, 1)[None] / 255
     means, deviations = torch.tensor(known["normalize"]).view(2, 3, 1, 1)
     likely = model((pixels - means) / deviations).softmax(1)[0]
-    line, _ = measured(capsys, "--model_path=whole.pth", f"--predict={name}")
+    _, out = measured(capsys, "--model_path=whole.pth", f"--predict={name}")
+    line = out.splitlines()[-2]
     assert line.split()[2] == f"{100 * likely.max():.1f}%"
     # As a base network it is held against the flags.
     Path("pretrained/ebt/shapes").mkdir(parents=True)
@@ -166,3 +168,36 @@ def test_a_run_on_random_parts_from_a_file_is_measured_as_it_was_tested(folder, 
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if ".png" in line]
     likeliest = [data.classes[k] for k in logits.argmax(1)]
     assert [words[1] for words in lines] == likeliest
+    with open("pretrained/ebt/shapes/vgg-w0.125_predictions.csv", newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert [row["class"] for row in rows] == likeliest
+    shares = torch.tensor([[float(row[f"probability{number}"]) for number in ("", " 2", " 3")] for row in rows])
+    assert torch.allclose(shares, logits.softmax(1).sort(1, descending=True).values, atol=1e-5)
+
+
+def test_classes_are_measured_each_and_what_is_confused_is_named(folder, capsys, monkeypatch):
+    """A network that takes every "two" for a "one", and knows the others."""
+    answers = {"one": "one", "three": "three", "two": "one"}
+    data = load_data(folder, 16)
+    model = narrow("vgg", 3)
+    save_checkpoint("net.pth", model, {"image_size": 16, "classes": list(data.classes), "data_path": str(folder)})
+    wanted = iter([data.classes.index(answers[data.classes[k]]) for k in data.test.labels.tolist()])
+
+    def answer(self, images):
+        logits = torch.zeros(len(images), 3)
+        logits[range(len(images)), [next(wanted) for _ in images]] = 1
+        return logits
+
+    monkeypatch.setattr(type(model), "forward", answer)
+    _, out = measured(capsys, "--model_path=net.pth", "--per_class=True")
+    lines = [line.split() for line in out.splitlines()]
+    assert ["one", "6", "100.0%", "12", "50.0%"] in lines and ["two", "6", "0.0%", "0"] in lines
+    assert ["two", "one", "6", "100.0%"] in lines and len([1 for line in lines if line[1:2] == ["one"]]) == 1
+    with open("net_classes.csv", newline="") as table:
+        rows = {row["class"]: row for row in csv.DictReader(table)}
+    assert rows["three"] == {"class": "three", "images": "6", "answers": "6", "right": "6", "accuracy": "100.0",
+                             "precision": "100.0"}
+    assert rows["two"]["precision"] == ""
+    assert Path("net_confusion.csv").read_text() == "class,one,three,two\none,6,0,0\nthree,0,6,0\ntwo,6,0,0\n"
+    with Image.open("net_confusion.png") as picture:
+        assert picture.width > 400 and b"<svg" in Path("net_confusion.svg").read_bytes()
