@@ -327,7 +327,7 @@ def check_groups(args, model, record, images):
     balanced = ESTIMATORS[args.pruning_type].needs == "balanced images"
     batches = list(images.train_batches(128, key=(args.seed, "groups"), count=args.imp_samples,
                                         balanced=balanced))
-    device, networks = images.train.images.device, {args.model_path: (model, record)}
+    device, networks = images.train.device, {args.model_path: (model, record)}
     if args.compare:
         other, other_record = networks[args.compare] = checkpoint.load_checkpoint(args.compare,
                                                                                     args.model)

@@ -30,17 +30,29 @@ class Split:
     def first(self, count):
         return Split(self.images[:count], self.labels[:count])
 
+    @property
+    def device(self):
+        """Where batches are: with the labels. Images may stay elsewhere until they are read."""
+        return self.labels.device
+
+    @property
+    def is_elsewhere(self):
+        return isinstance(self.images, FilePixels) or self.images.device != self.device
+
     def read(self, rows):
-        """(images, labels) of some rows: tensors, on the device of both."""
-        if isinstance(self.images, FilePixels):
-            device = self.images.device
-            return self.images.read(rows.cpu()).to(device, non_blocking=True), self.labels[rows]
-        return self.images[rows], self.labels[rows]
+        """(images, labels) of some rows, tensors on `device`."""
+        if not self.is_elsewhere:
+            return self.images[rows], self.labels[rows]
+        numbers, kept = rows.cpu(), self.images
+        images = kept.read(numbers) if isinstance(kept, FilePixels) else kept[numbers]
+        if self.device.type == "cuda":
+            images = images.pin_memory()
+        return images.to(self.device, non_blocking=True), self.labels[rows]
 
 
 def plain_batches(split, normalize=HALF, size=None):
     """All images of a split in order, not augmented; of larger ones than `size` the centre."""
-    count = EVAL_PIXELS.get(split.images.device.type, 1 << 18) // split.images.shape[1] ** 2
+    count = EVAL_PIXELS.get(split.device.type, 1 << 18) // split.images.shape[1] ** 2
     return Batches(split, torch.arange(len(split)), max(1, count), normalize=normalize, size=size)
 
 
@@ -96,7 +108,7 @@ class Batches:
         return len(range(*part.indices(part.stop))) * self.processes / (part.stop - first)
 
     def __iter__(self):
-        device = self.split.labels.device
+        device = self.split.device
         scale, shift = _scale_and_shift(self.normalize, device)
         augmented = None if self.seed is None else AUGMENTATIONS[self.augment](self, device)
         for part, (images, labels) in zip(self.parts, self._read()):
@@ -108,9 +120,9 @@ class Batches:
             yield images.permute(0, 3, 1, 2), labels
 
     def _read(self):
-        """(images, labels) of each batch; those from a file are read ahead."""
-        order = self.order.to(self.split.labels.device)
-        if not isinstance(self.split.images, FilePixels):
+        """(images, labels) of each batch; those that are elsewhere are read ahead."""
+        order = self.order.to(self.split.device)
+        if not self.split.is_elsewhere:
             yield from (self.split.read(order[part]) for part in self.parts)
             return
         with ThreadPoolExecutor(1) as pool:

@@ -4,6 +4,7 @@ Reading goes through the system's page cache, which all processes of a machine s
 gives way when memory is short. (A mapping would count as this process's memory, and a file that is
 cut short would kill it.)
 """
+import copy
 import os
 import threading
 
@@ -18,13 +19,13 @@ CHUNK = 1 << 26  # bytes that are read at once where all are
 class FilePixels:
     """uint8 images, N x size x size x 3, in an open file, from byte `start`.
 
-    pixels[rows] are some of them, still in the file; `read` gives a tensor. `device` is where
-    batches of them will be needed. The file may be removed; who changes it gets an InputError.
+    pixels[rows] are some of them, still in the file; `read` gives a tensor. The file may be removed
+    meanwhile; where it is changed, reading raises InputError.
     """
+    device = torch.device("cpu")
 
     def __init__(self, file, start, count, size):
-        self.file, self.start, self.size = file, start, size
-        self.rows, self.device = torch.arange(count), torch.device("cpu")
+        self.file, self.start, self.size, self.rows = file, start, size, torch.arange(count)
         self.lock, self.stamp = threading.Lock(), _stamp(file)
 
     @property
@@ -38,18 +39,12 @@ class FilePixels:
         return self.shape.numel()
 
     def __getitem__(self, rows):
-        return self._with(rows=self.rows[rows])
-
-    def to(self, device):
-        return self._with(device=torch.device(device))
-
-    def _with(self, **changes):
-        other = object.__new__(FilePixels)
-        vars(other).update({**vars(self), **changes})
-        return other
+        some = copy.copy(self)
+        some.rows = self.rows[rows]
+        return some
 
     def read(self, rows=slice(None)):
-        """The images of some rows: a tensor in memory, pinned where a GPU will take it."""
+        """The images of some rows, as a tensor."""
         numbers = self.rows[rows].numpy()
         images = np.empty((len(numbers), self.size, self.size, 3), np.uint8)
         places = np.argsort(numbers, kind="stable")  # in the order of the file
@@ -70,8 +65,7 @@ class FilePixels:
             raise InputError(f"{self.file.name}, with the decoded images, cannot be read any more "
                              f"({reason}); the same command decodes them again, and goes on with "
                              "--resume=True") from error
-        images = torch.from_numpy(images)
-        return images.pin_memory() if self.device.type == "cuda" else images
+        return torch.from_numpy(images)
 
     def chunks(self):
         """All images, some at a time."""
@@ -91,13 +85,13 @@ def in_memory(images, device):
 
 
 def moved(images, device):
-    """Images where batches on `device` are taken from: there, as far as there is room."""
+    """Images where batches on `device` are taken from: on a GPU, if they take less than half of the
+    memory that is free there; those in a file, or that are too many, stay where they are."""
     device = torch.device(device)
-    if device.type != "cuda" and isinstance(images, torch.Tensor):
-        return images.to(device)
-    if device.type == "cuda" and images.numel() < torch.cuda.mem_get_info(device)[0] // 2:
-        return in_memory(images, device)
-    return images.to(device) if isinstance(images, FilePixels) else images
+    if device.type == "cuda":
+        fit = images.numel() < torch.cuda.mem_get_info(device)[0] // 2
+        return in_memory(images, device) if fit else images
+    return images.to(device) if isinstance(images, torch.Tensor) else images
 
 
 def _stamp(file):
