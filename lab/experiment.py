@@ -18,7 +18,7 @@ from common.flags import (
     rising,
     switch,
 )
-from common.libraries import lazy
+from common.libraries import lazy, need
 from common.processes import processes
 from config import AUGMENTS, BUDGETS, MODELS, NORMALIZATIONS, PRESETS, SWEEPS
 from imp_estimator import ESTIMATORS, has_penalty
@@ -387,6 +387,8 @@ def _check_together(args):
     for name in ("latency_batch", "latency_runtime"):
         if args.budget != "latency" and getattr(args, name) != DEFAULTS[name]:
             raise InputError(f"--{name} only works with --budget=latency")
+    if args.latency_runtime == "onnxruntime":
+        need("--latency_runtime=onnxruntime", "onnx", "onnxscript", "onnxruntime")
     if args.budget == "latency" and args.eb_detect:
         raise InputError("--eb_detect=True needs filters that only change when the network does, "
                          "and measured times always change; take --budget=macs")

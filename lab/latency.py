@@ -2,9 +2,11 @@
 import statistics
 from typing import NamedTuple
 
+import torch
+
 from common.errors import InputError
 from common.processes import as_first, is_first
-from lab.export import runtime_of
+from lab.export import ONNX, runtime_of
 from lab.measure import measure_latency
 from lab.networks import unpruned_twin
 from pruner import max_percent, prune, pruned_percent, select_filters
@@ -35,7 +37,8 @@ class Clock:
     """
 
     def __init__(self, model, image_size, batch, device, runtime="pytorch"):
-        self.image_size, self.batch, self.device, self.runtime = image_size, batch, device, runtime
+        self.image_size, self.batch, self.runtime = image_size, batch, runtime
+        self.device = device if runtime == "pytorch" else torch.device("cpu")
         self.unpruned = self._ready(unpruned_twin(model)) if is_first() else None
 
     def _ready(self, network):
@@ -43,8 +46,7 @@ class Clock:
             return network
         ready = runtime_of(network, self.image_size)
         if ready is None:
-            raise InputError("--latency_runtime=onnxruntime needs onnx, onnxscript and onnxruntime:"
-                             " pip install onnx onnxscript onnxruntime")
+            raise InputError(f"a package is missing of {', '.join(ONNX)}")
         return ready
 
     def saved_by(self, network, seconds=BRIEF):

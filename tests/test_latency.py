@@ -1,5 +1,6 @@
 """--budget=latency: as many filters go, in the order of their scores, as the time asks for."""
 import json
+import sys
 
 import pytest
 import torch
@@ -87,7 +88,9 @@ def test_real_times(folder, capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize("flags, says", [
     (["--latency_batch=8"], "--latency_batch only works with --budget=latency"),
     (["--latency_runtime=onnxruntime"], "--latency_runtime only works with --budget=latency"),
+    (["--latency_runtime=onnxruntime", "--budget=latency"], "pip install onnxruntime"),
     (["--budget=latency", "--eb_detect=True", "--ebt=True"], "take --budget=macs")])
-def test_flags_of_the_time(flags, says, capsys):
+def test_flags_of_the_time(flags, says, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main.main(["--pruning_type=l1", "--prune_percent=20", *flags]) == 2
     assert says in capsys.readouterr().err
