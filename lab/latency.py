@@ -80,6 +80,8 @@ def select_by_time(model, scores, percent, clock, round_to=1, residual="single")
     low, high = pruned_percent(model), max_percent(model, round_to=round_to)
     found = cut(high)
     most = saved = clock.saved_by(found[1])
+    if most.percent <= percent:  # before all goes that may
+        most = saved = clock.saved_by(found[1], LONG)
     if most.percent > percent:
         for _ in range(STEPS):
             middle = (low + high) / 2

@@ -9,6 +9,7 @@ from models import all_filters, filter_count, filter_groups, measure_cost
 from pruner import is_removable, round_up
 
 LATENCY_BATCHES = 1, 32, 128
+UNSTEADY = 10  # percentage points between the quartiles of measured times
 
 
 def accuracy_text(figures):
@@ -63,6 +64,9 @@ def print_times(timed, batch):
     print(f"  a batch of {batch} takes {now:.2f} ms, in the unpruned network {unpruned:.2f} ms, "
           "measured in turn; half of the turns lie within "
           f"{timed['spread_percent']:.1f} percentage points")
+    if timed["spread_percent"] > UNSTEADY:
+        print("  Note: the turns differ much, as on a machine that does something else meanwhile; "
+              "another run may remove many more filters, or fewer")
 
 
 def _print_limits(network, achieved, target, budget, round_to, residual):
