@@ -71,7 +71,7 @@ class ImageData:
         # Two batches that were read ahead, and the one in use with what is made of it.
         largest = max(batch_size * kept[:1].numel(), 3 * EVAL_PIXELS["cuda"])
         return (f"{megabytes(whole)} in {kept.file.name}, of which at most "
-                f"{megabytes(10 * largest)} in memory at a time")
+                f"{megabytes(min(whole, 10 * largest))} in memory at a time")
 
     @property
     def chosen_on(self):
