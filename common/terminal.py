@@ -88,7 +88,7 @@ def epoch_line(label, history, epochs, epsilon=None):
     row = history[-1]
     train, images = row["train"], "validation" if "validation" in row else "test"
     penalty = f" + penalty {train['penalty']:.3f}" if "penalty" in train else ""
-    line = (f"  {label} {row['epoch']}/{epochs}  lr {row['lr']:g}  loss {train['loss']:.3f}"
+    line = (f"  {label} {row['epoch']}/{epochs}  lr {row['lr']:.4g}  loss {train['loss']:.3f}"
             f"{penalty}  train {train['top1']:.1f}%  {images} {row[images]['top1']:.1f}%  "
             f"{row['seconds']:.1f} s")
     distances = row.get("mask_distances")
