@@ -215,4 +215,4 @@ AUGMENTS = {"shift": "shifted by up to an eighth of the size", "crop": "a random
             "none": "as it is"}
 
 BUDGETS = {"filters": "filters", "macs": "multiply-adds", "params": "parameters",
-           "latency": "time for a batch"}
+           "latency": "milliseconds for a batch"}

@@ -355,7 +355,10 @@ def described(flags):
         steps.append({key: value for key, value in entry.items() if value is not None})
     images = data.count_images(flags.data_path, flags.test_percent, flags.val_percent)
     jobs.check_classes(flags, images["classes"])
-    jobs.check_init(flags)
+    if flags.init == weights.DEFAULT:
+        networks.default_weights(flags.model)  # which a run would download
+    else:
+        jobs.check_init(flags)
     return {"flags": asdict(flags), "images": images, "device": device, "momentum": MOMENTUM,
             "steps": steps, "resume file": str(job.resume_file)}
 

@@ -18,6 +18,7 @@ from common.libraries import lazy
 
 filelock = lazy("filelock")
 
+FORMULA = ("=", "+", "-", "@")  # what begins so is one to a spreadsheet
 UMASK = os.umask(0)  # what permissions new files do not get
 os.umask(UMASK)
 # What a file system without locks answers.
@@ -31,12 +32,15 @@ def to_json(value):
 
 
 def to_csv(rows):
-    """CSV bytes of some dicts, under the names that any of them has."""
+    """CSV bytes of some dicts, under the names that any of them has. Text that a spreadsheet would
+    take for a formula begins with an apostrophe."""
     text = io.StringIO()
     table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)),
                            lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    for row in rows:
+        table.writerow({name: f"'{value}" if isinstance(value, str) and value[:1] in FORMULA
+                        else value for name, value in row.items()})
     return text.getvalue().encode()
 
 

@@ -64,8 +64,9 @@ def print_classes(matrix, classes, stem):
             (name, answer, str(count), f"{share:.1f}%") for name, answer, count, share in pairs)])
     write_atomically({
         f"{stem}_classes.csv": to_csv(rows),
-        f"{stem}_confusion.csv": to_csv([{"class": name, **dict(zip(classes, counts))}
-                                         for name, counts in zip(classes, matrix.tolist())])})
+        f"{stem}_confusion.csv": to_csv([
+            {"class (rows), answer (columns)": name, **dict(zip(classes, counts))}
+            for name, counts in zip(classes, matrix.tolist())])})
     plotted = draw(matrix, classes, f"{stem}_confusion.png")
     print(f"  saved {stem}_classes.csv and _confusion.csv{' and .png' if plotted else ''} "
           f"({counted(int(matrix.sum()), 'image')})")

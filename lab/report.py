@@ -117,14 +117,12 @@ def with_time(record):
 
 
 def csv_row(result):
-    """A result as a flat dict, a line of report.csv. Text that a spreadsheet would take for a
-    formula is quoted."""
+    """A result as a flat dict, a line of report.csv."""
     record, run_in = result
     words = {"folder": run_in, "data": record.data, "job": record.job,
              "preset": record.flags["preset"], "network": record.network, "method": record.method}
     now, unpruned = (record.pruning or {}).get("milliseconds") or (None, None)
-    return {**{name: re.sub(r"^(?=[=+@-])", "'", printable(str(word)))
-               for name, word in words.items()},
+    return {**{name: printable(str(word)) for name, word in words.items()},
             "seed": record.flags["seed"], "budget": record.flag("budget"),
             "requested_percent": record.requested, "achieved_percent": record.achieved,
             "parameters_left_percent": record.parameters_left,

@@ -1,6 +1,7 @@
 """Weights of others: a network begins with what fits of a file, whatever wrote it."""
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -40,11 +41,13 @@ def weights_file(init, model):
 def network_like(path, model, num_classes, width=1.0):
     """(a network with fresh weights for `num_classes`, lines): as small as the one in the file,
     where that is a pruned one of the same `model`. Raises InputError."""
-    widths, whole, lines = None, (), []
+    widths, whole, lines, pruned = None, (), [], None
     if path and read_network(path).get("cfg") is not None:
-        pruned, _ = load_checkpoint(path, model)
+        with suppress(InputError):  # files of others may have a cfg of another kind
+            pruned, _ = load_checkpoint(path, model)
+    if pruned and same_network(pruned.origin.name, model):
         now, dense = filter_count(pruned)
-        if now < dense and same_network(pruned.origin.name, model):
+        if now < dense:
             widths, whole = widths_of(pruned), remains_of(pruned).structure.whole
             width = pruned.origin.width
             lines = [f"its architecture is that of {path}, which is pruned: {now:,} of {dense:,} "

@@ -376,7 +376,7 @@ def test_predictions_need_no_data_and_are_the_networks(saved, digits, capsys):
     with torch.no_grad():
         likely = model(images.permute(0, 3, 1, 2) / 127.5 - 1).softmax(1).topk(3)
     assert measure.main(["--model_path=net.pth", "--predict=some", "--device=cpu"]) == 0
-    lines = capsys.readouterr().out.splitlines()[-3:]
+    lines = capsys.readouterr().out.splitlines()[-4:-1]
     for line, name, which, of in zip(lines, ("some/a.png", "some/b.png", "some/more/c.png"),
                                      likely.indices.tolist(), likely.values.tolist()):
         words = line.split()

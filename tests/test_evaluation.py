@@ -198,6 +198,6 @@ def test_classes_are_measured_each_and_what_is_confused_is_named(folder, capsys,
     assert rows["three"] == {"class": "three", "images": "6", "answers": "6", "right": "6", "accuracy": "100.0",
                              "precision": "100.0"}
     assert rows["two"]["precision"] == ""
-    assert Path("net_confusion.csv").read_text() == "class,one,three,two\none,6,0,0\nthree,0,6,0\ntwo,6,0,0\n"
+    assert Path("net_confusion.csv").read_text() == '"class (rows), answer (columns)",one,three,two\none,6,0,0\nthree,0,6,0\ntwo,6,0,0\n'
     with Image.open("net_confusion.png") as picture:
         assert picture.width > 400 and b"<svg" in Path("net_confusion.svg").read_bytes()

@@ -58,7 +58,7 @@ def test_the_command_says_and_records_what_was_reached(folder, monkeypatch, caps
         assert figures["achieved_percent"] == pytest.approx(100 - left)
         assert percent <= figures["achieved_percent"] < percent + 3
         assert figures["milliseconds"] == [2 * record["macs"], 2 * record["base"]["macs"]]
-        assert f"{figures['achieved_percent']:.2f}% of the time for a batch (asked for: {percent}%)" in out
+        assert f"{figures['achieved_percent']:.2f}% of the milliseconds for a batch (asked for: {percent}%)" in out
         assert f"a batch of 2 takes {2 * record['macs']:.2f} ms" in out
     assert main.main([*job, "--pretrained=True", "--prune_percent=95", "--round_to=8"]) == 0
     assert "is the most that can be removed" in capsys.readouterr().out
@@ -82,7 +82,7 @@ def test_real_times(folder, capsys, tmp_path, monkeypatch):
                           f"--data_path={folder}", "--pruning_type=l1", "--budget=latency", "--prune_percent=20",
                           f"--latency_runtime={runtime}", "--round_to=8", "--latency_batch=8"]) == 0
         out = capsys.readouterr().out
-        assert "of the time for a batch (asked for: 20%)" in out and "measured in turn" in out
+        assert "of the milliseconds for a batch (asked for: 20%)" in out and "measured in turn" in out
 
 
 @pytest.mark.parametrize("flags, says", [

@@ -189,6 +189,8 @@ def test_a_torchvision_network_from_its_weights_to_an_export(flags, folder, tmp_
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     job = (*flags, "--model=mnasnet0_5", "--image_size=32", "--ebt=True", "--pruning_type=fisher",
            "--prune_percent=50", "--init=DEFAULT", "--optimizer=adam")
+    assert run(*job, "--print_config=True") == 0  # which downloads nothing
+    assert json.loads(capsys.readouterr().out)["flags"]["normalize"] == "imagenet"
     assert run(*job) == 2
     error = capsys.readouterr().err
     file, place = re.search(r"put (\S+) into (\S+), or name a file", error).groups()
@@ -257,10 +259,11 @@ def test_a_pruned_network_is_trained_further_on_other_images(model, width, flags
 
 
 def test_a_classifier_for_other_classes_stays_fresh_and_all_else_fits():
-    from lab.weights import initialise
+    from lab.weights import initialise, network_like
     theirs = settle(torchvision.models.resnet18(num_classes=1000))
-    torch.save(theirs.state_dict(), "r18.pth")
-    model = networks.build_network("resnet18", 3)
+    torch.save({"state_dict": theirs.state_dict(), "cfg": {"depth": 18}}, "r18.pth")
+    model, said = network_like("r18.pth", "resnet18", 3)
+    assert not said and filter_count(model)[0] == filter_count(model)[1]
     lines = initialise(model, "r18.pth")
     assert lines[1:] == ["fresh: the classifier fc, since fc.weight is 1000 x 512 instead of "
                          "3 x 512"]
