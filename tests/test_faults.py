@@ -493,13 +493,20 @@ def test_a_signal_while_the_weights_diverge_keeps_the_last_good_ones(digits, mon
 
     batches = ImageData.train_batches
 
-    def interrupted(*args, key):
-        for i, batch in enumerate(batches(*args, key=key)):
-            if key[-1] == 2 and i == 4:
-                raise KeyboardInterrupt
-            yield batch
+    class Interrupted:
+        def __init__(self, *args, key):
+            self.batches, self.epoch = batches(*args, key=key), key[-1]
 
-    monkeypatch.setattr(ImageData, "train_batches", interrupted)
+        def __len__(self):
+            return len(self.batches)
+
+        def __iter__(self):
+            for i, batch in enumerate(self.batches):
+                if self.epoch == 2 and i == 4:
+                    raise KeyboardInterrupt
+                yield batch
+
+    monkeypatch.setattr(ImageData, "train_batches", lambda *args, key: Interrupted(*args, key=key))
     monkeypatch.setattr(time, "monotonic", lambda: 0.0)  # the loss is looked at after half a second
     recipe = Recipe(lr=[.01, 1e30], epochs=[1, 1], weight_decay=0, adam_lr=[1, 1])
     with pytest.raises(KeyboardInterrupt):
