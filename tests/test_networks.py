@@ -241,6 +241,7 @@ def test_networks_that_torchvision_normalises_anew_get_what_they_then_see():
 
 @pytest.mark.parametrize("model, width", [("resnet-56", 0.25), ("nets/own.py:Net", 1)])
 def test_a_pruned_network_is_trained_further_on_other_images(model, width, flags, tmp_path, digits, capsys):
+    torch.manual_seed(0)
     network = networks.build_network(model, 3, width)
     small = prune(network, select_filters(network, cal_importance(network, "random"), 50))
     save_checkpoint("small.pth", small, {"image_size": 16, "classes": list("abc")})
