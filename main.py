@@ -280,7 +280,7 @@ def prune_filters(job, number):
 
 
 def reached_by(network, job):
-    """How much of what --budget counts has gone, and how much can go, where that is not timed."""
+    """How much of what --budget counts has gone; and how much can go, unless it is timed."""
     flags, size = job.flags, job.data.image_size
     if flags.budget == "latency":
         return clock_of(job).saved_by(network, latency.LONG).plain()

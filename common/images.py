@@ -22,8 +22,8 @@ from common.threads import ahead
 
 LARGEST = 1_000_000_000  # bytes of one image when it is decoded
 LARGE = 100_000_000  # larger ones are decoded one at a time
-# They run other programs, or are containers of something else.
 COMMON = {"JPEG", "PNG"}  # tried first
+# They run other programs, or are containers of something else.
 NOT_READ = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"}
 HANDFUL = 16  # images that a thread reads at a time: handing over costs as much as a small one
 MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")

@@ -15,13 +15,12 @@ from common.terminal import printable, progress
 from imp_estimator import order_of
 from lab import plots
 from lab.checkpoint import load_checkpoint
-from lab.experiment import REPORT_MAY_DIFFER, Experiment
+from lab.experiment import DEFAULTS, REPORT_MAY_DIFFER, Experiment
 from lab.latency import Clock
 from lab.record import GROUPS_IN, JOBS, UNPRUNED, grouped, networks_of, read_result
 from lab.tables import budget_text
 
 LARGEST = 50_000_000  # bytes of a result; one of 500 epochs has 1 MB
-TIMED_BATCH = 32  # images, as in --latency_batch
 MOST = 200_000  # files and folders that are looked at; a comparison has hundreds
 
 
@@ -109,7 +108,7 @@ def with_time(record):
     """A record with its network's time for a batch, where that is there and can be measured."""
     try:
         model, _ = load_checkpoint(record.file)
-        clock = Clock(model, record.image_size, TIMED_BATCH, pick_device())
+        clock = Clock(model, record.image_size, DEFAULTS["latency_batch"], pick_device())
         times = list(clock.saved_by(model, 1.0).milliseconds)
     except InputError:
         return record
