@@ -159,6 +159,26 @@ PRESETS["finetune"] = Preset(ebt=_FINETUNE, iterative=_FINETUNE, batch_size=64)
 PRESETS["cpu-drop"] = replace(PRESETS["cpu"], ebt=replace(PRESETS["cpu"].ebt, base=Recipe(
     lr=[.1, .01], epochs=[9, 1], weight_decay=1e-4, adam_lr=[1e-3, 1e-4])))
 
+# "cpu" where the rate rises in the first two epochs of every training: what else throws a plain
+# VGG-13 off.
+def _warmed_up(schedule, epochs):
+    return replace(schedule, **{phase: replace(recipe, warmup=epochs)
+                                for phase, recipe in vars(schedule).items() if recipe})
+
+
+PRESETS["cpu-warmup"] = replace(PRESETS["cpu"], ebt=_warmed_up(PRESETS["cpu"].ebt, 2),
+                                iterative=_warmed_up(PRESETS["cpu"].iterative, 2))
+
+# Iterative jobs of as many epochs in 1, 2 and 4 rounds: 24 after the plain network's ten. Of each
+# round's, orthoreg's last four have the penalty, as have four before the first.
+for _rounds, _retrain, _between in ((1, [12, 8, 4], [12, 8, 0]), (2, [6, 4, 2], [4, 3, 1]),
+                                    (4, [3, 2, 1], [1, 1, 0])):
+    _iterative = replace(PRESETS["cpu"].iterative, **{
+        phase: replace(PRESETS["cpu"].iterative.retrain, epochs=epochs)
+        for phase, epochs in (("retrain", _retrain), ("between", _between))})
+    PRESETS[f"cpu-rounds-{_rounds}"] = replace(PRESETS["cpu"], iterative=replace(
+        _warmed_up(_iterative, 1), base=PRESETS["cpu-warmup"].ebt.base))
+
 # Comparisons for --sweep: flag -> value, or list of values; every combination is an experiment.
 SWEEPS = {
     # The published table. Days on a GPU.
@@ -181,6 +201,39 @@ SWEEPS = {
                 "ebt": True, "val_percent": 10, "seed": [0, 1], "model": "vgg",
                 "pruning_type": ["orthoreg", "fisher", "bn"], "prune_percent": 75,
                 "control": [False, "unpruned"]},
+}
+
+# The rest of the study in pruned_nets/comparison; minutes on a GPU, a day on two CPU cores.
+_STUDY = {"data_path": "data/cifar100-10", "ebt": True, "val_percent": 10, "seed": [0, 1, 2],
+          "deterministic": True}
+_WARMUP = {**_STUDY, "out": "sweeps/cpu-warmup", "preset": "cpu-warmup"}
+_THREE = ["vgg", "mobilenet", "resnet-56"]
+_FOUR = ["orthoreg", "fisher", "bn", "random"]
+SWEEPS |= {
+    # "cpu" for the network that is missing there.
+    "cpu-resnet": {**_STUDY, "out": "sweeps/cpu-resnet", "preset": "cpu", "model": "resnet",
+                   "pruning_type": ["orthoreg", "fisher", "bn"], "prune_percent": [50, 75],
+                   "control": [False, "unpruned"]},
+    # What is orthonormality worth for networks that a warm-up has kept from being thrown off?
+    "cpu-warmup": {**_WARMUP, "model": _THREE, "pruning_type": _FOUR, "prune_percent": 75,
+                   "control": [False, "unpruned"]},
+    "cpu-warmup-scratch": {**_WARMUP, "model": _THREE, "pruning_type": ["orthoreg", "fisher"],
+                           "prune_percent": 75, "control": "scratch"},
+    # The same at equal multiply-adds, of which methods leave very different shares.
+    "cpu-macs": {**_WARMUP, "out": "sweeps/cpu-macs", "model": _THREE, "pruning_type": _FOUR,
+                 "budget": "macs", "prune_percent": 75},
+    # Filters of a residual stream, one by one or together.
+    "cpu-residual": {**_WARMUP, "out": "sweeps/cpu-macs", "model": "resnet-56", "budget": "macs",
+                     "pruning_type": ["orthoreg", "fisher"], "prune_percent": 50,
+                     "residual": ["single", "coupled"]},
+    # Published lambda times 0, 0.1, 1 and 10.
+    "cpu-penalty": {**_WARMUP, "out": "sweeps/cpu-penalty", "model": "resnet-56",
+                    "pruning_type": "orthoreg", "prune_percent": 75, "penalty": [0, .001, .01, .1]},
+    # As many epochs in fewer and more rounds.
+    **{f"cpu-rounds-{rounds}": {
+        **_STUDY, "ebt": False, "out": f"sweeps/cpu-rounds-{rounds}",
+        "preset": f"cpu-rounds-{rounds}", "n_rounds": rounds, "model": "resnet-56",
+        "pruning_type": ["orthoreg", "fisher"], "prune_percent": 75} for rounds in (1, 2, 4)},
 }
 
 # The penalty's weight, lambda in loss = cross-entropy + lambda * sum_l c_l * |G_l - I|_1; that of

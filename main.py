@@ -18,7 +18,7 @@ from common.libraries import lazy, load
 from common.processes import leave_processes, require_same
 from common.seeds import seed_of
 from common.terminal import heading, print_notes
-from config import MOMENTUM, penalty_of
+from config import MOMENTUM
 from lab.experiment import CONTROL_MAY_DIFFER, DEFAULTS, Experiment, Sweep, marked, parse
 
 # Loaded by what uses them, after the flags have been read.
@@ -124,7 +124,7 @@ def train_network(job, phase, number=0):
     if job.network is None:
         job.network = fresh_network(job)
     if phase == "ortho":
-        penalty = train.OrthonormalityPenalty(job.network, penalty_of(flags.model))
+        penalty = train.OrthonormalityPenalty(job.network, flags.strength)
         if not training.history and not training.sums:
             before = measure.measure_orthogonality(job.network)
     name = f"round {number}, {phase}" if number else phase

@@ -44,6 +44,7 @@ def pick_device(name="auto", deterministic=False):
     if name == "cuda" and deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by cuBLAS
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads such memory
     if several and name == "cuda":
         return _own_gpu()
     return torch.device(name)

@@ -132,12 +132,13 @@ def number(text):
         return float("nan")
 
 
-def positive(most):
-    """An argument type: a number above 0, up to `most`."""
+def positive(most, or_zero=False):
+    """An argument type: a number above 0, or from 0, up to `most`."""
     def parse(text):
         value = number(text)
-        if not 0 < value <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, up to {most:g}")
+        if not (0 < value <= most or or_zero and value == 0):
+            lowest = "from 0" if or_zero else "above 0,"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {lowest} up to {most:g}")
         return value
     return parse
 

@@ -20,7 +20,7 @@ from common.flags import (
 )
 from common.libraries import lazy, need
 from common.processes import processes
-from config import AUGMENTS, BUDGETS, MODELS, NORMALIZATIONS, PRESETS, SWEEPS
+from config import AUGMENTS, BUDGETS, MODELS, NORMALIZATIONS, PRESETS, SWEEPS, penalty_of
 from imp_estimator import ESTIMATORS, has_penalty
 from lab.presets import check_preset
 
@@ -107,6 +107,10 @@ class Experiment:
     batch_size: int = flag(
         "training", None, "images in a training step", shown="the preset's", type=integer(2),
         metavar="N")
+    penalty: float = flag(
+        "training", None, "the weight of the orthonormality penalty, lambda", shown="the "
+        "network's in config.py", type=positive(1e6, or_zero=True), metavar="LAMBDA",
+        marks=[REPORT_MAY_DIFFER])
     class_weights: str = flag(
         "training", False, "balanced: all classes count alike in the training's loss, however many "
         "images they have", type=one_of("balanced", False), metavar="{balanced,False}")
@@ -240,6 +244,11 @@ class Experiment:
         return self.only_train == "ortho" or has_penalty(self.pruning_type)
 
     @property
+    def strength(self):
+        """The penalty's weight, where a training has the penalty."""
+        return penalty_of(self.model) if self.penalty is None else self.penalty
+
+    @property
     def network(self):
         if self.model not in MODELS:
             return networks.file_name(self.model)
@@ -247,7 +256,8 @@ class Experiment:
 
     def base_file(self, folder, penalised):
         """Where a network before any pruning lives; one with a ticket has a name of its own."""
-        name = f"{self.network}_ortho" if penalised else self.network
+        name = "-".join(filter(None, [f"{self.network}_ortho", self._lambda])) if penalised else (
+            self.network)
         if self.eb_detect:
             percent = round((self.thresholds or [self.prune_percent])[0])
             name += f"_{self.pruning_type}_{percent}_ticket"
@@ -259,9 +269,15 @@ class Experiment:
     def method(self):
         """What is compared under this name: the pruning type, or a control of it."""
         if self.control == "unpruned":
-            return "ortho-unpruned" if self.penalised else "base-unpruned"
-        parts = [self.pruning_type, self.residual != "single" and self.residual, self.control]
+            parts = ["ortho" if self.penalised else "base", self._lambda, "unpruned"]
+        else:
+            parts = [self.pruning_type, self._lambda, self.residual != "single" and self.residual,
+                     self.control]
         return "-".join(filter(None, parts))
+
+    @property
+    def _lambda(self):
+        return None if self.penalty is None else f"lambda{self.penalty:.15g}"
 
     def pruned_file(self, folder, percent, penalised):
         """Where a pruned network lives; `penalised`: it got the penalty for a round to come."""
@@ -330,6 +346,11 @@ def parse(argv, description=None):
     if args.ebt and rounds > 1:
         raise InputError(f"--ebt=True prunes once, and {rounds} rounds are asked for; leave out "
                          "--ebt=True to prune iteratively, or ask for one round")
+    penalised = args.only_train == "ortho" or has_penalty(args.pruning_type)
+    if args.penalty is not None and not penalised:
+        those = ", ".join(filter(has_penalty, ESTIMATORS))
+        raise InputError(f"--penalty only works where the network is trained with it: {those}, or "
+                         "--only_train=ortho")
     _check_together(args)
     batch_size = args.batch_size or PRESETS[args.preset].batch_size
     if batch_size < 2 * processes()[1]:

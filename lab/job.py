@@ -17,7 +17,7 @@ from common.processes import (
     require_same,
 )
 from common.terminal import counted, print_notes, printable
-from config import MOMENTUM, penalty_of, title_of
+from config import MOMENTUM, title_of
 from data import load_data
 from lab.checkpoint import checkpoint_bytes, load_checkpoint, record_in
 from lab.experiment import comparable
@@ -90,7 +90,7 @@ class Job(Plan):
     @property
     def identity(self):
         """What makes two runs the same: the entries of a checkpoint by which they are compared."""
-        schedule = {**self.flags.schedule.plain(), "penalty": penalty_of(self.flags.model),
+        schedule = {**self.flags.schedule.plain(), "penalty": self.flags.strength,
                     "momentum": MOMENTUM}
         identity = {"flags": self.flags.identity, "fingerprint": self.data.fingerprint,
                     "schedule": schedule}

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from common.errors import InputError
-from config import penalty_of
 from data import folder_of
 from lab.resume import damaged, read_progress
 from pruner import round_targets
@@ -94,7 +93,7 @@ class Plan:
             settings[training] = {
                 "lr": recipe.rates(flags.optimizer), "weight_decay": recipe.weight_decay,
                 "optimizer": flags.optimizer, "batch_size": flags.batch_size, "amp": flags.amp,
-                "penalty": penalty_of(flags.model) if phase == "ortho" else 0}
+                "penalty": flags.strength if phase == "ortho" else 0}
             if recipe.label_smoothing:
                 settings[training]["label_smoothing"] = recipe.label_smoothing
             if flags.class_weights:

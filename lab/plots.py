@@ -10,7 +10,7 @@ from common.files import write_atomically
 from common.libraries import need
 from common.terminal import one_line, printable
 from imp_estimator import ESTIMATORS, order_of
-from lab.record import UNPRUNED, grouped, networks_of
+from lab.record import grouped, networks_of
 
 PLOTS = {}  # file name -> (caption, function), in the order of this file
 GREY = {"color": "0.5", "linewidth": 3}
@@ -95,11 +95,17 @@ def save_figure(figure, path):
 
 
 def style_of(method):
-    """The colour and marker of a variant, the same in all plots; dashed where it is coupled."""
-    name, _, coupled = method.partition(", ")
+    """The colour and marker of a variant, the same in all plots; dashed where it is coupled, and
+    marked by the penalty's weight where that was given."""
+    name, *parts = method.split(", ")
     about = ESTIMATORS.get(name)
-    return {"color": about.colour if about else "#000000", "marker": about.marker if about else "x",
-            "markersize": 5, "linewidth": 1.4, "linestyle": "--" if coupled else "-"}
+    style = {"color": about.colour if about else "#000000", "markersize": 5, "linewidth": 1.4,
+             "marker": about.marker if about else "x",
+             "linestyle": "--" if "coupled" in parts else "-"}
+    for part in parts:
+        if part.startswith("λ "):
+            style |= {"marker": f"${part[2:]}$", "markersize": 18}  # the weight itself
+    return style
 
 
 def by_method(records, control=False):
@@ -155,10 +161,10 @@ def plot_accuracy(axis, records, label, x_of, apart=0):
         x, y, deviation = zip(*points)
         axis.errorbar(x, y, deviation if any(deviation) else None, capsize=3, label=found[0].method,
                       **{**style_of(found[0].variant), **marks})
-    for kind, line in zip(UNPRUNED, (":", "-.")):
-        found = [r.best for r in records if r.method == kind]
-        if found:
-            axis.axhline(statistics.mean(found), color="0.4", linestyle=line, label=kind)
+    unpruned = grouped([r for r in records if r.control == "unpruned"], lambda r: r.method)
+    for kind, found in sorted(unpruned.items()):
+        axis.axhline(statistics.mean(r.best for r in found), color="0.4", label=kind,
+                     linestyle="-." if found[0].strength else ":")
     seeds = len({r.flags["seed"] for r in records})
     meaning = (f"mean of {seeds} seeds, bars: standard deviation" if seeds > 1 else
                f"seed {records[0].flags['seed']}")
@@ -173,6 +179,32 @@ def _points(records, x_of, shift):
         values = [r.best for r in found]
         yield (statistics.mean(map(x_of, found)) + shift, statistics.mean(values),
                statistics.stdev(values) if len(values) > 1 else 0)
+
+
+@plot("penalty", "Orthogonality and accuracy against the weight of the penalty")
+def plot_penalty(axis, records):
+    """At the highest percent, over the weights side by side: they may begin with 0."""
+    found = [r for r in records if r.strength is not None and not r.control and r.base]
+    most = max((r.requested for r in found), default=0)
+    weights = grouped([r for r in found if r.requested == most], lambda r: r.strength)
+    if len(weights) < 2:
+        return False
+    lines = {"before pruning": ("-", "^", lambda r: r.unpruned.best),
+             "right after pruning": ("-", "v", lambda r: r.after_pruning),
+             "retrained": ("-", "o", lambda r: r.best),
+             "degree of orthogonality before pruning, x 100": (
+                 ":", "s", lambda r: 100 * r.unpruned.orthogonality["mean"])}
+    for label, (line, marker, value_of) in lines.items():
+        values = [list(map(value_of, weights[weight])) for weight in sorted(weights)]
+        bars = [statistics.stdev(each) if len(each) > 1 else 0 for each in values]
+        axis.errorbar(range(len(values)), list(map(statistics.mean, values)),
+                      bars if any(bars) else None, capsize=3, linestyle=line, marker=marker,
+                      label=label)
+    axis.set_xticks(range(len(weights)), [f"{weight:g}" for weight in sorted(weights)])
+    axis.set(xlabel=f"weight of the penalty, λ ({most:g}% removed)",
+             ylabel="test accuracy, best epoch (%)\nbars: standard deviation over seeds")
+    axis.set_ylim(bottom=0)
+    return True
 
 
 # ------------------------------------------------------------------------------------------- layers

@@ -239,16 +239,31 @@ class Record:
 
     @property
     def variant(self):
-        """The pruning type, and how filters of one residual channel were judged."""
-        coupled = self.flag("residual") == "coupled"
-        return self.flags["pruning_type"] + (", coupled" if coupled else "")
+        """The pruning type, a penalty's weight that was given, and how filters of one residual
+        channel were judged."""
+        coupled = ", coupled" if self.flag("residual") == "coupled" else ""
+        return f"{self.flags['pruning_type']}{self.given_penalty}{coupled}"
+
+    @property
+    def given_penalty(self):
+        """The --penalty of a variant's or a base network's name."""
+        weight = self.flag("penalty")
+        return "" if weight is None else f", λ {weight:g}"
+
+    @property
+    def strength(self):
+        """The weight of the penalty that the network was trained with before the pruning, or None.
+        """
+        if not has_penalty(self.flags["pruning_type"]):
+            return None
+        return (self.schedule or {}).get("penalty")
 
     @property
     def method(self):
         """The variant, or the name of a control."""
         pruning_type = self.flags["pruning_type"]
         if self.control == "unpruned":
-            return UNPRUNED[has_penalty(pruning_type)]
+            return UNPRUNED[has_penalty(pruning_type)] + self.given_penalty
         return f"{self.variant}, {self.control}" if self.control else self.variant
 
     @property

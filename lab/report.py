@@ -17,7 +17,7 @@ from lab import plots
 from lab.checkpoint import load_checkpoint
 from lab.experiment import DEFAULTS, REPORT_MAY_DIFFER, Experiment
 from lab.latency import Clock
-from lab.record import GROUPS_IN, JOBS, UNPRUNED, grouped, networks_of, read_result
+from lab.record import GROUPS_IN, JOBS, grouped, networks_of, read_result
 from lab.tables import budget_text
 
 LARGEST = 50_000_000  # bytes of a result; one of 500 epochs has 1 MB
@@ -168,13 +168,19 @@ def describe_section(records):
     chosen = " and ".join(sorted({r.chosen_on for r in records}))
     over = (f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1
             else f"seed {seeds[0]}")
-    lines = [f"Test accuracy (%) of the best epoch, chosen on the {chosen} images; {over}.", ""]
+    lines = [f"Test accuracy (%) of the best epoch, chosen on the {chosen} images; {over}. In "
+             "brackets: multiply-adds left (%).", ""]
     unlike = _unlike(records)
     if unlike:
         lines += [f"**These results also differ in --{', --'.join(map(text, unlike))}.**", ""]
     for network in networks_of(records):
         own = [r for r in records if r.network == network]
         lines += [_unpruned_line(network, own), "", *_accuracies(network, own, seeds), ""]
+    differences = [line for network in networks_of(records) for line in _differences(
+        network, [r for r in records if r.network == network])]
+    if differences:
+        lines += ["Differences in accuracy between runs of one seed, mean ± standard error.", "",
+                  *differences]
     return lines + _details(records)
 
 
@@ -195,7 +201,7 @@ def _unpruned_line(network, records):
     for record in records:
         base = record.unpruned
         if base is not None:
-            kind = "with penalty" if base.penalised else "plain"
+            kind = f"with penalty{base.given_penalty}" if base.penalised else "plain"
             # A later run may have replaced a file.
             kinds.setdefault(kind, {})[base.file, base.best] = base
     return f"Unpruned {text(network)}: " + "; ".join(
@@ -206,21 +212,59 @@ def _unpruned_line(network, records):
 
 def _accuracies(network, records, seeds):
     """A table with a row for each method and a column for each percent."""
-    cells = grouped(records, lambda r: (r.method, round(r.requested, 2)))
-    percents = sorted({percent for method, percent in cells if method not in UNPRUNED})
-    methods = sorted({method for method, _ in cells}, key=_order)
+    cells, columns, methods = _cells(records)
 
     def entry(found):
-        missing = f" (n = {len(found)})" if len(found) < len(seeds) else ""
-        return f"{spread(r.best for r in found)}{missing}" if found else "–"
+        if not found:
+            return "–"
+        cost = statistics.mean(r.flops_left for r in found)
+        missing = f", n = {len(found)}" if len(found) < len(seeds) else ""
+        return f"{spread(r.best for r in found)} ({cost:.0f}{missing})"
 
-    lines = [row([network, *(f"{p:g}% removed" for p in percents), "nothing removed"]),
-             "|---" * (len(percents) + 2) + "|"]
-    for method in methods:
-        whole = entry(cells.get((method, 0), [])) if method in UNPRUNED else "–"
-        lines.append(row([method, *(entry(cells.get((method, p), [])) if method not in UNPRUNED
-                                    else "–" for p in percents), whole]))
-    return lines
+    return [row([network, *map(_removed, columns)]), "|---" * (len(columns) + 1) + "|",
+            *(row([method, *(entry(cells.get((method, column), [])) for column in columns)])
+              for method in methods)]
+
+
+def _cells(records):
+    """({(method, percent removed; None of an unpruned control): its records}, the percents, with
+    None where there is one, the methods), in the order of tables."""
+    cells = grouped(records, lambda r: (
+        r.method, None if r.control == "unpruned" else round(r.requested, 2)))
+    percents = {percent for _, percent in cells}
+    return (cells, [*sorted(percents - {None}), *({None} & percents)],
+            sorted({method for method, _ in cells}, key=_order))
+
+
+def _removed(percent):
+    return "nothing removed" if percent is None else f"{percent:g}% removed"
+
+
+def _differences(network, records):
+    """A table of how far the first method is ahead of each other one, over the seeds that both
+    have; none where there are fewer than two."""
+    cells, columns, methods = _cells(records)
+    by_seed = {key: {r.flags["seed"]: r.best for r in found} for key, found in cells.items()}
+    first, columns = methods[0], [column for column in columns if column is not None]
+
+    def entry(method, column):
+        ours, theirs = (by_seed.get((name, column), {}) for name in (first, method))
+        return paired(ours, theirs)
+
+    rows = [[method, *(entry(method, column) for column in columns)] for method in methods[1:]]
+    rows = [cells for cells in rows if any(cells[1:])]
+    return rows and [row([f"{network}: {first} minus", *map(_removed, columns)]),
+                     "|---" * (len(columns) + 1) + "|", *map(row, rows), ""]
+
+
+def paired(ours, theirs):
+    """The mean difference of two {seed: value} over the seeds that both have, ± its standard error,
+    in words; nothing where they share fewer than two."""
+    gaps = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
+    if len(gaps) < 2:
+        return ""
+    error = statistics.stdev(gaps) / len(gaps) ** .5
+    return f"{statistics.mean(gaps):+.1f} ± {error:.1f}, n = {len(gaps)}"
 
 
 def _details(records):

@@ -60,7 +60,7 @@ def read_sweep(name):
         choices["data_path"] = list(dict.fromkeys(map(os.path.normpath, choices["data_path"])))
     cells = []
     for values in itertools.product(*choices.values()):
-        cell = _as_control(dict(zip(choices, values)))
+        cell = _without_idle(dict(zip(choices, values)))
         if cell not in cells:
             cells.append(cell)
     return cells
@@ -74,8 +74,11 @@ def _without_twins(pairs):
     return found
 
 
-def _as_control(cell):
-    """The cell without what does not shape an unpruned control, so that equal ones are one."""
+def _without_idle(cell):
+    """The cell without what does not shape it, so that equal ones are one: a plain network has no
+    penalty, and an unpruned control no percent."""
+    if not has_penalty(cell.get("pruning_type")):
+        cell = {key: value for key, value in cell.items() if key != "penalty"}
     if cell.get("control") != "unpruned":
         return cell
     control = {key: value for key, value in cell.items()
