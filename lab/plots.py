@@ -1,6 +1,7 @@
 """Plots of a comparison. To add one, write a function (axis, records) -> whether it drew something,
 under `@plot(file name, caption)`."""
 import io
+import math
 import statistics
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ from common.terminal import one_line, printable
 from imp_estimator import ESTIMATORS, order_of
 from lab.record import grouped, networks_of
 
+WEIGHTS = "osD^v<>pPX*"  # markers, three for each power of ten
 PLOTS = {}  # file name -> (caption, function), in the order of this file
 GREY = {"color": "0.5", "linewidth": 3}
 
@@ -95,8 +97,8 @@ def save_figure(figure, path):
 
 
 def style_of(method):
-    """The colour and marker of a variant, the same in all plots; dashed where it is coupled, and
-    marked by the penalty's weight where that was given."""
+    """The colour and marker of a variant, the same in all plots; dashed where it is coupled. A
+    penalty's weight that was given has a marker of its own."""
     name, *parts = method.split(", ")
     about = ESTIMATORS.get(name)
     style = {"color": about.colour if about else "#000000", "markersize": 5, "linewidth": 1.4,
@@ -104,7 +106,9 @@ def style_of(method):
              "linestyle": "--" if "coupled" in parts else "-"}
     for part in parts:
         if part.startswith("λ "):
-            style |= {"marker": f"${part[2:]}$", "markersize": 18}  # the weight itself
+            weight = float(part[2:])
+            place = round(3 * math.log10(weight)) % len(WEIGHTS) if weight else -1
+            style["marker"] = WEIGHTS[place]
     return style
 
 
