@@ -5,6 +5,7 @@ import os
 import queue
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import fields
@@ -163,10 +164,17 @@ class _Comparison:
         self.cells, self.runs, self.at_once, self.make_job = cells, runs, at_once, make_job
         self.load = lru_cache(load_data)
         self.processes, self.stopped = set(), False
+        self.looking = threading.Lock()  # torch.fx traces one network at a time
         self.failed = {}  # number of a run -> its name
         self.slots = queue.SimpleQueue()
         for slot in range(at_once):
             self.slots.put(slot)
+
+    def look(self, number):
+        """(the job of a run, its test accuracy where it is finished)."""
+        with self.looking:
+            job = self.prepare(number)
+            return job, job.finished()
 
     def prepare(self, number):
         argv = command_of(self.runs[number])
@@ -216,17 +224,17 @@ class _Comparison:
 
     def run_cell(self, number):
         """Run a cell unless it is finished; a line on how that went."""
-        job, began = self.prepare(number), time.monotonic()
-        name = self.name(number, job)
+        began, name = time.monotonic(), f"run {number + 1}"
         try:
-            accuracy = job.finished()
+            job, accuracy = self.look(number)
+            name = self.name(number, job)
             if accuracy:
                 return f"{name}: test {accuracy_text(accuracy)}, was finished"
             if any(needed in self.failed for needed in self.needs(number)):
                 outcome = "LEFT OUT, since what it needs failed"
             else:
                 code, log = self.execute(job)
-                accuracy, seconds = job.finished(), time.monotonic() - began
+                accuracy, seconds = self.look(number)[1], time.monotonic() - began
                 if accuracy and not code:
                     return f"{name}: test {accuracy_text(accuracy)}, {seconds:.0f} s"
                 lines = log.read_text(errors="replace").splitlines() or ["no output"]

@@ -1,8 +1,11 @@
 """Narrow networks and small real data for all tests: offline, on the CPU, deterministic."""
 import copy
+import os
 import shutil
 import sys
 from pathlib import Path
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # before torch looks; =0 runs them on a GPU
 
 import pytest
 import torch
