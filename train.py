@@ -273,6 +273,13 @@ def criterion_of(label_smoothing=0, class_weights=None):
     return lambda logits, labels: total(logits, labels) / len(labels)
 
 
+def fused(device, amp):
+    """Whether the optimizer may take its step in one kernel. Not in float16: where the scaler skips
+    the first step, as it mostly does, PyTorch's fused SGD goes on from momenta that nobody has set.
+    """
+    return True if device == "cuda" and amp != "float16" else None
+
+
 @dataclass
 class _Loop:
     """The state of one call of `fit`."""
@@ -292,7 +299,7 @@ class _Loop:
 
     def begin(self, amp, compiled):
         device = next(self.model.parameters()).device.type
-        options = {"weight_decay": self.recipe.weight_decay, "fused": device == "cuda" or None}
+        options = {"weight_decay": self.recipe.weight_decay, "fused": fused(device, amp)}
         self.rate = partial(self.recipe.rate, optimizer=self.algorithm)
         self.epochs = sum(self.recipe.epochs)
         if self.algorithm == "adam":
