@@ -21,6 +21,7 @@ from data import load_data
 from imp_estimator import ESTIMATORS
 from lab.checkpoint import load_checkpoint
 from lab.experiment import make_parser
+from lab.plan import Plan
 from models import filter_count, filter_groups, widths_of
 from train import evaluate
 
@@ -344,6 +345,19 @@ def test_file_names_of_the_published_jobs():
         "pruned_nets/iterative/resnet-56_orthoreg_57_ortho_0.pth"
     assert str(flags.pruned_file("digits", 80.0, False)) == \
         "pruned_nets/iterative/digits/resnet-56_orthoreg_80_0.pth"
+
+
+@pytest.mark.parametrize("flag, weight, name", [
+    ((), .01, "vgg_ortho.pth vgg_orthoreg_50_0.pth"),
+    (("--penalty=0.01",), .01, "vgg_ortho-lambda0.01.pth vgg_orthoreg-lambda0.01_50_0.pth"),
+    (("--penalty=0", "--control=scratch"), 0, "vgg_ortho-lambda0.pth vgg_orthoreg-lambda0-scratch_50_0.pth")])
+def test_the_weight_of_the_penalty_is_used_recorded_and_shows_in_names(flag, weight, name):
+    flags = main.parse(["--pruning_type=orthoreg", "--prune_percent=50", *flag])
+    plan = Plan(flags)
+    assert plan.settings("ortho", "retrain")["ortho"]["penalty"] == weight == flags.strength
+    assert plan.settings("retrain")["retrain"]["penalty"] == 0
+    assert " ".join(path.name for path in (flags.base_file("", True), flags.pruned_file("", 50, False))) == name
+    assert flags.base_file("", False).name == "vgg.pth"
 
 
 def test_the_python_of_the_readme_runs_and_its_flags_exist(monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from lab import latency, plots, report
 from lab import sweep as sweeps
 from lab.checkpoint import load_checkpoint, save_checkpoint
 from lab.experiment import Sweep, parse
+from lab.job import Job
 from lab.record import Record
 from models import filter_count, filter_groups, measure_cost, widths_of
 from pruner import Masked, kept_mask, mask_distance, prune, select_filters
@@ -484,6 +486,19 @@ def test_a_sweep_spells_values_as_the_command_line_does(sweep, tmp_path):
     assert sweeps.plan(Sweep("sweep.json")) == of_words
 
 
+def test_a_sweep_of_weights_has_each_plain_network_once(sweep, tmp_path):
+    """Only what is trained with the penalty depends on its weight."""
+    settings, _ = sweep
+    (tmp_path / "sweep.json").write_text(json.dumps({**settings, "penalty": [0, .1]}))
+    cells, runs = sweeps.plan(Sweep("sweep.json"))
+    plain = [cell for cell in runs if "penalty" not in cell]
+    assert len(runs) == len(plain) + 2 * (8 - len(plain))  # 8 of the fixture's sweep
+    assert all(cell.get("pruning_type", "l1") != "orthoreg" for cell in plain)
+    assert {cell["penalty"] for cell in runs if cell not in plain} == {0, .1}
+    names = [main.parse(sweeps.command_of(cell)).pruned_file("", 50, False) for cell in cells]
+    assert len({*names}) == len({json.dumps({**c, "prune_percent": 50}) for c in cells})
+
+
 def test_a_sweep_of_rounds_or_tickets_has_its_unpruned_controls(sweep, tmp_path):
     settings, _ = sweep
     for change, then in (({"ebt": False, "thresholds": ["[20, 50]"]}, {"n_rounds": 2}),
@@ -615,11 +630,16 @@ def test_the_report_has_the_figures_of_the_records(results, capsys):
     text = (results / "report.md").read_text()
     assert "Left out: 1 .json files that hold no result" in output and text.strip() in output
 
+    def top1(method, percent, seed):
+        path = results / f"pruned_nets/ebt/shapes/vgg-w0.125_{method}_{percent}_{seed}.pth"
+        return record(path)["accuracy"]["best"]["top1"]
+
     def cell(method, percent):
-        of = [record(results / f"pruned_nets/ebt/shapes/vgg-w0.125_{method}_{percent}_{seed}.pth")
-              ["accuracy"]["best"]["top1"] for seed in (0, 1)]
+        of = [top1(method, percent, seed) for seed in (0, 1)]
         mean = sum(of) / 2
-        return f"{mean:.1f} ± {(sum((a - mean) ** 2 for a in of)) ** .5:.1f}"
+        cost = [record(path)["macs"] / record(path)["base"]["macs"] for path in (
+            results / f"pruned_nets/ebt/shapes/vgg-w0.125_{method}_{percent}_{seed}.pth" for seed in (0, 1))]
+        return f"{mean:.1f} ± {(sum((a - mean) ** 2 for a in of)) ** .5:.1f} ({50 * sum(cost):.0f})"
 
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == "| VGG-13 x 0.125 | 30% removed | 60% removed | nothing removed |"
@@ -639,7 +659,13 @@ def test_the_report_has_the_figures_of_the_records(results, capsys):
         f"{100 * one['parameters'] / whole['parameters']:.1f} | {100 * one['flops'] / whole['flops']:.1f} "
         f"|  | {one['accuracy']['best']['top1']:.1f} | {one['accuracy']['last']['top1']:.1f} "
         f"|  | 1 |"]
-    assert f"| bn, scratch | {one['accuracy']['best']['top1']:.1f} (n = 1) | – | – |" in rows
+    assert (f"| bn, scratch | {one['accuracy']['best']['top1']:.1f} "
+            f"({100 * one['flops'] / whole['flops']:.0f}, n = 1) | – | – |") in rows
+    gaps = [top1("orthoreg", 60, seed) - top1("bn", 60, seed) for seed in (0, 1)]
+    differences = rows.index("| VGG-13 x 0.125: orthoreg minus | 30% removed | 60% removed |")
+    assert rows[differences + 2].startswith("| bn | ") and rows[differences + 2].endswith(
+        f" | {sum(gaps) / 2:+.1f} ± {abs(gaps[0] - gaps[1]) / 2:.1f}, n = 2 |")
+    assert "scratch" not in rows[differences + 3]  # of one seed: no spread, no difference
 
 
 @pytest.mark.parametrize("keys, value", [
@@ -716,6 +742,49 @@ def test_the_plots_are_pictures_of_what_is_there(results):
         assert f"]({name}.png)" in (results / "report.md").read_text()
 
 
+def test_many_threads_look_at_finished_runs(results, folder, tmp_path, monkeypatch, capsys):
+    """torch.fx can only trace one network at a time."""
+    shutil.copytree(results, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(config.PRESETS, "test", short_preset(epochs=2))
+    (tmp_path / "sweep.json").write_text(json.dumps({
+        "preset": "test", "image_size": 16, "width": .125, "ebt": True, "seed": [0, 1],
+        "data_path": str(folder), "pruning_type": ["orthoreg", "bn"], "prune_percent": [30, 60]}))
+    looking, finished = threading.Lock(), Job.finished
+
+    def alone(job):
+        assert looking.acquire(blocking=False), "two at once"
+        time.sleep(.01)
+        accuracy = finished(job)
+        looking.release()
+        return accuracy
+
+    monkeypatch.setattr(Job, "finished", alone)
+    assert main.main(["--sweep=sweep.json", "--jobs=6"]) == 0
+    assert capsys.readouterr().out.count(", was finished") == 12
+
+
+def test_a_plot_over_the_weight_of_the_penalty():
+    from matplotlib.figure import Figure
+
+    def result(weight, percent, seed, kind=False):
+        base = {"accuracy": {"best": {"top1": 80. + seed}}, "orthogonality": {"mean": .5 + weight, "layers": {}}}
+        return Record(flags={"pruning_type": "orthoreg", "seed": seed}, schedule={"penalty": weight},
+                      pruning={"requested_percent": percent, "control": kind, "after_pruning": {"top1": 100 * weight}},
+                      accuracy={"best": {"top1": 70. + 2 * seed}}, base=base)
+
+    records = [result(weight, percent, seed) for weight in (.1, 0, .01) for percent in (25, 75) for seed in (0, 1)]
+    axis = Figure().add_subplot()
+    assert plots.plot_penalty(axis, [*records, result(5, 75, 0, "scratch")])
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0", "0.01", "0.1"]
+    drawn = {c.get_label(): list(c.lines[0].get_ydata()) for c in axis.containers}
+    assert drawn == {"before pruning": [80.5] * 3, "right after pruning": [0, 1, 10], "retrained": [71] * 3,
+                     "degree of orthogonality before pruning, x 100": [50, 51, 60]}
+    assert not plots.plot_penalty(axis, [r for r in records if r.strength == .1])
+    styles = {plots.style_of(f"orthoreg, λ {weight:g}")["marker"] for weight in (0, .001, .01, .1, 1)}
+    assert len(styles) == 5
+
+
 def test_a_report_by_measured_time(results, tmp_path, capsys, monkeypatch):
     """On a machine whose time is multiply-adds; of one result the network is gone."""
     monkeypatch.setattr(latency, "measure_latency", lambda networks, batch, size, device, seconds: {
@@ -772,7 +841,7 @@ def test_names_in_a_report_are_text_and_nothing_is_written_through_links(results
     for part in ("<img", "<script", "[x](", "a|b", "`c`"):
         assert part not in text.replace("\\" + part, "").replace(part[0] + "\\" + part[1:], ""), part
     table = [line for line in text.splitlines() if line.startswith("|") and "onerror" in line]
-    assert table and all(len(re.findall(r"(?<!\\)\|", line)) in (4, 12) for line in table)
+    assert table and all(len(re.findall(r"(?<!\\)\|", line)) in (3, 12) for line in table)
     assert all((folder / name).read_bytes()[:4] == b"\x89PNG" for name in ("accuracy.png", "flops.png"))
 
 

@@ -56,7 +56,7 @@ CHOICES = {"budget": "macs", "residual": "coupled", "model": "vgg", "preset": "p
 
 
 def test_no_flag_is_forgotten():
-    tried = {*INTEGERS, *NUMBERS, *BOOLEANS, *CHOICES, "thresholds", "data_path"}
+    tried = {*INTEGERS, *NUMBERS, *BOOLEANS, *CHOICES, "thresholds", "data_path", "penalty"}
     assert {each.name for command in (Experiment, Sweep) for each in fields(command)
             } - tried == {"init", "out", "sweep"}
 
@@ -64,6 +64,7 @@ def test_no_flag_is_forgotten():
 @pytest.mark.parametrize("flag, value, says", [
     *((name, value, "an integer from") for name, values in INTEGERS.items()
       for value in (*values, "abc", "", "1e3", "0x10")),
+    *(("penalty", value, "a number from 0 up") for value in (-1, "nan", "inf", "wide", "")),
     *((name, value, "a number above 0") for name, values in NUMBERS.items()
       for value in (*values, "wide", "")),
     *((name, value, "none of True, False") for name in BOOLEANS for value in ("yes", "1", "")),
@@ -182,6 +183,7 @@ def test_what_is_no_sweep_and_no_folder_of_results(shell, tmp_path, monkeypatch)
     *(((f"--only_train={net}", flag), f"leave out {flag.split('=')[0]}") for net in ("base", "ortho")
       for flag in ("--pruning_type=l1", "--prune_percent=25", "--n_rounds=2", "--thresholds=[5]")),
     (("--only_train=base", "--pretrained=True"), "leave out --pretrained"),
+    *(((*job, "--penalty=0.1"), "--penalty only works") for job in (PRUNE, ("--only_train=base",))),
     ((*PRUNE, "--num_classes=7"), "digits has 10 classes"), ((*PRUNE, "--jobs=2"), "only work with --sweep"),
     ((*PRUNE, "--control=unpruned"), "prunes nothing"),
     ((*PRUNE, "--eb_detect=True"), "it needs --ebt=True"),

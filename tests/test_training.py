@@ -26,6 +26,7 @@ from train import (
     degree_of_orthogonality,
     evaluate,
     fit,
+    fused,
     train_epoch,
 )
 
@@ -139,6 +140,20 @@ def types_of(model, run):
     run()
     handle.remove()
     return seen[True], seen[False]
+
+
+def test_no_momenta_are_taken_from_a_step_that_was_skipped():
+    """What PyTorch's fused SGD does, under a scaler."""
+    assert [fused("cuda", amp) for amp in (False, "bfloat16", "float16")] == [True, True, None]
+    weights = torch.nn.Parameter(torch.ones(1000))
+    optimizer = torch.optim.SGD([weights], lr=.1, momentum=.9, fused=fused("cuda", "float16"))
+    scaler = torch.amp.GradScaler("cpu")
+    for factor in (1e38, 1, 1):  # the first is too large for the scaler
+        optimizer.zero_grad()
+        scaler.scale((weights * factor).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    torch.testing.assert_close(weights, torch.full((1000,), 1 - .1 - .19))
 
 
 @pytest.mark.parametrize("amp", ["bfloat16", "float16"])
