@@ -361,9 +361,9 @@ def test_the_weight_of_the_penalty_is_used_recorded_and_shows_in_names(flag, wei
 
 
 def test_the_python_of_the_readme_runs_and_its_flags_exist(monkeypatch, tmp_path):
-    text = (ROOT / "README.md").read_text()
-    # The second, with a network of one's own, is run by test_networks.py.
-    prune_it, _, keep_it, *_ = (part.split("```")[0] for part in text.split("```python\n")[1:])
+    text, more = (ROOT / "README.md").read_text(), (ROOT / "lab/README.md").read_text()
+    prune_it, keep_it = (next(part.split("```")[0] for part in page.split("```python\n")[1:] if word in part)
+                         for page, word in ((text, "build_model"), (more, "save_checkpoint")))
     names = {}
     exec(prune_it, names)
     now, dense = filter_count(names["small"])
@@ -377,7 +377,7 @@ def test_the_python_of_the_readme_runs_and_its_flags_exist(monkeypatch, tmp_path
     assert all(title in text for title in MODELS.values())
     flags = {name for parser in (make_parser(), measure.make_parser())
              for action in parser._actions for name in action.option_strings}
-    for page in (text, (ROOT / "lab/README.md").read_text()):
+    for page in (text, more):
         for line in re.sub(r"`?torchrun.*|.*rdzv.*|#SBATCH.*|--logdir", "", page).splitlines():
             assert set(re.findall(r"(?<![-\w])--[a-z]\w+", line)) <= flags, line
 

@@ -330,7 +330,7 @@ def test_coupled_and_single_are_methods_of_a_report(folder, capsys, tmp_path):
 
 def test_the_readmes_notebook(monkeypatch, tmp_path):
     pytest.importorskip("onnxscript")
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "lab/README.md").read_text()
     code = next(part for part in re.findall(r"```python\n(.*?)```", text, re.S) if "net," in part)
     import onnxruntime
     net = settle(torchvision.models.resnet18(num_classes=4))
