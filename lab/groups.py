@@ -175,6 +175,8 @@ def plot_groups(figures, path):
     if any(row[error] for result in figures.values() for rows in result["kinds"].values()
            for row in rows for error in ("error_scores", "error_changes")):
         axes[1, 0].set_yscale("log")
+        axes[1, 0].yaxis.set_major_formatter("{x:g}")  # not as a formula, which is shown as text
+        axes[1, 0].yaxis.set_minor_formatter("")
     for axis in axes.flat:
         axis.grid(alpha=.3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4,

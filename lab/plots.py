@@ -1,6 +1,7 @@
 """Plots of a comparison. To add one, write a function (axis, records) -> whether it drew something,
 under `@plot(file name, caption)`."""
 import io
+import itertools
 import math
 import statistics
 import warnings
@@ -148,23 +149,27 @@ def plot_time(axis, records):
 
 @plot("accuracy", "Test accuracy against the share removed")
 def plot_removed(axis, records):
-    return plot_accuracy(axis, records, f"{records[0].budget} removed (%)", lambda r: r.achieved,
-                         apart=0.8)
+    return plot_accuracy(axis, records, f"{records[0].budget} removed (%)", lambda r: r.achieved)
 
 
-def plot_accuracy(axis, records, label, x_of, apart=0):
-    """apart: how far the methods' points, which else would hide each other, are moved sideways."""
+def plot_accuracy(axis, records, label, x_of):
+    """Methods whose points would hide each other stand side by side."""
     lines = [(method, found, marks) for control, marks in (
         (False, {}), ("scratch", {"linestyle": ":", "markerfacecolor": "none"}))
              for method, found in by_method(records, control).items()]
-    if apart and len(lines) > 1:
+    points = [list(_points(found, x_of)) for _, found, _ in lines]
+    places = [[x for _, x, *_ in each]
+              for each in grouped(itertools.chain(*points), lambda point: point[0]).values()]
+    apart = 0
+    if len(lines) > 1 and all(max(each) - min(each) < 1 for each in places):
+        apart = 0.8
         label += ", methods side by side"
-        axis.set_xticks(sorted({r.requested for _, found, _ in lines for r in found}))
+        axis.set_xticks(sorted({round(statistics.mean(each)) for each in places}))
     for i, (_, found, marks) in enumerate(lines):
-        points = _points(found, x_of, apart * (i - (len(lines) - 1) / 2))
-        x, y, deviation = zip(*points)
-        axis.errorbar(x, y, deviation if any(deviation) else None, capsize=3, label=found[0].method,
-                      **{**style_of(found[0].variant), **marks})
+        _, x, y, deviation = zip(*points[i])
+        shift = apart * (i - (len(lines) - 1) / 2)
+        axis.errorbar([place + shift for place in x], y, deviation if any(deviation) else None,
+                      capsize=3, label=found[0].method, **{**style_of(found[0].variant), **marks})
     unpruned = grouped([r for r in records if r.control == "unpruned"], lambda r: r.method)
     for kind, found in sorted(unpruned.items()):
         axis.axhline(statistics.mean(r.best for r in found), color="0.4", label=kind,
@@ -174,14 +179,15 @@ def plot_accuracy(axis, records, label, x_of, apart=0):
                f"seed {records[0].flags['seed']}")
     axis.set_ylabel(f"test accuracy, best epoch (%)\n{meaning}")
     axis.set_xlabel(label)
+    axis.set_xlim(left=min(0, axis.get_xlim()[0]))
     return True
 
 
-def _points(records, x_of, shift):
-    """(x, mean accuracy, its standard deviation) for each percent."""
-    for _percent, found in sorted(grouped(records, lambda record: record.requested).items()):
+def _points(records, x_of):
+    """(percent, x, mean accuracy, its standard deviation) for each percent."""
+    for percent, found in sorted(grouped(records, lambda record: record.requested).items()):
         values = [r.best for r in found]
-        yield (statistics.mean(map(x_of, found)) + shift, statistics.mean(values),
+        yield (percent, statistics.mean(map(x_of, found)), statistics.mean(values),
                statistics.stdev(values) if len(values) > 1 else 0)
 
 

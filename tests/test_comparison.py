@@ -729,6 +729,14 @@ def test_the_plots_show_the_figures_of_the_records():
     assert list(line.get_xdata()) == [25, 50] and list(line.get_ydata()) == [26, 51]
     (bars,) = axis.collections
     assert [abs(a[1] - b[1]) / 2 for a, b in bars.get_segments()] == pytest.approx([2 ** .5] * 2)
+    assert axis.get_xlim()[0] == 0
+
+    axis = Figure().add_subplot()  # of equal cost, they would hide each other
+    assert plots.plot_accuracy(axis, [*records, result("l1", 25, 0, 40, []), result("l1", 50, 0, 30, [])],
+                               "share", lambda r: r.requested + len(r.flags["pruning_type"]) / 9)
+    drawn = [point for each in axis.containers for point in each.lines[0].get_xdata()]
+    assert drawn == pytest.approx([24.82, 49.82, 25.62, 50.62], abs=.01)
+    assert list(axis.get_xticks()) == [25, 50]
 
 
 def test_the_plots_are_pictures_of_what_is_there(results):
@@ -948,7 +956,15 @@ def test_nothing_can_be_checked_where_nothing_can_be_removed(few, tmp_path, caps
     assert list(files(tmp_path)) == ["net.pth"]
 
 
-def test_the_group_check_of_two_networks(results, tmp_path, capsys):
+def test_the_group_check_of_two_networks(results, tmp_path, capsys, monkeypatch):
+    ticks, save = [], group_check.save_figure
+
+    def look(figure, path):
+        figure.canvas.draw()
+        ticks.extend(label.get_text() for axis in figure.axes for label in axis.get_yticklabels())
+        save(figure, path)
+
+    monkeypatch.setattr(group_check, "save_figure", look)
     base, ortho = (results / f"pretrained/ebt/shapes/vgg-w0.125{name}.pth" for name in ("", "_ortho"))
     command = [f"--model_path={base}", f"--compare={ortho}", "--group_check=True",
                "--imp_samples=12"]
@@ -959,3 +975,4 @@ def test_the_group_check_of_two_networks(results, tmp_path, capsys):
     assert list(figures) == [str(base), str(ortho)]
     assert figures[str(base)]["images"] == 12 and figures[str(base)]["environment"]["torch"]
     assert base.with_name("vgg-w0.125_groups_fisher.png").is_file()
+    assert ticks and not any("$" in text for text in ticks)  # formulas are not drawn as such
