@@ -878,7 +878,7 @@ def test_a_removed_group_is_what_surgery_removes(network, few):
 
 def test_changes_add_up_where_the_loss_is_linear_in_the_filters(few, monkeypatch):
     """The last layer's filters go into the logits by addition, and small logits into the loss."""
-    model = narrow("vgg", width=1 / 4)
+    model, few = narrow("vgg", width=1 / 4).double(), (few[0].double(), few[1])  # no rounding
     with torch.no_grad():
         model.classifier.weight.mul_(1e-2)
     last = filter_groups(model)[-1:]

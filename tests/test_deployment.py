@@ -182,7 +182,7 @@ def test_a_network_in_8_bits_is_nearly_as_good(network, capsys):
     export(model, digits.classes, "digits.onnx", pixels[:8], inside=True)
     exec(python_of("lab/README.md", "### In 8 bits"), {})
     whole, quantised = (float(line.split()[1]) for line in capsys.readouterr().out.splitlines()[-2:])
-    assert whole > 50 and quantised > whole - 2
+    assert whole > 50 and quantised > whole - 3  # 3% are 11 of the 360 test images
     assert os.stat("digits-int8.onnx").st_size < os.stat("digits.onnx").st_size / 1.5
 
 
