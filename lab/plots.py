@@ -179,7 +179,8 @@ def plot_accuracy(axis, records, label, x_of):
                f"seed {records[0].flags['seed']}")
     axis.set_ylabel(f"test accuracy, best epoch (%)\n{meaning}")
     axis.set_xlabel(label)
-    axis.set_xlim(left=min(0, axis.get_xlim()[0]))
+    left, right = min(0, axis.get_xlim()[0]), axis.get_xlim()[1]
+    axis.set_xlim(left, right + (right - left) / 30)
     return True
 
 
