@@ -159,8 +159,7 @@ PRESETS["finetune"] = Preset(ebt=_FINETUNE, iterative=_FINETUNE, batch_size=64)
 PRESETS["cpu-drop"] = replace(PRESETS["cpu"], ebt=replace(PRESETS["cpu"].ebt, base=Recipe(
     lr=[.1, .01], epochs=[9, 1], weight_decay=1e-4, adam_lr=[1e-3, 1e-4])))
 
-# "cpu" where the rate rises in the first two epochs of every training: what else throws a plain
-# VGG-13 off.
+# "cpu" with a warm-up: the rate rises in the first two epochs of every training.
 def _warmed_up(schedule, epochs):
     return replace(schedule, **{phase: replace(recipe, warmup=epochs)
                                 for phase, recipe in vars(schedule).items() if recipe})
@@ -170,7 +169,7 @@ PRESETS["cpu-warmup"] = replace(PRESETS["cpu"], ebt=_warmed_up(PRESETS["cpu"].eb
                                 iterative=_warmed_up(PRESETS["cpu"].iterative, 2))
 
 # Iterative jobs of as many epochs in 1, 2 and 4 rounds: 24 after the plain network's ten. Of each
-# round's, orthoreg's last four have the penalty, as have four before the first.
+# round's but the last, orthoreg's last four have the penalty, as have four before the first round.
 for _rounds, _retrain, _between in ((1, [12, 8, 4], [12, 8, 0]), (2, [6, 4, 2], [4, 3, 1]),
                                     (4, [3, 2, 1], [1, 1, 0])):
     _iterative = replace(PRESETS["cpu"].iterative, **{
@@ -214,7 +213,7 @@ SWEEPS |= {
     "cpu-resnet": {**_STUDY, "out": "sweeps/cpu-resnet", "preset": "cpu", "model": "resnet",
                    "pruning_type": ["orthoreg", "fisher", "bn"], "prune_percent": [50, 75],
                    "control": [False, "unpruned"]},
-    # What is orthonormality worth for networks that a warm-up has kept from being thrown off?
+    # What is orthonormality worth where every training has a warm-up?
     "cpu-warmup": {**_WARMUP, "model": _THREE, "pruning_type": _FOUR, "prune_percent": 75,
                    "control": [False, "unpruned"]},
     "cpu-warmup-scratch": {**_WARMUP, "model": _THREE, "pruning_type": ["orthoreg", "fisher"],

@@ -196,6 +196,7 @@ def _points(records, x_of):
 def plot_penalty(axis, records):
     """At the highest percent, over the weights side by side: they may begin with 0."""
     found = [r for r in records if r.strength is not None and not r.control and r.base]
+    found = [r for r in found if r.flag("residual") == found[0].flag("residual")]
     most = max((r.requested for r in found), default=0)
     weights = grouped([r for r in found if r.requested == most], lambda r: r.strength)
     if len(weights) < 2:

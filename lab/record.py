@@ -93,6 +93,10 @@ class _ReportedFlags(TypedDict):
     budget: str
 
 
+class _Weight(TypedDict):
+    penalty: float | None
+
+
 class _ReportedEnvironment(TypedDict):
     device: str
     torch: str
@@ -199,6 +203,7 @@ class Record:
         if times and not (len(times) == 2 and all(0 < time < 1e9 for time in times)):
             raise ValueError("milliseconds are not two times")
         for network in filter(None, (record, record.unpruned)):
+            check(_Weight, {"penalty": network.flag("penalty")}, "flags")
             if not all("test" in epoch or "validation" in epoch for epoch in network.epochs):
                 raise ValueError("an epoch has no accuracy")
         return record

@@ -671,7 +671,8 @@ def test_the_report_has_the_figures_of_the_records(results, capsys):
 @pytest.mark.parametrize("keys, value", [
     (["orthogonality", "layers", "features.0"], {}), (["widths"], 3.5), (["widths", "features.0"], []),
     (["base", "widths"], True), (["widths", "features.0"], 10 ** 400), (["base", "history"], [1, 2]),
-    (["base", "history", "base"], [1, 2]), (["flags", "eb_epsilon"], {"a": 1})])
+    (["base", "history", "base"], [1, 2]), (["flags", "eb_epsilon"], {"a": 1}),
+    (["flags", "penalty"], "strong"), (["base", "flags", "penalty"], [1])])
 def test_what_no_plot_can_draw_is_no_result(keys, value, results, tmp_path):
     path = results / "pruned_nets/ebt/shapes/vgg-w0.125_bn_60_0.json"
     content = json.loads(path.read_text())
