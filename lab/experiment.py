@@ -256,8 +256,8 @@ class Experiment:
 
     def base_file(self, folder, penalised):
         """Where a network before any pruning lives; one with a ticket has a name of its own."""
-        name = "-".join(filter(None, [f"{self.network}_ortho", self._lambda])) if penalised else (
-            self.network)
+        parts = [f"{self.network}_ortho", self._lambda] if penalised else [self.network]
+        name = "-".join(filter(None, parts))
         if self.eb_detect:
             percent = round((self.thresholds or [self.prune_percent])[0])
             name += f"_{self.pruning_type}_{percent}_ticket"

@@ -247,11 +247,8 @@ def _differences(network, records):
     by_seed = {key: {r.flags["seed"]: r.best for r in found} for key, found in cells.items()}
     first, columns = methods[0], [column for column in columns if column is not None]
 
-    def entry(method, column):
-        ours, theirs = (by_seed.get((name, column), {}) for name in (first, method))
-        return paired(ours, theirs)
-
-    rows = [[method, *(entry(method, column) for column in columns)] for method in methods[1:]]
+    rows = [[method, *(paired(by_seed.get((first, column), {}), by_seed.get((method, column), {}))
+                       for column in columns)] for method in methods[1:]]
     rows = [cells for cells in rows if any(cells[1:])]
     return rows and [row([f"{network}: {first} minus", *map(_removed, columns)]),
                      "|---" * (len(columns) + 1) + "|", *map(row, rows), ""]

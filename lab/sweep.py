@@ -170,12 +170,6 @@ class _Comparison:
         for slot in range(at_once):
             self.slots.put(slot)
 
-    def look(self, number):
-        """(the job of a run, its test accuracy where it is finished)."""
-        with self.looking:
-            job = self.prepare(number)
-            return job, job.finished()
-
     def prepare(self, number):
         argv = command_of(self.runs[number])
         flags = parse(argv)
@@ -226,7 +220,9 @@ class _Comparison:
         """Run a cell unless it is finished; a line on how that went."""
         began, name = time.monotonic(), f"run {number + 1}"
         try:
-            job, accuracy = self.look(number)
+            with self.looking:
+                job = self.prepare(number)
+                accuracy = job.finished()
             name = self.name(number, job)
             if accuracy:
                 return f"{name}: test {accuracy_text(accuracy)}, was finished"
@@ -234,7 +230,9 @@ class _Comparison:
                 outcome = "LEFT OUT, since what it needs failed"
             else:
                 code, log = self.execute(job)
-                accuracy, seconds = self.look(number)[1], time.monotonic() - began
+                with self.looking:
+                    accuracy = job.finished()
+                seconds = time.monotonic() - began
                 if accuracy and not code:
                     return f"{name}: test {accuracy_text(accuracy)}, {seconds:.0f} s"
                 lines = log.read_text(errors="replace").splitlines() or ["no output"]

@@ -166,7 +166,16 @@ def python_of(page, heading):
     return (ROOT / page).read_text().split(f"{heading}\n")[1].split("```python\n")[1].split("```")[0]
 
 
-def test_a_network_in_8_bits_is_nearly_as_good(network, capsys):
+@pytest.fixture
+def two_threads():
+    """Whose number decides how sums are rounded, also where two test files run at a time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_network_in_8_bits_is_nearly_as_good(network, capsys, two_threads):
     """As lab/README.md does it, with a pruned network that has learnt the digits at 8 x 8 pixels."""
     pytest.importorskip("onnxruntime")
     digits, name = load_data("digits", 8), network.origin.name
@@ -182,7 +191,7 @@ def test_a_network_in_8_bits_is_nearly_as_good(network, capsys):
     export(model, digits.classes, "digits.onnx", pixels[:8], inside=True)
     exec(python_of("lab/README.md", "### In 8 bits"), {})
     whole, quantised = (float(line.split()[1]) for line in capsys.readouterr().out.splitlines()[-2:])
-    assert whole > 50 and quantised > whole - 3  # 3% are 11 of the 360 test images
+    assert whole > 50 and quantised > whole - 2
     assert os.stat("digits-int8.onnx").st_size < os.stat("digits.onnx").st_size / 1.5
 
 
