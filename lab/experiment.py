@@ -346,17 +346,17 @@ def parse(argv, description=None):
     if args.ebt and rounds > 1:
         raise InputError(f"--ebt=True prunes once, and {rounds} rounds are asked for; leave out "
                          "--ebt=True to prune iteratively, or ask for one round")
-    penalised = args.only_train == "ortho" or has_penalty(args.pruning_type)
-    if args.penalty is not None and not penalised:
-        those = ", ".join(filter(has_penalty, ESTIMATORS))
-        raise InputError(f"--penalty only works where the network is trained with it: {those}, or "
-                         "--only_train=ortho")
     _check_together(args)
     batch_size = args.batch_size or PRESETS[args.preset].batch_size
     if batch_size < 2 * processes()[1]:
         raise InputError(f"--batch_size={batch_size} is less than two images for each of the "
                          f"{processes()[1]} processes")
-    return Experiment(**vars(args) | {"n_rounds": rounds, "batch_size": batch_size})
+    flags = Experiment(**vars(args) | {"n_rounds": rounds, "batch_size": batch_size})
+    if flags.penalty is not None and not flags.penalised:
+        those = ", ".join(filter(has_penalty, ESTIMATORS))
+        raise InputError(f"--penalty only works where the network is trained with it: {those}, or "
+                         "--only_train=ortho")
+    return flags
 
 
 def _checked_sweep(sweep, args):

@@ -13,7 +13,7 @@ import train
 from common.errors import InputError
 from common.terminal import print_table, progress
 from imp_estimator import ESTIMATORS, PLAIN
-from lab.plots import load_pyplot, save_figure, style_of
+from lab.plots import load_pyplot, method_style, save_figure
 from models import filter_groups
 from pruner import Masked
 
@@ -156,7 +156,7 @@ def plot_groups(figures, path):
     penalised = next(method.name for method in ESTIMATORS.values() if method.penalty)
     for column, name in enumerate(KINDS.values()):
         for number, (label, result) in enumerate(figures.items()):
-            style = style_of(penalised if result.get("penalised") else PLAIN)
+            style = method_style(penalised if result.get("penalised") else PLAIN)
             style["markerfacecolor"] = "none" if number else style["color"]
             rows = result["kinds"][name]
             for measure, line, estimate in (("scores", "-", "sum of scores"),

@@ -11,8 +11,8 @@ from common.errors import InputError
 from common.files import write_atomically
 from common.libraries import need
 from common.terminal import one_line, printable
-from imp_estimator import ESTIMATORS, order_of
-from lab.record import grouped, networks_of
+from imp_estimator import ESTIMATORS
+from lab.record import by_network, grouped
 
 WEIGHTS = "osD^v<>pPX*"  # markers, three for each power of ten
 PLOTS = {}  # file name -> (caption, function), in the order of this file
@@ -62,7 +62,7 @@ def plot_section(pyplot, records, folder, suffix=""):
 
 def _plot_networks(pyplot, records, name, path):
     """Draw one plot, a part for each network. Returns whether there was anything to draw."""
-    networks, (_, draw, columns) = networks_of(records), PLOTS[name]
+    networks, (_, draw, columns) = by_network(records), PLOTS[name]
     columns = min(columns, len(networks))
     rows = -(-len(networks) // columns)
     figure, axes = pyplot.subplots(
@@ -70,8 +70,7 @@ def _plot_networks(pyplot, records, name, path):
         figsize=(9 if len(networks) > 1 else 6.5, (4 if rows > 1 else 4.2) * rows + .6))
     for axis in axes.flat[len(networks):]:
         axis.set_axis_off()
-    drawn = [draw(axis, [r for r in records if r.network == network])
-             for axis, network in zip(axes.flat, networks)]
+    drawn = [draw(axis, own) for axis, own in zip(axes.flat, networks.values())]
     if any(drawn):
         handles = {}
         for axis, network in zip(axes.flat, networks):
@@ -97,38 +96,36 @@ def save_figure(figure, path):
     write_atomically(contents)
 
 
-def style_of(method):
-    """The colour and marker of a variant, the same in all plots; dashed where it is coupled. A
+def method_style(name, coupled=False, weight=None):
+    """The colour and marker of a method, the same in all plots; dashed where it is coupled. A
     penalty's weight that was given has a marker of its own."""
-    name, *parts = method.split(", ")
     about = ESTIMATORS.get(name)
-    style = {"color": about.colour if about else "#000000", "markersize": 5, "linewidth": 1.4,
-             "marker": about.marker if about else "x",
-             "linestyle": "--" if "coupled" in parts else "-"}
-    for part in parts:
-        if part.startswith("λ "):
-            weight = float(part[2:])
-            place = round(3 * math.log10(weight)) % len(WEIGHTS) if weight else -1
-            style["marker"] = WEIGHTS[place]
-    return style
+    marker = about.marker if about else "x"
+    if weight is not None:
+        marker = WEIGHTS[round(3 * math.log10(weight)) % len(WEIGHTS) if weight else -1]
+    return {"color": about.colour if about else "#000000", "marker": marker, "markersize": 5,
+            "linestyle": "--" if coupled else "-", "linewidth": 1.4}
+
+
+def style_of(record):
+    return method_style(record.flags["pruning_type"], record.flag("residual") == "coupled",
+                        record.flag("penalty"))
 
 
 def by_method(records, control=False):
-    """{variant: its records}, in the order of imp_estimator.py; of a control, or of none."""
-    found = grouped([record for record in records if record.control == control],
-                    lambda record: record.variant)
-    return {name: found[name] for name in sorted(
-        found, key=lambda name: (order_of(name.partition(",")[0]), name))}
+    """The records of a control, or of none: a list for each variant, in the order of tables."""
+    found = [record for record in records if record.control == control]
+    return list(grouped(sorted(found, key=lambda r: r.place), lambda r: r.variant).values())
 
 
 def most_pruned(records):
-    """{variant: its record of the highest percent, of the lowest seed}."""
-    return {method: max(found, key=lambda r: (r.requested, -r.flags["seed"]))
-            for method, found in by_method(records).items()}
+    """Each variant's record of the highest percent, of the lowest seed."""
+    return [max(found, key=lambda r: (r.requested, -r.flags["seed"]))
+            for found in by_method(records)]
 
 
-def label_of(method, record):
-    return f"{method}, {record.requested:g}%, seed {record.flags['seed']}"
+def label_of(record):
+    return f"{record.variant}, {record.requested:g}%, seed {record.flags['seed']}"
 
 
 # ----------------------------------------------------------------------------------------- accuracy
@@ -154,10 +151,10 @@ def plot_removed(axis, records):
 
 def plot_accuracy(axis, records, label, x_of):
     """Methods whose points would hide each other stand side by side."""
-    lines = [(method, found, marks) for control, marks in (
+    lines = [(found, marks) for control, marks in (
         (False, {}), ("scratch", {"linestyle": ":", "markerfacecolor": "none"}))
-             for method, found in by_method(records, control).items()]
-    points = [list(_points(found, x_of)) for _, found, _ in lines]
+             for found in by_method(records, control)]
+    points = [list(_points(found, x_of)) for found, _ in lines]
     places = [[x for _, x, *_ in each]
               for each in grouped(itertools.chain(*points), lambda point: point[0]).values()]
     apart = 0
@@ -165,11 +162,11 @@ def plot_accuracy(axis, records, label, x_of):
         apart = 0.8
         label += ", methods side by side"
         axis.set_xticks(sorted({round(statistics.mean(each)) for each in places}))
-    for i, (_, found, marks) in enumerate(lines):
+    for i, (found, marks) in enumerate(lines):
         _, x, y, deviation = zip(*points[i])
         shift = apart * (i - (len(lines) - 1) / 2)
         axis.errorbar([place + shift for place in x], y, deviation if any(deviation) else None,
-                      capsize=3, label=found[0].method, **{**style_of(found[0].variant), **marks})
+                      capsize=3, label=found[0].method, **{**style_of(found[0]), **marks})
     unpruned = grouped([r for r in records if r.control == "unpruned"], lambda r: r.method)
     for kind, found in sorted(unpruned.items()):
         axis.axhline(statistics.mean(r.best for r in found), color="0.4", label=kind,
@@ -225,8 +222,8 @@ def plot_penalty(axis, records):
 @plot("widths", "Filters of each layer, before and after", columns=1)
 def plot_widths(axis, records):
     chosen = most_pruned(records)
-    lines = {label_of(method, r): (r.widths, style_of(method)) for method, r in chosen.items()}
-    before = next((r.unpruned.widths for r in chosen.values() if r.base), None)
+    lines = {label_of(record): (record.widths, style_of(record)) for record in chosen}
+    before = next((record.unpruned.widths for record in chosen if record.base), None)
     if before:
         lines = {"unpruned": (before, GREY), **lines}
     return bool(chosen) and plot_layers(axis, lines, "filters")
@@ -235,16 +232,16 @@ def plot_widths(axis, records):
 @plot("orthogonality", "Degree of orthogonality of each layer", columns=1)
 def plot_orthogonality(axis, records):
     chosen, lines = most_pruned(records), {}
-    for record in chosen.values():
+    for record in chosen:
         base = record.unpruned
         if base is not None:
             label, line = (("unpruned with penalty", "--") if base.penalised else ("unpruned", "-"))
             lines.setdefault(label, (base.orthogonality["layers"], {**GREY, "linestyle": line}))
-    lines |= {label_of(method, r): (r.orthogonality["layers"], style_of(method))
-              for method, r in chosen.items()}
+    lines |= {label_of(record): (record.orthogonality["layers"], style_of(record))
+              for record in chosen}
     # A network with depthwise layers has these in between: they stand on a level of their own.
     return bool(lines) and plot_layers(axis, lines, "degree of orthogonality (1: orthogonal)",
-                                       first=next(iter(chosen.values())).widths)
+                                       first=chosen[0].widths)
 
 
 def plot_layers(axis, lines, ylabel, first=()):
@@ -272,13 +269,13 @@ def plot_layers(axis, lines, ylabel, first=()):
 @plot("training", "Accuracy during the trainings")
 def plot_training(axis, records):
     chosen = most_pruned(records)
-    for method, record in chosen.items():
+    for record in chosen:
         before = record.unpruned.epochs if record.base else []
         epochs = before + record.epochs
         accuracy = [(e.get("validation") or e["test"])["top1"] for e in epochs]
         marked = {*range(0, len(epochs), -(-len(epochs) // 8)), len(epochs) - 1}
         axis.plot(range(1, len(epochs) + 1), accuracy, markevery=sorted(marked),
-                  label=label_of(method, record), **style_of(method))
+                  label=label_of(record), **style_of(record))
         if before:
             axis.axvline(len(before) + .5, color="0.6", linewidth=.8)
     images = " and ".join(sorted({r.chosen_on for r in records}))
@@ -290,13 +287,13 @@ def plot_training(axis, records):
 @plot("masks", "Distance of each epoch's mask from the four before")
 def plot_masks(axis, records):
     epsilon = None
-    for method, record in most_pruned(records).items():
+    for record in most_pruned(records):
         base = record.unpruned
         distances = {e["epoch"]: max(e["mask_distances"]) for e in (base.epochs if base else ())
                      if e.get("mask_distances")}
         if distances:
-            axis.plot(list(distances), list(distances.values()), label=label_of(method, record),
-                      **style_of(method))
+            axis.plot(list(distances), list(distances.values()), label=label_of(record),
+                      **style_of(record))
             epsilon = record.flag("eb_epsilon")
             if base.chosen_on == "ticket":
                 axis.plot(*list(distances.items())[-1], linestyle="", marker="o", markersize=13,

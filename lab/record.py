@@ -11,7 +11,7 @@ from typing import TypedDict
 
 from common.schema import check, check_fields
 from config import BUDGETS, MODELS, title_of
-from imp_estimator import has_penalty
+from imp_estimator import has_penalty, order_of
 from lab.experiment import DEFAULTS
 
 JOBS = {"ebt": "Early-Bird", "iterative": "iterative"}
@@ -272,6 +272,14 @@ class Record:
         return f"{self.variant}, {self.control}" if self.control else self.variant
 
     @property
+    def place(self):
+        """What methods are sorted by: as in imp_estimator.py, each before its controls; unpruned
+        networks come last."""
+        unpruned = self.control == "unpruned"
+        return (unpruned, not unpruned and order_of(self.flags["pruning_type"]),
+                self.method if unpruned else self.variant, self.control or "")
+
+    @property
     def budget(self):
         """What its percents count, in words."""
         return BUDGETS[self.flag("budget")]
@@ -360,11 +368,11 @@ def grouped(items, key):
     return groups
 
 
-def networks_of(records):
-    """The names of the networks, in the order of MODELS, others behind them."""
-    order = {r.network: (r.model not in MODELS, [*MODELS, r.model].index(r.model), r.model,
-                         r.flag("width")) for r in records}
-    return sorted(order, key=order.get)
+def by_network(records):
+    """{name of a network: its records}, in the order of MODELS, others behind them."""
+    return grouped(sorted(records, key=lambda r: (
+        r.model not in MODELS, [*MODELS, r.model].index(r.model), r.model, r.flag("width"))),
+                   lambda r: r.network)
 
 
 _FIELDS = {"content of --init": "init"}  # key in a file -> field

@@ -12,12 +12,11 @@ from common.errors import InputError
 from common.files import check_writable, to_csv, write_atomically
 from common.flags import marked
 from common.terminal import printable, progress
-from imp_estimator import order_of
 from lab import plots
 from lab.checkpoint import load_checkpoint
 from lab.experiment import DEFAULTS, REPORT_MAY_DIFFER, Experiment
 from lab.latency import Clock
-from lab.record import GROUPS_IN, JOBS, grouped, networks_of, read_result
+from lab.record import GROUPS_IN, JOBS, by_network, grouped, read_result
 from lab.tables import budget_text
 
 LARGEST = 50_000_000  # bytes of a result; one of 500 epochs has 1 MB
@@ -156,12 +155,6 @@ def spread(values, digits=1):
     return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
 
 
-def _order(method):
-    """Methods in the order of imp_estimator.py, each before its control from scratch."""
-    name, _, control = method.partition(",")
-    return order_of(name), name, control
-
-
 def describe_section(records):
     """The tables of one comparison, as lines of Markdown."""
     seeds = sorted({r.flags["seed"] for r in records})
@@ -173,15 +166,15 @@ def describe_section(records):
     unlike = _unlike(records)
     if unlike:
         lines += [f"**These results also differ in --{', --'.join(map(text, unlike))}.**", ""]
-    for network in networks_of(records):
-        own = [r for r in records if r.network == network]
+    networks = by_network(records)
+    for network, own in networks.items():
         lines += [_unpruned_line(network, own), "", *_accuracies(network, own, seeds), ""]
-    differences = [line for network in networks_of(records) for line in _differences(
-        network, [r for r in records if r.network == network])]
+    differences = [line for network in networks for line in _differences(
+        network, networks[network])]
     if differences:
         lines += ["Differences in accuracy between runs of one seed, mean ± standard error.", "",
                   *differences]
-    return lines + _details(records)
+    return lines + _details(networks)
 
 
 def _unlike(records):
@@ -233,7 +226,7 @@ def _cells(records):
         r.method, None if r.control == "unpruned" else round(r.requested, 2)))
     percents = {percent for _, percent in cells}
     return (cells, [*sorted(percents - {None}), *({None} & percents)],
-            sorted({method for method, _ in cells}, key=_order))
+            list(grouped(sorted(records, key=lambda r: r.place), lambda r: r.method)))
 
 
 def _removed(percent):
@@ -264,19 +257,18 @@ def paired(ours, theirs):
     return f"{statistics.mean(gaps):+.1f} ± {error:.1f}, n = {len(gaps)}"
 
 
-def _details(records):
-    """A row for each network, method and percent."""
-    networks = networks_of(records)
-    cells = grouped(records, lambda r: (
-        networks.index(r.network), round(r.requested, 2), r.method))
+def _details(networks):
+    """A row for each network, percent and method of {network: its records}."""
     header = ("network", "method", "asked for (%)", "removed (%)", "parameters left (%)",
               "FLOPs left (%)", "right after pruning", "best epoch", "last epoch", "top-5", "n")
     lines = [row(header), "|---" * len(header) + "|"]
-    for (network, percent, method), found in sorted(
-            cells.items(), key=lambda item: (*item[0][:2], _order(item[0][2]))):
-        lines.append(row([
-            networks[network], method, f"{percent:g}", spread((r.achieved for r in found), 2),
+    for network, records in networks.items():
+        cells = grouped(sorted(records, key=lambda r: (round(r.requested, 2), r.place)),
+                        lambda r: (round(r.requested, 2), r.method))
+        lines += [row([
+            network, method, f"{percent:g}", spread((r.achieved for r in found), 2),
             spread(r.parameters_left for r in found), spread(r.flops_left for r in found),
             spread(r.after_pruning for r in found), spread(r.best for r in found),
-            spread(r.last for r in found), spread(r.top5 for r in found), str(len(found))]))
+            spread(r.last for r in found), spread(r.top5 for r in found), str(len(found))])
+                  for (percent, method), found in cells.items()]
     return lines

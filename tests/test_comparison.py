@@ -790,7 +790,7 @@ def test_a_plot_over_the_weight_of_the_penalty():
     assert drawn == {"before pruning": [80.5] * 3, "right after pruning": [0, 1, 10], "retrained": [71] * 3,
                      "degree of orthogonality before pruning, x 100": [50, 51, 60]}
     assert not plots.plot_penalty(axis, [r for r in records if r.strength == .1])
-    styles = {plots.style_of(f"orthoreg, λ {weight:g}")["marker"] for weight in (0, .001, .01, .1, 1)}
+    styles = {plots.method_style("orthoreg", weight=weight)["marker"] for weight in (0, .001, .01, .1, 1)}
     assert len(styles) == 5
 
 

@@ -77,7 +77,7 @@ def test_no_method_is_asked_for_by_name():
 
 def test_a_method_is_registered_in_one_place(monkeypatch, capsys):
     """Flags, help, file names and plots know a twelfth one; the others look as before."""
-    before = {name: plots.style_of(name) for name in ESTIMATORS}
+    before = {name: plots.method_style(name) for name in ESTIMATORS}
     monkeypatch.setattr(imp_estimator, "ESTIMATORS", ESTIMATORS)
     try:
         imp_estimator.estimator("largest", source="me", help="largest weight", penalty=True,
@@ -86,8 +86,8 @@ def test_a_method_is_registered_in_one_place(monkeypatch, capsys):
         assert flags.penalised and flags.estimator.needs_images
         assert str(flags.pruned_file("", 50, False)).endswith("vgg_largest_50_0.pth")
         assert list(ESTIMATORS)[-1] == "largest"
-        assert plots.style_of("largest")["marker"] == "x"
-        assert {name: plots.style_of(name) for name in before} == before
+        assert plots.method_style("largest")["marker"] == "x"
+        assert {name: plots.method_style(name) for name in before} == before
     finally:
         del ESTIMATORS["largest"]
     styles = [(style["color"], style["marker"]) for style in before.values()]
