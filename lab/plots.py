@@ -15,14 +15,14 @@ from imp_estimator import ESTIMATORS
 from lab.record import by_network, grouped
 
 WEIGHTS = "osD^v<>pPX*"  # markers, three for each power of ten
-PLOTS = {}  # file name -> (caption, function), in the order of this file
+PLOTS = {}  # file name -> (caption, function, columns, sharey), in the order of this file
 GREY = {"color": "0.5", "linewidth": 3}
 
 
-def plot(name, caption, columns=2):
+def plot(name, caption, columns=2, sharey=False):
     """Register a plot. columns: how many networks at most stand beside each other."""
     def register(draw):
-        PLOTS[name] = caption, draw, columns
+        PLOTS[name] = caption, draw, columns, sharey
         return draw
     return register
 
@@ -62,12 +62,13 @@ def plot_section(pyplot, records, folder, suffix=""):
 
 def _plot_networks(pyplot, records, name, path):
     """Draw one plot, a part for each network. Returns whether there was anything to draw."""
-    networks, (_, draw, columns) = by_network(records), PLOTS[name]
+    networks, (_, draw, columns, sharey) = by_network(records), PLOTS[name]
     columns = min(columns, len(networks))
     rows = -(-len(networks) // columns)
+    width = max(9, 4 * columns) if len(networks) > 1 else 6.5
     figure, axes = pyplot.subplots(
-        rows, columns, squeeze=False, layout="constrained",
-        figsize=(9 if len(networks) > 1 else 6.5, (4 if rows > 1 else 4.2) * rows + .6))
+        rows, columns, squeeze=False, layout="constrained", sharey=sharey,
+        figsize=(width, (4 if rows > 1 else 4.2) * rows + .6))
     for axis in axes.flat[len(networks):]:
         axis.set_axis_off()
     drawn = [draw(axis, own) for axis, own in zip(axes.flat, networks.values())]
@@ -77,7 +78,11 @@ def _plot_networks(pyplot, records, name, path):
             axis.set_title(printable(network))
             axis.grid(alpha=.3)
             handles |= {label: line for line, label in zip(*axis.get_legend_handles_labels())}
-        letters = 120 if len(networks) > 1 else 85  # in a line of that width
+        labels = [axis.get_ylabel() for axis in axes.flat]
+        for axis, label, before in zip(axes.flat[1:], labels[1:], labels):
+            if sharey and label == before and not axis.get_subplotspec().is_first_col():
+                axis.set_ylabel("")
+        letters = int(13.2 * width)  # in a line of that width
         longest = max(map(len, handles), default=0)
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=8,
                       ncols=max(1, letters // (8 + longest)))
@@ -97,14 +102,15 @@ def save_figure(figure, path):
 
 
 def method_style(name, coupled=False, weight=None):
-    """The colour and marker of a method, the same in all plots; dashed where it is coupled. A
-    penalty's weight that was given has a marker of its own."""
+    """The colour and marker of a method, the same in all plots; dashed and half filled where it is
+    coupled. A penalty's weight that was given has a marker of its own."""
     about = ESTIMATORS.get(name)
     marker = about.marker if about else "x"
     if weight is not None:
         marker = WEIGHTS[round(3 * math.log10(weight)) % len(WEIGHTS) if weight else -1]
     return {"color": about.colour if about else "#000000", "marker": marker, "markersize": 5,
-            "linestyle": "--" if coupled else "-", "linewidth": 1.4}
+            "fillstyle": "bottom" if coupled else "full", "linestyle": "--" if coupled else "-",
+            "linewidth": 1.4}
 
 
 def style_of(record):
@@ -131,20 +137,20 @@ def label_of(record):
 # ----------------------------------------------------------------------------------------- accuracy
 
 
-@plot("flops", "Test accuracy against the FLOPs left")
-def plot_flops(axis, records):
-    return plot_accuracy(axis, records, "FLOPs left (% of the unpruned network's)",
+@plot("macs", "Test accuracy against the multiply-adds left", columns=3, sharey=True)
+def plot_macs(axis, records):
+    return plot_accuracy(axis, records, "multiply-adds left (% of the unpruned network's)",
                          lambda r: r.flops_left)
 
 
-@plot("time", "Test accuracy against the measured time for a batch")
+@plot("time", "Test accuracy against the measured time for a batch", columns=3, sharey=True)
 def plot_time(axis, records):
     timed = [record for record in records if record.time_left is not None]
     return bool(timed) and plot_accuracy(
         axis, timed, "time for a batch (% of the unpruned network's)", lambda r: r.time_left)
 
 
-@plot("accuracy", "Test accuracy against the share removed")
+@plot("accuracy", "Test accuracy against the share removed", columns=3, sharey=True)
 def plot_removed(axis, records):
     return plot_accuracy(axis, records, f"{records[0].budget} removed (%)", lambda r: r.achieved)
 
@@ -160,58 +166,68 @@ def plot_accuracy(axis, records, label, x_of):
     apart = 0
     if len(lines) > 1 and all(max(each) - min(each) < 1 for each in places):
         apart = 0.8
-        label += ", methods side by side"
+        label += "\nmethods side by side"
         axis.set_xticks(sorted({round(statistics.mean(each)) for each in places}))
     for i, (found, marks) in enumerate(lines):
-        _, x, y, deviation = zip(*points[i])
+        _, x, width, y, height = zip(*points[i])
         shift = apart * (i - (len(lines) - 1) / 2)
-        axis.errorbar([place + shift for place in x], y, deviation if any(deviation) else None,
-                      capsize=3, label=found[0].method, **{**style_of(found[0]), **marks})
+        axis.errorbar([place + shift for place in x], y, height if any(height) else None,
+                      width if any(width) and not apart else None, capsize=3,
+                      label=found[0].method, **style_of(found[0]) | marks)
     unpruned = grouped([r for r in records if r.control == "unpruned"], lambda r: r.method)
     for kind, found in sorted(unpruned.items()):
         axis.axhline(statistics.mean(r.best for r in found), color="0.4", label=kind,
                      linestyle="-." if found[0].strength else ":")
-    seeds = len({r.flags["seed"] for r in records})
-    meaning = (f"mean of {seeds} seeds, bars: standard deviation" if seeds > 1 else
-               f"seed {records[0].flags['seed']}")
-    axis.set_ylabel(f"test accuracy, best epoch (%)\n{meaning}")
-    axis.set_xlabel(label)
+    axis.set(xlabel=label, ylabel=f"test accuracy, best epoch (%)\n{_over(records)}")
     left, right = min(0, axis.get_xlim()[0]), axis.get_xlim()[1]
     axis.set_xlim(left, right + (right - left) / 30)
     return True
 
 
 def _points(records, x_of):
-    """(percent, x, mean accuracy, its standard deviation) for each percent."""
+    """(percent, x, its standard deviation, accuracy, its standard deviation) for each percent."""
     for percent, found in sorted(grouped(records, lambda record: record.requested).items()):
-        values = [r.best for r in found]
-        yield (percent, statistics.mean(map(x_of, found)), statistics.mean(values),
-               statistics.stdev(values) if len(values) > 1 else 0)
+        yield percent, *_mean(map(x_of, found)), *_mean(r.best for r in found)
+
+
+def _over(records):
+    seeds = {r.flags["seed"] for r in records}
+    return (f"mean of {len(seeds)} seeds, bars: standard deviation" if len(seeds) > 1 else
+            f"seed {min(seeds)}")
+
+
+def _mean(values):
+    """Mean and standard deviation over seeds."""
+    values = list(values)
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0
 
 
 @plot("penalty", "Orthogonality and accuracy against the weight of the penalty")
 def plot_penalty(axis, records):
-    """At the highest percent, over the weights side by side: they may begin with 0."""
+    """At the highest percent, of the seeds that all weights have; the weights side by side, as they
+    may begin with 0."""
     found = [r for r in records if r.strength is not None and not r.control and r.base]
     found = [r for r in found if r.flag("residual") == found[0].flag("residual")]
     most = max((r.requested for r in found), default=0)
-    weights = grouped([r for r in found if r.requested == most], lambda r: r.strength)
-    if len(weights) < 2:
+    found = [r for r in found if r.requested == most]
+    count = len({r.strength for r in found})
+    found = [r for each in grouped(found, lambda r: r.flags["seed"]).values()
+             if len({r.strength for r in each}) == count for r in each]
+    if not found or count < 2:
         return False
+    weights = grouped(sorted(found, key=lambda r: r.strength), lambda r: r.strength)
     lines = {"before pruning": ("-", "^", lambda r: r.unpruned.best),
              "right after pruning": ("-", "v", lambda r: r.after_pruning),
              "retrained": ("-", "o", lambda r: r.best),
              "degree of orthogonality before pruning, x 100": (
                  ":", "s", lambda r: 100 * r.unpruned.orthogonality["mean"])}
     for label, (line, marker, value_of) in lines.items():
-        values = [list(map(value_of, weights[weight])) for weight in sorted(weights)]
-        bars = [statistics.stdev(each) if len(each) > 1 else 0 for each in values]
-        axis.errorbar(range(len(values)), list(map(statistics.mean, values)),
-                      bars if any(bars) else None, capsize=3, linestyle=line, marker=marker,
-                      label=label)
-    axis.set_xticks(range(len(weights)), [f"{weight:g}" for weight in sorted(weights)])
+        means, bars = zip(*(_mean(map(value_of, each)) for each in weights.values()))
+        axis.errorbar(range(len(means)), means, bars if any(bars) else None, capsize=3,
+                      linestyle=line, marker=marker, label=label)
+    axis.set_xticks(range(count), [f"{weight:g}" for weight in weights])
     axis.set(xlabel=f"weight of the penalty, λ ({most:g}% removed)",
-             ylabel="test accuracy, best epoch (%)\nbars: standard deviation over seeds")
+             ylabel=f"test accuracy, best epoch (%)\n{_over(found)}")
     axis.set_ylim(bottom=0)
     return True
 
@@ -229,7 +245,8 @@ def plot_widths(axis, records):
     return bool(chosen) and plot_layers(axis, lines, "filters")
 
 
-@plot("orthogonality", "Degree of orthogonality of each layer", columns=1)
+@plot("orthogonality", "Degree of orthogonality of each layer, unpruned (grey) and at the end",
+      columns=1)
 def plot_orthogonality(axis, records):
     chosen, lines = most_pruned(records), {}
     for record in chosen:

@@ -260,7 +260,8 @@ def paired(ours, theirs):
 def _details(networks):
     """A row for each network, percent and method of {network: its records}."""
     header = ("network", "method", "asked for (%)", "removed (%)", "parameters left (%)",
-              "FLOPs left (%)", "right after pruning", "best epoch", "last epoch", "top-5", "n")
+              "multiply-adds left (%)", "right after pruning", "best epoch", "last epoch", "top-5",
+              "n")
     lines = [row(header), "|---" * len(header) + "|"]
     for network, records in networks.items():
         cells = grouped(sorted(records, key=lambda r: (round(r.requested, 2), r.place)),

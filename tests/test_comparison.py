@@ -730,6 +730,10 @@ def test_the_plots_show_the_figures_of_the_records():
     assert list(line.get_xdata()) == [25, 50] and list(line.get_ydata()) == [26, 51]
     (bars,) = axis.collections
     assert [abs(a[1] - b[1]) / 2 for a, b in bars.get_segments()] == pytest.approx([2 ** .5] * 2)
+    axis = Figure().add_subplot()  # what is left differs between seeds, too
+    assert plots.plot_accuracy(axis, records[:2], "share", lambda r: 20 + 3 * r.flags["seed"])
+    widths = [abs(a[0] - b[0]) / 2 for each in axis.collections for a, b in each.get_segments()]
+    assert max(widths) == pytest.approx(18 ** .5) and list(axis.get_lines()[0].get_xdata()) == [23]
     assert axis.get_xlim()[0] == 0
 
     axis = Figure().add_subplot()  # of equal cost, they would hide each other
@@ -743,7 +747,7 @@ def test_the_plots_show_the_figures_of_the_records():
 def test_the_plots_are_pictures_of_what_is_there(results):
     from PIL import Image
     measure.main([f"--report={results}"])
-    names = {"accuracy", "flops", "widths", "orthogonality", "training"}  # no ticket was looked for
+    names = {"accuracy", "macs", "widths", "orthogonality", "training"}  # no ticket was looked for
     assert {path.stem for path in results.glob("*.png")} == names
     for name in names:
         with Image.open(results / f"{name}.png") as image:
@@ -784,12 +788,13 @@ def test_a_plot_over_the_weight_of_the_penalty():
 
     records = [result(weight, percent, seed) for weight in (.1, 0, .01) for percent in (25, 75) for seed in (0, 1)]
     axis = Figure().add_subplot()
-    assert plots.plot_penalty(axis, [*records, result(5, 75, 0, "scratch")])
+    assert plots.plot_penalty(axis, [*records, result(.1, 75, 7), result(5, 75, 0, "scratch")])
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0", "0.01", "0.1"]
     drawn = {c.get_label(): list(c.lines[0].get_ydata()) for c in axis.containers}
     assert drawn == {"before pruning": [80.5] * 3, "right after pruning": [0, 1, 10], "retrained": [71] * 3,
                      "degree of orthogonality before pruning, x 100": [50, 51, 60]}
     assert not plots.plot_penalty(axis, [r for r in records if r.strength == .1])
+    assert not plots.plot_penalty(axis, [result(0, 75, 0), result(.1, 75, 1)])
     styles = {plots.method_style("orthoreg", weight=weight)["marker"] for weight in (0, .001, .01, .1, 1)}
     assert len(styles) == 5
 
@@ -837,7 +842,7 @@ def test_names_in_a_report_are_text_and_nothing_is_written_through_links(results
     folder.mkdir()
     victim.write_text("precious")
     (tmp_path / "evil.json").rename(folder / "evil.json")
-    for name in ("report.md", "accuracy.png", "flops.png", "widths.png", "training.png"):
+    for name in ("report.md", "accuracy.png", "macs.png", "widths.png", "training.png"):
         (folder / name).symlink_to(victim)
     with open(folder / "large.json", "wb") as large:
         large.truncate(report.LARGEST + 1)
@@ -851,7 +856,7 @@ def test_names_in_a_report_are_text_and_nothing_is_written_through_links(results
         assert part not in text.replace("\\" + part, "").replace(part[0] + "\\" + part[1:], ""), part
     table = [line for line in text.splitlines() if line.startswith("|") and "onerror" in line]
     assert table and all(len(re.findall(r"(?<!\\)\|", line)) in (3, 12) for line in table)
-    assert all((folder / name).read_bytes()[:4] == b"\x89PNG" for name in ("accuracy.png", "flops.png"))
+    assert all((folder / name).read_bytes()[:4] == b"\x89PNG" for name in ("accuracy.png", "macs.png"))
 
 
 def test_a_report_of_nothing_is_refused(results, tmp_path, capsys):
