@@ -4,6 +4,7 @@ Every loss-based method takes that for granted, and orthonormal filters are to m
 et al. 2020). Here groups are removed, and the change of the loss is compared with both sums: of the
 members' scores, and of their own changes.
 """
+import itertools
 import math
 
 import torch
@@ -14,6 +15,7 @@ from common.errors import InputError
 from common.terminal import print_table, progress
 from imp_estimator import ESTIMATORS, PLAIN
 from lab.plots import load_pyplot, method_style, save_figure
+from lab.record import grouped
 from models import filter_groups
 from pruner import Masked
 
@@ -29,17 +31,17 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
     """Compare the importance of groups with that of their members.
 
     Groups of 1, 2, 4 ... 256 filters are drawn `draws` times for each of KINDS: at random from
-    `pool` filters of the network, or from one of `layers` layers in turn; or as the method would
-    choose: the k filters that it would remove first, then random ones of its first 2k (of 32, where
-    these are more). Sizes with fewer than 8 groups are left out. A group is removed by setting its
-    filters' outputs to zero wherever they are read. Its actual change of the loss on `batches`, in
-    eval mode, is compared with two sums. Without its sign: with the sum of its members' scores,
-    scaled by one factor so that both sums are equal over all single filters in any group. With its
-    sign: with the sum of the members' own actual changes. Returns {"loss", "images",
-    "pruning_type", "seed", "draws", "kinds": {name: [{"size", "n", "change": mean of the absolute
-    change, "rank_scores", "rank_changes": Spearman, None where it is undefined, "error_scores",
-    "error_changes": median of |estimate - change| / |change|}]}}. Raises InputError where there is
-    nothing to remove.
+    `pool` filters of the network, or from one of `layers` layers, as often from each (at least 8
+    times); or as the method would choose: the k filters that it would remove first, then random
+    ones of its first 2k (of 32, where these are more). A group is removed by setting its filters'
+    outputs to zero wherever they are read. Its actual change of the loss on `batches`, in eval
+    mode, is compared with two sums. Without its sign: with the sum of its members' scores, scaled
+    by one factor so that both sums are equal over all single filters in any group. With its sign:
+    with the sum of the members' own actual changes. Returns {"loss", "images", "pruning_type",
+    "seed", "draws", "kinds": {name: [{"size", "n", "change": mean of the absolute change,
+    "rank_scores", "rank_changes": Spearman, within a layer the mean over the layers, None where it
+    is undefined, "error_scores", "error_changes": median of |estimate - change| / |change|}]}}.
+    Raises InputError where there is nothing to remove.
     The model is left as it was.
     """
     scores = imp_estimator.cal_importance(model, pruning_type, batches, seed=seed)
@@ -70,8 +72,9 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
             changes = [change(group) if size > 1 else alone[group[0]] for group in found]
             by_scores = [factor * sum(score[m] for m in group) for group in found]
             by_changes = [sum(alone[m] for m in group) for group in found]
+            layers = [group[0][0] if kind[0] == "layer" else None for group in found]
             kinds[name].append({"size": size, "n": len(found),
-                                **_compare(changes, by_scores, by_changes)})
+                                **_compare(changes, by_scores, by_changes, layers)})
     return {"loss": loss, "images": sum(len(labels) for _, labels in batches),
             "pruning_type": pruning_type, "seed": seed, "draws": draws, "kinds": kinds}
 
@@ -95,30 +98,35 @@ def _draw(groups, score, generator, draws, pool, layers):
                          "network of which less is pruned")
     chance = shuffled(everything)[:pool]
     drawn = {(kind, size): [] for kind in KINDS for size in SIZES}
-    for draw in range(draws):
-        layer = sampled[draw % len(sampled)]
-        for size in SIZES:
-            for where, anything, first, literal in (
-                    ("network", chance, everything, not draw),
-                    ("layer", layer, layer, draw < len(sampled))):
-                if len(anything) >= size:
-                    drawn[(where, "random"), size].append(shuffled(anything)[:size])
-                    drawn[(where, "lowest"), size].append(
-                        first[:size] if literal else shuffled(first[:max(2 * size, 32)])[:size])
+    often = max(FEWEST, draws // len(sampled))
+    for where, anything, first, count in (("network", chance, everything, draws),
+                                          *(("layer", layer, layer, often) for layer in sampled)):
+        for draw, size in itertools.product(range(count), SIZES):
+            if len(anything) >= size:
+                drawn[(where, "random"), size].append(shuffled(anything)[:size])
+                drawn[(where, "lowest"), size].append(
+                    shuffled(first[:max(2 * size, 32)])[:size] if draw else first[:size])
     return drawn
 
 
-def _compare(changes, by_scores, by_changes):
-    """Actual changes of the loss beside the two estimates of them, one of each for a group."""
+def _compare(changes, by_scores, by_changes, layers):
+    """Actual changes of the loss beside the two estimates of them, one of each for a group; layers:
+    the one that each group is of. Pooled, layers of other sizes of change would make the ranks."""
     changes, by_scores, by_changes = (torch.tensor(values).double()
                                       for values in (changes, by_scores, by_changes))
     magnitude = changes.abs()
+    places = grouped(range(len(layers)), layers.__getitem__).values()
+
+    def rank(estimate, truth):
+        ranks = [spearman(estimate[own], truth[own]) for own in places]
+        ranks = [each for each in ranks if each is not None]
+        return sum(ranks) / len(ranks) if ranks else None
 
     def error(estimate, truth):
         return ((estimate - truth).abs() / truth.abs().clamp_min(1e-12)).median().item()
 
-    return {"change": magnitude.mean().item(), "rank_scores": spearman(by_scores, magnitude),
-            "rank_changes": spearman(by_changes, changes),
+    return {"change": magnitude.mean().item(), "rank_scores": rank(by_scores, magnitude),
+            "rank_changes": rank(by_changes, changes),
             "error_scores": error(by_scores, magnitude),
             "error_changes": error(by_changes, changes)}
 

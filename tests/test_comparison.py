@@ -926,8 +926,8 @@ def test_the_check_tells_whether_importances_add_up(additive, few, monkeypatch):
 
     monkeypatch.setattr(group_check, "Masked", World)
     monkeypatch.setattr(train_module, "evaluate", evaluate)
-    monkeypatch.setattr(imp_estimator, "cal_importance", lambda *_, **__: {
-        name: 3 * of for name, of in worth.items()})
+    scores = {name: 3 * of for name, of in worth.items()}
+    monkeypatch.setattr(imp_estimator, "cal_importance", lambda *_, **__: scores)
     kinds = group_check.check_groups(model, [few], "fisher")["kinds"]
     assert list(kinds) == list(group_check.KINDS.values())
     for where in ("over all layers", "within a layer"):
@@ -941,6 +941,11 @@ def test_the_check_tells_whether_importances_add_up(additive, few, monkeypatch):
                 assert row["error_changes"] == pytest.approx(1 - 1 / row["size"], abs=.05)
         for random, low in zip(chance[1:5], lowest[1:5]):
             assert low["change"] < random["change"]
+    for i, name in enumerate(worth):  # scores that are right about layers and wrong within each
+        scores[name], worth[name] = 10 * i + 3 - worth[name], worth[name] + 10 * i
+    kinds = group_check.check_groups(model, [few], "fisher")["kinds"]
+    assert kinds["over all layers, random"][0]["rank_scores"] > .9
+    assert kinds["within a layer, random"][0]["rank_scores"] == pytest.approx(-1)
 
 
 def test_the_rank_correlation_gives_equal_values_their_mean_rank():
