@@ -131,21 +131,6 @@ PRESETS = {
                            adam_lr=[1e-3, 1e-4, 1e-5]),
             between=Recipe(lr=[.1, .01, .001], epochs=[4, 3, 1], weight_decay=1e-4,
                            adam_lr=[1e-3, 1e-4, 1e-5]))),
-    # "cpu-drop" (below) at a fifth of all rates, at which a plain VGG-13 trains well.
-    "cpu-low": Preset(
-        ebt=Schedule(
-            base=Recipe(lr=[.02, .002], epochs=[9, 1], weight_decay=1e-4, adam_lr=[2e-4, 2e-5]),
-            ortho=Recipe(lr=[.02, .002], epochs=[9, 1], weight_decay=0, adam_lr=[2e-4, 2e-5]),
-            retrain=Recipe(lr=[.02, .002, .0002], epochs=[6, 4, 1], weight_decay=1e-4,
-                           adam_lr=[2e-4, 2e-5, 2e-6])),
-        iterative=Schedule(
-            base=Recipe(lr=[.02, .002, .0002], epochs=[8, 4, 4], weight_decay=1e-4,
-                        adam_lr=[2e-4, 2e-5, 2e-6]),
-            ortho=Recipe(lr=[.02, .002], epochs=[3, 1], weight_decay=0, adam_lr=[2e-4, 2e-5]),
-            retrain=Recipe(lr=[.02, .002, .0002], epochs=[4, 4, 2], weight_decay=1e-4,
-                           adam_lr=[2e-4, 2e-5, 2e-6]),
-            between=Recipe(lr=[.02, .002, .0002], epochs=[4, 3, 1], weight_decay=1e-4,
-                           adam_lr=[2e-4, 2e-5, 2e-6]))),
 }
 
 # For networks that others have trained (--init): small rates, which leave most of it as it is.
@@ -159,14 +144,33 @@ PRESETS["finetune"] = Preset(ebt=_FINETUNE, iterative=_FINETUNE, batch_size=64)
 PRESETS["cpu-drop"] = replace(PRESETS["cpu"], ebt=replace(PRESETS["cpu"].ebt, base=Recipe(
     lr=[.1, .01], epochs=[9, 1], weight_decay=1e-4, adam_lr=[1e-3, 1e-4])))
 
-# "cpu" with a warm-up: the rate rises in the first two epochs of every training.
-def _warmed_up(schedule, epochs):
-    return replace(schedule, **{phase: replace(recipe, warmup=epochs)
+
+def _each(schedule, change):
+    """A schedule whose recipes are changed: change(recipe) -> fields of it."""
+    return replace(schedule, **{phase: replace(recipe, **change(recipe))
                                 for phase, recipe in vars(schedule).items() if recipe})
 
 
-PRESETS["cpu-warmup"] = replace(PRESETS["cpu"], ebt=_warmed_up(PRESETS["cpu"].ebt, 2),
-                                iterative=_warmed_up(PRESETS["cpu"].iterative, 2))
+def _warmed_up(preset, epochs):
+    """A preset in whose trainings the rate rises in the first epochs."""
+    return replace(preset, **{job: _each(getattr(preset, job), lambda _: {"warmup": epochs})
+                              for job in ("ebt", "iterative")})
+
+
+def _slower(preset, times):
+    """A preset whose rates are divided."""
+    return replace(preset, **{job: _each(getattr(preset, job), lambda recipe: {
+        name: [float(f"{rate / times:.9g}") for rate in getattr(recipe, name)]
+        for name in ("lr", "adam_lr")})
+                              for job in ("ebt", "iterative")})
+
+
+# "cpu-drop" at a fifth of all rates; and at a tenth, with a warm-up, where a plain VGG-13 trains
+# well.
+PRESETS["cpu-low"] = _slower(PRESETS["cpu-drop"], 5)
+PRESETS["cpu-gentle"] = _warmed_up(_slower(PRESETS["cpu-drop"], 10), 2)
+# "cpu" with a warm-up of two epochs.
+PRESETS["cpu-warmup"] = _warmed_up(PRESETS["cpu"], 2)
 
 # Iterative jobs of as many epochs in 1, 2 and 4 rounds: 24 after the plain network's ten. Of each
 # round's but the last, orthoreg's last four have the penalty, as have four before the first round.
@@ -175,8 +179,9 @@ for _rounds, _retrain, _between in ((1, [12, 8, 4], [12, 8, 0]), (2, [6, 4, 2], 
     _iterative = replace(PRESETS["cpu"].iterative, **{
         phase: replace(PRESETS["cpu"].iterative.retrain, epochs=epochs)
         for phase, epochs in (("retrain", _retrain), ("between", _between))})
+    _preset = _warmed_up(replace(PRESETS["cpu"], iterative=_iterative), 1)
     PRESETS[f"cpu-rounds-{_rounds}"] = replace(PRESETS["cpu"], iterative=replace(
-        _warmed_up(_iterative, 1), base=PRESETS["cpu-warmup"].ebt.base))
+        _preset.iterative, base=PRESETS["cpu-warmup"].ebt.base))
 
 # Comparisons for --sweep: flag -> value, or list of values; every combination is an experiment.
 SWEEPS = {
@@ -218,6 +223,13 @@ SWEEPS |= {
                    "control": [False, "unpruned"]},
     "cpu-warmup-scratch": {**_WARMUP, "model": _THREE, "pruning_type": ["orthoreg", "fisher"],
                            "prune_percent": 75, "control": "scratch"},
+    # The schedule of the penalty without it: what is the penalty itself worth?
+    "cpu-warmup-zero": {**_WARMUP, "model": _THREE, "pruning_type": "orthoreg", "penalty": 0,
+                        "prune_percent": 75, "control": [False, "unpruned"]},
+    # Rates at which a plain VGG-13 trains well, too. Rate times lambda is as published.
+    "cpu-gentle": {**_STUDY, "out": "sweeps/cpu-gentle", "preset": "cpu-gentle", "model": "vgg",
+                   "pruning_type": _FOUR, "prune_percent": 75, "penalty": .1,
+                   "control": [False, "unpruned"]},
     # The same at equal multiply-adds, of which methods leave very different shares.
     "cpu-macs": {**_WARMUP, "out": "sweeps/cpu-macs", "model": _THREE, "pruning_type": _FOUR,
                  "budget": "macs", "prune_percent": 75},
