@@ -228,8 +228,8 @@ SWEEPS |= {
                         "prune_percent": 75, "control": [False, "unpruned"]},
     # Rates at which a plain VGG-13 trains well, too. Rate times lambda is as published.
     "cpu-gentle": {**_STUDY, "out": "sweeps/cpu-gentle", "preset": "cpu-gentle", "model": "vgg",
-                   "pruning_type": _FOUR, "prune_percent": 75, "penalty": .1,
-                   "control": [False, "unpruned"]},
+                   "pruning_type": ["orthoreg", "fisher", "bn"], "prune_percent": 75,
+                   "penalty": .1, "control": [False, "unpruned"]},
     # The same at equal multiply-adds, of which methods leave very different shares.
     "cpu-macs": {**_WARMUP, "out": "sweeps/cpu-macs", "model": _THREE, "pruning_type": _FOUR,
                  "budget": "macs", "prune_percent": 75},
