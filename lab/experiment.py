@@ -63,8 +63,8 @@ class Experiment:
                                    marks=[CONTROL_MAY_DIFFER])
     val_percent: int = flag(
         "data", 0, "percent of the training images to hold out: the best epoch is then chosen on "
-        "them, as on those in val/ where there is test/ too, and the test images are used once, at "
-        "the end", type=integer(0, 50), metavar="N")
+        "them, as on those in val/ where there is test/ too, and the test images choose nothing",
+        type=integer(0, 50), metavar="N")
     num_classes: int = flag(
         "data", None, "stop if the data has another number of classes", shown="from the data",
         type=integer(2), metavar="N", marks=[CONTROL_MAY_DIFFER, REPORT_MAY_DIFFER])
