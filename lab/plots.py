@@ -177,7 +177,7 @@ def plot_accuracy(axis, records, label, x_of):
     unpruned = grouped([r for r in records if r.control == "unpruned"], lambda r: r.method)
     for kind, found in sorted(unpruned.items()):
         axis.axhline(statistics.mean(r.best for r in found), color="0.4", label=kind,
-                     linestyle="-." if found[0].strength else ":")
+                     linestyle={None: ":", 0: "--"}.get(found[0].strength, "-."))
     axis.set(xlabel=label, ylabel=f"test accuracy, best epoch (%)\n{_over(records)}")
     left, right = min(0, axis.get_xlim()[0]), axis.get_xlim()[1]
     axis.set_xlim(left, right + (right - left) / 30)
