@@ -145,24 +145,23 @@ PRESETS["cpu-drop"] = replace(PRESETS["cpu"], ebt=replace(PRESETS["cpu"].ebt, ba
     lr=[.1, .01], epochs=[9, 1], weight_decay=1e-4, adam_lr=[1e-3, 1e-4])))
 
 
-def _each(schedule, change):
-    """A schedule whose recipes are changed: change(recipe) -> fields of it."""
-    return replace(schedule, **{phase: replace(recipe, **change(recipe))
-                                for phase, recipe in vars(schedule).items() if recipe})
+def _each(preset, change):
+    """A preset whose recipes are changed: change(recipe) -> fields of it."""
+    return replace(preset, **{job: replace(schedule, **{
+        phase: replace(recipe, **change(recipe)) for phase, recipe in vars(schedule).items()
+        if recipe}) for job, schedule in (("ebt", preset.ebt), ("iterative", preset.iterative))})
 
 
 def _warmed_up(preset, epochs):
     """A preset in whose trainings the rate rises in the first epochs."""
-    return replace(preset, **{job: _each(getattr(preset, job), lambda _: {"warmup": epochs})
-                              for job in ("ebt", "iterative")})
+    return _each(preset, lambda _: {"warmup": epochs})
 
 
 def _slower(preset, times):
     """A preset whose rates are divided."""
-    return replace(preset, **{job: _each(getattr(preset, job), lambda recipe: {
+    return _each(preset, lambda recipe: {
         name: [float(f"{rate / times:.9g}") for rate in getattr(recipe, name)]
         for name in ("lr", "adam_lr")})
-                              for job in ("ebt", "iterative")})
 
 
 # "cpu-drop" at a fifth of all rates; and at a tenth, with a warm-up, where a plain VGG-13 trains

@@ -33,16 +33,16 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
     Groups of 1, 2, 4 ... 256 filters are drawn `draws` times for each of KINDS: at random from
     `pool` filters of the network, or from one of `layers` layers, as often from each (at least 8
     times); or as the method would choose: the k filters that it would remove first, then random
-    ones of its first 2k (of 32, where these are more). A group is removed by setting its filters'
-    outputs to zero wherever they are read. Its actual change of the loss on `batches`, in eval
-    mode, is compared with two sums. Without its sign: with the sum of its members' scores, scaled
-    by one factor so that both sums are equal over all single filters in any group. With its sign:
-    with the sum of the members' own actual changes. Returns {"loss", "images", "pruning_type",
-    "seed", "draws", "kinds": {name: [{"size", "n", "change": mean of the absolute change,
-    "rank_scores", "rank_changes": Spearman, within a layer the mean over the layers, None where it
-    is undefined, "error_scores", "error_changes": median of |estimate - change| / |change|}]}}.
-    Raises InputError where there is nothing to remove.
-    The model is left as it was.
+    ones of its first 2k (of 32, where these are more). Sizes with fewer than 8 groups are left out.
+    A group is removed by setting its filters' outputs to zero wherever they are read. Its actual
+    change of the loss on `batches`, in eval mode, is compared with two sums. Without its sign: with
+    the sum of its members' scores, scaled by one factor so that both sums are equal over all single
+    filters in any group. With its sign: with the sum of the members' own actual changes. Returns
+    {"loss", "images", "pruning_type", "seed", "draws", "kinds": {name: [{"size", "n", "change":
+    mean of the absolute change, "rank_scores", "rank_changes": Spearman, within a layer the mean
+    over the layers, None where it is undefined, "error_scores", "error_changes": median of
+    |estimate - change| / |change|}]}}. Raises InputError where there is nothing to remove. The
+    model is left as it was.
     """
     scores = imp_estimator.cal_importance(model, pruning_type, batches, seed=seed)
     groups = {g.name: g for g in filter_groups(model) if not g.protected}

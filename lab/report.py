@@ -169,8 +169,8 @@ def describe_section(records):
     networks = by_network(records)
     for network, own in networks.items():
         lines += [_unpruned_line(network, own), "", *_accuracies(network, own, seeds), ""]
-    differences = [line for network in networks for line in _differences(
-        network, networks[network])]
+    differences = [line for network, own in networks.items()
+                   for line in _differences(network, own)]
     if differences:
         lines += ["Differences in accuracy between runs of one seed, mean ± standard error.", "",
                   *differences]

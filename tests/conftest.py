@@ -25,6 +25,14 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # worker
 WIDTH = {"vgg": 1 / 8, "mobilenet": 1 / 8, "resnet": 1 / 8, "resnet-56": 1 / 2}
 
 
+@pytest.fixture
+def set_threads():
+    """Sets how many threads torch has in a test, which decides how sums are rounded."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 def files(root):
     """{name: content} of all files under a folder."""
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}

@@ -166,18 +166,10 @@ def python_of(page, heading):
     return (ROOT / page).read_text().split(f"{heading}\n")[1].split("```python\n")[1].split("```")[0]
 
 
-@pytest.fixture
-def two_threads():
-    """Whose number decides how sums are rounded, also where two test files run at a time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-def test_a_network_in_8_bits_is_nearly_as_good(network, capsys, two_threads):
+def test_a_network_in_8_bits_is_nearly_as_good(network, capsys, set_threads):
     """As lab/README.md does it, with a pruned network that has learnt the digits at 8 x 8 pixels."""
     pytest.importorskip("onnxruntime")
+    set_threads(2)  # also where two test files run at a time
     digits, name = load_data("digits", 8), network.origin.name
     torch.manual_seed(0)
     model, epochs = pruned(build_model(name, 10, WIDTH[name]), 20).train(), 14 if name == "mobilenet" else 4

@@ -30,15 +30,6 @@ def preset(monkeypatch):
     monkeypatch.setitem(config.PRESETS, "test", short_preset(epochs=2))
 
 
-@pytest.fixture
-def one_thread():
-    """As in the processes that torchrun starts, so that sums have the same order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 COMMAND = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
            str(ROOT / "tests" / "worker.py")]
 
@@ -93,9 +84,10 @@ def test_a_process_takes_whole_batches_where_nothing_is_trained():
 # --------------------------------------------------------------------------------- the same results
 
 
-def test_two_processes_train_as_one_does_that_normalises_halves_of_each_batch(tmp_path, one_thread):
+def test_two_processes_train_as_one_does_that_normalises_halves_of_each_batch(tmp_path, set_threads):
     """One process, two replicas that each see half of every batch, so that BatchNorm has the same
     statistics as in two processes; the last batch of 13 images is shared 7 to 6."""
+    set_threads(1)  # as in the processes that torchrun starts, so that sums have the same order
     done = torchrun(*JOB, "--only_train=ortho", "--model=mobilenet", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     trained, info = load_checkpoint(tmp_path / "pretrained/ebt/digits/mobilenet-w0.125_ortho.pth")
