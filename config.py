@@ -199,7 +199,7 @@ SWEEPS = {
                  "ebt": True, "val_percent": 10, "seed": [0, 1], "model": "vgg",
                  "pruning_type": ["orthoreg", "fisher", "bn"], "prune_percent": 75,
                  "control": [False, "unpruned", "scratch"]},
-    # The same at a fifth of all rates, where a plain VGG-13 trains well without a warm-up.
+    # The same at a fifth of all rates.
     "cpu-low": {"out": "sweeps/cpu-low", "data_path": "data/cifar100-10", "preset": "cpu-low",
                 "ebt": True, "val_percent": 10, "seed": [0, 1], "model": "vgg",
                 "pruning_type": ["orthoreg", "fisher", "bn"], "prune_percent": 75,

@@ -191,9 +191,14 @@ def _points(records, x_of):
 
 
 def _over(records):
+    """What a point is the mean of: the runs that differ in nothing but the seed."""
     seeds = {r.flags["seed"] for r in records}
-    return (f"mean of {len(seeds)} seeds, bars: standard deviation" if len(seeds) > 1 else
-            f"seed {min(seeds)}")
+    if len(seeds) == 1:
+        return f"seed {min(seeds)}"
+    alike = grouped(records, lambda r: (r.variant, r.control, r.requested)).values()
+    most = max(map(len, alike))
+    return (f"mean of {'up to ' if min(map(len, alike)) < most else ''}{most} seeds, "
+            "bars: standard deviation")
 
 
 def _mean(values):

@@ -165,10 +165,10 @@ def describe_section(records):
              "brackets: multiply-adds left (%).", ""]
     unlike = _unlike(records)
     if unlike:
-        lines += [f"**These results also differ in --{', --'.join(map(text, unlike))}.**", ""]
+        lines += [f"**These results also differ in {', '.join(map(text, unlike))}.**", ""]
     networks = by_network(records)
     for network, own in networks.items():
-        lines += [_unpruned_line(network, own), "", *_accuracies(network, own, seeds), ""]
+        lines += [_before_line(network, own), "", *_accuracies(network, own, seeds), ""]
     differences = [line for network, own in networks.items()
                    for line in _differences(network, own)]
     if differences:
@@ -178,18 +178,26 @@ def describe_section(records):
 
 
 def _unlike(records):
-    """Flags in which results differ that should not."""
+    """What results differ in that they should not, in words."""
     may_differ = marked(Experiment, REPORT_MAY_DIFFER)
-    unlike = [name for name in records[0].flags if name not in may_differ and len(
+    unlike = [f"--{name}" for name in records[0].flags if name not in may_differ and len(
         {json.dumps(r.flags[name]) for r in records if name in r.flags
          and not (name.startswith("eb_") and r.control)}) > 1]
     # What is held out for validation depends on the seed.
-    alike = grouped(records, lambda r: r.flag("seed"))
-    return unlike or ["data_path" for group in alike.values()
-                      if len({r.fingerprint for r in group}) > 1][:1]
+    if not unlike and _several(records, lambda r: r.flag("seed"), lambda r: r.fingerprint):
+        unlike = ["--data_path"]
+    if not unlike and _several(records, lambda r: (r.model, r.variant),
+                               lambda r: json.dumps(r.schedule)):
+        unlike = ["the schedules of config.py"]
+    return unlike
 
 
-def _unpruned_line(network, records):
+def _several(records, key, value):
+    """Whether records of one key have several values."""
+    return any(len(set(map(value, group))) > 1 for group in grouped(records, key).values())
+
+
+def _before_line(network, records):
     kinds = {}
     for record in records:
         base = record.unpruned
@@ -197,7 +205,7 @@ def _unpruned_line(network, records):
             kind = f"with penalty{base.given_penalty}" if base.penalised else "plain"
             # A later run may have replaced a file.
             kinds.setdefault(kind, {})[base.file, base.best] = base
-    return f"Unpruned {text(network)}: " + "; ".join(
+    return f"Before pruning, {text(network)}: " + "; ".join(
         f"{kind} {spread(b.best for b in bases.values())}, last epoch "
         f"{spread(b.last for b in bases.values())} (n = {len(bases)})"
         for kind, bases in kinds.items()) + "."
