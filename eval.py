@@ -325,11 +325,9 @@ def export(args, model, record, images):
 def check_groups(args, model, record, images):
     """Check the groups of `model`, and of the network in --compare beside it."""
     balanced = ESTIMATORS[args.pruning_type].needs == "balanced images"
+    batches = list(images.train_batches(128, key=(args.seed, "groups"), count=args.imp_samples,
+                                        balanced=balanced))
     device, networks = images.train.device, {args.model_path: (model, record)}
-    # 32 images stay in a CPU's cache, which makes these passes 1.2 to 1.8 times as fast.
-    together = 128 if device.type == "cuda" else 32
-    batches = list(images.train_batches(together, key=(args.seed, "groups"),
-                                        count=args.imp_samples, balanced=balanced))
     if args.compare:
         other, other_record = networks[args.compare] = checkpoint.load_checkpoint(args.compare,
                                                                                     args.model)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from common.libraries import lazy
+from common.modes import evaluating
 from common.processes import processes, shared, sum_over_processes
 from common.terminal import progress
 
@@ -33,7 +34,7 @@ class Estimator:
     help     what it judges filters by, in a few words
     source   where it is from
     needs    what it is computed from, beside the weights: "", "images", "balanced images" (equally
-             many of each class) or "seed"
+             many of each class), "seed" or "scales" (of a BatchNorm after each convolution)
     penalty  whether it prunes the network that was trained with the penalty, or the plain one
     colour, marker  of its lines in plots
     """
@@ -83,11 +84,13 @@ def cal_importance(model, pruning_type, batches=None, *, temperature=200.0, proj
         0 for the exact computation with one for each class. seed: for "random" and "rdt".
     Returns a dict: dotted name of the convolution -> 1-D float32 tensor on the model's device.
     The model's weights, buffers, modes and gradients are left as they were.
-    Raises ValueError for an unknown type, missing batches, or scores that are not finite.
+    Raises ValueError for an unknown type, missing batches, a network that the method cannot judge,
+    or scores that are not finite.
     """
     if pruning_type not in ESTIMATORS:
         raise ValueError(f"no estimator {pruning_type!r}; there are {', '.join(ESTIMATORS)}")
     method = ESTIMATORS[pruning_type]
+    check_suits(model, pruning_type)
     if batches is None and method.needs_images:
         raise ValueError(f"{pruning_type} is computed from images; give it batches")
     groups = models.filter_groups(model)
@@ -96,29 +99,41 @@ def cal_importance(model, pruning_type, batches=None, *, temperature=200.0, proj
                               projections=projections, seed=seed)
     for group, score in zip(groups, scores, strict=True):
         if not score.isfinite().all():
-            raise ValueError(f"{pruning_type}: the scores of {group.name} are not finite")
+            raise ValueError(f"{pruning_type}: the scores of {group.name} are not finite: the "
+                             "network's weights or activations are too large; train it again at a "
+                             "lower rate")
     return {group.name: score.detach().float() for group, score in zip(groups, scores)}
+
+
+def check_suits(model, pruning_type):
+    """Raises ValueError where a method cannot judge all filters of `model`."""
+    bare = [group.name for group in models.filter_groups(model) if not _has_scale(group)]
+    if bare and ESTIMATORS[pruning_type].needs == "scales":
+        raise ValueError(f"{pruning_type} judges filters by the scale of their BatchNorm, and "
+                         f"{bare[0]} has none of its own; another pruning type, such as tfo, needs "
+                         "none")
 
 
 @contextmanager
 def _as_evaluated(model):
-    modes = {module: module.training for module in model.modules()}
     frozen = [p for p in model.parameters() if not p.requires_grad]
     rounded, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    model.eval()
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         torch.backends.cudnn.allow_tf32 = rounded  # scores with all bits of float32
         for parameter in frozen:
             parameter.requires_grad_(False)
-        for module, training in modes.items():
-            module.training = training
 
 
 # -------------------------------------------------------------------------------- building blocks
+
+
+def _has_scale(group):
+    return group.bn is not None and group.bn.weight is not None
 
 
 def _convolutions(groups):
@@ -147,7 +162,8 @@ def _mean_gradient(model, parameters, batches, temperature=1.0):
     total, count = [torch.zeros_like(p) for p in parameters], 0
     for images, labels in progress(shared(batches), "gradients"):
         loss = _loss(model, images, labels, temperature)
-        torch._foreach_add_(total, torch.autograd.grad(loss, parameters))
+        torch._foreach_add_(total, torch.autograd.grad(
+            loss, parameters, materialize_grads=True))
         count += len(labels)
     count = _over_processes(total, count)
     torch._foreach_div_(total, count)
@@ -191,7 +207,9 @@ def theis(model, groups, batches, **_):
 
     def watch(score):
         def hook(_module, _inputs, activation):
-            values = activation.detach()  # its own hook must not hold it: the graph would stay
+            # A copy: what follows may work in place, as torchvision's `out += identity`. And not
+            # the tensor itself, whose own hook would keep the graph.
+            values = activation.detach().clone()
 
             def add(gradient):
                 score.add_((values * gradient).sum((2, 3)).square().sum(0))
@@ -199,12 +217,12 @@ def theis(model, groups, batches, **_):
         return hook
 
     handles = [m.register_forward_hook(watch(s)) for m, s in zip(watched, scores)]
-    # Asking for the first layer's gradient alone still sends the signal through every BatchNorm.
-    first = [groups[0].conv.weight]
     count = 0
     try:
         for images, labels in progress(shared(batches), "gradients"):
-            torch.autograd.grad(_loss(model, images, labels), first)
+            # The images' own gradient asks for that of everything between them and the loss.
+            images = images.detach().requires_grad_()
+            torch.autograd.grad(_loss(model, images, labels), images)
             count += len(labels)
     finally:
         for handle in handles:
@@ -217,25 +235,21 @@ def theis(model, groups, batches, **_):
            marker="^", help="squared first-order Taylor term at the BatchNorm")
 def tfo(model, groups, batches, **_):
     """(gamma g_gamma + beta g_beta)^2: the squared activation x gradient sum at the BatchNorm; of a
-    convolution without its own, (sum_w w g_w)^2, the same sum at its output.
+    convolution without its own, or with one that has no gamma, (sum_w w g_w)^2, the same sum at
+    its output.
 
     Molchanov et al. 2017, arXiv 1611.06440, and 2019, arXiv 1906.10771.
     """
-    layers = [group.conv if group.bn is None else group.bn for group in groups]
+    layers = [group.bn if _has_scale(group) else group.conv for group in groups]
     parameters = _parameters(layers)
     gradient, _ = _mean_gradient(model, parameters, batches)
     return [s.square() for s in _per_filter(layers, [p * g for p, g in zip(parameters, gradient)])]
 
 
-@estimator("bn", source="Liu et al. 2017; You et al. 2020", colour="#56B4E9", marker="v",
-           help="size of the BatchNorm's scale")
+@estimator("bn", needs="scales", source="Liu et al. 2017; You et al. 2020", colour="#56B4E9",
+           marker="v", help="size of the BatchNorm's scale")
 def bn(model, groups, batches, **_):
-    """|gamma| of the BatchNorm (Liu et al. 2017, arXiv 1708.06519; You et al. 2020). Raises
-    ValueError where a convolution has no BatchNorm of its own."""
-    bare = [group.name for group in groups if group.bn is None or group.bn.weight is None]
-    if bare:
-        raise ValueError(f"bn judges filters by the scale of their BatchNorm, and {bare[0]} has "
-                         "none of its own; another pruning type, such as tfo, needs none")
+    """|gamma| of the BatchNorm (Liu et al. 2017, arXiv 1708.06519; You et al. 2020)."""
     return [group.bn.weight.abs() for group in groups]
 
 
@@ -277,9 +291,10 @@ def grasp(model, groups, batches, *, temperature, **_):
     product = [torch.zeros_like(p) for p in filters]
     for images, labels in progress(shared(batches), "Hessian"):
         loss = _loss(model, images, labels, temperature) / count
-        slopes = torch.autograd.grad(loss, everything, create_graph=True)
+        slopes = torch.autograd.grad(loss, everything, create_graph=True,
+                                     materialize_grads=True)
         inner = sum((slope * g).sum() for slope, g in zip(slopes, gradient))
-        torch._foreach_add_(product, torch.autograd.grad(inner, filters))
+        torch._foreach_add_(product, torch.autograd.grad(inner, filters, materialize_grads=True))
     sum_over_processes(*product)
     return _per_filter(layers, [w * hg for w, hg in zip(filters, product)])
 
@@ -309,7 +324,8 @@ def rdt(model, groups, batches, *, projections, seed, **_):
             directions = root_p.diag()
         for i, direction in enumerate(directions):
             slopes = torch.autograd.grad(direction @ log_p, parameters,
-                                         retain_graph=i + 1 < len(directions))
+                                         retain_graph=i + 1 < len(directions),
+                                         materialize_grads=True)
             torch._foreach_addcmul_(information, slopes, slopes)
         count += 1
     count = _over_processes(information, count)

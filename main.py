@@ -188,7 +188,7 @@ def fresh_network(job, widths=None):
         network = networks.build_network(flags.model, len(classes), flags.width, widths)
     else:
         network, lines = weights.network_like(job.init_file, flags.model, len(classes), flags.width)
-    print_notes([*networks.look_at(network, job.data.image_size), *lines])
+    print_notes([*networks.look_at(network, job.data.image_size, flags.pruning_type), *lines])
     if flags.init:
         print_notes(weights.initialise(network, job.init_file, classes))
     return network.to(job.device)
@@ -235,8 +235,7 @@ def importance(job, batches, number):
             job.network, flags.pruning_type, batches, temperature=flags.GraSP_T,
             projections=flags.rdt_projections, seed=seed_of(flags.seed, "random", number))
     except ValueError as error:
-        raise InputError(f"{error}: the network's weights or activations are too large; train it "
-                         "again at a lower rate") from error
+        raise InputError(str(error)) from error
 
 
 def estimate_importance(job, number):
@@ -285,7 +284,8 @@ def reached_by(network, job):
     if flags.budget == "latency":
         return clock_of(job).saved_by(network, latency.LONG).plain()
     return {"achieved_percent": pruner.pruned_percent(network, flags.budget, size),
-            "max_percent": pruner.max_percent(network, flags.budget, size, flags.round_to)}
+            "max_percent": pruner.max_percent(network, flags.budget, size, flags.round_to,
+                                              flags.residual)}
 
 
 def note_pruning(job, number, reached, accuracy=None):

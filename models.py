@@ -7,7 +7,7 @@
 One idea carries the suite: every filter writes one channel of a *stream*, and the layers behind
 read that stream. In a plain chain a stream has one writer; in a ResNet all blocks of a stage write
 into the same one. Nobody declares this: `Structure` finds it in the graph of a network's
-operations. Penalty, estimators, selection, surgery and reports are loops over `filter_groups`.
+operations. Estimators, selection, surgery and reports are loops over `filter_groups`.
 """
 from collections import OrderedDict
 from dataclasses import dataclass

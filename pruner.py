@@ -12,6 +12,7 @@ import reprlib
 import torch
 
 from common.graph import first_line, title
+from common.modes import evaluating
 from common.surgery import CannotCut, MaskedGraph, cut_channels, first_difference, same
 from models import (
     NETWORKS,
@@ -53,17 +54,15 @@ def round_up(width, multiple, most):
     return min(most, -(-width // multiple) * multiple)
 
 
-def max_percent(model, budget="filters", image_size=32, round_to=1):
+def max_percent(model, budget="filters", image_size=32, round_to=1, residual="single"):
     """The largest percent that the layers' floors and the protected stem allow, where all layers
     that write into a residual stream keep the same of its channels."""
     structure = remains_of(model).structure
-    first = {g.name: set(range(round_up(g.floor, round_to, g.dense))) for g in filter_groups(model)}
-    floors = {name: [] for name in structure.filters}
-    for unit in structure.units:
-        if any(i in first[name] or structure.locked[name][i] for name, i in unit):
-            for name, i in unit:
-                floors[name].append(i)
-    floors = {name: torch.tensor(sorted(indices)) for name, indices in floors.items()}
+    first = {g.name: round_up(g.floor, round_to, g.dense) for g in filter_groups(model)}
+    leave = {filter for unit in _units_of(structure, residual) for filter in unit
+             if all(i >= first[name] and not structure.locked[name][i] for name, i in unit)}
+    floors = {name: torch.tensor([i for i in range(len(numbers)) if (name, i) not in leave],
+                                 dtype=torch.long) for name, numbers in structure.filters.items()}
     return _percent_gone(structure, budget, image_size)(structure.alive(floors))
 
 
@@ -161,9 +160,13 @@ def _units(remains, residual):
     structure = remains.structure
     place = {name: {index: i for i, index in enumerate(kept.tolist())}
              for name, kept in remains.filters.items()}
-    units = structure.units if residual == "single" else structure.coupled_units
-    found = [[(name, place[name][i]) for name, i in unit if i in place[name]] for unit in units]
+    found = [[(name, place[name][i]) for name, i in unit if i in place[name]]
+             for unit in _units_of(structure, residual)]
     return [unit for unit in found if unit]
+
+
+def _units_of(structure, residual):
+    return structure.units if residual == "single" else structure.coupled_units
 
 
 def _removal_order(remains, groups, residual, values):
@@ -398,22 +401,17 @@ def check(model, small, filters, images=None):
 def _disagreement(networks, filters, images):
     """Where a network with all filters but some at zero and the pruned one differ: a node, or in
     words; None where they do not."""
-    (model, small), modes = networks, [network.training for network in networks]
-    model.eval(), small.eval()
-    try:
-        with torch.no_grad():
-            masked = Masked(model)
-            if not same(model(images), masked.network(images)):
-                return "the graph of its operations"
-            structure = remains_of(model).structure
-            masked.graph.set(structure.alive(filters))
-            wanted = masked.network(images)
-            try:
-                if same(wanted, small(images)):
-                    return None
-            except Exception:  # an operation that does not fit what is left
-                pass
-            return first_difference(masked.graph, small, remains_of(small).graph, images) or (
-                "its end")
-    finally:
-        model.train(modes[0]), small.train(modes[1])
+    model, small = networks
+    with evaluating(*networks), torch.no_grad():
+        masked = Masked(model)
+        if not same(model(images), masked.network(images)):
+            return "the graph of its operations"
+        structure = remains_of(model).structure
+        masked.graph.set(structure.alive(filters))
+        wanted = masked.network(images)
+        try:
+            if same(wanted, small(images)):
+                return None
+        except Exception:  # an operation that does not fit what is left
+            pass
+        return first_difference(masked.graph, small, remains_of(small).graph, images) or "its end"

@@ -18,7 +18,9 @@ from common.accuracy import Tally
 from common.command import uninterrupted
 from common.device import autocast
 from common.errors import Diverged
+from common.modes import evaluating
 from common.processes import processes, shared, sum_over_processes
+from common.seeds import seed_of
 from common.terminal import epoch_line, progress
 from config import MOMENTUM
 from models import filter_matrix, load_weights
@@ -102,13 +104,10 @@ class _DistanceFromOrthonormal(torch.autograd.Function):
 def evaluate(model, batches):
     """Loss and accuracies of a network in eval mode, see `common.accuracy.Tally`. Modes are left as
     they were."""
-    training = model.training
-    model.eval()
     tally = Tally(next(model.parameters()).device)
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for images, labels in progress(shared(batches), "test"):
             tally.add(model(images), labels)
-    model.train(training)
     return tally.figures(batches)
 
 
@@ -268,9 +267,10 @@ def criterion_of(label_smoothing=0, class_weights=None):
     part in the mean is the same in every batch, whatever classes are in it."""
     if class_weights is None:
         return partial(F.cross_entropy, label_smoothing=label_smoothing)
-    total = partial(F.cross_entropy, weight=class_weights, label_smoothing=label_smoothing,
-                    reduction="sum")
-    return lambda logits, labels: total(logits, labels) / len(labels)
+    # Not `weight=`: that weighs the smoothed part of a label by the classes it names, and so draws
+    # all images towards the rare ones.
+    each = partial(F.cross_entropy, label_smoothing=label_smoothing, reduction="none")
+    return lambda logits, labels: (each(logits, labels) * class_weights[labels]).mean()
 
 
 def fused(device, amp):
@@ -358,6 +358,8 @@ class _Loop:
         number, count = processes()
         if count > 1:
             batches = batches.share(number, count)
+        if not self.training.sums["batches"]:  # what dropout draws from, in each process another
+            torch.manual_seed(seed_of(*self.key, epoch, "noise", number))
         return train_epoch(self.model, batches, self.optimizer, self.penalty,
                            f"{self.label} {epoch}/{self.epochs}", self.training.sums,
                            self.forward, self.scaler, self.criterion,

@@ -77,7 +77,8 @@ def select_by_time(model, scores, percent, clock, round_to=1, residual="single")
                               residual=residual)
         return kept, prune(model, kept)
 
-    low, high = pruned_percent(model), max_percent(model, round_to=round_to)
+    low, high = pruned_percent(model), max_percent(
+        model, round_to=round_to, residual=residual)
     found = cut(high)
     most = saved = clock.saved_by(found[1])
     if most.percent <= percent:  # before all goes that may

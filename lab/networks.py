@@ -16,6 +16,7 @@ import pruner
 from common.errors import InputError
 from common.libraries import lazy, need
 from config import MODELS, NORMALIZATIONS
+from imp_estimator import check_suits
 from models import NETWORKS, Origin, build_model, remains_of, stays_text
 
 timm, zoo = lazy("timm"), lazy("torchvision.models")  # timm is optional
@@ -83,14 +84,17 @@ def build_network(name, num_classes, width=1.0, widths=None, whole=(),
     return network if widths is None else pruner.rebuild(network, widths, whole, image_size)
 
 
-def look_at(network, image_size):
+def look_at(network, image_size, pruning_type=None):
     """Which filters of a network can't be pruned, and why, as lines. Raises InputError where
-    nothing can be pruned, or it does not take images of image_size x image_size pixels."""
+    nothing can be pruned, the method cannot judge its filters, or it does not take images of
+    image_size x image_size pixels."""
     name = network.origin.name
     if name in NETWORKS:
         return []
     try:
         pruner.explore(network, image_size)
+        if pruning_type:
+            check_suits(network, pruning_type)
     except ValueError as error:
         raise InputError(f"--model={name}: {error}") from error
     structure = remains_of(network).structure

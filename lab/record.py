@@ -228,7 +228,7 @@ class Record:
 
     @property
     def unpruned(self):
-        """The record of the network that pruning started from; None of a control."""
+        """The record of the network that pruning started from; None of a scratch control."""
         return None if self.base is None else Record.read(self.base, "base")
 
     @property
@@ -244,10 +244,20 @@ class Record:
 
     @property
     def variant(self):
-        """The pruning type, a penalty's weight that was given, and how filters of one residual
-        channel were judged."""
+        """The pruning type, a penalty's weight that was given, how filters of one residual channel
+        were judged, and in how many rounds, where these are several."""
         coupled = ", coupled" if self.flag("residual") == "coupled" else ""
-        return f"{self.flags['pruning_type']}{self.given_penalty}{coupled}"
+        return f"{self.flags['pruning_type']}{self.given_penalty}{coupled}{self.rounds}"
+
+    @property
+    def rounds(self):
+        rounds = (self.pruning or {}).get("rounds", 1)
+        return f", {rounds} rounds" if rounds > 1 else ""
+
+    @property
+    def finished(self):
+        """Whether no round of its job was to come."""
+        return not self.pruning or self.pruning["round"] == self.pruning["rounds"]
 
     @property
     def given_penalty(self):
@@ -268,7 +278,7 @@ class Record:
         """The variant, or the name of a control."""
         pruning_type = self.flags["pruning_type"]
         if self.control == "unpruned":
-            return UNPRUNED[has_penalty(pruning_type)] + self.given_penalty
+            return UNPRUNED[has_penalty(pruning_type)] + self.given_penalty + self.rounds
         return f"{self.variant}, {self.control}" if self.control else self.variant
 
     @property

@@ -203,8 +203,7 @@ def _before_line(network, records):
         base = record.unpruned
         if base is not None:
             kind = f"with penalty{base.given_penalty}" if base.penalised else "plain"
-            # A later run may have replaced a file.
-            kinds.setdefault(kind, {})[base.file, base.best] = base
+            kinds.setdefault(kind, {})[base.seed] = base
     return f"Before pruning, {text(network)}: " + "; ".join(
         f"{kind} {spread(b.best for b in bases.values())}, last epoch "
         f"{spread(b.last for b in bases.values())} (n = {len(bases)})"
@@ -245,7 +244,8 @@ def _differences(network, records):
     """A table of how far the first method is ahead of each other one, over the seeds that both
     have; none where there are fewer than two."""
     cells, columns, methods = _cells(records)
-    by_seed = {key: {r.flags["seed"]: r.best for r in found} for key, found in cells.items()}
+    by_seed = {key: {r.flags["seed"]: r.best for r in found if r.finished}
+               for key, found in cells.items()}
     first, columns = methods[0], [column for column in columns if column is not None]
 
     rows = [[method, *(paired(by_seed.get((first, column), {}), by_seed.get((method, column), {}))

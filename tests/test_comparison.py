@@ -704,6 +704,27 @@ def test_a_report_says_what_it_mixes_and_leaves_out_what_is_damaged(results, tmp
     assert f"Left out: 5 .json files that hold no result, the first is {paths[1]}" in output
 
 
+def test_a_report_keeps_apart_what_are_no_seeds_of_one_thing(results, tmp_path):
+    shutil.copytree(results / "pruned_nets", tmp_path / "pruned_nets")
+
+    def text():
+        return "\n".join(report.describe_section([r for r, _ in report.read_results(tmp_path)[0]]))
+
+    whole = text()
+    assert re.search(r"\| bn \| [^|–]*±[^|]* \| [^|–]*±[^|n]* \|", whole) and "differ" not in whole
+    (path,) = tmp_path.rglob("vgg-w0.125_bn_60_1.json")
+    content = json.loads(path.read_text())
+    content["pruning"] |= {"round": 2, "rounds": 2}
+    path.write_text(json.dumps(content))
+    mixed = text()
+    assert re.search(r"\| bn, 2 rounds \| – \| [^|±]* \(\d+, n = 1\) \|", mixed)
+    assert re.search(r"\| bn \| [^|–]*±[^|]* \| [^|±]* \(\d+, n = 1\) \|", mixed)
+    content["schedule"]["retrain"]["lr"] = [9.0, 8.0]
+    content["pruning"] |= {"round": 1, "rounds": 1}
+    path.write_text(json.dumps(content))
+    assert "**These results also differ in the schedules of config.py.**" in text()
+
+
 def test_the_plots_show_the_figures_of_the_records():
     from matplotlib.figure import Figure
 

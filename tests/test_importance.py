@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import config
 from conftest import narrow
 from imp_estimator import ESTIMATORS, _signs, cal_importance
 from models import NETWORKS, filter_groups
-from pruner import select_filters
+from pruner import prune, select_filters
 
 NEED_IMAGES = [name for name, method in ESTIMATORS.items() if method.needs_images]
 
@@ -87,6 +88,41 @@ def test_theis_is_the_mean_square_of_each_images_slope(tiny):
     for group, f in sampled_filters(model):
         slopes = slope(lambda: losses(model, batches), [group.bn.weight, group.bn.bias], f)
         assert_scores(scores, group, f, (slopes ** 2).sum().item() / (2 * len(slopes)))
+
+
+class Odd(nn.Module):
+    """Two stems side by side, a sum in place, a BatchNorm without a scale, a weight without use."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 5, 3), nn.Conv2d(3, 5, 3), nn.Conv2d(5, 4, 3)
+        self.norm_a, self.norm_b = nn.BatchNorm2d(5), nn.BatchNorm2d(5)
+        self.norm_c, self.idle = nn.BatchNorm2d(4, affine=False), nn.Parameter(torch.ones(2))
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x):
+        y = self.norm_a(self.a(x))
+        y += self.norm_b(self.b(x))
+        return self.head(self.norm_c(self.c(y.relu())).relu().mean((2, 3)))
+
+
+def test_networks_as_others_build_them_are_judged_right(few):
+    torch.manual_seed(0)
+    model, batches = Odd().double().eval(), [(few[0].double(), few[1])]
+    for norm in (model.norm_a, model.norm_b):
+        nn.init.uniform_(norm.weight, .5, 2), nn.init.uniform_(norm.bias, -1, 1)
+    scores = cal_importance(model, "theis", batches)
+    groups = {group.name: group for group in filter_groups(model)}
+    for group, f in itertools.product((groups["a"], groups["b"]), range(5)):
+        slopes = slope(lambda: losses(model, batches), [group.bn.weight, group.bn.bias], f)
+        assert_scores(scores, group, f, (slopes ** 2).sum().item() / (2 * len(slopes)))
+    for method in ESTIMATORS.keys() - {"bn"}:
+        assert all(score.abs().sum() > 0 for score in cal_importance(model, method, batches).values())
+    with pytest.raises(ValueError, match="the scale of their BatchNorm, and c has none of its own"):
+        cal_importance(model, "bn")
+    model.train().norm_a.eval()
+    prune(model, select_filters(model, scores, 30))
+    assert model.training and not model.norm_a.training
 
 
 @on_all_networks

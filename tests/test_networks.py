@@ -2,6 +2,7 @@
 import json
 import re
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -151,8 +152,11 @@ def test_every_method_prunes_a_network_of_ones_own(flags, capsys):
     for method in ("theis", "tfo"):
         assert run(*bare, f"--pruning_type={method}") == 0
     capsys.readouterr()
-    assert run(*bare, "--pruning_type=bn") == 2
-    assert "last has none of its own" in capsys.readouterr().err
+    before = files(Path("bare"))
+    assert run(*bare, "--pruning_type=bn", "--out=bare") == 2  # before anything is trained
+    output = capsys.readouterr()
+    assert "last has none of its own; another pruning type, such as tfo, needs none\n" in output.err
+    assert "1/" not in output.out and files(Path("bare")) == before
 
 
 def test_rounds_budgets_resume_and_controls(flags, capsys, monkeypatch):

@@ -64,7 +64,9 @@ def test_a_step_of_training_after_surgery_changes_every_parameter(network, few):
 
 def test_the_original_network_is_not_touched(network):
     before = {key: value.clone() for key, value in network.state_dict().items()}
+    frozen = filter_groups(network.train())[1].bn.eval()
     small = prune(network, select_filters(network, random_scores(network), 50))
+    assert network.training and not frozen.training
     with torch.no_grad():
         for parameter in small.parameters():
             parameter.fill_(7)
@@ -247,6 +249,13 @@ def test_max_percent_is_what_is_left_when_all_that_may_goes():
     assert pruned_percent(small, "macs", 16) <= 95 < max_percent(model, "macs", 16)
     smallest = prune(model, select_filters(model, random_scores(model), 100, "params"))
     assert pruned_percent(smallest, "params") == pytest.approx(max_percent(model, "params"))
+
+
+def test_less_can_go_where_the_writers_of_a_channel_go_together():
+    model = narrow("resnet-56")
+    small = prune(model, select_filters(model, random_scores(model), 99, residual="coupled"))
+    assert pruned_percent(small) == pytest.approx(max_percent(model, residual="coupled"))
+    assert max_percent(model, residual="coupled") < max_percent(model) - 1
 
 
 @pytest.mark.parametrize("budget", ["filters", "macs"])

@@ -18,7 +18,7 @@ from config import PRESETS, Recipe
 from conftest import ROOT, narrow
 from data import Batches, ImageData, Split
 from imp_estimator import cal_importance
-from models import build_model
+from models import build_model, filter_groups
 from train import (
     OrthonormalityPenalty,
     convolutions,
@@ -111,6 +111,16 @@ def test_same_seed_same_bits_other_seed_other_weights(digits):
     first, again, other = (trained(digits, seed) for seed in (0, 0, 1))
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not torch.equal(first["linear.weight"], other["linear.weight"])
+
+
+def test_dropout_is_the_same_whatever_was_drawn_before(digits):
+    """As after --pretrained=True, where no fresh weights were drawn."""
+    def run(seed):
+        model = nn.Sequential(narrow("mobilenet", 10), nn.Dropout(.5))
+        torch.manual_seed(seed)
+        fit(model, digits, RECIPE, key=(0, "base"), label="test")
+        return model[0].linear.weight
+    assert torch.equal(run(1), run(2))
 
 
 def test_fit_learns_reports_and_keeps_its_best_epoch(digits, capsys):
@@ -239,10 +249,11 @@ def test_batches_do_not_wait_for_the_device(digits, monkeypatch):
 
 
 def test_evaluate_counts_by_hand(few):
-    model = narrow("vgg", num_classes=7)
+    model = narrow("vgg", num_classes=7).train()
+    frozen = filter_groups(model)[1].bn.eval()
     images, labels = few
-    figures = evaluate(model.train(), [(images[:10], labels[:10]), (images[10:], labels[10:])])
-    assert model.training
+    figures = evaluate(model, [(images[:10], labels[:10]), (images[10:], labels[10:])])
+    assert model.training and not frozen.training
     with torch.no_grad():
         logits = model.eval()(images)
     order = logits.argsort(1, descending=True)
@@ -311,6 +322,8 @@ def test_smoothed_labels_and_balanced_classes(digits):
     plain = -logs[range(8), labels]
     assert criterion_of(0, weights[:3])(logits, labels).item() == pytest.approx(
         torch.stack([plain[labels == k].mean() for k in range(3)]).mean().item())
+    both = criterion_of(.1, weights[:3])(logits, labels).item()
+    assert both == pytest.approx((wanted * weights[labels]).mean().item())
     halves = [criterion_of(0, weights[:3])(logits[part], labels[part]) for part in (slice(4), slice(4, 8))]
     assert sum(halves).item() / 2 == pytest.approx(criterion_of(0, weights[:3])(logits, labels).item())
 
