@@ -94,7 +94,7 @@ def load_network(job, phase):
     if record.training not in (None, job.settings(phase)):
         print(f"  Note: {path} was trained with other settings than this run has; {again} anew")
     if record.fingerprint not in (None, job.data.fingerprint):
-        if job.data.validation:
+        if flags.val_percent:
             raise InputError(f"{path} may have been trained on the images that --val_percent="
                              f"{flags.val_percent} holds out; {again} anew")
         print(f"  Note: {path} was trained on other images than {job.data.name} has now; {again} "
@@ -190,7 +190,7 @@ def fresh_network(job, widths=None):
         network, lines = weights.network_like(job.init_file, flags.model, len(classes), flags.width)
     print_notes([*networks.look_at(network, job.data.image_size, flags.pruning_type), *lines])
     if flags.init:
-        print_notes(weights.initialise(network, job.init_file, classes))
+        print_notes(weights.initialise(network, job.init_file, classes, job.data.normalize))
     return network.to(job.device)
 
 
@@ -372,7 +372,8 @@ def described_sweep(flags):
     for place in {(each.data_path, each.test_percent, each.val_percent) for each in parsed}:
         data.count_images(*place)
     return {part: [shlex.join(["python", "main.py", *sweep.command_of(cell)]) for cell in each]
-            for part, each in {"cells": cells, "order": runs}.items()}
+            for part, each in {
+                "cells": cells, "order": sweep.asked_for(flags, cells, runs)}.items()}
 
 
 def make_job(argv, images=None):

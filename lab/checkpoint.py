@@ -126,12 +126,13 @@ def rebuild(content, own=None):
                               image_size=content.get("image_size") or flags.get("image_size"))
     else:
         raise ValueError(f"num_classes is {classes}, and no layer has as many outputs")
-    expected = model.state_dict()
+    expected, parameters = model.state_dict(), dict(model.named_parameters())
     for key, wanted in expected.items():
         tensor = state.get(key)
         if tensor is None and key.endswith("num_batches_tracked"):
             continue  # files from before torch 0.4.1 have none, and nothing depends on it
-        misfit = misfit_of(key, tensor, wanted)
+        finite = key in parameters or ".running_" in key  # buffers, such as masks, may be infinite
+        misfit = misfit_of(key, tensor, wanted, finite)
         if misfit:
             raise ValueError(f"{key} {misfit}")
     unknown = [key for key in state if key not in expected]
@@ -143,9 +144,9 @@ def rebuild(content, own=None):
     return model
 
 
-def misfit_of(key, tensor, wanted):
-    """Why a tensor of a file cannot be the weights `key`, of the shape and type of `wanted`, in
-    words; None where it can."""
+def misfit_of(key, tensor, wanted, finite=True):
+    """Why a tensor of a file cannot be the weights `key`, of the shape and type of `wanted`, and
+    `finite`, in words; None where it can."""
     if not isinstance(tensor, torch.Tensor):
         return "is missing"
     try:
@@ -161,7 +162,7 @@ def misfit_of(key, tensor, wanted):
         plain = False
     if not plain:
         return f"is not a plain tensor of type {wanted.dtype}"
-    if not values.isfinite().all():
+    if finite and not values.isfinite().all():
         return "holds values that are not finite"
     if key.endswith("running_var") and (values < 0).any():
         return "holds variances below 0"
@@ -303,11 +304,12 @@ def check_data(path, network, record, data):
     notes = [f"Note: {path} does not say --{name}; {given} is assumed"
              for name, known, given in (
                  ("image_size", record.image_size, data.image_size),
-                 ("normalize", record.normalize, _name_of(data.normalize))) if known is None]
+                 ("normalize", record.normalize, normalization_name(data.normalize)))
+             if known is None]
     normalize = list(record.normalize or data.normalize)
     if normalize != list(data.normalize):
         raise InputError(f"{path} was trained on images that were normalised in another way; "
-                         f"--normalize={_name_of(normalize)} fits it")
+                         f"--normalize={normalization_name(normalize)} fits it")
     digits = record.classes is None and all(
         name.isascii() and name.isdigit() for name in data.classes)
     if digits and sorted(data.classes) != sorted(data.classes, key=int):
@@ -318,7 +320,7 @@ def check_data(path, network, record, data):
     return notes
 
 
-def _name_of(normalize):
+def normalization_name(normalize):
     """A normalisation as a value of --normalize."""
     return next((name for name, values in NORMALIZATIONS.items()
                  if list(values) == list(normalize)), ",".join(map(str, normalize)))

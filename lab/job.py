@@ -23,7 +23,7 @@ from lab.checkpoint import checkpoint_bytes, load_checkpoint, record_in
 from lab.experiment import comparable
 from lab.measure import measured
 from lab.plan import Plan, Recording, recording_of
-from lab.record import JOBS, Record
+from lab.record import JOBS, Record, read_result
 from lab.resume import State, damaged, read_resume_file, write_resume_file
 from lab.tables import accuracy_text, budget_text
 from lab.weights import initialise, network_like, weights_file
@@ -261,7 +261,8 @@ class Job(Plan):
                           f"{advice}, too")
             print(f"  Note: an epoch has only {counted(steps, 'step')}, too few to learn much "
                   f"from; {advice}")
-        if flags.eb_detect and len(self.recipe("base").rates(flags.optimizer)) <= EarlyBird.older:
+        if flags.eb_detect and len(self.recipe((*self.origin.train, "base")[0]).rates(
+                flags.optimizer)) <= EarlyBird.older:
             print(f"  Note: --eb_detect needs {EarlyBird.older + 1} epochs or more, and preset "
                   f"{flags.preset} has fewer: no ticket can be found, and none is looked for")
         self._say_if_resumed()
@@ -296,12 +297,38 @@ class Job(Plan):
         """The test accuracy of what this very command has left, where nothing is under way; None
         where it is not finished."""
         path = self.outputs[-1]
-        if self.resume_file.is_file() or not path.is_file():
+        if self.resume_file.is_file() or not path.is_file() or not self._begins_as(path):
             return None
         entries = load_checkpoint(path, self.flags.model)[1].plain()
         entries["flags"] = comparable(entries.get("flags", {}))
         same = to_json({key: entries.get(key) for key in self.identity}) == to_json(self.identity)
+        same = same and entries.get("classes") == list(self.data.classes)
         return entries["accuracy"]["best"] if same and "accuracy" in entries else None
+
+    def _begins_as(self, path):
+        """Whether the network that the run of `path` began with, or took the architecture of, is
+        still the one that is there, by its epochs; also where there is none any more."""
+        flags, first = self.flags, self.origin.load and self.file(self.origin.load, 0)
+        if flags.control == "scratch":
+            first = replace(flags, control=False).pruned_file(self.folder, self.targets[-1], False)
+        there = first and record_in(first)
+        try:
+            result = read_result(path.with_suffix(".json"))
+        except (OSError, ValueError):
+            return True
+        known = (result.original or result.base or {}).get("history") or {}
+        return not there or all(to_json(epochs) == to_json(known.get(training, epochs))
+                                for training, epochs in (there.history or {}).items())
+
+    def stale_resume_file(self):
+        """Whether there is a resume file, and it cannot be gone on from: of a command with other
+        recipes, for example."""
+        try:
+            if self.resume_file.is_file():
+                read_resume_file(self.resume_file, self.identity)
+        except InputError:
+            return True
+        return False
 
     def _say_if_finished(self):
         accuracy = self.finished()
@@ -345,7 +372,8 @@ def save_network(job, phase, number=0):
         training=job.settings(*state.trained),
         accuracy={name: getattr(training, name) for name in ("best", "last", "chosen_on")},
         environment=environment(job.device),
-        history={name: each.history for name, each in state.trained.items()},
+        history={**({} if number or not state.records else state.records[-1].history or {}),
+                 **{name: each.history for name, each in state.trained.items()}},
         seconds={**state.seconds, **{name: t.seconds for name, t in state.trained.items()}},
         pruning=state.pruning if number else None)
     contents = {path: checkpoint_bytes(job.network, record.plain())}

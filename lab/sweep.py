@@ -94,6 +94,8 @@ def _without_idle(cell):
 def command_of(cell):
     """The flags of a cell's command: a run that needs no other begins with --init, others load."""
     needs = needs_of(cell)
+    if needs and cell.get("init") == "DEFAULT" and "normalize" not in cell:
+        cell = {**cell, "normalize": parse(command_of(needs[0])).normalize}  # which --init decides
     command = [f"--{name}={value}" for name, value in cell.items() if name != "init" or not needs]
     if needs and cell.get("control") != "scratch":
         command.append("--pretrained=True")
@@ -110,26 +112,32 @@ def needs_of(cell):
     training = {each.name: cell[each.name] for each in fields(Experiment)
                 if each.name in cell and each.metadata["group"] != "pruning"}
     only = "ortho" if has_penalty(cell.get("pruning_type")) else "base"
+    if only == "base":  # as in _without_idle
+        training.pop("penalty", None)
     return [{**training, "only_train": only}]
 
 
 def plan(sweep):
     """(the cells of a sweep, all runs that it takes: each needs only some before it)."""
-    cells = read_sweep(sweep.sweep)
+    cells, runs = read_sweep(sweep.sweep), []
     if sweep.cell and sweep.cell > len(cells):
         raise InputError(f"--cell={sweep.cell}: the sweep has {len(cells)}")
-    runs = []
-
-    def place(cell):
-        for needed in needs_of(cell):
-            place(needed)
-        if cell not in runs:
-            parse(command_of(cell))  # refuses flags that contradict each other
-            runs.append(cell)
-
-    for cell in cells[sweep.cell - 1:sweep.cell] if sweep.cell else cells:
-        place(cell)
+    for run in itertools.chain(*map(_with_needs, cells)):
+        if run not in runs:
+            parse(command_of(run))  # refuses flags that contradict each other
+            runs.append(run)
     return cells, runs
+
+
+def _with_needs(cell):
+    """A cell behind all that it needs."""
+    return [*itertools.chain(*map(_with_needs, needs_of(cell))), cell]
+
+
+def asked_for(sweep, cells, runs):
+    """The runs that --cell leaves."""
+    mine = _with_needs(cells[sweep.cell - 1]) if sweep.cell else runs
+    return [run for run in runs if run in mine]
 
 
 def run(sweep, make_job):
@@ -139,7 +147,9 @@ def run(sweep, make_job):
     would write the same file, or where some have failed in the end.
     """
     cells, runs = plan(sweep)
-    _Comparison(cells, runs, sweep.jobs, make_job).run()
+    comparison = _Comparison(cells, asked_for(sweep, cells, runs), sweep.jobs, make_job)
+    check_outputs(runs, [comparison.prepare(cell).outputs for cell in runs])
+    comparison.run()
 
 
 def check_outputs(runs, outputs):
@@ -170,8 +180,8 @@ class _Comparison:
         for slot in range(at_once):
             self.slots.put(slot)
 
-    def prepare(self, number):
-        argv = command_of(self.runs[number])
+    def prepare(self, cell):
+        argv = command_of(cell)
         flags = parse(argv)
         return self.make_job(argv, self.load(**flags.images))
 
@@ -179,8 +189,6 @@ class _Comparison:
         return [self.runs.index(needed) for needed in needs_of(self.runs[number])]
 
     def run(self):
-        check_outputs(self.runs, [self.prepare(number).outputs
-                                  for number in range(len(self.runs))])
         cells = [cell for cell in self.runs if cell in self.cells]
         others = counted(len(self.runs) - len(cells), "network")
         runs = counted(len(self.runs), "run")
@@ -221,15 +229,15 @@ class _Comparison:
         began, name = time.monotonic(), f"run {number + 1}"
         try:
             with self.looking:
-                job = self.prepare(number)
-                accuracy = job.finished()
+                job = self.prepare(self.runs[number])
+                accuracy, stale = job.finished(), job.stale_resume_file()
             name = self.name(number, job)
             if accuracy:
                 return f"{name}: test {accuracy_text(accuracy)}, was finished"
             if any(needed in self.failed for needed in self.needs(number)):
                 outcome = "LEFT OUT, since what it needs failed"
             else:
-                code, log = self.execute(job)
+                code, log = self.execute(job, stale)
                 with self.looking:
                     accuracy = job.finished()
                 seconds = time.monotonic() - began
@@ -242,8 +250,9 @@ class _Comparison:
         self.failed[number] = name
         return f"{name}: {outcome}"
 
-    def execute(self, job):
-        """(exit code, log file) of a process that runs a job; of several GPUs it has one."""
+    def execute(self, job, stale):
+        """(exit code, log file) of a process that runs a job, anew where what it could go on from
+        is `stale`; of several GPUs it has one."""
         log, slot = job.outputs[-1].with_suffix(".log"), self.slots.get()
         environment = dict(os.environ)
         gpus = torch.cuda.device_count()
@@ -259,7 +268,8 @@ class _Comparison:
             with open(log, "a") as output:
                 if self.stopped:
                     return 130, log
-                process = subprocess.Popen([sys.executable, str(MAIN), *job.argv], env=environment,
+                argv = [each for each in job.argv if not (stale and each == "--resume=True")]
+                process = subprocess.Popen([sys.executable, str(MAIN), *argv], env=environment,
                                            stdout=output, stderr=subprocess.STDOUT,
                                            start_new_session=True)
                 self.processes.add(process)

@@ -126,8 +126,8 @@ def print_summary(records):
         return lambda r: "" if r is base else f"{getattr(r, name):.2f}%"
 
     def epochs(r):
-        if r.control == "scratch":
-            return str(len(r.epochs))
+        if last.control == "scratch":  # the file of the pruned one holds its last round's alone
+            return "" if r is base else str(len(r.epochs))
         if not base.epochs:
             after = sum(len(each.epochs) for each in records[1:records.index(r) + 1])
             return f"unknown + {after}" if after else "unknown"

@@ -10,7 +10,7 @@ from common.errors import InputError
 from common.folders import composed
 from common.terminal import counted, shortened
 from config import MODELS, title_of
-from lab.checkpoint import load_checkpoint, misfit_of
+from lab.checkpoint import load_checkpoint, misfit_of, normalization_name
 from lab.networks import build_network, default_weights, same_network
 from lab.reader import read_network, unwrapped
 from models import dense_widths, filter_count, load_weights, remains_of, widths_of
@@ -48,21 +48,23 @@ def network_like(path, model, num_classes, width=1.0):
     if pruned and same_network(pruned.origin.name, model):
         now, dense = filter_count(pruned)
         if now < dense:
+            if pruned.origin.width != width:
+                raise InputError(f"--init={path} is a pruned network of --width="
+                                 f"{pruned.origin.width:g}, and this run has --width={width:g}")
             widths, whole = widths_of(pruned), remains_of(pruned).structure.whole
-            width = pruned.origin.width
             lines = [f"its architecture is that of {path}, which is pruned: {now:,} of {dense:,} "
                      "filters; percents count the unpruned network's"]
     return build_network(model, num_classes, width, widths, whole), lines
 
 
-def initialise(model, path, classes=None):
+def initialise(model, path, classes=None, normalize=None):
     """Give `model`, in place, the weights of a file, layer by layer, whatever wrote them.
 
     The file is a state dict, bare or wrapped (see lab/reader.py); its names are this suite's, the
     published ones, or torchvision's. What stays fresh: a classifier for other classes, and
     torchvision's 7 x 7 stem with its BatchNorm. BatchNorms that stand elsewhere, as in its VGG, are
     folded into the convolutions before them. classes: the names of the model's; the classifier of a
-    file with other names, or without names, stays fresh.
+    file with other names, or without names, stays fresh. normalize: of the model's images.
     Returns lines that say so. Raises InputError where another convolution does not fit.
     """
     content = read_network(path)
@@ -70,9 +72,14 @@ def initialise(model, path, classes=None):
         state = unwrapped(content["net"], model.state_dict().keys())
     except ValueError as error:
         raise InputError(f"--init={path}: {error}") from error
+    if content.get("cfg") is not None:  # published files have filters of zeros, which go
+        with suppress(InputError):
+            state = load_checkpoint(path, model.origin.name)[0].state_dict()
     (state, folded), taken, fresh = _our_names(state, model), {}, {}
     layers = {name: module for name, module in model.named_modules() if module._parameters}
-    stem, stem_norm, *_, head = layers
+    stem, behind = list(layers)[:2]
+    stem_norm = behind if isinstance(layers[behind], torch.nn.BatchNorm2d) else None
+    head = _head(model, layers)
     for name, module in layers.items():
         own = {f"{name}.{part}": tensor for part, tensor in module.state_dict().items()
                if part != "num_batches_tracked"}
@@ -92,8 +99,21 @@ def initialise(model, path, classes=None):
     share = sum(map(torch.Tensor.numel, taken.values())) / sum(
         tensor.numel() for tensor in model.state_dict().values() if tensor.is_floating_point())
     titles = {stem: "first convolution", head: "classifier"}
-    return [f"from {path}: {math.floor(1000 * share) / 10}% of the weights", *folded,
-            *_fresh_lines(fresh, layers, bool(folded), titles)]
+    lines = [f"from {path}: {math.floor(1000 * share) / 10}% of the weights", *folded,
+             *_fresh_lines(fresh, layers, bool(folded), titles)]
+    theirs = content.get("normalize")
+    if isinstance(theirs, list) and normalize and theirs != list(normalize):
+        lines.append("its images were normalised in another way; --normalize="
+                     f"{normalization_name(theirs)} fits it")
+    return lines
+
+
+def _head(model, layers):
+    """The name of the classifier: the last linear layer that gives as many numbers as there are
+    classes, wherever it is defined."""
+    fitting = [name for name, layer in layers.items() if isinstance(layer, torch.nn.Linear)
+               and layer.out_features == model.origin.num_classes]
+    return (fitting or list(layers))[-1]
 
 
 def _not_for(ours, theirs):
@@ -123,6 +143,9 @@ def _fresh_lines(fresh, layers, folded, titles):
             key, misfit = next(iter(fresh[name].items()))
             lines.append(f"fresh: the {title} {name}, since {key} {misfit}")
     norms = [name for name in fresh if isinstance(layers[name], torch.nn.BatchNorm2d)]
+    others = [name for name in fresh if name not in (*norms, *titles)]
+    if others:
+        lines.append(f"fresh: {counted(len(others), 'layer')} ({shortened(others)})")
     if norms and not folded:  # else they leave what the convolutions give as it is
         lines.append(f"fresh: {counted(len(norms), 'BatchNorm')} ({', '.join(norms)}), so the "
                      "network does not compute what the file's does before it is trained")

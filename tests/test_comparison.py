@@ -400,6 +400,39 @@ def test_one_failed_cell_does_not_stop_the_others(sweep, tmp_path, capsys, monke
     assert main.main(["--sweep=sweep.json"]) == 0 and len(networks(tmp_path)) == 8
 
 
+def test_a_cell_begins_anew_where_what_it_began_with_has_changed(sweep, tmp_path, capsys, monkeypatch):
+    settings, ran = sweep
+    (tmp_path / "sweep.json").write_text(json.dumps(
+        {**settings, "pruning_type": ["l1"], "prune_percent": [30], "control": [False, "scratch"]}))
+    assert main.main(["--sweep=sweep.json"]) == 0 and len(ran) == 3
+    assert main.main(["--sweep=sweep.json"]) == 0 and len(ran) == 3
+    command = ran[0]  # the plain network's, anew and by another recipe
+    preset = short_preset(epochs=2)
+    monkeypatch.setitem(config.PRESETS, "test", replace(preset, ebt=replace(
+        preset.ebt, base=replace(preset.ebt.base, lr=[.01]))))
+    assert main.main([each for each in command if each != "--resume=True"]) == 0
+    assert main.main(["--sweep=sweep.json"]) == 0 and len(ran) == 5
+    assert capsys.readouterr().out.count("was finished") == 4
+
+    # A cell that was stopped, and whose recipe has changed since, is not asked to go on.
+    prune, stopped = main.prune_filters, []
+
+    def stop(job, number):
+        stopped.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "prune_filters", stop)
+    (result,) = tmp_path.rglob("*l1_30_0.pth")
+    result.unlink()
+    assert main.main(["--sweep=sweep.json"]) != 0 and result.with_suffix(".resume").is_file()
+    monkeypatch.setattr(main, "prune_filters", prune)
+    monkeypatch.setitem(config.PRESETS, "test", replace(preset, ebt=replace(
+        preset.ebt, base=replace(preset.ebt.base, lr=[.01]),
+        retrain=replace(preset.ebt.retrain, lr=[.03]))))
+    main.main(["--sweep=sweep.json"])
+    assert result.is_file() and not result.with_suffix(".resume").is_file()
+
+
 def test_what_needs_a_failed_run_is_left_out(sweep, tmp_path, capsys, monkeypatch):
     train = main.train_network
 
@@ -437,6 +470,9 @@ def test_a_single_cell_runs_with_what_it_needs(sweep, tmp_path, capsys):
     assert main.main(["--sweep=sweep.json", "--cell=2"]) == 0
     v = "vgg-w0.125"
     assert networks(tmp_path) == [f"{v}_ortho", f"{v}_orthoreg-scratch_50_0", f"{v}_orthoreg_50_0"]
+    (tmp_path / "twins.json").write_text(json.dumps({**settings, "imp_samples": [10, 20]}))
+    assert main.main(["--sweep=twins.json", "--cell=1"]) == 2
+    assert "two cells of the sweep would write" in capsys.readouterr().err
     assert main.main(["--sweep=sweep.json", "--cell=5"]) == 2
     assert "--cell=5: the sweep has 4" in capsys.readouterr().err
 
@@ -495,6 +531,10 @@ def test_a_sweep_of_weights_has_each_plain_network_once(sweep, tmp_path):
     assert len(runs) == len(plain) + 2 * (8 - len(plain))  # 8 of the fixture's sweep
     assert all(cell.get("pruning_type", "l1") != "orthoreg" for cell in plain)
     assert {cell["penalty"] for cell in runs if cell not in plain} == {0, .1}
+    (tmp_path / "iterative.json").write_text(json.dumps(
+        {**settings, "ebt": False, "penalty": [0, .1]}))
+    assert any(run.get("only_train") == "base" and "penalty" not in run
+               for run in sweeps.plan(Sweep("iterative.json"))[1])
     names = [main.parse(sweeps.command_of(cell)).pruned_file("", 50, False) for cell in cells]
     assert len({*names}) == len({json.dumps({**c, "prune_percent": 50}) for c in cells})
 
@@ -513,6 +553,17 @@ def test_a_sweep_of_rounds_or_tickets_has_its_unpruned_controls(sweep, tmp_path)
         assert not {"thresholds", "prune_percent", "eb_detect"} & set(control)
         for cell in runs:
             assert all(runs.index(needed) < runs.index(cell) for needed in sweeps.needs_of(cell))
+
+
+def test_cells_of_torchvisions_weights_are_normalised_as_these(sweep, tmp_path):
+    settings, _ = sweep
+    del settings["width"]
+    (tmp_path / "sweep.json").write_text(json.dumps(
+        {**settings, "model": "resnet18", "pruning_type": "l1", "init": "DEFAULT"}))
+    _, runs = sweeps.plan(Sweep("sweep.json"))
+    flags = [main.parse(sweeps.command_of(run)) for run in runs]
+    assert len(flags) > 2 and {each.normalize for each in flags} == {"imagenet"}
+    assert [each.init for each in flags] == ["DEFAULT", *[None] * (len(flags) - 1)]
 
 
 def test_each_of_several_gpus_has_its_own_cell(sweep, tmp_path, monkeypatch):
