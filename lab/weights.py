@@ -77,9 +77,7 @@ def initialise(model, path, classes=None, normalize=None):
             state = load_checkpoint(path, model.origin.name)[0].state_dict()
     (state, folded), taken, fresh = _our_names(state, model), {}, {}
     layers = {name: module for name, module in model.named_modules() if module._parameters}
-    stem, behind = list(layers)[:2]
-    stem_norm = behind if isinstance(layers[behind], torch.nn.BatchNorm2d) else None
-    head = _head(model, layers)
+    stem, stem_norm, head = _ends(model, layers)
     for name, module in layers.items():
         own = {f"{name}.{part}": tensor for part, tensor in module.state_dict().items()
                if part != "num_batches_tracked"}
@@ -108,12 +106,16 @@ def initialise(model, path, classes=None, normalize=None):
     return lines
 
 
-def _head(model, layers):
-    """The name of the classifier: the last linear layer that gives as many numbers as there are
-    classes, wherever it is defined."""
-    fitting = [name for name, layer in layers.items() if isinstance(layer, torch.nn.Linear)
-               and layer.out_features == model.origin.num_classes]
-    return (fitting or list(layers))[-1]
+def _ends(model, layers):
+    """(the first convolution, its BatchNorm or None, the classifier: the last linear layer that
+    gives as many numbers as there are classes), wherever a network defines them."""
+    names = list(layers)
+    stem = next(name for name in names if isinstance(layers[name], torch.nn.Conv2d))
+    behind = names[min(names.index(stem) + 1, len(names) - 1)]
+    fitting = [name for name in names if isinstance(layers[name], torch.nn.Linear)
+               and layers[name].out_features == model.origin.num_classes]
+    return (stem, behind if isinstance(layers[behind], torch.nn.BatchNorm2d) else None,
+            (fitting or names)[-1])
 
 
 def _not_for(ours, theirs):

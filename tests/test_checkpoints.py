@@ -23,7 +23,7 @@ from common.errors import InputError
 from conftest import WIDTH, files, narrow
 from imp_estimator import cal_importance
 from lab.checkpoint import checkpoint_bytes, load_checkpoint, save_checkpoint
-from lab.weights import initialise
+from lab.weights import initialise, network_like
 from models import build_model, filter_count, filter_groups
 from pruner import prune, select_filters
 
@@ -117,6 +117,8 @@ def test_published_pruned_files_load_and_are_compact(name, zero_scale, images, t
     save_checkpoint(tmp_path / "again.pth", loaded, record.plain())  # and it can be written in our own form
     again, _ = load_checkpoint(tmp_path / "again.pth")
     assert torch.equal(again.eval()(images), loaded(images))
+    model, _ = network_like(path, name, 7, loaded.origin.width)  # and begun with
+    assert initialise(model, path)[0].endswith("100.0% of the weights")
 
 
 def test_a_silent_looking_filter_that_adds_a_constant_stays(images, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 import config
 import eval as measure
@@ -27,8 +28,15 @@ from lab.experiment import parse
 from lab.export import export
 from lab.measure import measure_latency
 from lab.networks import build_network
-from lab.weights import initialise
-from models import build_model, dense_widths, filter_count, filter_groups, measure_cost
+from lab.weights import initialise, network_like
+from models import (
+    Origin,
+    build_model,
+    dense_widths,
+    filter_count,
+    filter_groups,
+    measure_cost,
+)
 from pruner import prune, select_filters
 from runtimes import RUNTIMES
 
@@ -463,6 +471,39 @@ def test_a_classifier_for_classes_of_other_names_stays_fresh():
     save_checkpoint("net.pth", model, {})
     lines = initialise(narrow("vgg", 3, seed=1), "net.pth", names)
     assert any("classifier is for classes that the file does not name" in line for line in lines)
+
+
+class Backwards(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.hidden = nn.Linear(6, 3), nn.Linear(5, 6)
+        self.a, self.b, self.norm = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)
+        self.origin = Origin("backwards", 3)
+
+    def forward(self, x):
+        return self.fc(self.hidden(self.norm(self.b(self.a(x))).mean((2, 3))))
+
+
+def test_weights_find_their_layers_in_whatever_order_a_network_defines_them():
+    theirs = Backwards()
+    torch.save({"net": theirs.state_dict(), "classes": ["a", "b", "c"], "normalize": [.1] * 6}, "net.pth")
+    lines = initialise(Backwards(), "net.pth", ["a", "b", "d"], [.5] * 6)
+    assert len(lines) == 3 and "classifier fc is for other classes" in lines[1].replace(", since fc", "")
+    assert lines[2] == ("its images were normalised in another way; --normalize=0.1,0.1,0.1,0.1,0.1,0.1 "
+                        "fits it")
+    state = {key: value for key, value in theirs.state_dict().items() if "hidden" not in key}
+    torch.save({**state, "a.weight": state["a.weight"][:, :1]}, "grey.pth")
+    ours = Backwards()
+    lines = "\n".join(initialise(ours, "grey.pth"))
+    assert "fresh: the first convolution a, since a.weight is 4 x 1 x 3 x 3 instead of 4 x 3" in lines
+    assert "fresh: 1 layer (hidden)" in lines and torch.equal(ours.b.weight, theirs.b.weight)
+
+
+def test_a_pruned_network_of_another_width_is_no_beginning():
+    model = narrow("vgg", 3, width=1 / 8)
+    save_checkpoint("net.pth", pruned(model), {})
+    with pytest.raises(InputError, match="a pruned network of --width=0.125, and this run has --width=1"):
+        network_like("net.pth", "vgg", 3)
 
 
 def test_a_torchvision_resnet_gives_all_but_stem_and_classifier(resnet34):
