@@ -73,7 +73,7 @@ def build_network(name, num_classes, width=1.0, widths=None, whole=(),
     try:
         network = factory(num_classes=num_classes)
         if isinstance(network, torch.nn.Module):
-            network = network.to(memory_format=torch.channels_last)
+            network = _in_memory(network)
     except (Exception, SystemExit) as error:  # a user's own code, or a library's
         raise InputError(f"--model={name} cannot be built for {num_classes} classes: "
                          f"{type(error).__name__}: {error}") from error
@@ -82,6 +82,25 @@ def build_network(name, num_classes, width=1.0, widths=None, whole=(),
                          "(torch.nn.Module)")
     network.origin = Origin(name, num_classes)
     return network if widths is None else pruner.rebuild(network, widths, whole, image_size)
+
+
+def _in_memory(network):
+    """A network in channels-last memory; one that calls `view`, as tutorials flatten activations,
+    which not every memory allows, in the other one, of which its images become part, too."""
+    views = any("view" in code.co_names for module in network.modules()
+                if not type(module).__module__.startswith(("torch.", "torchvision.", "timm."))
+                and (code := getattr(type(module).forward, "__code__", None)))
+    if not views:
+        return network.to(memory_format=torch.channels_last)
+    network.__class__ = _contiguous(type(network))
+    return network
+
+
+@lru_cache
+def _contiguous(kind):
+    def forward(self, images):
+        return kind.forward(self, images.contiguous())
+    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
 def look_at(network, image_size, pruning_type=None):

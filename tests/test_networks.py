@@ -45,6 +45,16 @@ OWN = """
             x = x * torch.sigmoid(self.gate(x.mean((2, 3))))[:, :, None, None]
             return self.head(self.last(x).mean((2, 3)))
 
+    class Tutorial(nn.Module):
+        def __init__(self, num_classes):
+            super().__init__()
+            self.a, self.pool = nn.Conv2d(3, 6, 5), nn.MaxPool2d(2, 2)
+            self.b, self.head = nn.Conv2d(6, 8, 3), nn.Linear(8 * 4 * 4, num_classes)
+
+        def forward(self, x):
+            x = torch.relu(self.b(self.pool(torch.relu(self.a(x)))))
+            return self.head(x.view(-1, 8 * 4 * 4))
+
     def Bare(num_classes):
         return Net(num_classes, bare=True)
 
@@ -148,6 +158,10 @@ def test_every_method_prunes_a_network_of_ones_own(flags, capsys):
         assert record.model == "nets/own.py:Net" and record.pruned
         now, dense = filter_count(small)
         assert now <= dense * .6 + 3
+    tutorial = (*flags, "--model=nets/own.py:Tutorial", "--ebt=True", "--prune_percent=40")
+    assert run(*tutorial, "--pruning_type=fisher", "--out=out") == 0  # `view` wants its own memory
+    assert measure.main(["--model_path=out/pruned_nets/ebt/shapes/own.Tutorial_fisher_40_0.pth",
+                         "--model=nets/own.py:Tutorial", "--test_acc=True", "--export=out/t.pt2"]) == 0
     bare = (*flags, "--model=nets/own.py:Bare", "--ebt=True", "--prune_percent=40")
     for method in ("theis", "tfo"):
         assert run(*bare, f"--pruning_type={method}") == 0
