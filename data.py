@@ -271,8 +271,10 @@ def _read_folder(root, found, classes, size, skip_bad_images, white, memory=None
     read = read_or_recall(root, paths, size, white, memory)
     notes, splits = [*found.notes, *describe(read)], {}
     for part, files in found.parts.items():
-        labels = torch.tensor([k for k, name in enumerate(classes) for _ in files.get(name, ())])
-        good = torch.tensor([path not in read.unreadable for path in paths[part]])
+        labels = torch.tensor([k for k, name in enumerate(classes) for _ in files.get(name, ())],
+                              dtype=torch.long)
+        good = torch.tensor([path not in read.unreadable for path in paths[part]],
+                            dtype=torch.bool)
         pixels = read.parts[part]
         splits[part] = Split(pixels[good] if read.unreadable else pixels, labels[good])
     if read.unreadable:

@@ -369,17 +369,15 @@ def measure_cost(model, image_size=32, filters=None):
 
 def cost_of(structure, alive, image_size):
     """`measure_cost` of what is left of a network where these numbers are alive."""
-    numbers, owners, weights = structure.weights
+    numbers, owners, parameters, kernels = structure.weights
     left = torch.zeros(int(owners[-1]) + 1, dtype=torch.long).index_add_(
         0, owners, alive[numbers].long()).tolist()
-    positions, parameters, macs = structure.positions(image_size), 0, {}
-    for layer, is_kernel, size, outs, ins in weights:
-        size *= left[outs] * left[ins]
-        parameters += size
-        if is_kernel and layer in positions:
-            macs[layer] = positions[layer] * size
+    positions = structure.positions(image_size)
+    macs = {layer: positions[layer] * size * left[outs] * left[ins]
+            for layer, size, outs, ins in kernels if layer in positions}
     total = sum(macs.values())
-    return {"filters": structure.count_filters(alive), "parameters": parameters,
+    return {"filters": structure.count_filters(alive),
+            "parameters": sum(size * left[outs] * left[ins] for _, size, outs, ins in parameters),
             "macs": total, "flops": 2 * total, "layer_macs": macs}
 
 

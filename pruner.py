@@ -403,8 +403,11 @@ def _disagreement(networks, filters, images):
     words; None where they do not."""
     model, small = networks
     with evaluating(*networks), torch.no_grad():
-        masked = Masked(model)
-        if not same(model(images), masked.network(images)):
+        masked, logits = Masked(model), model(images)
+        if not same(logits, model(images)):
+            raise ValueError(f"{type(model).__name__} gives other logits each time, in eval mode, "
+                             "too; F.dropout, for one, needs training=self.training")
+        if not same(logits, masked.network(images)):
             return "the graph of its operations"
         structure = remains_of(model).structure
         masked.graph.set(structure.alive(filters))

@@ -13,6 +13,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def read_or_recall(root, parts, size, white=None, most=None):
     count, most = sum(map(len, parts.values())), room() if most is None else most
     if count < CACHE_FROM and bytes_of(count, size) <= most:
         return read_images(parts, size, white)
-    kind = repr((VERSION, PIL.__version__, size, white))
+    more = ["heif"] if find_spec("pillow_heif") else []  # what else can be read
+    kind = repr((VERSION, PIL.__version__, size, white, *more))
     stamps = _digest(chain([kind], *(chain([name], (
         repr((os.path.relpath(path, root), *_stamp(path))) for path in paths))
         for name, paths in parts.items())))
@@ -87,8 +89,8 @@ def _stamp(file):
     try:
         status = os.stat(file)
     except OSError:
-        return None, None
-    return status.st_size, status.st_mtime_ns
+        return None, None, False
+    return status.st_size, status.st_mtime_ns, os.access(file, os.R_OK)
 
 
 def _content(kind, parts):

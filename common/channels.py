@@ -236,22 +236,28 @@ class Numbering:
         if vector is None:
             self._mixes(node, numbers)
             vector = torch.zeros(inputs * groups, dtype=torch.long)
-        cuts_inputs, cuts_outputs = can_be_cut(module)
+        why = "another layer has the same weight" if self._shared(module) else None
+        cuts_inputs, cuts_outputs = (False, False) if why else can_be_cut(module)
         if groups == module.weight.shape[0] == len(vector) > 1:  # depthwise
             if not cuts_outputs:
-                self._mixes(node, vector)
+                self._mixes(node, vector, why)
             return Layer(None, vector, groups), dim
         if node.target in self.layers:
             writes = self.layers[node.target].writes
         else:
             writes = self.new(len(module.weight), FILTER if conv else LINEAR, node.target)
         if not cuts_inputs:
-            self._mixes(node, vector)
+            self._mixes(node, vector, why)
         if not cuts_outputs:
-            self._mixes(node, writes)
+            self._mixes(node, writes, why)
         if groups > 1:
             self._tie_rows(torch.cat((vector.view(groups, -1), writes.view(groups, -1)), 1))
         return Layer(vector, writes, groups), dim
+
+    def _shared(self, module):
+        """Whether another layer has the same weight, which a cut of one would part from it."""
+        return sum(each._parameters.get("weight") is module.weight
+                   for each in self.skeleton.modules()) > 1
 
     def _grouped(self, node, module, numbers):
         vector = along(numbers, 1)

@@ -42,7 +42,7 @@ def find_parts(root, test_percent=0):
         raise _no_training(root, folders)
     train = search.classes(place)
     found = {part: files for part in ("test", "validation") if part in folders
-             and (files := search.labelled(folders[part], train))}
+             and any((files := search.labelled(folders[part], train)).values())}
     search.leave_out_empty(train, *found.values())
     if len(train) < 2:
         search.tell()
@@ -83,13 +83,14 @@ def find_test(root, classes=None):
         place = next((folders[part] for part in PARTS if part in folders), root)
         classes = [name for name, files in search.classes(place).items() if files]
     for part in ("test", "validation"):
-        if part in folders and (files := search.labelled(folders[part], classes)):
+        if part in folders and any(
+                (files := search.labelled(folders[part], classes)).values()):
             search.notes.append(f"The test images are those in {folders[part]}")
             search.leave_out_empty(files)
             return Found({"test": files}, search.told())
     files = {} if folders else search.labelled(root, classes)
     search.leave_out_empty(files)
-    if not files:
+    if not any(files.values()):
         search.tell()
         raise InputError(f"{root} has no test images of the network's classes ({shortened(classes)}"
                          "): it needs a folder for each class, in test/ or in itself")

@@ -240,7 +240,7 @@ class Structure:
         """Whether networks with one or the other of these filters have layers of the same sizes."""
         if self.broken(filters):
             return False
-        numbers, owners, _ = self.weights
+        numbers, owners, *_ = self.weights
         counts = [torch.zeros(int(owners[-1]) + 1, dtype=torch.long).index_add_(
             0, owners, self.alive(each)[numbers].long()) for each in (filters, others)]
         return torch.equal(*counts)
@@ -280,28 +280,32 @@ class Structure:
 
     @cached_property
     def weights(self):
-        """(numbers, owners, weights) to count what is left: for each vector of numbers that a layer
-        has, in `numbers`, its place in `owners`; and of each parameter (layer, whether it is the
-        kernel, what its size is beside those two dimensions, the places of their vectors)."""
-        vectors, weights = [torch.zeros(1, dtype=torch.long)], []  # the first is a dimension of 1
-        places = {}
+        """(numbers, owners, parameters, kernels) to count what is left: for each vector of numbers
+        that a layer has, in `numbers`, its place in `owners`; and of each parameter, and of the
+        weight of each convolution and linear layer, however that is stored, (layer, what its size
+        is beside those two dimensions, the places of their vectors)."""
+        vectors, places = [torch.zeros(1, dtype=torch.long)], {}  # the first: a dimension of 1
         for name, layer in self.layers.items():
             for side, numbers in (("writes", layer.writes), ("reads", layer.reads)):
                 if numbers is not None:
                     places[name, side] = len(vectors)
                     vectors.append(numbers)
-        for name, parameter in self.skeleton.named_parameters():
-            owner, _, own = name.rpartition(".")
-            key = name if name in self.parameters else owner
-            size, sides = parameter.numel(), [0, 0]
+
+        def entry(key, tensor):
+            size, sides = tensor.numel(), [0, 0]
             if key in self.layers:
-                for k, side in enumerate(self.layers[key].sides_of(parameter.shape)):
+                for k, side in enumerate(self.layers[key].sides_of(tensor.shape)):
                     if side:
                         sides[k] = places[key, side]
                         size //= len(vectors[sides[k]])
-            weights.append((owner, own == "weight", size, *sides))
+            return key, size, *sides
+
+        parameters = [entry(name if name in self.parameters else name.rpartition(".")[0], tensor)
+                      for name, tensor in self.skeleton.named_parameters()]
+        kernels = [entry(name, module.weight) for name, module in self.skeleton.named_modules()
+                   if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))]
         owners = torch.repeat_interleave(torch.tensor([len(each) for each in vectors]))
-        return torch.cat(vectors), owners, weights
+        return torch.cat(vectors), owners, parameters, kernels
 
     def all_filters(self):
         return {name: torch.arange(len(numbers)) for name, numbers in self.filters.items()}

@@ -11,6 +11,7 @@ import torch
 
 from common.errors import InputError
 from common.files import write_atomically
+from common.graph import first_line
 from common.images import drafted_size
 from common.libraries import lazy, need
 from data import HALF
@@ -190,10 +191,14 @@ def onnx_of(network, images, opset=None, fold=True):
         if opset and proto.opset_import[0].version != opset:
             raise ValueError("it has another opset")
     except Exception as error:
+        cause = error
+        while cause.__cause__:
+            cause = cause.__cause__
         if opset is None:
-            raise
+            raise InputError(f"this network cannot be written as ONNX: {first_line(cause)}; "
+                             "--export=FILE.pt2 may do") from error
         raise InputError(f"--export_opset={opset}: this network cannot be written so "
-                         f"({type(error).__name__}); leave it out, or another number") from error
+                         f"({first_line(cause)}); leave it out, or another number") from error
     proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import)
     return proto
 

@@ -10,6 +10,7 @@ convolutions.
 """
 import copy
 import operator
+from contextlib import suppress
 
 import torch
 from torch import fx, nn
@@ -81,8 +82,9 @@ def _use_plain_convolutions(network):
             plain.__class__ = nn.Conv2d
             size = [2 * k * d + 1 for k, d in zip(layer.kernel_size, layer.dilation)]
             images = torch.randn(1, layer.in_channels, *size).to(layer.weight)
-            if torch.allclose(layer(images), plain(images), rtol=1e-4, atol=1e-5):
-                network.add_submodule(name, plain)
+            with suppress(Exception):  # then it is no plain one
+                if torch.allclose(layer(images), plain(images), rtol=1e-4, atol=1e-5):
+                    network.add_submodule(name, plain)
 
 
 def _fold(network):
@@ -159,11 +161,15 @@ def _replace_additions(network):
     graph = network.graph
     for node in [node for node in graph.nodes if node.target is indexed_add]:
         first, first_channels, second, second_channels, width, dim = node.args
+        sides = [(side, channels and network.get_buffer(channels.target))
+                 for side, channels in ((first, first_channels), (second, second_channels))]
+        # A side that has no channels left adds nothing; a convolution without any is no operation
+        # of ONNX.
+        sides = [side for side in sides if side[1] is None or len(side[1])]
         with graph.inserting_before(node):
-            sides = [side if channels is None else _placed(
-                network, node, side, network.get_buffer(channels.target), width, dim)
-                for side, channels in ((first, first_channels), (second, second_channels))]
-            whole = graph.call_function(torch.add, tuple(sides))
+            sides = [side if places is None else _placed(network, node, side, places, width, dim)
+                     for side, places in sides]
+            whole = graph.call_function(torch.add, tuple(sides)) if len(sides) > 1 else sides[0]
         whole.meta |= node.meta
         node.replace_all_uses_with(whole)
         graph.erase_node(node)

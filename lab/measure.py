@@ -65,7 +65,11 @@ def measure_layers(network, image_size=32):
     before, after = (measure_cost(network, image_size, filters)["layer_macs"]
                      for filters in (all_filters(network), None))
     degrees, modules = measure_orthogonality(network)["layers"], dict(network.named_modules())
-    return [{"layer": name, "kept": len(modules[name].weight), "total": len(twin[name].weight),
+
+    def outputs(layer):
+        return layer.out_features if isinstance(layer, torch.nn.Linear) else layer.out_channels
+
+    return [{"layer": name, "kept": outputs(modules[name]), "total": outputs(twin[name]),
              "macs": after[name], "unpruned_macs": before[name],
              "orthogonality": degrees.get(name)} for name in after]
 

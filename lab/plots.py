@@ -302,7 +302,8 @@ def plot_training(axis, records):
             axis.axvline(len(before) + .5, color="0.6", linewidth=.8)
     images = " and ".join(sorted({r.chosen_on for r in records}))
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set(xlabel="epoch (grey line: pruning)", ylabel=f"{images} accuracy (%)")
+    rounds = "; of the rounds the last" if any(r.rounds for r in chosen) else ""
+    axis.set(xlabel=f"epoch (grey line: pruning{rounds})", ylabel=f"{images} accuracy (%)")
     return bool(chosen)
 
 

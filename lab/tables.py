@@ -1,5 +1,6 @@
 """What the two commands print of a network: architecture, pruning, orthogonality, the result."""
 from common.device import environment
+from common.errors import InputError
 from common.terminal import counted, heading, megabytes, print_columns, print_table
 from config import BUDGETS
 from lab.export import runtime_of
@@ -203,8 +204,12 @@ def print_latency(model, image_size, devices):
     networks = {"this": model}
     if after < before:
         networks = {"unpruned": unpruned_twin(model), "this": model}
-    runtimes = {f"{label}, ONNX Runtime": runtime for label, network in networks.items()
-                if (runtime := runtime_of(network, image_size))}
+    runtimes = {}
+    try:
+        runtimes = {f"{label}, ONNX Runtime": runtime for label, network in networks.items()
+                    if (runtime := runtime_of(network, image_size))}
+    except InputError as error:
+        print(f"Without ONNX Runtime: {error}")
     slower = []
     for device in devices:
         timed = networks | (runtimes if device.type == "cpu" else {})

@@ -329,6 +329,9 @@ SHAPES = {
     "an empty class in test": (lambda root: (root / "test/none").mkdir(), (36, 18, 0), ["Left out: none/"]),
     "tiny, its empty folder left": (lambda root: [tiny(root), (root / "val/images").mkdir()], (36, 18, 0), [
         "Left out: 1 image in", "Left out: images/, which has no images", "Test images: those in"]),
+    "a validation folder without images": (
+        lambda root: [(root / "val" / name).mkdir(parents=True) for name in ("one", "two", "three")],
+        (36, 18, 0), []),
     "a loose image": (lambda root: shutil.copy(next((root / "train/one").iterdir()), root / "train"),
                       (36, 18, 0), ["Left out: 1 image in no folder of a class"]),
     "systems": (thumbnails, (36, 18, 0), ["Left out: 7 folders that a system made"]),

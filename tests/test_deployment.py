@@ -207,6 +207,52 @@ def test_the_script_of_the_readme_names_the_class(small, tmp_path, capsys, monke
     assert capsys.readouterr().out.splitlines()[-1] == likeliest
 
 
+class Halves(nn.Module):
+    """Half of the channels go by another way, and are added; a convolution of a class of its own."""
+
+    class Noted(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(torch.cat((x, torch.ones_like(x[:, :1])), 1))
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 4, 3, padding=1), self.Noted(9, 6, 3)
+        self.head, self.origin = nn.Linear(6, 4), Origin("halves", 4)
+
+    def forward(self, x):
+        first, second = self.a(x).relu().split(4, 1)
+        x = torch.cat((first, second + self.b(first)), 1)
+        return self.head(self.c(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind, load", [("pt2", load_pt2), ("onnx", load_onnx)])
+def test_a_sum_of_which_one_side_is_gone_is_exported(kind, load, few):
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    model = Halves().eval()
+    filters = {g.name: torch.arange(g.conv.out_channels) for g in filter_groups(model, 16)}
+    small = prune(model, {**filters, "a": torch.arange(4)}).eval()
+    assert small.a.out_channels == 4
+    export(small, list("abcd"), f"net.{kind}", few[0])
+    run, _ = load(f"net.{kind}")
+    with torch.no_grad():
+        torch.testing.assert_close(run(few[0].contiguous()), small(few[0]), rtol=1e-4, atol=1e-4)
+
+
+def test_what_onnx_does_not_know_is_said_and_times_are_measured_without_it(capsys, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.RReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                          nn.Linear(4, 5)).eval()
+    model.origin = Origin("rrelu", 5)
+    with pytest.raises(InputError, match="this network cannot be written as ONNX: .*rrelu"):
+        exports.onnx_of(model, torch.zeros(2, 3, 16, 16))
+    monkeypatch.setattr(tables, "measure_latency", lambda timed, *_: {
+        label: {"median": 1., "p90": 1., "images_per_second": 1., "runs": 1} for label in timed})
+    tables.print_latency(model, 16, [torch.device("cpu")])
+    said = capsys.readouterr().out
+    assert "Without ONNX Runtime: this network cannot be written as ONNX: " in said and "this" in said
+
+
 def test_what_an_export_cannot_be_is_said(small, capsys):
     pytest.importorskip("onnxruntime")
     for flags, says in ((["--export=n.onnx", "--export_opset=98"], "--export_opset=98: this network cannot be"),

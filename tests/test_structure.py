@@ -14,6 +14,7 @@ from lab.lowering import lower
 from models import (
     all_filters,
     build_model,
+    filter_count,
     filter_groups,
     measure_cost,
     remains_of,
@@ -543,6 +544,34 @@ def test_costs_are_those_that_torch_counts(network, percent):
     assert measure_cost(model, 24, all_filters(model)) == measure_cost(network, 24)
 
 
+class Stored(nn.Module):
+    """A weight that two layers share, and one that is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.c.weight, self.d = self.b.weight, nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 6, 3))
+        self.e, self.head = nn.Conv2d(6, 6, 1), nn.Linear(6, 5)
+
+    def forward(self, x):
+        for layer in (self.a, self.b, self.c, self.d, self.e):
+            x = layer(x).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def test_weights_that_are_shared_or_computed_are_counted_and_stay():
+    model = Stored()
+    model = prune(model, select_filters(model, cal_importance(model, "l1"), 12))
+    assert model.b.weight is model.c.weight and filter_count(model) < (36, 36)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 24, 24))
+    cost = measure_cost(model, 24)
+    assert cost["flops"] == counter.get_total_flops()
+    assert cost["parameters"] == sum(p.numel() for p in model.parameters())
+    assert any(line == "b keeps its 8 filters: another layer has the same weight"
+               for line in stays_text(remains_of(model).structure))
+
+
 # ---------------------------------------------------------------------------- coupled and the check
 
 
@@ -611,6 +640,12 @@ def test_what_is_decided_by_sizes_is_decided_as_for_the_images():
     filter_groups(model, 32)
     with pytest.raises(ValueError, match="decides by the shape of its images"):
         prune(model, select_filters(model, scores_like(model), 50), torch.randn(2, 3, 64, 64))
+
+
+def test_a_network_that_draws_lots_is_refused_for_that():
+    model = Written(lambda net, x: F.dropout(net.b(net.a(x)), .5))
+    with pytest.raises(ValueError, match="other logits each time, in eval mode, too; F.dropout"):
+        check(model, model, remains_of(model).filters)
 
 
 def test_other_outputs_in_training_are_refused():
