@@ -180,14 +180,14 @@ class Experiment:
         type=integer(0, 1000), metavar="N")
     eb_detect: bool = switch(
         "pruning", "in an Early-Bird job, end the first training as soon as the filters that would "
-        "be kept no longer change", marks=[ONLY_PRUNED, CONTROL_MAY_DIFFER])
+        "be kept no longer change", marks=[ONLY_PRUNED])
     eb_epsilon: float = flag(
         "pruning", 0.1, "with --eb_detect, the ticket is found when the filters to keep differ "
         "from each of the 4 epochs before in at most this share", type=positive(1), metavar="SHARE",
-        marks=[ONLY_PRUNED, CONTROL_MAY_DIFFER])
+        marks=[ONLY_PRUNED])
     eb_samples: int = flag(
         "pruning", 2000, "with --eb_detect, training images that each epoch's choice is measured "
-        "on", type=integer(1), metavar="N", marks=[ONLY_PRUNED, CONTROL_MAY_DIFFER])
+        "on", type=integer(1), metavar="N", marks=[ONLY_PRUNED])
     control: str = flag(
         "pruning", False, "instead of pruning: train the unpruned network for as many epochs, or "
         "the pruned architecture from scratch", type=one_of("unpruned", "scratch", False),
