@@ -89,6 +89,13 @@ class Structure:
                              "not 2 rows of logits")
         return values
 
+    def _called(self, kind):
+        """(name, module) of each layer of a kind that the graph calls."""
+        for node in self.graph.nodes:
+            module = node.op == "call_module" and self.skeleton.get_submodule(node.target)
+            if isinstance(module, kind):
+                yield node.target, module
+
     def positions(self, size):
         """Layer -> how often its weights are used for one image of size x size pixels."""
         if size not in self._positions:
@@ -137,6 +144,11 @@ class Structure:
                 continue
             self.filters[name] = layer.writes
             self.locked[name] = [bool(reason) or name in protected for reason in reasons]
+        for name, module in self._called(nn.modules.conv._ConvNd):
+            if name not in self.layers:
+                hooks = module._forward_hooks or module._forward_pre_hooks
+                self.stays[name] = module.out_channels, module.out_channels, (
+                    "it has hooks" if hooks else f"a {type(module).__name__} is not cut")
         self.units = self._together(unit)
         numbering.units.join(torch.arange(count), self.stream)
         self.coupled_units = self._together(numbering.units.roots(count), self.pinned)

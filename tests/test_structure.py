@@ -210,7 +210,7 @@ STRUCTURES = {
     ConcatenatedConcatenations: {}, SplitAndJoined: {}, Shuffled: {}, Bare: {}, BatchNormFirst: {},
     ReadTwice: {}, UsedTwice: {}, Gated: {}, FlattenedPixels: {}, unnamed: {}, Scaled: {},
     GroupNormed: {}, SpatiallyGated: {"gate": "mul spreads it over other channels"},
-    Transposed: {"a.0": "ConvTranspose2d mixes them"}, Functional: {"a.0": "conv2d mixes them"},
+    Transposed: {"a.0": "ConvTranspose2d mixes them", "up": "a ConvTranspose2d is not cut"}, Functional: {"a.0": "conv2d mixes them"},
     GroupNormedWhole: {"a": "GroupNorm mixes them", "b.0": "they go with what stays"}}
 
 
@@ -232,7 +232,8 @@ def test_what_stays_is_named_and_all_else_can_go(odd):
     assert {name: why for name, (_, _, why) in structure.stays.items()} == stays
     can, count = removable_filters(model, structure)
     modules = dict(model.named_modules())
-    assert count - can == sum(modules[name].out_channels for name in stays)
+    assert count - can == sum(modules[name].out_channels for name in stays
+                              if isinstance(modules[name], nn.Conv2d))
     assert len(stays_text(structure)) == len(stays)
 
 
@@ -640,6 +641,12 @@ def test_what_is_decided_by_sizes_is_decided_as_for_the_images():
     filter_groups(model, 32)
     with pytest.raises(ValueError, match="decides by the shape of its images"):
         prune(model, select_filters(model, scores_like(model), 50), torch.randn(2, 3, 64, 64))
+
+
+def test_a_convolution_that_has_hooks_is_named():
+    model = Written(lambda net, x: net.c(net.b(net.a(x))), c=conv(8, 8))
+    model.a = nn.utils.spectral_norm(nn.Conv2d(3, 8, 3, padding=1))
+    assert stays_text(remains_of(model).structure) == ["a keeps its 8 filters: it has hooks"]
 
 
 def test_a_network_that_draws_lots_is_refused_for_that():
