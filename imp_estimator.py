@@ -107,11 +107,13 @@ def cal_importance(model, pruning_type, batches=None, *, temperature=200.0, proj
 
 def check_suits(model, pruning_type):
     """Raises ValueError where a method cannot judge all filters of `model`."""
-    bare = [group.name for group in models.filter_groups(model) if not _has_scale(group)]
-    if bare and ESTIMATORS[pruning_type].needs == "scales":
-        raise ValueError(f"{pruning_type} judges filters by the scale of their BatchNorm, and "
-                         f"{bare[0]} has none of its own; another pruning type, such as tfo, needs "
-                         "none")
+    if ESTIMATORS[pruning_type].needs != "scales":
+        return
+    for group in models.filter_groups(model):
+        if not _has_scale(group):
+            raise ValueError(f"{pruning_type} judges filters by the scale of their BatchNorm, and "
+                             f"{group.name} has none of its own; another pruning type, such as "
+                             "tfo, needs none")
 
 
 @contextmanager

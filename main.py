@@ -301,8 +301,7 @@ def keep_filters(job):
 
 def begin_afresh(job):
     """Begin with fresh weights in the pruned network's architecture. Raises InputError."""
-    flags = job.flags
-    path = replace(flags, control=False).pruned_file(job.folder, job.targets[-1], False)
+    flags, path = job.flags, job.first_file
     heading("Control: the pruned architecture from scratch")
     pruned, record, _ = open_network(
         job, path, f"--control=scratch needs the architecture of {path}; the same command without "

@@ -90,24 +90,21 @@ class Structure:
         return values
 
     def _called(self, kind):
-        """(name, module) of each layer of a kind that the graph calls."""
+        """(node, module) of each call of a layer of a kind."""
         for node in self.graph.nodes:
             module = node.op == "call_module" and self.skeleton.get_submodule(node.target)
             if isinstance(module, kind):
-                yield node.target, module
+                yield node, module
 
     def positions(self, size):
         """Layer -> how often its weights are used for one image of size x size pixels."""
         if size not in self._positions:
             values, found = self._values(size), {}
-            for node in self.graph.nodes:
-                module = node.op == "call_module" and self.skeleton.get_submodule(node.target)
-                if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
-                    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-                    value = values[node.args[0] if transposed else node]
-                    channels = module.in_channels if transposed else len(module.weight)
-                    found[node.target] = found.get(node.target, 0) + (
-                        value.numel() // channels // 2)
+            for node, module in self._called((nn.modules.conv._ConvNd, nn.Linear)):
+                transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+                value = values[node.args[0] if transposed else node]
+                channels = module.in_channels if transposed else len(module.weight)
+                found[node.target] = found.get(node.target, 0) + value.numel() // channels // 2
             self._positions[size] = found
         return self._positions[size]
 
@@ -144,10 +141,10 @@ class Structure:
                 continue
             self.filters[name] = layer.writes
             self.locked[name] = [bool(reason) or name in protected for reason in reasons]
-        for name, module in self._called(nn.modules.conv._ConvNd):
-            if name not in self.layers:
+        for node, module in self._called(nn.modules.conv._ConvNd):
+            if node.target not in self.layers:
                 hooks = module._forward_hooks or module._forward_pre_hooks
-                self.stays[name] = module.out_channels, module.out_channels, (
+                self.stays[node.target] = module.out_channels, module.out_channels, (
                     "it has hooks" if hooks else f"a {type(module).__name__} is not cut")
         self.units = self._together(unit)
         numbering.units.join(torch.arange(count), self.stream)

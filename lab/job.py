@@ -297,21 +297,18 @@ class Job(Plan):
         """The test accuracy of what this very command has left, where nothing is under way; None
         where it is not finished."""
         path = self.outputs[-1]
-        if self.resume_file.is_file() or not path.is_file() or not self._begins_as(path):
+        if self.resume_file.is_file() or not path.is_file():
             return None
         entries = load_checkpoint(path, self.flags.model)[1].plain()
         entries["flags"] = comparable(entries.get("flags", {}))
         same = to_json({key: entries.get(key) for key in self.identity}) == to_json(self.identity)
-        same = same and entries.get("classes") == list(self.data.classes)
+        same = same and entries.get("classes") == list(self.data.classes) and self._begins_as(path)
         return entries["accuracy"]["best"] if same and "accuracy" in entries else None
 
     def _begins_as(self, path):
         """Whether the network that the run of `path` began with, or took the architecture of, is
         still the one that is there, by its epochs; also where there is none any more."""
-        flags, first = self.flags, self.origin.load and self.file(self.origin.load, 0)
-        if flags.control == "scratch":
-            first = replace(flags, control=False).pruned_file(self.folder, self.targets[-1], False)
-        there = first and record_in(first)
+        there = self.first_file and record_in(self.first_file)
         try:
             result = read_result(path.with_suffix(".json"))
         except (OSError, ValueError):

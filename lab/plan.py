@@ -5,6 +5,7 @@ function on a `Recording` only lists them: so a job knows its files before it be
 resume file says is done, and can be shown.
 """
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from common.errors import InputError
@@ -105,6 +106,16 @@ class Plan:
         if not number:
             return self.flags.base_file(self.folder, phase == "ortho")
         return self.flags.pruned_file(self.folder, self.targets[number - 1], phase == "ortho")
+
+    @property
+    def first_file(self):
+        """The file that the job begins with: of a scratch control the pruned network's, whose
+        architecture it takes, else the loaded network's; None where it begins with fresh weights.
+        """
+        if self.flags.control == "scratch":
+            pruned = replace(self.flags, control=False)
+            return pruned.pruned_file(self.folder, self.targets[-1], False)
+        return self.file(self.origin.load, 0) if self.origin.load else None
 
 
 class Recording(Plan):

@@ -251,6 +251,7 @@ class Record:
 
     @property
     def rounds(self):
+        """The rounds of its job in a variant's name, where these are several."""
         rounds = (self.pruning or {}).get("rounds", 1)
         return f", {rounds} rounds" if rounds > 1 else ""
 
