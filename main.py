@@ -130,7 +130,7 @@ def train_network(job, phase, number=0):
     name = f"round {number}, {phase}" if number else phase
     # Networks that start afresh see the images in the same order, with the penalty or without.
     key = (flags.seed, "base" if flags.ebt and not number else phase, number)
-    ticket = find_ticket(job, phase) if flags.eb_detect and not number else None
+    ticket = find_ticket(job) if job.seeks_ticket and not number else None
     train.fit(
         job.network, job.data, job.recipe(phase), key=key, batch_size=flags.batch_size,
         optimizer=flags.optimizer, penalty=penalty, label=name, amp=flags.amp,
@@ -194,12 +194,9 @@ def fresh_network(job, widths=None):
     return network.to(job.device)
 
 
-def find_ticket(job, phase):
-    """How a training finds its ticket: by what would be pruned now, judged on the same images. None
-    where it is too short to find one."""
+def find_ticket(job):
+    """How a training finds its ticket: by what would be pruned now, judged on the same images."""
     flags = job.flags
-    if sum(job.recipe(phase).epochs) <= train.EarlyBird.older:
-        return None
     batches = job.importance_batches(0, flags.eb_samples)
 
     def mask():

@@ -2,6 +2,7 @@
 import torch
 
 from common.files import to_csv, write_atomically
+from common.modes import evaluating
 from common.terminal import counted, print_table
 from lab.plots import load_pyplot, save_figure
 
@@ -14,8 +15,7 @@ def confusion(model, batches, count):
     """int64, count x count: how many images of a class (row) were answered by which (column)."""
     device = next(model.parameters()).device
     matrix = torch.zeros(count * count, dtype=torch.int64, device=device)
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for images, labels in batches:
             matrix += (labels * count + model(images).argmax(1)).bincount(minlength=count * count)
     return matrix.view(count, count).cpu()

@@ -96,6 +96,12 @@ class Job(Plan):
                     "schedule": schedule}
         return {**identity, "content of --init": self.init} if self.init else identity
 
+    @property
+    def seeks_ticket(self):
+        """Whether a ticket is asked for, and the first training is long enough to find one."""
+        first = (*self.origin.train, "base")[0]
+        return self.flags.eb_detect and sum(self.recipe(first).epochs) > EarlyBird.older
+
     def importance_batches(self, number, count):
         """`count` images for the estimate of round `number`, 0 for the search of a ticket; None for
         a method that needs none. Raises InputError where there are too few."""
@@ -261,8 +267,7 @@ class Job(Plan):
                           f"{advice}, too")
             print(f"  Note: an epoch has only {counted(steps, 'step')}, too few to learn much "
                   f"from; {advice}")
-        if flags.eb_detect and len(self.recipe((*self.origin.train, "base")[0]).rates(
-                flags.optimizer)) <= EarlyBird.older:
+        if flags.eb_detect and not self.seeks_ticket:
             print(f"  Note: --eb_detect needs {EarlyBird.older + 1} epochs or more, and preset "
                   f"{flags.preset} has fewer: no ticket can be found, and none is looked for")
         self._say_if_resumed()

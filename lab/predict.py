@@ -5,6 +5,7 @@ from common.errors import InputError
 from common.files import to_csv, write_atomically
 from common.folders import image_files
 from common.images import describe, read_images
+from common.modes import evaluating
 from common.terminal import counted, print_notes, print_table, printable
 from data import HALF, Split, plain_batches, stored_size
 
@@ -15,9 +16,8 @@ def predict(model, classes, images, normalize=HALF, size=None):
     """[[(class name, probability), ...] of the likeliest classes] for uint8 N x H x W x 3, of which
     the centre is taken where they are larger than `size`."""
     device, results = next(model.parameters()).device, []
-    model.eval()
     split = Split(images, torch.zeros(len(images), dtype=torch.long)).to(device)
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for batch, _ in plain_batches(split, normalize, size):
             likely = model(batch).softmax(1).topk(min(LIKELIEST, len(classes)))
             results += [[(classes[k], p) for k, p in zip(indices, shares)] for indices, shares in
