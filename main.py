@@ -179,15 +179,17 @@ def chosen_text(trained, epsilon):
     return text
 
 
-def fresh_network(job, widths=None):
-    """A network with fresh weights, or those of --init. widths: of a pruned architecture."""
+def fresh_network(job, like=None):
+    """A network with fresh weights, or those of --init. like: a pruned one, whose architecture it
+    has."""
     flags = job.flags
     torch.manual_seed(seed_of(flags.seed, "initialisation"))
     classes, lines = job.data.classes, []
-    if widths:
-        network = networks.build_network(flags.model, len(classes), flags.width, widths)
+    if like:
+        network = networks.fresh_like(like, len(classes))
     else:
-        network, lines = weights.network_like(job.init_file, flags.model, len(classes), flags.width)
+        network, lines = weights.network_like(job.init_file, flags.model, len(classes),
+                                              flags.width, job.data.image_size)
     print_notes([*networks.look_at(network, job.data.image_size, flags.pruning_type), *lines])
     if flags.init:
         print_notes(weights.initialise(network, job.init_file, classes, job.data.normalize))
@@ -311,7 +313,7 @@ def begin_afresh(job):
     print(f"  its architecture is that of {path}")
     record = replace(record, image_size=record.image_size or job.data.image_size)
     job.state.records = [measure.measured(record, path, pruned, path.stat().st_size)]
-    job.network = fresh_network(job, models.widths_of(pruned))
+    job.network = fresh_network(job, pruned)
     note_pruning(job, len(job.targets), reached_by(pruned, job))
 
 

@@ -251,8 +251,7 @@ def remains_of(model, image_size=None):
     understood."""
     known = model.__dict__.get("_remains")
     if known is None or known.signature != signature(model):
-        structure = _known_structure(model) or Structure(model, image_size)
-        known = _set_structure(model, structure)
+        known = _look_at(model, image_size)
     return known
 
 
@@ -261,15 +260,27 @@ def keep_whole(model, whole):
     whole: names of nodes of the graph -> why, in words. Raises ValueError where nothing is left
     that can be pruned."""
     structure = remains_of(model).structure
-    _set_structure(model, Structure(model, structure.image_shape[-1], structure.whole | whole))
+    _look_at(model, structure.image_shape[-1], structure.whole | whole)
 
 
-def _set_structure(model, structure):
-    if not structure.filters:
-        lines = stays_text(structure) or ["it has no convolutions"]
-        raise ValueError(f"nothing can be pruned in {structure.kind.__name__}: {lines[0]}")
-    if origin := getattr(model, "origin", None):
-        _STRUCTURES[type(model), origin] = structure
+def share_structure(model, other):
+    """Let `model`, which is unpruned, have the Structure of `other`: a network like it, or one that
+    was pruned from such a network."""
+    structure = remains_of(other).structure
+    model._remains = Remains(structure, structure.all_filters(), structure.graph, signature(model))
+
+
+def _look_at(model, image_size=None, whole=()):
+    origin = getattr(model, "origin", None)
+    key = type(model), origin, tuple(sorted(dict(whole).items()))
+    structure = _STRUCTURES.get(key)
+    if not structure or _shapes(model) != _shapes(structure.skeleton):
+        structure = Structure(model, image_size, whole)
+        if not structure.filters:
+            lines = stays_text(structure) or ["it has no convolutions"]
+            raise ValueError(f"nothing can be pruned in {structure.kind.__name__}: {lines[0]}")
+        if origin:
+            _STRUCTURES[key] = structure
     model._remains = Remains(structure, structure.all_filters(), structure.graph, signature(model))
     return model._remains
 
@@ -277,11 +288,8 @@ def _set_structure(model, structure):
 _STRUCTURES = {}  # of networks that this process has built, which it often builds again
 
 
-def _known_structure(model):
-    structure = _STRUCTURES.get((type(model), getattr(model, "origin", None)))
-    shapes = [[(name, p.shape) for name, p in each.named_parameters()]
-              for each in (model, structure.skeleton)] if structure else (0, 1)
-    return structure if shapes[0] == shapes[1] else None
+def _shapes(model):
+    return [(name, parameter.shape) for name, parameter in model.named_parameters()]
 
 
 def stays_text(structure):

@@ -351,7 +351,7 @@ def check_init(flags):
     if not flags.init:
         return None
     path = weights_file(flags.init, flags.model)
-    network, _ = network_like(path, flags.model, 2, flags.width)
+    network, _ = network_like(path, flags.model, 2, flags.width, flags.image_size)
     initialise(network, path, ())
     return path
 

@@ -17,7 +17,15 @@ from common.errors import InputError
 from common.libraries import lazy, need
 from config import MODELS, NORMALIZATIONS
 from imp_estimator import check_suits
-from models import NETWORKS, Origin, build_model, remains_of, stays_text
+from models import (
+    NETWORKS,
+    Origin,
+    build_model,
+    remains_of,
+    share_structure,
+    stays_text,
+    widths_of,
+)
 
 timm, zoo = lazy("timm"), lazy("torchvision.models")  # timm is optional
 
@@ -154,7 +162,17 @@ def default_normalization(name):
 def unpruned_twin(network):
     """The unpruned network that `network` was pruned from, with fresh weights."""
     origin = network.origin
-    return build_network(origin.name, origin.num_classes, origin.width)
+    twin = build_network(origin.name, origin.num_classes, origin.width)
+    share_structure(twin, network)
+    return twin
+
+
+def fresh_like(network, num_classes):
+    """A network with fresh weights for `num_classes` classes, as small as `network`, in which the
+    same stays whole."""
+    origin, structure = network.origin, remains_of(network).structure
+    return build_network(origin.name, num_classes, origin.width, widths_of(network),
+                         structure.whole, structure.image_shape[-1])
 
 
 def _factory(name):

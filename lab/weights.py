@@ -11,9 +11,9 @@ from common.folders import composed
 from common.terminal import counted, shortened
 from config import MODELS, title_of
 from lab.checkpoint import load_checkpoint, misfit_of, normalization_name
-from lab.networks import build_network, default_weights, same_network
+from lab.networks import build_network, default_weights, fresh_like, same_network
 from lab.reader import read_network, unwrapped
-from models import dense_widths, filter_count, load_weights, remains_of, widths_of
+from models import dense_widths, filter_count, load_weights, remains_of
 
 DEFAULT = "DEFAULT"  # --init: torchvision's own weights
 
@@ -38,10 +38,11 @@ def weights_file(init, model):
     return str(path)
 
 
-def network_like(path, model, num_classes, width=1.0):
+def network_like(path, model, num_classes, width=1.0, image_size=None):
     """(a network with fresh weights for `num_classes`, lines): as small as the one in the file,
-    where that is a pruned one of the same `model`. Raises InputError."""
-    widths, whole, lines, pruned = None, (), [], None
+    where that is a pruned one of the same `model`. image_size: see `models.remains_of`. Raises
+    InputError."""
+    pruned = None
     if path and read_network(path).get("cfg") is not None:
         with suppress(InputError):  # files of others may have a cfg of another kind
             pruned, _ = load_checkpoint(path, model)
@@ -51,10 +52,15 @@ def network_like(path, model, num_classes, width=1.0):
             if pruned.origin.width != width:
                 raise InputError(f"--init={path} is a pruned network of --width="
                                  f"{pruned.origin.width:g}, and this run has --width={width:g}")
-            widths, whole = widths_of(pruned), remains_of(pruned).structure.whole
-            lines = [f"its architecture is that of {path}, which is pruned: {now:,} of {dense:,} "
-                     "filters; percents count the unpruned network's"]
-    return build_network(model, num_classes, width, widths, whole), lines
+            return fresh_like(pruned, num_classes), [
+                f"its architecture is that of {path}, which is pruned: {now:,} of {dense:,} "
+                "filters; percents count the unpruned network's"]
+    network = build_network(model, num_classes, width)
+    try:
+        remains_of(network, image_size)
+    except ValueError as error:
+        raise InputError(f"--model={model}: {error}") from error
+    return network, []
 
 
 def initialise(model, path, classes=None, normalize=None):

@@ -11,12 +11,13 @@ import torchvision
 import config
 import eval as measure
 import main
+import models
 from conftest import ROOT, files, short_preset, write_folder
 from imp_estimator import ESTIMATORS, cal_importance
 from lab import networks
 from lab.checkpoint import load_checkpoint, save_checkpoint
 from lab.lowering import lower
-from models import filter_count, filter_groups, remains_of, widths_of
+from models import filter_count, filter_groups, keep_whole, remains_of, widths_of
 from pruner import prune, select_filters
 from zoo import prune_all, removable_filters, settle
 
@@ -162,6 +163,12 @@ def test_every_method_prunes_a_network_of_ones_own(flags, capsys):
     assert run(*tutorial, "--pruning_type=fisher", "--out=out") == 0  # `view` wants its own memory
     assert measure.main(["--model_path=out/pruned_nets/ebt/shapes/own.Tutorial_fisher_40_0.pth",
                          "--model=nets/own.py:Tutorial", "--test_acc=True", "--export=out/t.pt2"]) == 0
+    models._STRUCTURES.clear()  # as a new process would
+    assert run(*tutorial, "--pruning_type=fisher", "--out=out", "--control=scratch") == 0
+    models._STRUCTURES.clear()
+    tutorial = tutorial[:-1]  # it takes images of 16 pixels, and no others
+    assert run(*tutorial, "--only_train=base", "--out=again",
+               "--init=out/pruned_nets/ebt/shapes/own.Tutorial_fisher_40_0.pth") == 0
     bare = (*flags, "--model=nets/own.py:Bare", "--ebt=True", "--prune_percent=40")
     for method in ("theis", "tfo"):
         assert run(*bare, f"--pruning_type={method}") == 0
@@ -291,6 +298,26 @@ def test_a_classifier_for_other_classes_stays_fresh_and_all_else_fits():
 
 
 # -------------------------------------------------------------------------------------- checkpoints
+
+
+def test_a_checkpoint_means_the_same_whatever_was_loaded_before_it(tmp_path):
+    def write(path, whole):
+        model = networks.build_network("nets/own.py:Net", 3)
+        if whole:
+            keep_whole(model, {"a_0": "a reason"})
+        save_checkpoint(path, prune(model, select_filters(model, cal_importance(model, "l1"), 50)),
+                        {"image_size": 16, "classes": list("abc")})
+
+    write("free.pth", False)
+    write("whole.pth", True)
+    for order in ("free.pth", "whole.pth"), ("whole.pth", "free.pth"):
+        models._STRUCTURES.clear()  # as a new process would
+        for path in order:
+            network = load_checkpoint(path, "nets/own.py:Net")[0]
+            layers = [group.name for group in filter_groups(network)]
+            assert ("a.0" in layers) == (path == "free.pth")
+            for other in networks.unpruned_twin(network), networks.fresh_like(network, 5):
+                assert [group.name for group in filter_groups(other)] == layers
 
 
 def test_a_checkpoint_alone_never_runs_a_users_file(tmp_path, flags, capsys):
