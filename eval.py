@@ -221,7 +221,9 @@ def load_images(args, model, record):
     try:
         images = split_as_trained(record, path, skip)
         if images is None and (args.train_acc or args.group_check):
-            images = data.load_data(path, size, skip, 0, normalize, record.white, augment)
+            images = data.load_data(path, size, skip, 0, normalize, record.white, augment,
+                                    record.flag("flip"))
+            images = trained_on(record, images) or images
         if images is None:
             images = data.load_test(path, record.classes, size, skip, normalize, record.white,
                                     augment)
@@ -242,16 +244,24 @@ def split_as_trained(record, path, skip):
         return None
     try:
         images = data.load_data(path, record.image_size, skip, share, record.normalize,
-                                record.white, record.flag("augment"))
-        known = images.hold_out(record.flag("val_percent"), record.flag("seed")).fingerprint
+                                record.white, record.flag("augment"), record.flag("flip"))
     except InputError:  # such as that it has test images
         return None
-    if known == record.fingerprint:
-        return images
+    if known := trained_on(record, images):
+        return known
     if images.name != record.data:
         return None
     return replace(images, notes=(*images.notes, f"Note: {path} has changed since the training, so "
                                   "that some of the test images may have been trained on"))
+
+
+def trained_on(record, images):
+    """`images` without those that the training held out, or None where it had others."""
+    try:
+        known = images.hold_out(record.flag("val_percent"), record.flag("seed"))
+    except InputError:  # such as that they have validation images
+        return None
+    return replace(known, notes=images.notes) if known.fingerprint == record.fingerprint else None
 
 
 def introduce(args, model, record, size):

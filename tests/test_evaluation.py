@@ -45,14 +45,17 @@ def test_a_share_of_the_images_is_measured_as_it_was_split_off(tmp_path, digits,
     root = write_folder(tmp_path / "images", digits, train=20)
     shutil.rmtree(root / "test")
     assert main.main(["--preset=test", "--image_size=16", "--width=0.125", "--ebt=True", f"--data_path={root}",
-                      "--test_percent=20", "--val_percent=10", "--only_train=base"]) == 0
+                      "--test_percent=20", "--val_percent=10", "--flip=False", "--only_train=base"]) == 0
     best = Path("pretrained/ebt/images/vgg-w0.125.pth")
     trained = torch.load(best, weights_only=True)["accuracy"]["best"]["top1"]
     ask = f"--model_path={best}", "--test_acc=True"
     line, out = measured(capsys, *ask)
     assert line.startswith("Accuracy on 12 test images") and f"top-1 {trained:.2f}%" in line
     assert "has changed" not in out
-    assert "on 48 training images" in measured(capsys, *ask, "--train_acc=True")[1]
+    assert "on 42 training images" in measured(capsys, *ask, "--train_acc=True")[1]  # 6 held out
+    model, record = load_checkpoint(best)
+    args = measure.make_parser().parse_args(ask)
+    assert not measure.load_images(args, model, record).flip
     for place in ("images", "renamed"):
         shutil.copytree(root, f"here/{place}")
         there = measured(capsys, *ask, f"--data_path=here/{place}")[0]
