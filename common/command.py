@@ -73,9 +73,11 @@ def _outcome(body):
             return 1, f"stopped (another process may have ended first; see its lines): {error}"
         raise
     except OSError as error:
-        # What is left in the buffer has nowhere to go.
-        with suppress(AttributeError, OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+        try:
+            sys.stdout.flush()
+        except (AttributeError, OSError, ValueError):  # what is left in it has nowhere to go
+            with suppress(AttributeError, OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
         if isinstance(error, BrokenPipeError):  # the reader has gone, as in `... | head`
             return 130, "interrupted: nobody reads the output any more"
         return 2, f"error: {error}"

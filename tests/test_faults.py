@@ -396,6 +396,11 @@ def test_closed_streams_and_a_second_signal(flags, tmp_path):
                           "--only_train=base"])
     ended = subprocess.run(command + " >&- 2>&-", shell=True, cwd=tmp_path)
     assert ended.returncode == 0 and len(files(tmp_path)) == 2
+    body = "lambda: print('said') or open('missing')"  # what was said before it is not lost
+    ended = subprocess.run([sys.executable, "-c", "import sys; from common.command import run_command; "
+                            f"sys.exit(run_command('main.py', {body}))"], cwd=ROOT, text=True, capture_output=True,
+                           env={**os.environ, "PYTHONUNBUFFERED": ""})
+    assert (ended.returncode, ended.stdout) == (2, "said\n") and ended.stderr.startswith("main.py: error:")
     run = start(tmp_path, *flags[1:])
     for line in run.stdout:
         if "base 1/" in line:
