@@ -132,7 +132,8 @@ def measure_all(args):
     with uninterrupted():  # libraries do not survive an interruption while they load
         load(torch, train)
     if args.report:
-        return report.write_report(args.report, args.latency)
+        device = pick_device(args.device) if args.latency else None
+        return report.write_report(args.report, device, args.model)
     device = pick_device(args.device)
     model, record = checkpoint.load_checkpoint(args.model_path, args.model)
     checkpoint.check_holds(args.model_path, model, record, args.model, args.pruned,
@@ -174,8 +175,9 @@ def check(args):
         raise InputError("eval.py measures in one process; run it without torchrun")
     given = [each.name for each in fields(Measurement)
              if getattr(args, each.name) != each.default]
-    if args.report and set(given) - {"report", "latency"}:
-        others = " ".join(f"--{name}" for name in given if name not in ("report", "latency"))
+    alone = {"report", "latency", *(("device", "model") if args.latency else ())}
+    if args.report and set(given) - alone:
+        others = " ".join(f"--{name}" for name in given if name not in alone)
         raise InputError(f"--report and {others} contradict each other; leave out one of them")
     if not args.report and not args.model_path:
         raise InputError("--model_path is missing: a checkpoint; or --report, a folder of results")

@@ -107,7 +107,8 @@ def method_style(name, coupled=False, weight=None):
     about = ESTIMATORS.get(name)
     marker = about.marker if about else "x"
     if weight is not None:
-        marker = WEIGHTS[round(3 * math.log10(weight)) % len(WEIGHTS) if weight else -1]
+        last = len(WEIGHTS) - 1  # of 0
+        marker = WEIGHTS[round(3 * math.log10(weight)) % last if weight else last]
     return {"color": about.colour if about else "#000000", "marker": marker, "markersize": 5,
             "fillstyle": "bottom" if coupled else "full", "linestyle": "--" if coupled else "-",
             "linewidth": 1.4}

@@ -7,14 +7,13 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
-from common.device import pick_device
 from common.errors import InputError
 from common.files import check_writable, to_csv, write_atomically
 from common.flags import marked
-from common.terminal import printable, progress
+from common.terminal import counted, printable, progress
 from lab import plots
 from lab.checkpoint import load_checkpoint
-from lab.experiment import DEFAULTS, REPORT_MAY_DIFFER, Experiment
+from lab.experiment import DEFAULTS, ONLY_PRUNED, REPORT_MAY_DIFFER, Experiment
 from lab.latency import Clock
 from lab.record import GROUPS_IN, JOBS, by_network, grouped, read_result
 from lab.tables import budget_text
@@ -56,12 +55,11 @@ def read_results(folder):
     return results, others
 
 
-def write_report(folder, timed=False):
+def write_report(folder, device=None, model=None):
     """Write report.md and report.csv, and plots beside it where matplotlib is installed; print what
-    was written. timed: measure the networks that are still there, each in turn with the unpruned
-    one.
-
-    Raises InputError where there are no results.
+    was written. device: measure on it the networks that are still there, each in turn with the
+    unpruned one. model: FILE.py:NAME of a user's own network, which is measured only then. Raises
+    InputError where there are no results.
     """
     if not Path(folder).is_dir():
         raise InputError(f"--report={folder} is no folder")
@@ -73,9 +71,14 @@ def write_report(folder, timed=False):
     if not results:
         raise InputError(f"--report={folder}: no results below it; main.py writes a .json beside "
                          "each pruned network")
-    if timed:
-        results = [(with_time(record), run_in) for record, run_in in progress(
+    if device:
+        timed = [with_time(record, device, model) for record, _ in progress(
             results, "measuring networks")]
+        results = [(record, run_in) for (record, _), (_, run_in) in zip(timed, results)]
+        reasons = [why for _, why in timed if why]
+        if reasons:
+            print(f"Not timed: {len(reasons)} of {counted(len(timed), 'network')}, the first since "
+                  f"{printable(reasons[0])}")
     sections = grouped(results, lambda result: (
         result[1], result[0].data, result[0].job, result[0].flags["preset"],
         result[0].flag("budget")))
@@ -103,15 +106,17 @@ def write_report(folder, timed=False):
               f"{printable(str(others[0]))}")
 
 
-def with_time(record):
-    """A record with its network's time for a batch, where that is there and can be measured."""
+def with_time(record, device, model=None):
+    """(a record with its network's time for a batch, ""), or (the record, why it has none)."""
     try:
-        model, _ = load_checkpoint(record.file)
-        clock = Clock(model, record.image_size, DEFAULTS["latency_batch"], pick_device())
-        times = list(clock.saved_by(model, 1.0).milliseconds)
-    except InputError:
-        return record
-    return replace(record, pruning={**record.pruning, "milliseconds": times})
+        network, known = load_checkpoint(record.file, model)
+        if not known.image_size:
+            raise InputError(f"{record.file} does not say for images of what size it is")
+        clock = Clock(network, known.image_size, DEFAULTS["latency_batch"], device)
+        times = list(clock.saved_by(network.to(device), 1.0).milliseconds)
+    except InputError as error:
+        return record, str(error)
+    return replace(record, pruning={**record.pruning, "milliseconds": times}), ""
 
 
 def csv_row(result):
@@ -180,9 +185,9 @@ def describe_section(records):
 def _unlike(records):
     """What results differ in that they should not, in words."""
     may_differ = marked(Experiment, REPORT_MAY_DIFFER)
-    unlike = [f"--{name}" for name in records[0].flags if name not in may_differ and len(
-        {json.dumps(r.flags[name]) for r in records if name in r.flags
-         and not (name.startswith("eb_") and r.control)}) > 1]
+    pruned = marked(Experiment, ONLY_PRUNED)
+    unlike = [f"--{name}" for name in DEFAULTS if name not in may_differ and len(
+        {json.dumps(r.flag(name)) for r in records if not (name in pruned and r.control)}) > 1]
     # What is held out for validation depends on the seed.
     if not unlike and _several(records, lambda r: r.flag("seed"), lambda r: r.fingerprint):
         unlike = ["--data_path"]

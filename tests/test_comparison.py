@@ -774,6 +774,13 @@ def test_a_report_keeps_apart_what_are_no_seeds_of_one_thing(results, tmp_path):
     content["pruning"] |= {"round": 1, "rounds": 1}
     path.write_text(json.dumps(content))
     assert "**These results also differ in the schedules of config.py.**" in text()
+    content["flags"]["flip"] = False
+    path.write_text(json.dumps(content))
+    for other in set(tmp_path.rglob("*.json")) - {path}:  # of a version that had no such flag
+        content = json.loads(other.read_text())
+        del content["flags"]["flip"]
+        other.write_text(json.dumps(content))
+    assert "**These results also differ in --flip.**" in text()
 
 
 def test_the_plots_show_the_figures_of_the_records():
@@ -867,8 +874,8 @@ def test_a_plot_over_the_weight_of_the_penalty():
                      "degree of orthogonality before pruning, x 100": [50, 51, 60]}
     assert not plots.plot_penalty(axis, [r for r in records if r.strength == .1])
     assert not plots.plot_penalty(axis, [result(0, 75, 0), result(.1, 75, 1)])
-    styles = {plots.method_style("orthoreg", weight=weight)["marker"] for weight in (0, .001, .01, .1, 1)}
-    assert len(styles) == 5
+    styles = {plots.method_style("orthoreg", weight=weight)["marker"] for weight in (0, 1e-4, .001, .01, .1, 1)}
+    assert len(styles) == 6
 
 
 def test_a_report_by_measured_time(results, tmp_path, capsys, monkeypatch):
@@ -878,8 +885,11 @@ def test_a_report_by_measured_time(results, tmp_path, capsys, monkeypatch):
     shutil.copytree(results / "pruned_nets", tmp_path / "pruned_nets")
     gone = next(tmp_path.rglob("*_bn_60_1.pth"))
     gone.unlink()
-    assert measure.main([f"--report={tmp_path}", "--latency=True"]) == 0
-    assert "](time.png)" in capsys.readouterr().out and (tmp_path / "time.svg").is_file()
+    assert measure.main([f"--report={tmp_path}", "--latency=True", "--device=cpu"]) == 0
+    output = capsys.readouterr().out
+    assert "](time.png)" in output and (tmp_path / "time.svg").is_file()
+    assert f"Not timed: 1 of {len(list(tmp_path.rglob('*.json')))} networks, the first since" in output
+    assert str(gone) in output
     with open(tmp_path / "report.csv", newline="") as table:
         rows = list(csv.DictReader(table))
     assert len(rows) == len(list(tmp_path.rglob("*.json")))
