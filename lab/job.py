@@ -316,10 +316,11 @@ class Job(Plan):
         there = self.first_file and record_in(self.first_file)
         try:
             result = read_result(path.with_suffix(".json"))
-        except (OSError, ValueError):
-            return True
-        known = (result.original or result.base or {}).get("history") or {}
-        return not there or all(to_json(epochs) == to_json(known.get(training, epochs))
+            known = (result.original or result.base or {}).get("history")
+        except (OSError, ValueError):  # an unpruned network has its own training's epochs beside
+            result = record_in(path)
+            known = result.history if result and not result.pruned else None
+        return not there or all(to_json(epochs) == to_json((known or {}).get(training, epochs))
                                 for training, epochs in (there.history or {}).items())
 
     def stale_resume_file(self):

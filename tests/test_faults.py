@@ -133,6 +133,14 @@ def test_a_finished_step_is_not_done_again(shell, flags, tmp_path):
     assert "(pruned_nets/iterative/shapes/vgg-w0.125_orthoreg_40_0.resume)" in ended.stdout
 
 
+def test_a_run_is_not_finished_whose_base_was_trained_anew(shell, flags, tmp_path):
+    base, ortho = [(*flags, f"--only_train={network}") for network in ("base", "ortho")]
+    for command, done in ((base, False), (ortho, False), (ortho, True), ((*base, "--batch_size=32"), False),
+                          (ortho, False), (ortho, True)):
+        ended = shell("main.py", *command, "--resume=True", cwd=tmp_path)
+        assert ended.returncode == 0 and ("This run is finished" in ended.stdout) == done
+
+
 def test_a_finished_run_says_so(shell, flags, tmp_path):
     for job in (TICKET, ("--only_train=base",)):
         assert shell("main.py", *flags, *job, cwd=tmp_path).returncode == 0
