@@ -336,7 +336,8 @@ def parse(argv, description=None):
         networks.check_name(args.model)
         if args.width != 1:
             raise InputError(f"--width only works with {', '.join(MODELS)}; leave it out")
-    if args.init == "DEFAULT" and args.normalize == "half":
+    given = {word.partition("=")[0] for word in argv}
+    if args.init == "DEFAULT" and "--normalize" not in given:
         args.normalize = networks.default_normalization(args.model)
     rounds = len(args.thresholds) or args.n_rounds or 1
     if args.only_train:

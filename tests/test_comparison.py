@@ -563,6 +563,8 @@ def test_cells_of_torchvisions_weights_are_normalised_as_these(sweep, tmp_path):
     _, runs = sweeps.plan(Sweep("sweep.json"))
     flags = [main.parse(sweeps.command_of(run)) for run in runs]
     assert len(flags) > 2 and {each.normalize for each in flags} == {"imagenet"}
+    given = [{**run, "normalize": "half"} for run in runs]
+    assert {main.parse(sweeps.command_of(run)).normalize for run in given} == {"half"}
     assert [each.init for each in flags] == ["DEFAULT", *[None] * (len(flags) - 1)]
 
 

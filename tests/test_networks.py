@@ -216,6 +216,8 @@ def test_a_torchvision_network_from_its_weights_to_an_export(flags, folder, tmp_
            "--prune_percent=50", "--init=DEFAULT", "--optimizer=adam")
     assert run(*job, "--print_config=True") == 0  # which downloads nothing
     assert json.loads(capsys.readouterr().out)["flags"]["normalize"] == "imagenet"
+    assert run(*job, "--normalize=half", "--print_config=True") == 0
+    assert json.loads(capsys.readouterr().out)["flags"]["normalize"] == "half"
     assert run(*job) == 2
     error = capsys.readouterr().err
     file, place = re.search(r"put (\S+) into (\S+), or name a file", error).groups()
