@@ -15,7 +15,7 @@ from common.command import exit_with, explained, run_command, uninterrupted
 from common.device import DEVICES, environment, pick_device
 from common.errors import InputError
 from common.files import to_csv, to_json, write_atomically
-from common.flags import Parser, boolean, flag, integer, location, marked, switch
+from common.flags import Parser, boolean, check_needed, flag, integer, location, switch
 from common.libraries import lazy, load
 from common.processes import processes
 from common.terminal import megabytes, print_notes, print_table
@@ -31,8 +31,6 @@ checkpoint, classes, exports, groups, measure, networks, predict, report, tables
            "lab.networks", "lab.predict", "lab.report", "lab.tables"))
 
 ASKS = "asks"  # mark of a flag that asks for something to be measured or written
-GROUPS = "groups"  # mark of a flag that only works with --group_check
-EXPORT = "export"  # mark of a flag that only works with --export
 
 
 @dataclass(frozen=True)
@@ -72,31 +70,31 @@ class Measurement:
                        ".onnx or .safetensors", shown="none", type=location, metavar="FILE",
                        marks=[ASKS])
     export_normalize: bool = switch("export", "put the normalisation of pixels from 0 to 1 into "
-                                    "the exported graph", marks=[EXPORT])
+                                    "the exported graph", only_with="export")
     export_fold: bool = flag("export", True, "make each BatchNorm part of the convolution before "
                              "it, where that is exact", type=boolean, metavar="True|False",
-                             marks=[EXPORT])
+                             only_with="export")
     export_opset: int = flag("export", None, "opset of the .onnx file, for older runtimes; "
                              "lab/README.md says which runtime needs which",
                              shown="the newest that PyTorch recommends", type=integer(15, 99),
-                             metavar="N", marks=[EXPORT])
+                             metavar="N", only_with="export")
 
     report: str = flag("comparison", None, "compare the results below a folder: report.md, "
                        "report.csv, plots; with --latency=True also by measured time", shown="none",
                        type=location, metavar="FOLDER")
     group_check: bool = switch("comparison", "measure whether the importance of a group of filters "
                                "is the sum of its members'", marks=[ASKS])
-    compare: str = flag("comparison", None, "with --group_check, a second checkpoint to check in "
+    compare: str = flag("comparison", None, "a second checkpoint to check in "
                         "the same way, such as the network with the penalty", shown="none",
-                        type=location, metavar="FILE", marks=[GROUPS])
-    pruning_type: str = flag("comparison", PLAIN, "with --group_check, how filters are judged: "
+                        type=location, metavar="FILE", only_with="group_check=True")
+    pruning_type: str = flag("comparison", PLAIN, "how filters are judged: "
                              + ", ".join(ESTIMATORS), choices=ESTIMATORS, metavar="TYPE",
-                             marks=[GROUPS])
-    imp_samples: int = flag("comparison", 256, "with --group_check, training images on which "
+                             only_with="group_check=True")
+    imp_samples: int = flag("comparison", 256, "training images on which "
                             "thousands of removals are tested", type=integer(1), metavar="N",
-                            marks=[GROUPS])
-    seed: int = flag("comparison", 0, "with --group_check, seed of the random groups",
-                     type=integer(0), metavar="N", marks=[GROUPS])
+                            only_with="group_check=True")
+    seed: int = flag("comparison", 0, "seed of the random groups",
+                     type=integer(0), metavar="N", only_with="group_check=True")
 
     data_path: str = flag("data", None, "images to measure accuracy on: as in main.py, or test "
                           "images alone, in folders that are called like the classes",
@@ -143,7 +141,8 @@ def measure_all(args):
     if any((args.train_acc, args.test_acc, args.per_class, args.group_check, args.export)):
         images = load_images(args, model, record)
     introduce(args, model, record, size)
-    print_notes([*assumed, *(images.notes if images else ())])
+    print_notes([*checkpoint.code_notes(args.model_path, model, record), *assumed,
+                 *(images.notes if images else ())])
     measure_network(args, model, record, size)
     model.to(device)
     if images:
@@ -183,11 +182,7 @@ def check(args):
         raise InputError("--model_path is missing: a checkpoint; or --report, a folder of results")
     if args.model and args.model not in MODELS:
         networks.check_name(args.model)
-    for name in given:
-        if name in marked(Measurement, GROUPS) and not args.group_check:
-            raise InputError(f"--{name} only works with --group_check=True")
-        if name in marked(Measurement, EXPORT) and not args.export:
-            raise InputError(f"--{name} only works with --export")
+    check_needed(Measurement, args)
     asks = [each.name for each in fields(Measurement) if ASKS in each.metadata["marks"]]
     if not args.report and not any(getattr(args, name) for name in asks):
         raise InputError("nothing was asked for; add one of "
@@ -339,17 +334,17 @@ def check_groups(args, model, record, images):
     balanced = ESTIMATORS[args.pruning_type].needs == "balanced images"
     batches = list(images.train_batches(128, key=(args.seed, "groups"), count=args.imp_samples,
                                         balanced=balanced))
-    device, networks = images.train.device, {args.model_path: (model, record)}
+    device, checked = images.train.device, {args.model_path: (model, record)}
     if args.compare:
-        other, other_record = networks[args.compare] = checkpoint.load_checkpoint(args.compare,
-                                                                                    args.model)
+        other, other_record = checked[args.compare] = checkpoint.load_checkpoint(args.compare,
+                                                                                   args.model)
         if other_record.image_size not in (None, images.image_size):
             raise InputError(f"--compare={args.compare} is for images of another size than "
                              f"{args.model_path}; compare networks for the same images")
         checkpoint.check_data(args.compare, other, other_record, images)
         other.to(device)
     count, figures = sum(len(labels) for _, labels in batches), {}
-    for path, (network, known) in networks.items():
+    for path, (network, known) in checked.items():
         print(f"Is the importance of a group the sum of its members'? {path}, {args.pruning_type}, "
               f"{count:,} images")
         figures[path] = {**groups.check_groups(network, batches, args.pruning_type, args.seed),

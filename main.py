@@ -113,7 +113,8 @@ def open_network(job, path, missing):
         raise InputError(missing)
     network, record = checkpoint.load_checkpoint(path, job.flags.model)
     checkpoint.check_holds(path, network, record, model=job.flags.model, width=job.flags.width)
-    return network, record, checkpoint.check_data(path, network, record, job.data)
+    return network, record, [*checkpoint.code_notes(path, network, record),
+                             *checkpoint.check_data(path, network, record, job.data)]
 
 
 def train_network(job, phase, number=0):
@@ -309,7 +310,8 @@ def begin_afresh(job):
     for name, default in DEFAULTS.items() if record.flags else ():
         value, wanted = record.flags.get(name, default), getattr(flags, name)
         if name not in free and to_json(value) != to_json(wanted):
-            raise InputError(f"{path} was pruned with --{name}={value}, not {wanted}")
+            raise InputError(f"{path} was pruned with --{name}={value}, not {wanted}; give "
+                             f"--{name}={value}, or prune anew")
     print(f"  its architecture is that of {path}")
     record = replace(record, image_size=record.image_size or job.data.image_size)
     job.state.records = [measure.measured(record, path, pruned, path.stat().st_size)]

@@ -208,11 +208,6 @@ class FilterGroup:
     locked: list
 
     @property
-    def cost(self):
-        """How many filters go with one: the most that any of this group takes along."""
-        return max(self.costs)
-
-    @property
     def protected(self):
         return all(self.locked)
 

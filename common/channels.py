@@ -7,6 +7,7 @@ from torch import nn
 from torch.fx import Node, map_arg
 
 from common.graph import (
+    LEAVES,
     along,
     as_real,
     compute,
@@ -18,7 +19,7 @@ from common.graph import (
     spread,
     varies,
 )
-from common.layers import Layer, can_be_cut
+from common.layers import Layer, can_be_cut, elsewhere
 
 # Kinds of numbers: of what never leaves, a convolution's filters, an addition, the outputs of a
 # linear layer, and a learned scale or shift.
@@ -74,6 +75,8 @@ class Numbering:
         self.kinds, self.same = torch.tensor([FIXED]), torch.tensor([0])
         self.streams, self.units = Sets(), Sets()
         self.parameters = set()  # those of the layers that are single parameters
+        self.read = {node.target for node in graph.nodes if node.op == "get_attr"
+                     and any(flat(user.meta["value"]) for user in node.users)}  # not its size alone
         self.reordered = []  # vectors of numbers that are told apart by where they stand
         for place, node in enumerate(graph.nodes):
             self.before[node] = 1 << place
@@ -147,8 +150,10 @@ class Numbering:
         return self._mixed(node, inputs) if varies(numbers) is None else numbers
 
     def _parameter(self, node, value):
+        owner = self.skeleton.get_submodule(node.target.rpartition(".")[0])
         if node.target not in self.layers:
-            if sum(size > 1 for size in value.shape) > 1 or not value.is_floating_point():
+            if isinstance(owner, LEAVES) or sum(size > 1 for size in value.shape) > 1 or (
+                    not value.is_floating_point()):  # a layer that is read stays: see `elsewhere`
                 return torch.zeros((), dtype=torch.long).expand(value.shape)
             numbers = self.new(value.numel(), SCALE)
             self.layers[node.target] = Layer(None, numbers)
@@ -206,10 +211,13 @@ class Numbering:
         if module._forward_hooks or module._forward_pre_hooks:
             return self._mixed(node, [source], f"{node.target} has hooks")
         weights = [t for t in module.state_dict().values() if t.numel() > 1]
+        why = elsewhere(node.target, self.skeleton, self.read)
+        if why and not isinstance(module, (nn.Conv2d, nn.Linear)):
+            return self._mixed(node, [source], why)
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             layer, dim = self._reader(node, module, numbers)
         elif isinstance(module, nn.GroupNorm) and module.num_groups > 1:
-            layer, dim = self._grouped(node, module, numbers), 1
+            layer, dim = self._grouped(module, numbers), 1
         elif not weights:
             return self._asked(node, [source], value)
         else:
@@ -236,7 +244,7 @@ class Numbering:
         if vector is None:
             self._mixes(node, numbers)
             vector = torch.zeros(inputs * groups, dtype=torch.long)
-        why = "another layer has the same weight" if self._shared(module) else None
+        why = elsewhere(node.target, self.skeleton, self.read)
         cuts_inputs, cuts_outputs = (False, False) if why else can_be_cut(module)
         if groups == module.weight.shape[0] == len(vector) > 1:  # depthwise
             if not cuts_outputs:
@@ -254,12 +262,7 @@ class Numbering:
             self._tie_rows(torch.cat((vector.view(groups, -1), writes.view(groups, -1)), 1))
         return Layer(vector, writes, groups), dim
 
-    def _shared(self, module):
-        """Whether another layer has the same weight, which a cut of one would part from it."""
-        return sum(each._parameters.get("weight") is module.weight
-                   for each in self.skeleton.modules()) > 1
-
-    def _grouped(self, node, module, numbers):
+    def _grouped(self, module, numbers):
         vector = along(numbers, 1)
         if vector is None:
             return None

@@ -5,6 +5,7 @@ import os
 import re
 from dataclasses import field, fields
 
+from common.errors import InputError
 from common.processes import processes
 from common.terminal import one_line
 
@@ -14,8 +15,10 @@ LONGEST = 4096  # bytes of a path
 class Parser(argparse.ArgumentParser):
     """An argument parser that refuses in one line on standard error, with exit code 2.
 
-    hints: name of a flag that does not exist -> what to use instead.
+    hints: name of a flag that does not exist -> what to use instead. place: what a refusal begins
+    with, where the flags are those of a file.
     """
+    place = ""
 
     def __init__(self, hints=None, **options):
         super().__init__(allow_abbrev=False,
@@ -33,7 +36,7 @@ class Parser(argparse.ArgumentParser):
             unknown = word.partition("=")[0].lstrip("-")
             if unknown in self.hints:
                 message = f"there is no --{unknown}: {self.hints[unknown]}"
-        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+        self.exit(2, f"{self.prog}: error: {one_line(self.place + message)}\n")
 
     def parse_args(self, args=None, namespace=None):
         for word in args or ():  # argparse would take it for the end of the flags
@@ -56,15 +59,17 @@ class Parser(argparse.ArgumentParser):
             groups[name].add_argument(f"--{each.name}", *names, default=each.default, **options)
 
 
-def flag(group, default, help, *names, shown=None, marks=(), **options):
+def flag(group, default, help, *names, shown=None, marks=(), only_with=None, **options):
     """A dataclass field that is a flag of the same name on the command line.
 
     names: other names of it. shown: the default in words. marks: what else is to be known of it,
-    see `marked`. options: those of add_argument.
+    see `marked`. only_with: the flag, or FLAG=VALUE, without which it does nothing. options: those
+    of add_argument.
     """
     shown = default if shown is None else shown
+    help = f"with --{only_with}, {help}" if only_with else help
     return field(default=default, metadata={
-        "group": group, "names": names, "marks": frozenset(marks),
+        "group": group, "names": names, "marks": frozenset(marks), "only_with": only_with,
         "options": {"help": f"{help} (default: {shown})".replace("%", "%%"), **options}})
 
 
@@ -76,6 +81,16 @@ def switch(group, help, **more):
 def marked(cls, mark):
     """The names of a dataclass's flags that have this mark."""
     return {each.name for each in fields(cls) if mark in each.metadata["marks"]}
+
+
+def check_needed(cls, args):
+    """Raise InputError where a flag is given that does nothing, since another one is not."""
+    for each in filter(lambda each: each.metadata, fields(cls)):
+        needed = each.metadata["only_with"]
+        if needed and getattr(args, each.name) != each.default:
+            name, _, value = needed.partition("=")
+            if not getattr(args, name) or value and str(getattr(args, name)) != value:
+                raise InputError(f"--{each.name} only works with --{needed}")
 
 
 def text(value):

@@ -5,7 +5,9 @@
         node.meta["value"] = compute(node, skeleton, lambda other: other.meta["value"])
 """
 import copy
+import inspect
 import random
+from keyword import iskeyword
 
 import torch
 from torch import fx, nn
@@ -23,33 +25,66 @@ MOVES = set("""broadcast_to cat channel_shuffle chunk clone concat concatenate c
 MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle)
 
 
-class _Tracer(fx.Tracer):
-    """shapes: of images; what a network decides by sizes it decides as for the first that fits."""
+class _Sized:
+    """Lets a network ask how many sizes a shape has, or parts a tensor was split into."""
 
-    def __init__(self, shapes):
+    def __len__(self):
+        value = self.tracer.value_of(self)
+        return len(value) if isinstance(value, (tuple, list)) else super().__len__()  # raises
+
+
+class _Proxy(_Sized, fx.Proxy):
+    def __getattr__(self, name):
+        return _Attribute(self, name)
+
+
+class _Attribute(_Sized, fx.proxy.Attribute):
+    pass
+
+
+class _Tracer(fx.Tracer):
+    """shapes: of images; what a network decides by sizes it decides as for the first that fits.
+    buffers: whether what is computed with buffers alone is part of the graph, too."""
+
+    def __init__(self, shapes, buffers):
         super().__init__()
         self.shapes, self.path = list(shapes), ""  # path: of the module that is being traced
+        self.proxy_buffer_attributes = buffers
         self.computing = False  # what is called meanwhile is no part of the graph
 
+    def proxy(self, node):
+        return _Proxy(node, self)
+
     def to_bool(self, proxy):
+        value = self.value_of(proxy)
+        if isinstance(value, torch.Tensor):
+            return super().to_bool(proxy)  # raises
+        self.create_proxy("call_function", decided, (proxy, bool(value)), {})
+        return bool(value)
+
+    def iter(self, proxy):
+        value = self.value_of(proxy)
+        if isinstance(value, (tuple, list)):  # such as a shape, or the parts of a tensor
+            return iter([proxy[i] for i in range(len(value))])
+        return super().iter(proxy)  # raises
+
+    def value_of(self, proxy):
+        """What a result is for images of the first shape that fits."""
+        node = proxy.node  # of an attribute it is made now
         self.computing, failure = True, None
         try:
             for shape in self.shapes:
                 try:
-                    value = compute_all(self.graph, self.root, shape)[proxy.node]
+                    value = compute_all(self.graph, self.root, shape)[node]
                 except Exception as error:  # whatever an operation may raise
                     failure = error
                     continue
-                if isinstance(value, torch.Tensor):
-                    return super().to_bool(proxy)  # raises
-                self.shapes = [shape]
-                break
-            else:
-                raise failure
+                if not isinstance(value, torch.Tensor):
+                    self.shapes = [shape]
+                return value
+            raise failure
         finally:
             self.computing = False
-        self.create_proxy("call_function", decided, (proxy, bool(value)), {})
-        return bool(value)
 
     def getattr(self, attr, attr_val, parameter_proxy_cache):
         return attr_val if self.computing else super().getattr(
@@ -65,7 +100,11 @@ class _Tracer(fx.Tracer):
     def call_module(self, module, forward, args, kwargs):
         if self.computing:
             return forward(*args, **kwargs)
-        outer, self.path = self.path, self.path_of_module(module)
+        try:
+            path = self.path_of_module(module)
+        except NameError:  # made on the way, such as a slice of an nn.Sequential
+            return forward(*args, **kwargs)
+        outer, self.path = self.path, path
         result = super().call_module(module, forward, args, kwargs)
         self.path = outer  # after an error it still says where that was
         return result
@@ -101,12 +140,22 @@ def trace(model, shapes):
         skeleton = copy.deepcopy(model, memo)
     except Exception as error:  # a module may hold what cannot be copied
         raise ValueError(f"{type(model).__name__} cannot be copied: {error}") from error
-    tracer = _Tracer(shapes)
-    trained, graph = _trace(skeleton.train(), tracer), _trace(skeleton.eval(), tracer)
+    for name, _ in skeleton.named_modules():
+        if any(map(iskeyword, name.split("."))):  # it could not be written in a forward
+            raise ValueError(f"{type(model).__name__} calls a layer {name!r}, which has a word of "
+                             "Python; another name lets it be pruned")
+    for buffers in (False, True):
+        tracer = _Tracer(shapes, buffers)
+        trained, graph = _trace(skeleton.train(), tracer), _trace(skeleton.eval(), tracer)
+        unknown = _unregistered(graph, skeleton)
+        if not unknown:
+            break
+    else:
+        raise ValueError(f"{type(model).__name__} computes with {unknown}, a tensor that is "
+                         "neither a parameter nor a buffer; register_buffer makes it one")
     if len(trained.nodes) != len(graph.nodes):
         raise ValueError(f"{type(model).__name__} computes other operations in training than in "
                          "evaluation, such as further outputs; give it without those")
-    _require_registered(graph, skeleton)
     pairs = dict(zip(trained.nodes, graph.nodes))
     for theirs, ours in pairs.items():
         if (theirs.op, theirs.target) != (ours.op, ours.target):
@@ -119,20 +168,26 @@ def trace(model, shapes):
     return skeleton, graph, tracer.shapes
 
 
-def _require_registered(graph, skeleton):
+def _unregistered(graph, skeleton):
+    """A tensor that is computed with, and is neither a parameter nor a buffer; None where there is
+    none."""
     known = {name for name, _ in (*skeleton.named_parameters(remove_duplicate=False),
                                   *skeleton.named_buffers(remove_duplicate=False))}
     for node in graph.nodes:
         if node.op == "get_attr" and node.target not in known | {"training"}:
-            name = str(node.target).removeprefix("_")
-            raise ValueError(f"{type(skeleton).__name__} computes with {name}, a tensor that is "
-                             "neither a parameter nor a buffer; register_buffer makes it one")
+            return str(node.target).removeprefix("_")
+    return None
 
 
 def _settle(graph, skeleton):
-    """Mend what a trace makes of devices and of changes in place."""
+    """Mend what a trace makes of devices, of changes in place, and of layers whose images are given
+    by keyword."""
     order = {node: place for place, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
+        if node.op == "call_module" and node.kwargs:
+            forward = inspect.signature(skeleton.get_submodule(node.target).forward)
+            given = forward.bind(*node.args, **node.kwargs)
+            node.args, node.kwargs = given.args, given.kwargs
         constants = [each for each in (*node.args, *node.kwargs.values())
                      if isinstance(each, torch.device)]
         if node.op == "call_method" and node.target == "to" and constants:

@@ -69,6 +69,20 @@ def narrow(module, layer, ins=None, outs=None):
             setattr(module, name, size)
 
 
+def elsewhere(name, root, read):
+    """What else has or reads the parameters of the layer `name` of `root`, from which a cut would
+    part them, in words; None where nothing does. read: names of parameters that are read alone."""
+    parameters = root.get_submodule(name)._parameters
+    for own in parameters:
+        if f"{name}.{own}" in read:
+            return f"its {own} is read elsewhere, too"
+    weight = parameters.get("weight")
+    if weight is not None and sum(each._parameters.get("weight") is weight
+                                  for each in root.modules()) > 1:
+        return "another layer has the same weight"
+    return None
+
+
 def can_be_cut(module):
     """(inputs, outputs): whether a convolution or linear layer, also of a subclass, computes with
     some of them what it computes with the others at zero, or without the others."""

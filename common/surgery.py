@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from common.channels import ADDS
-from common.graph import along, compute, moves, name_of, title
+from common.graph import along, compute, decided, moves, name_of, title
 from common.layers import narrow
 
 
@@ -66,6 +66,8 @@ class _Surgery:
         for node in structure.graph.nodes:
             if node in self.copies:
                 self.values[node] = self._fit(node)
+            if node.target is decided:
+                self._fit_decision(node)
         if self.changed:
             self.graph.owning_module = model  # asked whether operations have effects of their own
             self.graph.eliminate_dead_code()
@@ -93,6 +95,13 @@ class _Surgery:
         except Exception as error:  # whatever an operation on places may raise
             raise CannotCut(node) from error
         return torch.empty(shape, device="meta")
+
+    def _fit_decision(self, node):
+        """A condition on how many channels there are keeps its outcome, and is asked no more."""
+        condition, outcome = node.args
+        if bool(self.values[condition]) != outcome:
+            self.graph.erase_node(self.copies[node])
+            self.changed = True
 
     def _replace(self, node, function, *args):
         with self.graph.inserting_after(self.copies[node]):

@@ -16,7 +16,7 @@ from common.files import to_json, write_atomically
 from common.folders import composed
 from common.terminal import shortened
 from config import NORMALIZATIONS, title_of
-from lab.networks import build_network, in_file, same_network
+from lab.networks import build_network, code_of, in_file, same_network
 from lab.reader import is_plain, read_network, read_safely, unwrapped
 from lab.record import Record
 from models import (
@@ -35,8 +35,8 @@ NOT_AS_WRITTEN = (ArithmeticError, AttributeError, LookupError, RuntimeError, Ty
 
 
 def checkpoint_bytes(model, entries):
-    """The content of a checkpoint file: one dict with `net` the state dict, `cfg` the widths,
-    `model`, `width`, `num_classes`, `pruned`, and `entries`, plain values; see lab/record.py."""
+    """The content of a checkpoint file: one dict with `net` the state dict, what rebuilds the
+    network (`cfg`, `model` and others), and `entries`, plain values; see lab/record.py."""
     # By way of JSON: pickle writes an object twice that is there twice, but only once where both
     # are the same one, so the size of a file would depend on how its content came about.
     return to_bytes({**json.loads(to_json(entries)), **network_content(model)})
@@ -286,6 +286,13 @@ def check_holds(path, network, record, model=None, pruned=None, num_classes=None
         raise InputError(f"{holds}; --num_classes={num_classes} is wrong")
     if width not in (None, origin.width):
         raise InputError(f"{holds}, --width={origin.width:g}; --width={width:g} is wrong")
+
+
+def code_notes(path, network, record):
+    """A line where the code of a user's own network is not what it was."""
+    name = network.origin.name
+    return [f"Note: {path} was written when {name} had other code"] if (
+        record.code not in (None, code_of(name))) else []
 
 
 def check_data(path, network, record, data):

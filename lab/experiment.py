@@ -8,6 +8,7 @@ from common.errors import InputError
 from common.flags import (
     Parser,
     boolean,
+    check_needed,
     flag,
     integer,
     location,
@@ -156,12 +157,12 @@ class Experiment:
         "(parameters), or latency (measured time for a batch: 50 makes it twice as fast)",
         choices=BUDGETS)
     latency_batch: int = flag(
-        "pruning", 32, "with --budget=latency, images in a batch that is timed",
-        type=integer(1, 65536), metavar="N")
+        "pruning", 32, "images in a batch that is timed", type=integer(1, 65536), metavar="N",
+        only_with="budget=latency")
     latency_runtime: str = flag(
-        "pruning", "pytorch", "with --budget=latency, what is timed: pytorch on --device, or "
-        "onnxruntime on the CPU, with the network as --export writes it",
-        choices=("pytorch", "onnxruntime"))
+        "pruning", "pytorch", "what is timed: pytorch on --device, or onnxruntime on the CPU, with "
+        "the network as --export writes it", choices=("pytorch", "onnxruntime"),
+        only_with="budget=latency")
     round_to: int = flag(
         "pruning", 1, "widths of pruned layers go up to the next multiple of this; hardware is "
         "fast at multiples of 8", type=integer(1, 1024), metavar="N")
@@ -182,12 +183,12 @@ class Experiment:
         "pruning", "in an Early-Bird job, end the first training as soon as the filters that would "
         "be kept no longer change", marks=[ONLY_PRUNED])
     eb_epsilon: float = flag(
-        "pruning", 0.1, "with --eb_detect, the ticket is found when the filters to keep differ "
-        "from each of the 4 epochs before in at most this share", type=positive(1), metavar="SHARE",
-        marks=[ONLY_PRUNED])
+        "pruning", 0.1, "the ticket is found when the filters to keep differ from each of the 4 "
+        "epochs before in at most this share", type=positive(1), metavar="SHARE",
+        marks=[ONLY_PRUNED], only_with="eb_detect=True")
     eb_samples: int = flag(
-        "pruning", 2000, "with --eb_detect, training images that each epoch's choice is measured "
-        "on", type=integer(1), metavar="N", marks=[ONLY_PRUNED])
+        "pruning", 2000, "training images that each epoch's choice is measured on",
+        type=integer(1), metavar="N", marks=[ONLY_PRUNED], only_with="eb_detect=True")
     control: str = flag(
         "pruning", False, "instead of pruning: train the unpruned network for as many epochs, or "
         "the pruned architecture from scratch", type=one_of("unpruned", "scratch", False),
@@ -406,9 +407,7 @@ def _check_together(args):
     if args.init and (args.pretrained or args.control == "scratch"):
         other = "--pretrained=True" if args.pretrained else "--control=scratch"
         raise InputError(f"--init begins a training from scratch; leave out {other}")
-    for name in ("latency_batch", "latency_runtime"):
-        if args.budget != "latency" and getattr(args, name) != DEFAULTS[name]:
-            raise InputError(f"--{name} only works with --budget=latency")
+    check_needed(Experiment, args)
     if args.latency_runtime == "onnxruntime":
         need("--latency_runtime=onnxruntime", "onnx", "onnxscript", "onnxruntime")
     if args.budget == "latency" and args.eb_detect:

@@ -73,9 +73,9 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
             changes = [change(group) if size > 1 else alone[group[0]] for group in found]
             by_scores = [factor * sum(score[m] for m in group) for group in found]
             by_changes = [sum(alone[m] for m in group) for group in found]
-            layers = [group[0][0] if kind[0] == "layer" else None for group in found]
+            places = [group[0][0] if kind[0] == "layer" else None for group in found]
             kinds[name].append({"size": size, "n": len(found),
-                                **_compare(changes, by_scores, by_changes, layers)})
+                                **_compare(changes, by_scores, by_changes, places)})
     return {"loss": loss, "images": sum(len(labels) for _, labels in batches),
             "pruning_type": pruning_type, "seed": seed, "draws": draws, "kinds": kinds}
 

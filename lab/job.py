@@ -22,8 +22,9 @@ from data import load_data
 from lab.checkpoint import checkpoint_bytes, load_checkpoint, record_in
 from lab.experiment import comparable
 from lab.measure import measured
+from lab.networks import code_of
 from lab.plan import Plan, Recording, recording_of
-from lab.record import JOBS, Record, read_result
+from lab.record import FIELDS, JOBS, Record, read_result
 from lab.resume import State, damaged, read_resume_file, write_resume_file
 from lab.tables import accuracy_text, budget_text
 from lab.weights import initialise, network_like, weights_file
@@ -59,6 +60,7 @@ class Job(Plan):
         self.data = data.hold_out(flags.val_percent, flags.seed)
         self.writers.insert(0, Console(flags.eb_epsilon, self.data))
         self.init = digest_of(self.init_file) if flags.init else None
+        self.code = code_of(flags.model)
         self._check()
         require_same("the command, the schedules or the images", self.identity)
         self.network, self.state, self.steps_seen = None, State(self.begin), 0
@@ -94,7 +96,8 @@ class Job(Plan):
                     "momentum": MOMENTUM}
         identity = {"flags": self.flags.identity, "fingerprint": self.data.fingerprint,
                     "schedule": schedule}
-        return {**identity, "content of --init": self.init} if self.init else identity
+        files = {"content of --init": self.init, "code of --model": self.code}
+        return identity | {key: digest for key, digest in files.items() if digest}
 
     @property
     def seeks_ticket(self):
@@ -367,8 +370,7 @@ def save_network(job, phase, number=0):
     state, flags, path = job.state, job.flags, job.file(phase, number)
     training = state.trained[job.training(phase, number)]
     record = Record(
-        **{"init" if key == "content of --init" else key: value
-           for key, value in job.identity.items()},
+        **{FIELDS.get(key, key): value for key, value in job.identity.items()},
         data=job.data.name, data_path=flags.data_path, classes=list(job.data.classes),
         image_size=job.data.image_size, normalize=list(job.data.normalize),
         white=job.data.white or None, seed=flags.seed, job=flags.job, penalised=phase == "ortho",

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from common.errors import InputError
+from common.libraries import need
 from common.processes import as_first, is_first
 from lab.export import ONNX, runtime_of
 from lab.measure import measure_latency
@@ -44,10 +44,8 @@ class Clock:
     def _ready(self, network):
         if self.runtime == "pytorch":
             return network
-        ready = runtime_of(network, self.image_size)
-        if ready is None:
-            raise InputError(f"a package is missing of {', '.join(ONNX)}")
-        return ready
+        need("--latency_runtime=onnxruntime", *ONNX)
+        return runtime_of(network, self.image_size)
 
     def saved_by(self, network, seconds=BRIEF):
         """The Saved of a network; of several processes, what the first has measured."""

@@ -4,7 +4,9 @@
     build_network("timm:resnet26d", num_classes=10)
     build_network("my.py:Net", num_classes=10)        # Net(num_classes=10), in the file my.py
 """
+import ast
 import difflib
+import hashlib
 import importlib.util
 import sys
 from functools import lru_cache
@@ -44,6 +46,15 @@ def check_name(name):
 def in_file(name):
     """Whether a name is that of a network in a user's own file."""
     return ".py:" in name
+
+
+def code_of(name):
+    """A digest of the code in a user's own file, without comments and without what it imports; None
+    of other networks."""
+    if not in_file(name):
+        return None
+    tree = ast.parse(Path(name.rpartition(":")[0]).read_bytes())
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
 def same_network(name, other):
@@ -192,12 +203,12 @@ def _factory(name):
             wanted, pretrained=False, num_classes=num_classes)
     known = zoo.list_models(module=zoo)
     if name not in known:
-        raise _unknown(name, [*MODELS, *known], known)
+        raise _unknown(name, [*MODELS, *known])
     return lambda num_classes: zoo.get_model(
         name, weights=None, num_classes=num_classes, **ARGUMENTS.get(name, {}))
 
 
-def _unknown(name, names, theirs=()):
+def _unknown(name, names):
     near = difflib.get_close_matches(name, names, 3, 0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else (
         f"there are {', '.join(MODELS)}, torchvision's networks, timm:NAME and FILE.py:NAME")

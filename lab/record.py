@@ -110,6 +110,7 @@ class Record:
     fingerprint: str = None  # of the images
     schedule: dict[str, object] = None  # the recipes, the penalty's weight, the momentum
     init: str = None  # digest of the --init file; written as "content of --init"
+    code: str = None  # digest of the code in the file of --model; written as "code of --model"
     # What the network was trained on, and how.
     data: str = None  # name of the data set
     data_path: str = None
@@ -128,6 +129,7 @@ class Record:
     pruning: Pruning = None
     # What rebuilds it.
     cfg: dict[str, object] = None  # layer -> filters, or the channels of its stream that it writes
+    whole: dict[str, str] = None  # operation -> why the channels that it reads and writes stay
     model: str = None  # as in --model
     width: float = None  # multiplier of the unpruned network's widths
     num_classes: int = None
@@ -151,7 +153,7 @@ class Record:
         """The record in a dict that a file held. Raises ValueError that names what is wrong."""
         if not isinstance(values, dict):
             raise ValueError(f"{name or 'it'} is no record")
-        values = {_FIELDS.get(key, key): value for key, value in values.items()
+        values = {FIELDS.get(key, key): value for key, value in values.items()
                   if value is not None}
         if isinstance(values.get("pruned"), dict):
             values["original"] = values.pop("pruned")
@@ -210,7 +212,7 @@ class Record:
 
     def plain(self):
         """Its known entries as a dict of plain values, in the order of a checkpoint."""
-        names = {field: key for key, field in _FIELDS.items()} | {"original": "pruned"}
+        names = {field: key for key, field in FIELDS.items()} | {"original": "pruned"}
         return {names.get(each.name, each.name): getattr(self, each.name)
                 for each in fields(self) if getattr(self, each.name) is not None}
 
@@ -386,7 +388,8 @@ def by_network(records):
                    lambda r: r.network)
 
 
-_FIELDS = {"content of --init": "init"}  # key in a file -> field
+# key in a file -> field
+FIELDS = {"content of --init": "init", "code of --model": "code"}
 
 
 def read_result(path):

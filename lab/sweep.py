@@ -50,6 +50,7 @@ def read_sweep(name):
                          "...}")
     allowed = {each.name for each in fields(Experiment)} - marked(Experiment, SET_BY_SWEEP)
     parser, choices = make_parser(), {}
+    parser.place = f"--sweep={name}: "
     for key, values in settings.items():
         if key not in allowed:
             raise InputError(f"--sweep={name}: {key!r} is no flag that a sweep can set")

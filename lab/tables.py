@@ -63,11 +63,11 @@ def print_times(timed, batch):
     """What was measured for --budget=latency, entries of lab.record.Pruning."""
     now, unpruned = timed["milliseconds"]
     print(f"  a batch of {batch} takes {now:.2f} ms, in the unpruned network {unpruned:.2f} ms, "
-          "measured in turn; half of the turns lie within "
-          f"{timed['spread_percent']:.1f} percentage points")
+          f"measured in turn; what it saves varied by {timed['spread_percent']:.1f} percentage "
+          "points (interquartile range)")
     if timed["spread_percent"] > UNSTEADY:
-        print("  Note: the turns differ much, as on a machine that does something else meanwhile; "
-              "another run may remove many more filters, or fewer")
+        print("  Note: that is much, as on a machine that does something else meanwhile; another "
+              "run may remove many more filters, or fewer")
 
 
 def _print_limits(network, achieved, target, budget, round_to, residual):
@@ -84,7 +84,7 @@ def _print_limits(network, achieved, target, budget, round_to, residual):
         if round_to > 1:
             line += f"; widths go up to a multiple of {round_to}"
         print(line)
-    elif round_to > 1 and budget != "latency":
+    elif round_to > 1 and budget != "latency" and target - achieved >= 0.05:
         print(f"  --round_to={round_to} kept {target - achieved:.1f} percentage points more than "
               "asked for")
 

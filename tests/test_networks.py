@@ -302,6 +302,26 @@ def test_a_classifier_for_other_classes_stays_fresh_and_all_else_fits():
 # -------------------------------------------------------------------------------------- checkpoints
 
 
+def test_other_code_of_a_users_file_is_another_run(tmp_path, flags, capsys):
+    job = (*flags, "--model=nets/own.py:Net", "--ebt=True", "--only_train=base")
+    ask = ("--model_path=pretrained/ebt/shapes/own.Net.pth", "--model=nets/own.py:Net", "--flops=True")
+
+    def said(command, changed):
+        text = (tmp_path / "nets/own.py").read_text()
+        (tmp_path / "nets/own.py").write_text(text.replace(*changed))
+        networks._load.cache_clear()  # as a new process would
+        assert command() == 0
+        return capsys.readouterr().out
+
+    trained, measured = lambda: run(*job, "--resume=True"), lambda: measure.main(list(ask))
+    assert "This run is finished" not in said(trained, ("", ""))
+    assert "This run is finished" in said(trained, ("class Net", "# a comment\nclass Net"))
+    assert "had other code" not in said(measured, ("", ""))
+    assert "own.Net.pth was written when nets/own.py:Net had other code" in said(
+        measured, ("torch.sigmoid", "torch.tanh"))
+    assert "This run is finished" not in said(trained, ("", ""))
+
+
 def test_a_checkpoint_means_the_same_whatever_was_loaded_before_it(tmp_path):
     def write(path, whole):
         model = networks.build_network("nets/own.py:Net", 3)

@@ -160,6 +160,10 @@ def test_what_is_no_sweep_and_no_folder_of_results(shell, tmp_path, monkeypatch)
     for more in ((), ("--print_config=True",)):
         ended = shell("main.py", "--sweep=s.json", *more, cwd=tmp_path)
         assert ended.returncode == 2 and "two cells of the sweep would write" in ended.stderr
+    (tmp_path / "s.json").write_text(json.dumps({"pruning_type": "l1", "width": [1, 9]}))
+    ended = shell("main.py", "--sweep=s.json", cwd=tmp_path)
+    assert ended.returncode == 2 and ended.stderr == (
+        "main.py: error: --sweep=s.json: argument --width: '9' is not a number above 0, up to 4\n")
     ended = shell("main.py", "--only_train=base", "--data_path=nowhere", "--print_config=True",
                   cwd=tmp_path)
     assert ended.returncode == 2 and "neither a folder" in ended.stderr
@@ -187,6 +191,7 @@ def test_what_is_no_sweep_and_no_folder_of_results(shell, tmp_path, monkeypatch)
     ((*PRUNE, "--num_classes=7"), "digits has 10 classes"), ((*PRUNE, "--jobs=2"), "only work with --sweep"),
     ((*PRUNE, "--control=unpruned"), "prunes nothing"),
     ((*PRUNE, "--eb_detect=True"), "it needs --ebt=True"),
+    ((*PRUNE, "--eb_samples=9"), "--eb_samples only works with --eb_detect=True"),
     ((*PRUNE, "--sweep=paper"), "leave out --data_path"),
     ((*PRUNE, "--pretrained=True"), "--only_train=base"),
     ((*PRUNE[::2], "--prune_percent=1", "--n_rounds=5"), "fewer rounds"),
