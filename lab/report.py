@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import InputError
-from common.files import check_writable, to_csv, write_atomically
+from common.files import check_writable, digest_of, to_csv, write_atomically
 from common.flags import marked
 from common.terminal import counted, printable, progress
 from lab import plots
@@ -37,8 +37,8 @@ def files_below(folder, suffix, most):
 
 def read_results(folder):
     """([(Record, folder of its run)] of all .json files below a folder that main.py wrote, the
-    files left out)."""
-    results, others = [], []
+    files left out: of no result, and copies of others of the same folder)."""
+    results, others, copies, known = [], [], [], set()
     for path in files_below(folder, ".json", MOST):
         if GROUPS_IN in path.name:
             continue
@@ -51,8 +51,13 @@ def read_results(folder):
             continue
         parts = path.relative_to(folder).parts
         run_in = parts[:parts.index("pruned_nets")] if "pruned_nets" in parts else parts[:-1]
+        content = run_in, digest_of(path)
+        if content in known:
+            copies.append(path)
+            continue
+        known.add(content)
         results.append((record, "/".join(run_in) or "."))
-    return results, others
+    return results, others, copies
 
 
 def write_report(folder, device=None, model=None):
@@ -67,7 +72,7 @@ def write_report(folder, device=None, model=None):
         raise InputError(f"--report={folder} may not be read")
     check_writable(Path(folder) / "report.md")
     print(f"Reading the results below {folder}", flush=True)
-    results, others = read_results(folder)
+    results, others, copies = read_results(folder)
     if not results:
         raise InputError(f"--report={folder}: no results below it; main.py writes a .json beside "
                          "each pruned network")
@@ -101,9 +106,10 @@ def write_report(folder, device=None, model=None):
     print("\n".join(lines))
     plotted = f" and {len(written)} plots" if written else ""
     print(f"Written: {Path(folder) / 'report.md'}, report.csv{plotted}")
-    if others:
-        print(f"Left out: {len(others)} .json files that hold no result, the first is "
-              f"{printable(str(others[0]))}")
+    for paths, what in (others, "that hold no result"), (copies, "that are copies of others"):
+        if paths:
+            print(f"Left out: {len(paths)} .json files {what}, the first is "
+                  f"{printable(str(paths[0]))}")
 
 
 def with_time(record, device, model=None):

@@ -736,8 +736,10 @@ def test_what_no_plot_can_draw_is_no_result(keys, value, results, tmp_path):
         inner = inner[key]
     inner[keys[-1]] = value
     (tmp_path / "bad.json").write_text(json.dumps(content))
-    found, others = report.read_results(tmp_path)
+    (tmp_path / "good (1).json").write_text(path.read_text())  # which is no further run
+    found, others, copies = report.read_results(tmp_path)
     assert len(found) == 1 and [path.name for path in others] == ["bad.json", "deep.json"]
+    assert [path.name for path in copies] == ["good.json"]
     with pytest.raises(ValueError, match=keys[-1]):  # it says which entry is wrong
         Record.read_result(content)
 
