@@ -269,7 +269,7 @@ def _look_at(model, image_size=None, whole=()):
     origin = getattr(model, "origin", None)
     key = type(model), origin, tuple(sorted(dict(whole).items()))
     structure = _STRUCTURES.get(key)
-    if not structure or _shapes(model) != _shapes(structure.skeleton):
+    if not structure or _form(model) != _form(structure.skeleton):
         structure = Structure(model, image_size, whole)
         if not structure.filters:
             lines = stays_text(structure) or ["it has no convolutions"]
@@ -283,8 +283,11 @@ def _look_at(model, image_size=None, whole=()):
 _STRUCTURES = {}  # of networks that this process has built, which it often builds again
 
 
-def _shapes(model):
-    return [(name, parameter.shape) for name, parameter in model.named_parameters()]
+def _form(model):
+    """In what networks of one origin may differ: the shapes of parameters, and hooks."""
+    return [(name, parameter.shape) for name, parameter in model.named_parameters()], [
+        name for name, module in model.named_modules()
+        if module._forward_hooks or module._forward_pre_hooks]
 
 
 def stays_text(structure):

@@ -665,6 +665,14 @@ def test_a_convolution_that_has_hooks_is_named():
     assert stays_text(remains_of(model).structure) == ["a keeps its 8 filters: it has hooks"]
 
 
+def test_hooks_of_one_network_do_not_count_for_the_next_of_its_kind():
+    for hooked in True, False, True:
+        model = build_model("vgg", 7, 1 / 8)
+        if hooked:
+            model.features[0].register_forward_hook(lambda *_: None)
+        assert ("features.0" in all_filters(model)) != hooked
+
+
 def test_a_network_that_draws_lots_is_refused_for_that():
     model = Written(lambda net, x: F.dropout(net.b(net.a(x)), .5))
     with pytest.raises(ValueError, match="other logits each time, in eval mode, too; F.dropout"):
