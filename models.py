@@ -261,8 +261,7 @@ def keep_whole(model, whole):
 def share_structure(model, other):
     """Let `model`, which is unpruned, have the Structure of `other`: a network like it, or one that
     was pruned from such a network."""
-    structure = remains_of(other).structure
-    model._remains = Remains(structure, structure.all_filters(), structure.graph, signature(model))
+    _set_structure(model, remains_of(other).structure)
 
 
 def _look_at(model, image_size=None, whole=()):
@@ -276,6 +275,10 @@ def _look_at(model, image_size=None, whole=()):
             raise ValueError(f"nothing can be pruned in {structure.kind.__name__}: {lines[0]}")
         if origin:
             _STRUCTURES[key] = structure
+    return _set_structure(model, structure)
+
+
+def _set_structure(model, structure):
     model._remains = Remains(structure, structure.all_filters(), structure.graph, signature(model))
     return model._remains
 

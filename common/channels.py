@@ -215,7 +215,7 @@ class Numbering:
         if why and not isinstance(module, (nn.Conv2d, nn.Linear)):
             return self._mixed(node, [source], why)
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            layer, dim = self._reader(node, module, numbers)
+            layer, dim = self._reader(node, module, numbers, why)
         elif isinstance(module, nn.GroupNorm) and module.num_groups > 1:
             layer, dim = self._grouped(module, numbers), 1
         elif not weights:
@@ -235,8 +235,8 @@ class Numbering:
                     self._together(first, second)
         return spread(layer.writes, value.shape, dim)
 
-    def _reader(self, node, module, numbers):
-        """A convolution or a linear layer."""
+    def _reader(self, node, module, numbers, why):
+        """A convolution or a linear layer. why: it stays as it is, or None."""
         conv, inputs = isinstance(module, nn.Conv2d), module.weight.shape[1]
         dim = 1 if conv else numbers.dim() - 1
         groups = module.groups if conv else 1
@@ -244,7 +244,6 @@ class Numbering:
         if vector is None:
             self._mixes(node, numbers)
             vector = torch.zeros(inputs * groups, dtype=torch.long)
-        why = elsewhere(node.target, self.skeleton, self.read)
         cuts_inputs, cuts_outputs = (False, False) if why else can_be_cut(module)
         if groups == module.weight.shape[0] == len(vector) > 1:  # depthwise
             if not cuts_outputs:
