@@ -277,11 +277,16 @@ class Record:
         return (self.schedule or {}).get("penalty")
 
     @property
+    def unpruned_method(self):
+        """The name of the unpruned control of its method."""
+        penalised = has_penalty(self.flags["pruning_type"])
+        return UNPRUNED[penalised] + self.given_penalty + self.rounds
+
+    @property
     def method(self):
         """The variant, or the name of a control."""
-        pruning_type = self.flags["pruning_type"]
         if self.control == "unpruned":
-            return UNPRUNED[has_penalty(pruning_type)] + self.given_penalty + self.rounds
+            return self.unpruned_method
         return f"{self.variant}, {self.control}" if self.control else self.variant
 
     @property

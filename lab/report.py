@@ -19,6 +19,9 @@ from lab.record import GROUPS_IN, JOBS, by_network, grouped, read_result
 from lab.tables import budget_text
 
 LARGEST = 50_000_000  # bytes of a result; one of 500 epochs has 1 MB
+# Half a 95% interval in standard errors: 97.5% points of Student's t distribution with 1 to 10
+# degrees of freedom. The last serves for more, too, where it is a little wider than needed.
+STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 MOST = 200_000  # files and folders that are looked at; a comparison has hundreds
 
 
@@ -183,8 +186,9 @@ def describe_section(records):
     differences = [line for network, own in networks.items()
                    for line in _differences(network, own)]
     if differences:
-        lines += ["Differences in accuracy between runs of one seed, mean ± standard error.", "",
-                  *differences]
+        lines += ["Differences in accuracy between runs of one seed: mean ± standard error (95% "
+                  "interval of a t-test over seeds, not corrected for the number of comparisons).",
+                  "", *differences]
     return lines + _details(networks)
 
 
@@ -252,28 +256,56 @@ def _removed(percent):
 
 
 def _differences(network, records):
-    """A table of how far the first method is ahead of each other one, over the seeds that both
-    have; none where there are fewer than two."""
-    cells, columns, methods = _cells(records)
+    """A table of differences between runs of one seed: the first method minus each other one, the
+    same of their controls, and each method minus its own controls. It leaves out what has fewer
+    than two seeds."""
+    cells, columns, _ = _cells(records)
     by_seed = {key: {r.flags["seed"]: r.best for r in found if r.finished}
                for key, found in cells.items()}
-    first, columns = methods[0], [column for column in columns if column is not None]
+    ordered = sorted(records, key=lambda r: r.place)
+    unpruned = {r.method: r.unpruned_method for r in ordered if not r.control}
 
-    rows = [[method, *(paired(by_seed.get((first, column), {}), by_seed.get((method, column), {}))
-                       for column in columns)] for method in methods[1:]]
-    rows = [cells for cells in rows if any(cells[1:])]
-    return rows and [row([f"{network}: {first} minus", *map(_removed, columns)]),
-                     "|---" * (len(columns) + 1) + "|", *map(row, rows), ""]
+    def best(method, column):
+        return by_seed.get((method, column), {})
+
+    def lost(method, column):
+        return _minus(best(method, column), best(unpruned[method], None))
+
+    gaps = {}  # what is compared with what -> a {seed: difference} for each column
+    for found in grouped(ordered, lambda r: r.control).values():
+        first, *others = dict.fromkeys(r.method for r in found)
+        for other in others:
+            gaps[first, other] = [_minus(best(first, c), best(other, c)) for c in columns]
+            if unpruned.get(first) != unpruned.get(other):
+                gaps[first, f"{other}, each minus its unpruned network"] = [
+                    _minus(lost(first, c), lost(other, c)) for c in columns]
+    for method, control in unpruned.items():
+        gaps[method, control] = [lost(method, c) for c in columns]
+        scratch = f"{method}, scratch"
+        gaps[method, scratch] = [_minus(best(method, c), best(scratch, c)) for c in columns]
+    table = {names: list(map(_interval, each)) for names, each in gaps.items()}
+    table = {names: line for names, line in table.items() if any(line)}
+    shown = [i for i in range(len(columns)) if any(line[i] for line in table.values())]
+    return table and [row([network, "minus", *(_removed(columns[i]) for i in shown)]),
+                      "|---" * (len(shown) + 2) + "|",
+                      *(row([*names, *(line[i] for i in shown)]) for names, line in table.items()),
+                      ""]
 
 
-def paired(ours, theirs):
-    """The mean difference of two {seed: value} over the seeds that both have, ± its standard error,
-    in words; nothing where they share fewer than two."""
-    gaps = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
+def _minus(ours, theirs):
+    """The differences of two {seed: value} over the seeds that both have."""
+    return {seed: ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()}
+
+
+def _interval(gaps):
+    """The mean of a {seed: difference}, ± its standard error, and its 95% interval, in words;
+    nothing for fewer than two seeds."""
     if len(gaps) < 2:
         return ""
-    error = statistics.stdev(gaps) / len(gaps) ** .5
-    return f"{statistics.mean(gaps):+.1f} ± {error:.1f}, n = {len(gaps)}"
+    mean = statistics.mean(gaps.values())
+    error = statistics.stdev(gaps.values()) / len(gaps) ** .5
+    reach = STUDENT[min(len(gaps) - 1, len(STUDENT)) - 1] * error
+    return f"{mean:+.1f} ± {error:.1f} ({mean - reach:.1f} to {mean + reach:.1f}), n = {len(gaps)}"
 
 
 def _details(networks):

@@ -1,10 +1,13 @@
 """Fair comparisons: validation images, controls, the search for the ticket, whole sweeps."""
 import csv
+import itertools
 import json
 import os
+import random
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -14,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from scipy import stats
 
 import config
 import eval as measure
@@ -715,10 +719,57 @@ def test_the_report_has_the_figures_of_the_records(results, capsys):
     assert (f"| bn, scratch | {one['accuracy']['best']['top1']:.1f} "
             f"({100 * one['flops'] / whole['flops']:.0f}, n = 1) | – | – |") in rows
     gaps = [top1("orthoreg", 60, seed) - top1("bn", 60, seed) for seed in (0, 1)]
-    differences = rows.index("| VGG-13 x 0.125: orthoreg minus | 30% removed | 60% removed |")
-    assert rows[differences + 2].startswith("| bn | ") and rows[differences + 2].endswith(
-        f" | {sum(gaps) / 2:+.1f} ± {abs(gaps[0] - gaps[1]) / 2:.1f}, n = 2 |")
-    assert "scratch" not in rows[differences + 3]  # of one seed: no spread, no difference
+    head, _, only, *after = rows[rows.index("| VGG-13 x 0.125 | minus | 30% removed | 60% removed |"):]
+    assert only.startswith("| orthoreg | bn | ")
+    assert f" | {sum(gaps) / 2:+.1f} ± {abs(gaps[0] - gaps[1]) / 2:.1f} (" in only
+    assert after[0].startswith("| network | ")  # controls of one seed: no spread, no difference
+
+
+def test_a_report_compares_methods_their_controls_and_what_the_pruning_adds(results, tmp_path):
+    """Every difference is one between runs with the same seed, and its interval is scipy's."""
+    template = json.loads((results / "pruned_nets/ebt/shapes/vgg-w0.125_bn_60_0.json").read_text())
+    generator = random.Random(0)
+    top1 = {}
+    for method, control in [*itertools.product(("orthoreg", "bn"), (False, "unpruned", "scratch")),
+                            ("l1", False), ("l1", "scratch")]:
+        top1[method, control] = [generator.uniform(20, 90) for _ in range(2 if method == "l1" and control else 3)]
+        for seed, value in enumerate(top1[method, control]):
+            template["accuracy"]["best"]["top1"] = value
+            template["flags"].update(pruning_type=method, seed=seed)
+            template["pruning"]["control"] = control
+            (tmp_path / f"{method}_{control}_{seed}.json").write_text(json.dumps(template))
+    assert measure.main([f"--report={tmp_path}"]) == 0
+    rows = (tmp_path / "report.md").read_text().splitlines()
+    head = next(i for i, row in enumerate(rows) if row.startswith("Differences in accuracy")) + 2
+    assert rows[head] == "| VGG-13 x 0.125 | minus | 60% removed | nothing removed |"
+    found = {(ours, theirs): cells for ours, theirs, *cells in (
+        row[2:-2].split(" | ") for row in rows[head + 2:rows.index("", head)])}
+
+    def words(ours, theirs):
+        gaps = [a - b for a, b in zip(ours, theirs)]
+        mean = statistics.mean(gaps)
+        error = statistics.stdev(gaps) / len(gaps) ** .5
+        low, high = stats.t.interval(.95, len(gaps) - 1, mean, error)
+        return f"{mean:+.1f} ± {error:.1f} ({low:.1f} to {high:.1f}), n = {len(gaps)}"
+
+    def beyond(method):
+        return [a - b for a, b in zip(top1[method, False], top1[
+            "orthoreg" if method == "orthoreg" else "bn", "unpruned"])]
+
+    plain, penalised = "unpruned, as many epochs", "unpruned with penalty, as many epochs"
+    assert found == {
+        ("orthoreg", "bn"): [words(top1["orthoreg", False], top1["bn", False]), ""],
+        ("orthoreg", "bn, each minus its unpruned network"): [words(beyond("orthoreg"), beyond("bn")), ""],
+        ("orthoreg", "l1"): [words(top1["orthoreg", False], top1["l1", False]), ""],
+        ("orthoreg", "l1, each minus its unpruned network"): [words(beyond("orthoreg"), beyond("l1")), ""],
+        ("orthoreg, scratch", "bn, scratch"): [words(top1["orthoreg", "scratch"], top1["bn", "scratch"]), ""],
+        ("orthoreg, scratch", "l1, scratch"): [words(top1["orthoreg", "scratch"], top1["l1", "scratch"]), ""],
+        (penalised, plain): ["", words(top1["orthoreg", "unpruned"], top1["bn", "unpruned"])],
+        ("orthoreg", penalised): [words(top1["orthoreg", False], top1["orthoreg", "unpruned"]), ""],
+        ("bn", plain): [words(top1["bn", False], top1["bn", "unpruned"]), ""],
+        ("l1", plain): [words(top1["l1", False], top1["bn", "unpruned"]), ""],
+        **{(method, f"{method}, scratch"): [words(top1[method, False], top1[method, "scratch"]), ""]
+           for method in ("orthoreg", "bn", "l1")}}
 
 
 @pytest.mark.parametrize("keys, value", [
@@ -1025,8 +1076,8 @@ def test_the_check_tells_whether_importances_add_up(additive, few, monkeypatch):
                 assert row["error_changes"] < 1e-4 and row["error_scores"] < (1e-4 if additive else 1)
             else:  # of a square, the members' own changes are about one in `size`
                 assert row["error_changes"] == pytest.approx(1 - 1 / row["size"], abs=.05)
-        for random, low in zip(chance[1:5], lowest[1:5]):
-            assert low["change"] < random["change"]
+        for drawn, low in zip(chance[1:5], lowest[1:5]):
+            assert low["change"] < drawn["change"]
     for i, name in enumerate(worth):  # scores that are right about layers and wrong within each
         scores[name], worth[name] = 10 * i + 3 - worth[name], worth[name] + 10 * i
     kinds = group_check.check_groups(model, [few], "fisher")["kinds"]
