@@ -210,6 +210,8 @@ SWEEPS = {
 _STUDY = {"data_path": "data/cifar100-10", "ebt": True, "val_percent": 10, "seed": [0, 1, 2],
           "deterministic": True}
 _WARMUP = {**_STUDY, "out": "sweeps/cpu-warmup", "preset": "cpu-warmup"}
+_GENTLE = {**_STUDY, "out": "sweeps/cpu-gentle", "preset": "cpu-gentle", "model": "vgg",
+           "prune_percent": 75, "penalty": .1}
 _THREE = ["vgg", "mobilenet", "resnet-56"]
 _FOUR = ["orthoreg", "fisher", "bn", "random"]
 SWEEPS |= {
@@ -226,10 +228,10 @@ SWEEPS |= {
     "cpu-warmup-zero": {**_WARMUP, "model": _THREE, "pruning_type": "orthoreg", "penalty": 0,
                         "prune_percent": 75, "control": [False, "unpruned"]},
     # Rates at which a plain VGG-13 trains well, too. Rate times lambda is as published.
-    "cpu-gentle": {**_STUDY, "out": "sweeps/cpu-gentle", "preset": "cpu-gentle", "model": "vgg",
-                   "pruning_type": ["orthoreg", "fisher", "bn"], "prune_percent": 75,
-                   "penalty": .1, "control": [False, "unpruned"]},
-    # The same at equal multiply-adds, of which methods leave very different shares.
+    "cpu-gentle": {**_GENTLE, "pruning_type": _FOUR, "control": [False, "unpruned"]},
+    "cpu-gentle-scratch": {**_GENTLE, "pruning_type": ["orthoreg", "fisher"],
+                           "control": "scratch"},
+    # "cpu-warmup" at equal multiply-adds: methods leave very different shares of them.
     "cpu-macs": {**_WARMUP, "out": "sweeps/cpu-macs", "model": _THREE, "pruning_type": _FOUR,
                  "budget": "macs", "prune_percent": 75},
     # Filters of a residual stream, one by one or together.

@@ -84,8 +84,11 @@ def _plot_networks(pyplot, records, name, path):
                 axis.set_ylabel("")
         letters = int(13.2 * width)  # in a line of that width
         longest = max(map(len, handles), default=0)
+        columns = max(1, letters // (8 + longest))
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=8,
-                      ncols=max(1, letters // (8 + longest)))
+                      ncols=columns)
+        # A legend of many lines must not take the height from the axes, and cut their labels.
+        figure.set_figheight(figure.get_figheight() + .17 * -(-len(handles) // columns))
         save_figure(figure, path)
     pyplot.close(figure)
     return any(drawn)
@@ -198,8 +201,8 @@ def _over(records):
         return f"seed {min(seeds)}"
     alike = grouped(records, lambda r: (r.variant, r.control, r.requested)).values()
     most = max(map(len, alike))
-    return (f"mean of {'up to ' if min(map(len, alike)) < most else ''}{most} seeds, "
-            "bars: standard deviation")
+    up_to = "up to " if min(map(len, alike)) < most else ""
+    return f"mean ± standard deviation, {up_to}{most} seeds"
 
 
 def _mean(values):
