@@ -725,8 +725,23 @@ def test_the_report_has_the_figures_of_the_records(results, capsys):
     assert after[0].startswith("| network | ")  # controls of one seed: no spread, no difference
 
 
-def test_a_report_compares_methods_their_controls_and_what_the_pruning_adds(results, tmp_path):
-    """Every difference is one between runs with the same seed, and its interval is scipy's."""
+def test_a_report_compares_methods_their_controls_and_what_the_pruning_adds(
+        results, tmp_path, monkeypatch):
+    """Every difference is one between runs with the same seed, and its interval is scipy's. Plots
+    with that many methods cut no label."""
+    cut, save = [], plots.save_figure
+
+    def look_and_save(figure, path):
+        figure.canvas.draw()
+        width, height = figure.canvas.get_width_height()
+        for label in (label for axis in figure.axes for label in (
+                axis.title, axis.xaxis.label, axis.yaxis.label)):
+            box = label.get_window_extent()
+            if min(box.x0, box.y0) < 0 or box.x1 > width or box.y1 > height:
+                cut.append((path.name, label.get_text()))
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "save_figure", look_and_save)
     template = json.loads((results / "pruned_nets/ebt/shapes/vgg-w0.125_bn_60_0.json").read_text())
     generator = random.Random(0)
     top1 = {}
@@ -739,6 +754,7 @@ def test_a_report_compares_methods_their_controls_and_what_the_pruning_adds(resu
             template["pruning"]["control"] = control
             (tmp_path / f"{method}_{control}_{seed}.json").write_text(json.dumps(template))
     assert measure.main([f"--report={tmp_path}"]) == 0
+    assert not cut and len(list(tmp_path.glob("*.png"))) == 5
     rows = (tmp_path / "report.md").read_text().splitlines()
     head = next(i for i, row in enumerate(rows) if row.startswith("Differences in accuracy")) + 2
     assert rows[head] == "| VGG-13 x 0.125 | minus | 60% removed | nothing removed |"
