@@ -260,50 +260,60 @@ def _differences(network, records):
     same of their controls, and each method minus its own controls. It leaves out what has fewer
     than two seeds."""
     cells, columns, _ = _cells(records)
-    by_seed = {key: {r.flags["seed"]: r.best for r in found if r.finished}
-               for key, found in cells.items()}
-    ordered = sorted(records, key=lambda r: r.place)
-    unpruned = {r.method: r.unpruned_method for r in ordered if not r.control}
-
-    def best(method, column):
-        return by_seed.get((method, column), {})
-
-    def lost(method, column):
-        return _minus(best(method, column), best(unpruned[method], None))
-
-    gaps = {}  # what is compared with what -> a {seed: difference} for each column
-    for found in grouped(ordered, lambda r: r.control).values():
-        first, *others = dict.fromkeys(r.method for r in found)
-        for other in others:
-            gaps[first, other] = [_minus(best(first, c), best(other, c)) for c in columns]
-            if unpruned.get(first) != unpruned.get(other):
-                gaps[first, f"{other}, each minus its unpruned network"] = [
-                    _minus(lost(first, c), lost(other, c)) for c in columns]
-    for method, control in unpruned.items():
-        gaps[method, control] = [lost(method, c) for c in columns]
-        scratch = f"{method}, scratch"
-        gaps[method, scratch] = [_minus(best(method, c), best(scratch, c)) for c in columns]
-    table = {names: list(map(_interval, each)) for names, each in gaps.items()}
+    gaps = _gaps(records, cells)
+    table = {names: [_interval([gap for (column, _), gap in each.items() if column == shown])
+                     for shown in columns] for names, each in gaps.items()}
     table = {names: line for names, line in table.items() if any(line)}
-    shown = [i for i in range(len(columns)) if any(line[i] for line in table.values())]
-    return table and [row([network, "minus", *(_removed(columns[i]) for i in shown)]),
-                      "|---" * (len(shown) + 2) + "|",
-                      *(row([*names, *(line[i] for i in shown)]) for names, line in table.items()),
+    filled = [i for i in range(len(columns)) if any(line[i] for line in table.values())]
+    return table and [row([network, "minus", *(_removed(columns[i]) for i in filled)]),
+                      "|---" * (len(filled) + 2) + "|",
+                      *(row([*names, *(line[i] for i in filled)]) for names, line in table.items()),
                       ""]
 
 
+def _gaps(records, cells):
+    """{(name of what is compared, of what it is compared with): {(percent removed, seed): the
+    difference}} of the records in cells."""
+    best = {}  # method -> {(percent removed, seed): accuracy}
+    for (method, percent), found in cells.items():
+        best.setdefault(method, {}).update(
+            {(percent, r.flags["seed"]): r.best for r in found if r.finished})
+    ordered = sorted(records, key=lambda r: r.place)
+    unpruned = {r.method: r.unpruned_method for r in ordered if not r.control}
+    scratch = {r.variant: r.method for r in ordered if r.control == "scratch"}
+    lost = {}  # method -> the same minus its unpruned network
+    for method, control in unpruned.items():
+        whole = {seed: accuracy for (_, seed), accuracy in best.get(control, {}).items()}
+        lost[method] = {(percent, seed): accuracy - whole[seed]
+                        for (percent, seed), accuracy in best[method].items() if seed in whole}
+
+    gaps = {}
+    for found in grouped(ordered, lambda r: r.control).values():
+        first, *others = dict.fromkeys(r.method for r in found)
+        for other in others:
+            gaps[first, other] = _minus(best[first], best[other])
+            if unpruned.get(first) != unpruned.get(other):
+                gaps[first, f"{other}, each minus its unpruned network"] = _minus(
+                    lost[first], lost[other])
+    for method, control in unpruned.items():
+        gaps[method, control] = lost[method]
+        if method in scratch:
+            gaps[method, scratch[method]] = _minus(best[method], best[scratch[method]])
+    return gaps
+
+
 def _minus(ours, theirs):
-    """The differences of two {seed: value} over the seeds that both have."""
-    return {seed: ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()}
+    """The differences of two {key: value} over the keys that both have."""
+    return {key: ours[key] - theirs[key] for key in ours.keys() & theirs.keys()}
 
 
 def _interval(gaps):
-    """The mean of a {seed: difference}, ± its standard error, and its 95% interval, in words;
-    nothing for fewer than two seeds."""
+    """The mean of differences, ± its standard error, and its 95% interval, in words; nothing for
+    fewer than two."""
     if len(gaps) < 2:
         return ""
-    mean = statistics.mean(gaps.values())
-    error = statistics.stdev(gaps.values()) / len(gaps) ** .5
+    mean = statistics.mean(gaps)
+    error = statistics.stdev(gaps) / len(gaps) ** .5
     reach = STUDENT[min(len(gaps) - 1, len(STUDENT)) - 1] * error
     return f"{mean:+.1f} ± {error:.1f} ({mean - reach:.1f} to {mean + reach:.1f}), n = {len(gaps)}"
 

@@ -721,7 +721,7 @@ def test_the_report_has_the_figures_of_the_records(results, capsys):
     gaps = [top1("orthoreg", 60, seed) - top1("bn", 60, seed) for seed in (0, 1)]
     head, _, only, *after = rows[rows.index("| VGG-13 x 0.125 | minus | 30% removed | 60% removed |"):]
     assert only.startswith("| orthoreg | bn | ")
-    assert f" | {sum(gaps) / 2:+.1f} ± {abs(gaps[0] - gaps[1]) / 2:.1f} (" in only
+    assert f" | {sum(gaps) / 2:+.1f} ± {abs(gaps[0] - gaps[1]) / 2:.1f} (" in only and only.endswith("), n = 2 |")
     assert after[0].startswith("| network | ")  # controls of one seed: no spread, no difference
 
 
