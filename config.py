@@ -9,8 +9,8 @@ nearly like another needs only what it changes:
 """
 import math
 from bisect import bisect
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 
 # ---------------------------------------------------------------------------------------- recipes
@@ -25,6 +25,7 @@ class Recipe:
     schedule         "steps", or "cosine": after the warm-up the one rate falls to 0 along half a
                      cosine wave (Loshchilov and Hutter 2017).
     label_smoothing  the share of each label that all classes get alike (Szegedy et al. 2016).
+    temperature      of the logits that --distill compares (Hinton et al. 2015).
     """
     lr: Sequence[float]
     epochs: Sequence[int]
@@ -33,6 +34,7 @@ class Recipe:
     warmup: float = 0
     schedule: str = "steps"
     label_smoothing: float = 0
+    temperature: float = 4
 
     def lr_of(self, optimizer="sgd"):
         return list(self.adam_lr if optimizer == "adam" else self.lr)
@@ -78,9 +80,11 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Preset:
+    """The recipes of both jobs. flags: name of a flag -> its value where it is not given."""
     ebt: Schedule
     iterative: Schedule
     batch_size: int = 128
+    flags: Mapping[str, object] = field(default_factory=dict)
 
 
 PRESETS = {
@@ -278,6 +282,11 @@ NORMALIZATIONS = {"half": (.5,) * 6,  # to -1..1
 
 AUGMENTS = {"shift": "shifted by up to an eighth of the size", "crop": "a random part, resized",
             "none": "as it is"}
+
+RANKINGS = {"global": "one list of all layers' scores as they are",
+            "layer": "the same share of each layer",
+            "mean": "one list of scores divided by their layer's mean",
+            "norm": "one list of scores divided by their layer's L2 norm"}
 
 BUDGETS = {"filters": "filters", "macs": "multiply-adds", "params": "parameters",
            "latency": "milliseconds for a batch"}

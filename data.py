@@ -118,12 +118,13 @@ class ImageData:
             raise InputError(f"--val_percent={percent} holds out nothing: no class has two images")
         return replace(self, train=train, validation=validation, notes=tuple(notes))
 
-    def train_batches(self, batch_size, key, count=None, balanced=False):
-        """Augmented training batches, shuffled.
+    def train_batches(self, batch_size, key, count=None, balanced=False, augmented=True):
+        """Training batches, shuffled.
 
         key: tuple of numbers and strings that the random choices are drawn from.
         count: how many images (default, and at most, all). balanced: the same number of images of
-        each class, `count // classes` or as many as the smallest class has.
+        each class, `count // classes` or as many as the smallest class has. augmented: whether
+        images are varied as `augment` says.
         """
         seed = seed_of(*key)
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
@@ -132,7 +133,7 @@ class ImageData:
         elif count:
             order = order[:count]
         return Batches(self.train, order, batch_size, seed, self.flip, self.normalize,
-                       self.image_size, self.augment)
+                       self.image_size, self.augment if augmented else "none")
 
     def _balanced(self, order, count):
         labels = self.train.labels.cpu()

@@ -33,8 +33,11 @@ class Estimator:
              group, one value per filter
     help     what it judges filters by, in a few words
     source   where it is from
+    ranking  how its own paper compares filters of different layers: a key of config.RANKINGS
     needs    what it is computed from, beside the weights: "", "images", "balanced images" (equally
              many of each class), "seed" or "scales" (of a BatchNorm after each convolution)
+    change   how its score stands for the change of the loss when the filter goes: "score" (it is
+             that change), "root" (the score is its square), or "" (it does not)
     penalty  whether it prunes the network that was trained with the penalty, or the plain one
     colour, marker  of its lines in plots
     """
@@ -42,7 +45,9 @@ class Estimator:
     score: Callable
     help: str
     source: str
+    ranking: str = "global"
     needs: str = ""
+    change: str = ""
     penalty: bool = False
     colour: str = "#000000"
     marker: str = "x"
@@ -103,6 +108,18 @@ def cal_importance(model, pruning_type, batches=None, *, temperature=200.0, proj
                              "network's weights or activations are too large; train it again at a "
                              "lower rate")
     return {group.name: score.detach().float() for group, score in zip(groups, scores)}
+
+
+def check_per_cost(pruning_type, ranking):
+    """Raises ValueError where a method's scores cannot be divided by what filters cost."""
+    method = ESTIMATORS[pruning_type]
+    if not method.change:
+        those = ", ".join(name for name, each in ESTIMATORS.items() if each.change)
+        raise ValueError(f"{pruning_type} does not estimate the change of the loss, which is what "
+                         f"is divided by a filter's cost; these do: {those}")
+    if "layer" in (ranking, ranking == "paper" and method.ranking):
+        raise ValueError("where the same share of each layer goes, costs change nothing; rank all "
+                         "layers in one list, or leave costs out")
 
 
 def check_suits(model, pruning_type):
@@ -184,10 +201,11 @@ def _over_processes(sums, count):
 # -------------------------------------------------------------------------------------- estimators
 
 
-@estimator("fisher", needs="images", source="in Lubana et al. 2020", colour="#0072B2", marker="s",
-           help="squared sum of weight x gradient of a filter")
-@estimator("orthoreg", needs="images", source="Lubana et al. 2020", colour="#D55E00", marker="o",
-           help="fisher's score, on a network trained with the penalty", penalty=True)
+@estimator("fisher", needs="images", change="root", source="in Lubana et al. 2020",
+           colour="#0072B2", marker="s", help="squared sum of weight x gradient of a filter")
+@estimator("orthoreg", needs="images", change="root", source="Lubana et al. 2020",
+           colour="#D55E00", marker="o", penalty=True,
+           help="fisher's score, on a network trained with the penalty")
 def fisher(model, groups, batches, **_):
     """(sum_w w g_w)^2: the squared first-order change of L when the filter is set to zero."""
     layers = _convolutions(groups)
@@ -196,8 +214,8 @@ def fisher(model, groups, batches, **_):
     return [s.square() for s in _per_filter(layers, [w * g for w, g in zip(parameters, gradient)])]
 
 
-@estimator("theis", needs="images", source="Theis et al. 2018", colour="#009E73", marker="D",
-           help="Fisher information of a channel")
+@estimator("theis", needs="images", change="score", source="Theis et al. 2018",
+           colour="#009E73", marker="D", help="Fisher information of a channel")
 def theis(model, groups, batches, **_):
     """1/(2N) sum_n s_n^2, s_n = sum_hw a dl_n/da at the BatchNorm's output a, per image n; at the
     convolution's where it has no BatchNorm of its own.
@@ -233,8 +251,9 @@ def theis(model, groups, batches, **_):
     return [score / (2 * count) for score in scores]
 
 
-@estimator("tfo", needs="images", source="Molchanov et al. 2017, 2019", colour="#CC79A7",
-           marker="^", help="squared first-order Taylor term at the BatchNorm")
+@estimator("tfo", needs="images", change="root", ranking="norm",
+           source="Molchanov et al. 2017, 2019", colour="#CC79A7", marker="^",
+           help="squared first-order Taylor term at the BatchNorm")
 def tfo(model, groups, batches, **_):
     """(gamma g_gamma + beta g_beta)^2: the squared activation x gradient sum at the BatchNorm; of a
     convolution without its own, or with one that has no gamma, (sum_w w g_w)^2, the same sum at
@@ -255,21 +274,21 @@ def bn(model, groups, batches, **_):
     return [group.bn.weight.abs() for group in groups]
 
 
-@estimator("l1", source="Li et al. 2017", colour="#E69F00", marker="P",
+@estimator("l1", ranking="layer", source="Li et al. 2017", colour="#E69F00", marker="P",
            help="L1 norm of the kernel")
 def l1(model, groups, batches, **_):
     """L1 norm of the kernel, without the bias (Li et al. 2017, arXiv 1608.08710)."""
     return [models.kernel_matrix(group.conv).abs().sum(1) for group in groups]
 
 
-@estimator("sfp", source="He et al. 2018", colour="#999933", marker="*",
+@estimator("sfp", ranking="layer", source="He et al. 2018", colour="#999933", marker="*",
            help="L2 norm of the kernel")
 def sfp(model, groups, batches, **_):
     """L2 norm of the kernel, without the bias (He et al. 2018, arXiv 1808.06866)."""
     return [models.kernel_matrix(group.conv).norm(dim=1) for group in groups]
 
 
-@estimator("fpgm", source="He et al. 2019", colour="#882255", marker="X",
+@estimator("fpgm", ranking="layer", source="He et al. 2019", colour="#882255", marker="X",
            help="distance to the layer's other kernels")
 def fpgm(model, groups, batches, **_):
     """Sum of the distances between a kernel and all kernels of the layer, without the biases (He et
@@ -277,6 +296,15 @@ def fpgm(model, groups, batches, **_):
     # The faster way of cdist subtracts squares and loses small distances.
     return [torch.cdist(w, w, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
             for w in (models.kernel_matrix(group.conv).detach() for group in groups)]
+
+
+@estimator("group", ranking="mean", source="Fang et al. 2023", colour="#117733", marker="p",
+           help="L2 norm of the kernel, its BatchNorm's scale, and what reads the channel")
+def group(model, groups, batches, **_):
+    """L2 norm of all weights that leave with the filter (Fang et al. 2023, arXiv 2301.12900,
+    DepGraph); see `models.group_norms`."""
+    norms = models.group_norms(model)
+    return [norms[group.name].to(group.conv.weight.device) for group in groups]
 
 
 @estimator("grasp", needs="balanced images", source="Wang et al. 2020", colour="#44AA99",
@@ -301,8 +329,8 @@ def grasp(model, groups, batches, *, temperature, **_):
     return _per_filter(layers, [w * hg for w, hg in zip(filters, product)])
 
 
-@estimator("rdt", needs="images", source="Gao et al. 2019", colour="#332288", marker="<",
-           help="Fisher information of the mean prediction")
+@estimator("rdt", needs="images", change="score", source="Gao et al. 2019",
+           colour="#332288", marker="<", help="Fisher information of the mean prediction")
 def rdt(model, groups, batches, *, projections, seed, **_):
     """sum_w w^2 I_w, I_w = mean over minibatches of sum_k p_k (d log p_k / dw)^2.
 

@@ -5,6 +5,7 @@
     python main.py --model=vgg --pruning_type=orthoreg --prune_percent=50 --n_rounds=2
     python main.py --model=resnet --only_train=ortho
 """
+import copy
 import shlex
 import sys
 import time
@@ -15,17 +16,16 @@ from common.device import pick_device
 from common.errors import InputError
 from common.files import to_json
 from common.libraries import lazy, load
-from common.processes import leave_processes, require_same
+from common.processes import leave_processes
 from common.seeds import seed_of
-from common.terminal import heading, print_notes
+from common.terminal import counted, heading, print_notes
 from config import MOMENTUM
 from lab.experiment import CONTROL_MAY_DIFFER, DEFAULTS, Experiment, Sweep, marked, parse
 
 # Loaded by what uses them, after the flags have been read.
-data, imp_estimator, models, pruner, torch, train = map(
-    lazy, ("data", "imp_estimator", "models", "pruner", "torch", "train"))
-checkpoint, jobs, latency, measure, networks, plan, sweep, tables, weights = map(
-    lazy, ("lab.checkpoint", "lab.job", "lab.latency", "lab.measure", "lab.networks", "lab.plan",
+data, pruner, torch, train = map(lazy, ("data", "pruner", "torch", "train"))
+checkpoint, cutting, jobs, measure, networks, plan, sweep, tables, weights = map(
+    lazy, ("lab.checkpoint", "lab.cutting", "lab.job", "lab.measure", "lab.networks", "lab.plan",
            "lab.sweep", "lab.tables", "lab.weights"))
 
 
@@ -137,8 +137,10 @@ def train_network(job, phase, number=0):
         optimizer=flags.optimizer, penalty=penalty, label=name, amp=flags.amp,
         compiled=flags.compile, ticket=ticket, keep=job.keep,
         class_weights=job.data.balanced_weights() if flags.class_weights else None,
+        teacher=job.state.teacher if number else None, distill=flags.distill, choose=flags.choose,
         training=training, report=job.tell_epoch(name, phase, number))
-    print(f"  {chosen_text(training, flags.eb_epsilon if ticket else None)}")
+    print(f"  {chosen_text(training, flags.eb_epsilon if ticket else None, job.data)}")
+    print_notes(choice_notes(training, job.recipe(phase).rates(flags.optimizer), job.data))
     if penalty:
         tables.print_orthogonality(measure.measure_orthogonality(job.network), before)
 
@@ -166,18 +168,34 @@ def round_title(job, number, step, text):
     return f"Round {number} of {len(job.targets)}, step {step} of {steps}: {text}"
 
 
-def chosen_text(trained, epsilon):
+def chosen_text(trained, epsilon, data):
     """Which epoch's weights a training has left, in words."""
     best, last = trained.best, trained.last
     if trained.chosen_on == "ticket":
         return (f"the ticket is drawn after {last['epoch']} epochs, with {last['top1']:.2f}% on "
                 f"the test images (--eb_epsilon={epsilon:g})")
-    text = (f"best epoch, chosen on the {trained.chosen_on} images: {best['epoch']}; test accuracy "
-            f"{best['top1']:.2f}% (last epoch: {last['top1']:.2f}%)")
+    if trained.chosen_on == "last":
+        text = f"last epoch: {last['epoch']}; test accuracy {last['top1']:.2f}%"
+    else:
+        images = counted(len(data.validation or data.test), f"{trained.chosen_on} image")
+        text = (f"best epoch, chosen on the {images}: {best['epoch']}; test accuracy "
+                f"{best['top1']:.2f}% (last epoch: {last['top1']:.2f}%)")
     if epsilon:
         text += ("\n  no ticket was found: the whole schedule ran; a larger --eb_epsilon than "
                  f"{epsilon:g} finds one earlier")
     return text
+
+
+def choice_notes(trained, rates, data):
+    """A line where the best epoch is chosen on so few images that the choice is chance, though the
+    last one, at a rate near 0, is as good as any."""
+    if trained.chosen_on != "validation" or len(rates) < 2 or rates[-1] > 0.1 * max(rates):
+        return []
+    count, best = len(data.validation), trained.best["validation"]["top1"]
+    reach = tables.margin(best, count)
+    return [f"Note: {count:,} validation images tell an accuracy of {best:.1f}% to "
+            f"± {reach:.1f} points, so which of these epochs is the best is mostly chance; "
+            "--choose=last takes the last one"] if reach >= tables.WIDE_MARGIN else []
 
 
 def fresh_network(job, like=None):
@@ -200,42 +218,11 @@ def fresh_network(job, like=None):
 def find_ticket(job):
     """How a training finds its ticket: by what would be pruned now, judged on the same images."""
     flags = job.flags
-    batches = job.importance_batches(0, flags.eb_samples)
 
     def mask():
-        kept, _ = select(job, importance(job, batches, 0), job.targets[0])
-        return pruner.kept_mask(kept, job.network)
+        small, _ = cutting.cut_in_steps(job, 0, job.targets[0], flags.eb_samples)
+        return pruner.kept_mask(pruner.kept_filters(job.network, small), job.network)
     return train.EarlyBird(mask, flags.eb_epsilon)
-
-
-def select(job, scores, target):
-    """(the filters to keep, the same in all processes; what is known of measured time)."""
-    flags, size, timed = job.flags, job.data.image_size, {}
-    if flags.budget == "latency":
-        kept, saved, most = latency.select_by_time(job.network, scores, target, clock_of(job),
-                                                   flags.round_to, flags.residual)
-        timed = {**saved.plain(), "max_percent": most.percent}
-    else:
-        kept = pruner.select_filters(job.network, scores, target, flags.budget, flags.round_to,
-                                     size, flags.residual)
-    require_same("the filters to keep", {name: index.tolist() for name, index in kept.items()})
-    return kept, timed
-
-
-def clock_of(job):
-    flags = job.flags
-    return latency.Clock(job.network, job.data.image_size, flags.latency_batch, job.device,
-                         flags.latency_runtime)
-
-
-def importance(job, batches, number):
-    flags = job.flags
-    try:
-        return imp_estimator.cal_importance(
-            job.network, flags.pruning_type, batches, temperature=flags.GraSP_T,
-            projections=flags.rdt_projections, seed=seed_of(flags.seed, "random", number))
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 def estimate_importance(job, number):
@@ -246,57 +233,49 @@ def estimate_importance(job, number):
     if flags.estimator.needs == "seed":
         source = f"seed {flags.seed}"
     heading(round_title(job, number, 1, f"importance by {flags.pruning_type}, from {source}"))
-    job.state.scores = importance(job, batches, number)
+    job.state.scores = cutting.importance(job, job.network, number, flags.imp_samples)
     job.state.seconds["importance"] = time.monotonic() - began
 
 
 def prune_filters(job, number):
     """Remove the lowest scored filters until the round's target is met."""
     flags, target, began = job.flags, job.targets[number - 1], time.monotonic()
-    size = job.data.image_size
     goal = f"remove filters until {target:.4g}%{tables.budget_text(flags.budget)} are gone"
+    if flags.score_steps > 1:
+        goal += f", in {flags.score_steps} steps"
     heading(round_title(job, number, 2, goal))
-    images, _ = next(iter(job.data.test_batches()))
-    small = None
-    while small is None:
-        try:
-            kept, timed = select(job, job.state.scores, target)
-            small = pruner.prune(job.network, kept, images[:8])
-        except pruner.SelectAgain as error:
-            print(f"  Note: {error}")
-        except ValueError as error:
-            raise InputError(f"--model={flags.model}: {error}") from error
+    if flags.select:
+        small, timed, candidates = cutting.best_cut(job, number, target)
+        residual = next(each["residual"] for each in candidates if each["chosen"])
+    else:
+        candidates, residual = None, flags.residual
+        small, timed = cutting.cut_in_steps(job, number, target, flags.imp_samples,
+                                            job.state.scores)
     job.state.seconds["pruning"] = time.monotonic() - began
-    reached = timed or reached_by(small, job)
-    tables.print_pruning(job.network, small, target, reached["achieved_percent"], size,
-                         flags.budget, flags.round_to, flags.residual)
+    reached = timed or cutting.reached_by(small, job, residual)
+    tables.print_pruning(job.network, small, target, reached["achieved_percent"],
+                         job.data.image_size, flags.budget, flags.round_to, residual)
     if timed:
         tables.print_times(timed, flags.latency_batch)
-    job.network, accuracy = small, train.evaluate(small, job.data.test_batches())
-    print(f"  test accuracy right after pruning: {tables.accuracy_text(accuracy)}")
-    job.state.scores = None
-    note_pruning(job, number, reached, accuracy)
+    job.state.teacher = job.network if flags.distill else None
+    job.network, job.state.scores = small, None
+    note_pruning(job, number, reached)
+    job.state.pruning |= cutting.after_pruning(job)
+    if candidates:
+        job.state.pruning["candidates"] = candidates
 
 
-def reached_by(network, job):
-    """How much of what --budget counts has gone; and how much can go, unless it is timed."""
-    flags, size = job.flags, job.data.image_size
-    if flags.budget == "latency":
-        return clock_of(job).saved_by(network, latency.LONG).plain()
-    return {"achieved_percent": pruner.pruned_percent(network, flags.budget, size),
-            "max_percent": pruner.max_percent(network, flags.budget, size, flags.round_to,
-                                              flags.residual)}
-
-
-def note_pruning(job, number, reached, accuracy=None):
+def note_pruning(job, number, reached):
     job.state.pruning = {
         "round": number, "rounds": len(job.targets), "control": job.flags.control,
-        "requested_percent": job.targets[number - 1], **reached, "after_pruning": accuracy}
+        "requested_percent": job.targets[number - 1], **reached, "after_pruning": None}
 
 
 def keep_filters(job):
     heading("Control: nothing is pruned")
-    note_pruning(job, len(job.targets), reached_by(job.network, job))
+    note_pruning(job, len(job.targets), cutting.reached_by(job.network, job))
+    if job.flags.distill:
+        job.state.teacher = copy.deepcopy(job.network)
 
 
 def begin_afresh(job):
@@ -316,7 +295,19 @@ def begin_afresh(job):
     record = replace(record, image_size=record.image_size or job.data.image_size)
     job.state.records = [measure.measured(record, path, pruned, path.stat().st_size)]
     job.network = fresh_network(job, pruned)
-    note_pruning(job, len(job.targets), reached_by(pruned, job))
+    note_pruning(job, len(job.targets), cutting.reached_by(pruned, job))
+    if flags.distill:
+        job.state.teacher = unpruned_teacher(job)
+
+
+def unpruned_teacher(job):
+    """The unpruned network that the pruned one of a scratch control began with. Raises InputError.
+    """
+    path = job.file("ortho" if job.flags.penalised else "base", 0)
+    missing = (f"--distill={job.flags.distill:g} of this control needs the answers of {path}; the "
+               "same command without --control trains it")
+    network, _, _ = open_network(job, path, missing)
+    return network.to(job.device)
 
 
 load_network.records = begin_afresh.records = True  # as jobs.save_network does

@@ -390,6 +390,87 @@ def cost_of(structure, alive, image_size):
             "macs": total, "flops": 2 * total, "layer_macs": macs}
 
 
+def filter_costs(model, budget="macs", image_size=32, layer_times=None):
+    """What a network saves, to first order, when one of its filters goes: layer -> 1-D tensor.
+
+    It counts the filter's own row of weights, what follows it, and its part of the readers: all of
+    it where the filter alone writes the channel that they read, else an equal part of what all
+    that write the channel save together; nothing where one of these never leaves.
+    budget: "filters", "macs" (multiply-adds of an image of image_size x image_size pixels),
+    "params", or "latency", of which layer_times, layer -> milliseconds, says what is spent where.
+    """
+    remains = remains_of(model, image_size)
+    structure = remains.structure
+    alive = structure.alive(remains.filters)
+    if budget == "filters":
+        costs = structure.costs.double()
+    else:
+        spent = _costs_of_sides(structure, alive, budget, image_size, layer_times)
+        costs = structure.shared_out(_may_leave(structure, spent), alive)
+    return {name: costs[structure.filters[name][kept]] for name, kept in remains.filters.items()}
+
+
+def _costs_of_sides(structure, alive, budget, image_size, layer_times):
+    """What each channel costs in the layers that write and that read it: a tensor over numbers."""
+    numbers, owners, parameters, kernels = structure.weights
+    left = torch.zeros(int(owners[-1]) + 1, dtype=torch.long).index_add_(
+        0, owners, alive[numbers].long()).tolist()
+    if budget == "params":
+        spent = [(size * left[outs] * left[ins], outs, ins) for _, size, outs, ins in parameters]
+    else:
+        times = layer_times or cost_of(structure, alive, image_size)["layer_macs"]
+        spent = [(times[layer], outs, ins) for layer, _, outs, ins in kernels if layer in times]
+    each = torch.zeros(len(left), dtype=torch.double)
+    for amount, *places in spent:
+        for place in filter(None, places):
+            each[place] += amount / left[place]
+    return torch.zeros(len(structure.root), dtype=torch.double).index_add_(
+        0, numbers, each[owners] * alive[numbers])
+
+
+def _may_leave(structure, spent):
+    """The costs of channels, with none for those of a stream that some filter always writes."""
+    stays = structure.pinned.clone()
+    for name, numbers in structure.filters.items():
+        stays[numbers[torch.tensor(structure.locked[name])]] = True
+    always = torch.zeros_like(stays)
+    always[structure.stream[stays]] = True
+    in_stream = structure.is_sum[structure.root]
+    return torch.where(in_stream & always[structure.stream[structure.root]], 0.0, spent)
+
+
+def group_norms(model):
+    """The L2 norm of each filter together with what leaves with it: its weights, the scale of its
+    BatchNorm, what follows it, and the weights that read its channel, of which each filter that
+    writes the channel has an equal part of the square. Biases and shifts do not count. layer -> 1-D
+    tensor. (Fang et al. 2023, arXiv 2301.12900, of groups of parameters.)"""
+    remains = remains_of(model)
+    structure = remains.structure
+    alive = structure.alive(remains.filters)
+    squares = torch.zeros(len(structure.root), dtype=torch.double)
+    for name, layer in structure.layers.items():
+        weight = _weight_of(model, name)
+        if weight is None:
+            continue
+        square, layer = weight.detach().cpu().double().square(), layer.where(alive)
+        outs, ins = layer.sides_of(square.shape)
+        if outs:
+            squares.index_add_(0, layer.writes, square.flatten().view(len(layer.writes), -1).sum(1))
+        if ins:
+            squares.index_add_(0, layer.reads, square.transpose(0, 1).flatten(1).sum(1))
+    norms = structure.shared_out(squares, alive).sqrt()
+    return {name: norms[structure.filters[name][kept]] for name, kept in remains.filters.items()}
+
+
+def _weight_of(model, name):
+    """The weight of a layer, or the parameter itself that is a layer; None where it has none."""
+    owner, _, own = name.rpartition(".")
+    parameter = model.get_submodule(owner)._parameters.get(own)
+    if parameter is not None:
+        return parameter
+    return getattr(model.get_submodule(name), "weight", None)
+
+
 def load_weights(model, state, strict=True):
     """Load a plain dict of tensors, which need not have the versions that some networks ask for."""
     versioned = OrderedDict(state)

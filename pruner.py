@@ -7,17 +7,22 @@ import bisect
 import collections
 import copy
 import itertools
+import math
 import reprlib
+import statistics
 
 import torch
 
 from common.graph import first_line, title
 from common.modes import evaluating
 from common.surgery import CannotCut, MaskedGraph, cut_channels, first_difference, same
+from config import RANKINGS
+from imp_estimator import ESTIMATORS, check_per_cost
 from models import (
     NETWORKS,
     Remains,
     cost_of,
+    filter_costs,
     filter_count,
     filter_groups,
     keep_whole,
@@ -39,6 +44,16 @@ def round_targets(percent, n_rounds):
         kept *= 1 - p / (j * p + n_rounds * (1 - p))
         targets.append(100 * (1 - kept))
     return targets[:-1] + [float(percent)]
+
+
+def step_targets(gone, percent, steps):
+    """The percent gone after each step of a cut from `gone` to `percent`: what is left shrinks by
+    the same factor in each, [29.3, 50] from 0 to 50% in 2 steps. The last is exactly `percent`."""
+    left, wanted = 100 - gone, max(100 - percent, 1e-3)
+    if wanted >= left:
+        return [float(percent)]
+    factor = (wanted / left) ** (1 / steps)
+    return [100 - left * factor ** step for step in range(1, steps)] + [float(percent)]
 
 
 def pruned_percent(model, budget="filters", image_size=32):
@@ -79,7 +94,8 @@ def _percent_gone(structure, budget, image_size):
 
 
 def select_filters(model, scores, percent, budget="filters", round_to=1, image_size=32,
-                   residual="single"):
+                   residual="single", ranking="global", per_cost=False, pruning_type=None,
+                   layer_times=None):
     """Choose the filters to keep when `percent` of the unpruned network's filters are gone.
 
     scores: layer name -> 1-D tensor, one score per filter that `model` has now; low goes first.
@@ -90,19 +106,65 @@ def select_filters(model, scores, percent, budget="filters", round_to=1, image_s
         scored filters that would have gone; as many go as the rounded widths allow.
     residual: "single", or "coupled": then all filters that write the same channel of a stream go
         together, by the sum of their scores.
-    All layers are ranked together; what only leaves together, as the filters of a grouped
-    convolution and their inputs, by the sum of its scores. Equal scores go in order of layer, then
-    of filter. Every layer keeps its floor(0.05 N) + 1 highest scored filters, N counted in the
+    ranking: how scores of different layers are compared, a key of config.RANKINGS; or "paper", as
+        the method's own paper does: then pruning_type says which method the scores are of.
+    per_cost: rank by the change of the loss that a score stands for, divided by what the filter
+        costs in the budget's currency (`models.filter_costs`), so that the budget goes first where
+        it buys most. It also needs pruning_type. layer_times: layer -> milliseconds, where that
+        currency is measured time.
+    What only leaves together, as the filters of a grouped convolution and their inputs, goes by the
+    sum of its scores, and counts as one in its layers. Equal ones go in order of layer, then of
+    filter. Every layer keeps its floor(0.05 N) + 1 highest scored filters, N counted in the
     unpruned network, and a protected layer all of them. The target, rounded to whole filters, is
     never exceeded, and is missed by less than what one more filter takes along, or where the floors
     stop.
     Returns layer name -> rising tensor of the indices to keep.
     Raises ValueError where the scores do not fit the network, or an argument has no such value.
     """
+    _check_choice(percent, residual, ranking, per_cost, pruning_type)
+    if ranking == "paper":
+        ranking = ESTIMATORS[pruning_type].ranking
+    groups, remains = {g.name: g for g in filter_groups(model)}, remains_of(model)
+    values = _values_of(groups, scores)
+    costs = None
+    if per_cost:
+        currency = "latency" if layer_times else budget
+        costs = filter_costs(model, currency, image_size, layer_times)
+        if ESTIMATORS[pruning_type].change == "root":
+            values = {name: [value ** .5 for value in own] for name, own in values.items()}
+    order = _removal_order(remains, groups, residual, values, ranking, costs)
+    return _keep_the_rest(model, groups, order, percent, budget, round_to, image_size)
+
+
+def choices(model, per_cost=False):
+    """The ways to rank that may differ for a network: arguments of `select_filters`, a list of
+    dicts."""
+    structure = remains_of(model).structure
+    residuals = ["single"]
+    if structure.coupled_units != structure.units:
+        residuals.append("coupled")
+    return [{"ranking": ranking, "residual": residual} for residual in residuals
+            for ranking in RANKINGS if not (per_cost and ranking == "layer")]
+
+
+def _check_choice(percent, residual, ranking, per_cost, pruning_type):
+    """Raise ValueError where arguments of `select_filters` have no such value, or contradict each
+    other."""
     if residual not in ("single", "coupled") or not 0 <= percent <= 100:
         raise ValueError(f"residual is {residual!r}, percent {percent}; they must be single or "
                          "coupled, and from 0 to 100")
-    groups, remains = {g.name: g for g in filter_groups(model)}, remains_of(model)
+    if ranking not in (*RANKINGS, "paper"):
+        raise ValueError(f"there is no ranking {ranking!r}; there are {', '.join(RANKINGS)}, paper")
+    if (per_cost or ranking == "paper") and pruning_type not in ESTIMATORS:
+        raise ValueError(f"pruning_type is {pruning_type!r}; ranking='paper' and per_cost=True "
+                         "need to know which method the scores are of: one of "
+                         f"{', '.join(ESTIMATORS)}")
+    if per_cost:
+        check_per_cost(pruning_type, ranking)
+
+
+def _values_of(groups, scores):
+    """The scores as lists of numbers. Raises ValueError where they do not fit the network."""
     values = {}
     for name, group in groups.items():
         count, score = group.conv.out_channels, scores.get(name)
@@ -110,13 +172,17 @@ def select_filters(model, scores, percent, budget="filters", round_to=1, image_s
             raise ValueError(f"{name} has {count} filters; its scores are "
                              f"{'missing' if score is None else f'of shape {tuple(score.shape)}'}")
         values[name] = score.detach().cpu().double().tolist()
-    order = _removal_order(remains, groups, residual, values)
+    return values
 
+
+def _keep_the_rest(model, groups, order, percent, budget, round_to, image_size):
+    """What `select_filters` returns, where filters leave in this order, a list of units."""
+    remains = remains_of(model)
     structure = remains.structure
     if budget == "filters":
         now, dense = filter_count(model)
-        costs = [sum(groups[name].costs[i] for name, i in unit) for unit in order]
-        totals = list(itertools.accumulate(costs, initial=dense - now))
+        sizes = [sum(groups[name].costs[i] for name, i in unit) for unit in order]
+        totals = list(itertools.accumulate(sizes, initial=dense - now))
         target, reached = round(dense * percent / 100), totals.__getitem__
 
         def reached_by(alive):
@@ -169,18 +235,25 @@ def _units_of(structure, residual):
     return structure.units if residual == "single" else structure.coupled_units
 
 
-def _removal_order(remains, groups, residual, values):
-    """The units that may go, in the order in which they do: the lowest sum of `values` first.
-    Layers keep as many filters as they must, and whatever reads channels the best of them."""
+def _removal_order(remains, groups, residual, values, ranking="global", costs=None):
+    """The units that may go, in the order in which they do: the lowest rank first. Layers keep as
+    many filters as they must, and whatever reads channels the best of them. values: layer -> what
+    each filter is worth; costs: layer -> what it costs, or None."""
     units = _units(remains, residual)
-    worth = {filter: sum(values[name][i] for name, i in unit) for unit in units for filter in unit}
-    needed = _needed(remains, groups, worth)
+    ranks = _ranks(remains, residual, units, values, ranking)
+    if costs is not None:
+        costs = {name: own.tolist() for name, own in costs.items()}
+        spent = [sum(costs[name][i] for name, i in unit) for unit in units]
+        ranks = [rank / cost if cost else math.inf for rank, cost in zip(ranks, spent)]
+    rank_of = {filter: rank for unit, rank in zip(units, ranks) for filter in unit}
+    needed = _needed(remains, groups, rank_of)
     position = {name: k for k, name in enumerate(groups)}
     spare = {name: len(group.channels) - group.floor for name, group in groups.items()}
     needed |= {(name, i) for name, group in groups.items()
                for i, locked in enumerate(group.locked) if locked}
     order = []
-    for unit in sorted(units, key=lambda unit: (worth[unit[0]], position[unit[0][0]], unit[0][1])):
+    for unit in sorted(units, key=lambda unit: (
+            rank_of[unit[0]], position[unit[0][0]], unit[0][1])):
         leaving = {unit[0][0]: 1} if len(unit) == 1 else collections.Counter(
             name for name, _ in unit)
         if needed.isdisjoint(unit) and all(
@@ -191,15 +264,45 @@ def _removal_order(remains, groups, residual, values):
     return order
 
 
-def _needed(remains, groups, worth):
-    """The (layer, filter) of the highest worth behind the inputs of each layer that else might be
+def _ranks(remains, residual, units, values, ranking):
+    """The number that each unit is ranked by, as a list; the lowest goes first. Units of the same
+    layers are compared as the filters of one layer are."""
+    worth = [sum(values[name][i] for name, i in unit) for unit in units]
+    if ranking == "global":
+        return worth
+    members = collections.defaultdict(list)  # the layers of a unit -> numbers of such units
+    for number, unit in enumerate(units):
+        members[_layers_of(unit)].append(number)
+    dense = collections.Counter(map(_layers_of, _units_of(remains.structure, residual)))
+    ranks = [0.0] * len(units)
+    for layers, numbers in members.items():
+        own = [worth[number] for number in numbers]
+        if ranking == "layer":
+            # The share of the unpruned network's that is gone when this one is.
+            gone = max(0, dense[layers] - len(numbers))
+            for place, number in enumerate(sorted(numbers, key=worth.__getitem__), 1):
+                ranks[number] = (gone + place) / (gone + len(numbers))
+            continue
+        size = {"mean": statistics.fmean(map(abs, own)), "norm": math.hypot(*own)}[ranking]
+        for number in numbers:
+            ranks[number] = worth[number] / size if size else 0.0
+    return ranks
+
+
+def _layers_of(unit):
+    """The layers whose filters leave together in a unit."""
+    return tuple(dict.fromkeys(name for name, _ in unit))
+
+
+def _needed(remains, groups, rank_of):
+    """The (layer, filter) of the highest rank behind the inputs of each layer that else might be
     left with none."""
     structure, needed = remains.structure, set()
     if not structure.partial_inputs:
         return needed
     filters = [(name, i) for name, group in groups.items() for i in range(len(group.channels))]
     numbers = torch.cat([structure.filters[name][kept] for name, kept in remains.filters.items()])
-    values = torch.tensor([worth.get(filter, float("inf")) for filter in filters]).double()
+    values = torch.tensor([rank_of.get(filter, float("inf")) for filter in filters]).double()
     for channels in structure.partial_inputs:
         behind = structure.behind(channels, numbers)
         highest = behind & (values == values[behind].max())
@@ -233,6 +336,12 @@ def kept_mask(kept, model):
     return torch.cat(parts)
 
 
+def kept_filters(model, small):
+    """The filters of `model` that `small`, which was cut from it, still has: layer -> indices."""
+    has, had = remains_of(small).filters, remains_of(model).filters
+    return {name: torch.isin(own, has[name]).nonzero().flatten() for name, own in had.items()}
+
+
 def mask_distance(a, b):
     """The share of filters that one of two masks keeps and the other does not."""
     return (a != b).sum().item() / len(a)
@@ -245,22 +354,24 @@ class SelectAgain(ValueError):
     """An operation cannot be cut as was asked; from now on it stays whole."""
 
 
-def prune(model, kept, images=None):
+def prune(model, kept, images=None, original=None):
     """The smaller network that has only the filters `kept`; `model` stays as it is.
 
     kept: layer name -> rising indices of the filters to keep, for every filter group.
     A stream channel that no kept filter writes leaves the stream and all its readers. In eval mode
     the result computes what `model` computes with the removed filters' outputs at zero wherever
     they are read. Where `model` is none of the four networks, this is tried before it is returned,
-    on `images`, or on noise. Raises ValueError where `kept` does not fit the network, or the result
+    on `images`, or on noise. original: the unpruned network that `model` was cut from in steps
+    which can be taken anew. Raises ValueError where `kept` does not fit the network, or the result
     computes something else; SelectAgain where the operation that causes it has been found.
     """
     try:
         return _pruned(model, kept, images)
     except CannotCut as error:
-        if filter_count(model)[0] < filter_count(model)[1]:
+        original = original or model
+        if filter_count(original)[0] < filter_count(original)[1]:
             raise ValueError(f"{error}; prune the unpruned network once more") from error
-        _keep_whole_at(model, error)
+        _keep_whole_at(original, error)
         raise SelectAgain(f"{error}; the channels that it reads stay from now on, so select "
                           "filters again") from error
 

@@ -111,13 +111,70 @@ def evaluate(model, batches):
     return tally.figures(batches)
 
 
+def reestimate(model, batches):
+    """Make the running statistics of a network's BatchNorms those of some images, in place.
+
+    After filters are removed the statistics of the layers behind are stale. Each BatchNorm
+    normalises by the batch here, as in training, and its running statistics become the means over
+    all batches; weights stay, and so does the mode of each module. batches: an iterable of (images,
+    labels), on the model's device. (Li et al. 2020, arXiv 2007.02491, EagleEye, "adaptive
+    BatchNorm".)
+    """
+    norms = [norm for norm in model.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+             and norm.running_mean is not None]
+    momenta, count = [norm.momentum for norm in norms], 0
+    with evaluating(model), torch.no_grad():
+        for norm in norms:
+            norm.train().reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+        for images, _labels in progress(shared(batches), "BatchNorm"):
+            model(images)
+            count += 1
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+        if norms and processes()[1] > 1:
+            _average([each for norm in norms for each in (norm.running_mean, norm.running_var)],
+                     count)
+
+
+def _average(statistics, weight):
+    """Make tensors, in place, their means over all processes, each of a weight of its own."""
+    total = statistics[0].new_tensor(float(weight))
+    torch._foreach_mul_(statistics, float(weight))
+    sum_over_processes(total, *statistics)
+    torch._foreach_div_(statistics, total.item())
+
+
+class Distillation:
+    """A loss that also asks for the answers of another network, the teacher.
+
+    (1 - share) * loss + share * T^2 KL(teacher's softmax || own softmax), both of logits / T, in
+    the mean over a batch. Hinton et al. 2015, arXiv 1503.02531.
+    teacher: a network on the images' device, which is left as it is. temperature: T. amp: see
+    `autocast`.
+    """
+
+    def __init__(self, teacher, share, temperature=4.0, amp=False):
+        self.teacher, self.share, self.temperature, self.amp = teacher, share, temperature, amp
+
+    def __call__(self, loss, logits, images):
+        precision = getattr(torch, self.amp or "bfloat16")
+        with torch.no_grad(), evaluating(self.teacher), torch.autocast(
+                images.device.type, precision, enabled=bool(self.amp)):
+            wanted = self.teacher(images).float()
+        own, theirs = ((each / self.temperature).log_softmax(1) for each in (logits, wanted))
+        apart = F.kl_div(own, theirs, reduction="batchmean", log_target=True)
+        return (1 - self.share) * loss + self.share * self.temperature ** 2 * apart
+
+
 def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=None, forward=None,
-                scaler=None, criterion=F.cross_entropy, rate=None):
+                scaler=None, criterion=F.cross_entropy, rate=None, distillation=None):
     """Train once over `batches`: {"loss", "top1", "penalty"}, means over the images, in train mode.
 
     "loss" is the `criterion`, the mean loss of (logits, labels); `penalty`, a callable without
     arguments, is added to it. rate: a function of the share of the epoch that is done, which gives
-    the learning rate; by default the optimizer's own.
+    the learning rate; by default the optimizer's own. distillation: a Distillation, through which
+    the loss goes.
     forward: how logits are computed, see `autocast`; scaler: a GradScaler, for float16.
     sums: an `epoch_sums` that says how far the epoch has come, and is kept up to date; a signal
     stops it between two batches. Raises Diverged, within the epoch, where the loss is not finite.
@@ -137,6 +194,8 @@ def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=Non
                 group["lr"] = rate((sums["batches"] + .5) / len(batches))
             logits = forward(images)
             loss = criterion(logits, labels)
+            if distillation:
+                loss = distillation(loss, logits, images)
             part = loss * batches.weight(sums["batches"]) if processes()[1] > 1 else loss
             extra = penalty() if penalty else torch.zeros((), device=device)
             optimizer.zero_grad(set_to_none=True)
@@ -165,11 +224,9 @@ def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=Non
 
 
 def _average_running_statistics(model):
-    count = processes()[1]
-    if count > 1:
-        statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-        sum_over_processes(*statistics)
-        torch._foreach_div_(statistics, count)
+    statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    if statistics and processes()[1] > 1:
+        _average(statistics, 1)
 
 
 def epoch_sums():
@@ -192,8 +249,8 @@ class Training:
     history: one dict per finished epoch, see lab.record.Epoch. best, last: epoch, loss and
     accuracies on the test images; under way, and under "validation" later, on the validation images
     where there are any. chosen_on: what `best` was chosen on at the end: "test" or "validation"
-    images, or "ticket". The others are only there while it is under way: the weights of the best
-    epoch, the states of the optimizer and of float16's scaler, the last masks of an Early-Bird
+    images, "ticket", or "last". The others are only there while it is under way: the weights of the
+    best epoch, the states of the optimizer and of float16's scaler, the last masks of an Early-Bird
     ticket, and the epoch that has begun (see `epoch_sums`).
     """
     history: list = field(default_factory=list)
@@ -230,14 +287,16 @@ class EarlyBird:
 
 def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=None, label="train",
         amp=False, compiled=False, ticket=None, training=None, keep=None, report=None,
-        class_weights=None):
+        class_weights=None, teacher=None, distill=0.5, choose="best"):
     """Train `model` in place by `recipe` and leave it with the weights of its best epoch, or of the
     one whose ticket is drawn.
 
     data: an ImageData on the model's device. recipe: a config.Recipe. key: what the order of the
     images is drawn from, together with the epoch. penalty: as in `train_epoch`. amp, compiled: as
     in `autocast`; penalty and accuracy are float32. ticket: an EarlyBird. class_weights: a tensor
-    of factors for the loss of each class's images, on the model's device.
+    of factors for the loss of each class's images, on the model's device. teacher: a network whose
+    answers are learnt, too; distill: the share of the loss that this makes, see `Distillation`.
+    choose: "last" takes the weights of the last epoch, whatever their accuracy.
     training: one under way, to go on with; `model` has the weights that belong to it.
     keep: called after every epoch, and when KeyboardInterrupt ends it; who keeps `training` and the
     model's weights then can go on with them later, and ends with the same bits.
@@ -252,7 +311,8 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
 
     loop = _Loop(model, data, recipe, optimizer, key, batch_size, penalty, label, ticket,
                  training or Training(), keep or (lambda: None), report or print_line,
-                 criterion_of(recipe.label_smoothing, class_weights))
+                 criterion_of(recipe.label_smoothing, class_weights),
+                 teacher and Distillation(teacher, distill, recipe.temperature, amp), choose)
     loop.begin(amp, compiled)
     for epoch in range(len(loop.training.history) + 1, loop.epochs + 1):
         if loop.has_ticket():
@@ -296,6 +356,8 @@ class _Loop:
     keep: Callable
     report: Callable
     criterion: Callable
+    distillation: Distillation | None
+    choose: str
 
     def begin(self, amp, compiled):
         device = next(self.model.parameters()).device.type
@@ -363,7 +425,7 @@ class _Loop:
         return train_epoch(self.model, batches, self.optimizer, self.penalty,
                            f"{self.label} {epoch}/{self.epochs}", self.training.sums,
                            self.forward, self.scaler, self.criterion,
-                           lambda done: self.rate(epoch - 1 + done))
+                           lambda done: self.rate(epoch - 1 + done), self.distillation)
 
     def _keep_unfinished(self, began):
         training = self.training
@@ -381,7 +443,9 @@ class _Loop:
     def _choose(self, figures):
         training = self.training
         training.last = figures
-        if training.best is None or figures["top1"] >= training.best["top1"]:
+        if self.choose == "last":
+            training.best = figures
+        elif training.best is None or figures["top1"] >= training.best["top1"]:
             training.best = figures
             training.weights = {k: v.clone() for k, v in self.model.state_dict().items()}
 
@@ -395,7 +459,8 @@ class _Loop:
     def end(self):
         """Take the weights of the best epoch, and test what was chosen on validation images."""
         training, best = self.training, self.training.best
-        training.last, training.chosen_on = self._tested(training.last), self.data.chosen_on
+        training.last = self._tested(training.last)
+        training.chosen_on = "last" if self.choose == "last" else self.data.chosen_on
         if self.has_ticket():
             best, training.chosen_on = training.last, "ticket"
         if best["epoch"] == training.last["epoch"]:

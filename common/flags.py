@@ -59,23 +59,31 @@ class Parser(argparse.ArgumentParser):
             groups[name].add_argument(f"--{each.name}", *names, default=each.default, **options)
 
 
-def flag(group, default, help, *names, shown=None, marks=(), only_with=None, **options):
+def flag(group, default, help, *names, shown=None, marks=(), only_with=None, named=None,
+         **options):
     """A dataclass field that is a flag of the same name on the command line.
 
     names: other names of it. shown: the default in words. marks: what else is to be known of it,
     see `marked`. only_with: the flag, or FLAG=VALUE, without which it does nothing. options: those
-    of add_argument.
+    of add_argument. named: how a value is written in the names of files, and in words: two texts
+    with {} in its place.
     """
     shown = default if shown is None else shown
     help = f"with --{only_with}, {help}" if only_with else help
     return field(default=default, metadata={
         "group": group, "names": names, "marks": frozenset(marks), "only_with": only_with,
+        "named": named,
         "options": {"help": f"{help} (default: {shown})".replace("%", "%%"), **options}})
 
 
 def switch(group, help, **more):
     """A flag that is True or False, and False unless given."""
     return flag(group, False, help, type=boolean, metavar="True|False", **more)
+
+
+def given_names(argv):
+    """The flags that a command line has, without their leading dashes."""
+    return {word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
 
 
 def marked(cls, mark):

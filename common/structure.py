@@ -258,6 +258,19 @@ class Structure:
         """How many filters are left, those that follow others counted."""
         return int(self.costs[self.movable[alive[self.movable]]].sum())
 
+    def shared_out(self, amounts, alive):
+        """What leaves with each filter of some amounts that channels have: those of its own channel
+        and of what follows it, and, of a stream's channel, an equal part for each filter that
+        writes it. amounts: a float tensor over the numbers; the result is one that is right for
+        the numbers of `filters` that are alive."""
+        writers = self.movable[alive[self.movable]]
+        zeros = torch.zeros_like(amounts)
+        count = zeros.index_add(0, self.stream[writers], torch.ones_like(amounts[writers]))
+        in_stream = self.is_sum[self.root]
+        own = zeros.index_add(0, self.root, amounts * ~in_stream)
+        pooled = zeros.index_add(0, self.stream[self.root], amounts * in_stream)
+        return own + (pooled / count.clamp_min(1))[self.stream]
+
     @cached_property
     def movable(self):
         """The numbers of `filters`, as one vector."""

@@ -10,6 +10,7 @@ from common.flags import (
     boolean,
     check_needed,
     flag,
+    given_names,
     integer,
     location,
     marked,
@@ -21,8 +22,17 @@ from common.flags import (
 )
 from common.libraries import lazy, need
 from common.processes import processes
-from config import AUGMENTS, BUDGETS, MODELS, NORMALIZATIONS, PRESETS, SWEEPS, penalty_of
-from imp_estimator import ESTIMATORS, has_penalty
+from config import (
+    AUGMENTS,
+    BUDGETS,
+    MODELS,
+    NORMALIZATIONS,
+    PRESETS,
+    RANKINGS,
+    SWEEPS,
+    penalty_of,
+)
+from imp_estimator import ESTIMATORS, check_per_cost, has_penalty
 from lab.presets import check_preset
 
 networks = lazy("lab.networks")  # --help asks for the four alone
@@ -121,6 +131,10 @@ class Experiment:
         "DEFAULT: torchvision's own weights, downloaded, and their normalisation",
         shown="fresh weights", type=location, metavar="FILE|DEFAULT",
         marks=[CONTROL_MAY_DIFFER])
+    choose: str = flag(
+        "training", "best", "the epoch that a training ends with: best (the highest accuracy on "
+        "the validation images, or the test images where there are none) or last",
+        shown="best, or the preset's", choices=("best", "last"))
     seed: int = flag("training", 0, "seed of all random choices", type=integer(0), metavar="N",
                      marks=[REPORT_MAY_DIFFER])
     only_train: str = flag(
@@ -166,11 +180,43 @@ class Experiment:
     round_to: int = flag(
         "pruning", 1, "widths of pruned layers go up to the next multiple of this; hardware is "
         "fast at multiples of 8", type=integer(1, 1024), metavar="N")
+    ranking: str = flag(
+        "pruning", "global", "how the scores of different layers are compared: " + "; ".join(
+            f"{name} ({words})" for name, words in RANKINGS.items())
+        + "; paper (as the method's own paper does)", shown="global, or the preset's",
+        choices=(*RANKINGS, "paper"), named=("{}", "{}"), marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
+    per_cost: bool = flag(
+        "pruning", False, "rank filters by the change of the loss that their score stands for, "
+        "divided by what they cost of what --budget counts, so that much is saved first where "
+        "little is lost", shown="False, or the preset's", type=boolean, metavar="True|False",
+        named=("percost", "per cost"), marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
     residual: str = flag(
         "pruning", "single", "where several layers write the same channels, as into a residual "
         "stream: judge each layer's filter by itself (single), or remove all that write a channel "
-        "together, by the sum of their scores (coupled)", choices=("single", "coupled"),
+        "together, by the sum of their scores (coupled)", shown="single, or the preset's",
+        choices=("single", "coupled"), named=("{}", "{}"),
         marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
+    score_steps: int = flag(
+        "pruning", 1, "make the cut of a round in so many steps, each by scores of what is left; "
+        "nothing is trained between them, and BatchNorms are re-estimated", shown="1, or the "
+        "preset's", type=integer(1, 100), metavar="K", named=("steps{}", "{} steps"),
+        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
+    select: str = flag(
+        "pruning", False, "best: make the cut by each --ranking, single and coupled, re-estimate "
+        "BatchNorms, and retrain the one with the highest accuracy on validation images, or on a "
+        "tenth of the training images that nothing else of the cut sees",
+        type=one_of("best", False), metavar="{best,False}", named=("{}", "{} of rankings"),
+        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
+    bn_images: int = flag(
+        "pruning", 0, "training images that the BatchNorms' running statistics are re-estimated on "
+        "after a cut; 0: they stay as they were", shown="0, or the preset's", type=integer(0),
+        metavar="N", named=("bn{}", "BatchNorm on {} images"),
+        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
+    distill: float = flag(
+        "pruning", 0.0, "this share of the loss of a retraining is the distance from the answers "
+        "of the network that the round began with", shown="0, or the preset's",
+        type=positive(1, or_zero=True), metavar="SHARE", named=("distill{:g}", "distilled {:g}"),
+        marks=[REPORT_MAY_DIFFER])
     imp_samples: int = flag(
         "pruning", 10000, "training images that importance is measured on (all, if there are "
         "fewer)", type=integer(1), metavar="N")
@@ -226,6 +272,12 @@ class Experiment:
             "data_path", "image_size", "skip_bad_images", "test_percent", "normalize", "augment",
             "flip")}, "memory": self.memory and self.memory * 1e9}
 
+    def choice(self, image_size):
+        """The arguments of `pruner.select_filters`, beside the percent."""
+        return {**{name: getattr(self, name) for name in (
+            "budget", "round_to", "residual", "ranking", "per_cost", "pruning_type")},
+                "image_size": image_size}
+
     @property
     def estimator(self):
         """The pruning method, an Estimator, or None."""
@@ -270,11 +322,19 @@ class Experiment:
     def method(self):
         """What is compared under this name: the pruning type, or a control of it."""
         if self.control == "unpruned":
-            parts = ["ortho" if self.penalised else "base", self._lambda, "unpruned"]
+            parts = ["ortho" if self.penalised else "base", self._lambda, *self._unusual,
+                     "unpruned"]
         else:
-            parts = [self.pruning_type, self._lambda, self.residual != "single" and self.residual,
-                     self.control]
+            parts = [self.pruning_type, self._lambda, *self._unusual, self.control]
         return "-".join(filter(None, parts))
+
+    @property
+    def _unusual(self):
+        """How flags that show in the names of files differ from what the preset says."""
+        usual = {**DEFAULTS, **PRESETS[self.preset].flags}
+        return [_written(each.metadata["named"][0], getattr(self, each.name))
+                for each in named_flags(self.control)
+                if getattr(self, each.name) != usual[each.name]]
 
     @property
     def _lambda(self):
@@ -290,6 +350,24 @@ class Experiment:
 
 DEFAULTS = {each.name: each.default for each in fields(Experiment)
             if RESUME_IGNORES not in each.metadata["marks"]}
+
+
+def named_flags(control):
+    """The flags, as fields, that show in the names of files and in those of reports' methods."""
+    pruned = marked(Experiment, ONLY_PRUNED) if control == "unpruned" else ()
+    return [each for each in fields(Experiment)
+            if each.metadata["named"] and each.name not in pruned]
+
+
+def _written(text, value):
+    return f"no-{text}" if value is False else text.format(value)
+
+
+def words_of(flags, control):
+    """How an experiment differs from the published one, in words: ["mean", "8 steps"]. flags: name
+    -> value."""
+    return [each.metadata["named"][1].format(flags[each.name]) for each in named_flags(control)
+            if flags.get(each.name, each.default) != each.default]
 
 
 def comparable(flags):
@@ -337,8 +415,9 @@ def parse(argv, description=None):
         networks.check_name(args.model)
         if args.width != 1:
             raise InputError(f"--width only works with {', '.join(MODELS)}; leave it out")
-    given = {word.partition("=")[0] for word in argv}
-    if args.init == "DEFAULT" and "--normalize" not in given:
+    given = given_names(argv)
+    _take_from_preset(args, given)
+    if args.init == "DEFAULT" and "normalize" not in given:
         args.normalize = networks.default_normalization(args.model)
     rounds = len(args.thresholds) or args.n_rounds or 1
     if args.only_train:
@@ -349,6 +428,7 @@ def parse(argv, description=None):
         raise InputError(f"--ebt=True prunes once, and {rounds} rounds are asked for; leave out "
                          "--ebt=True to prune iteratively, or ask for one round")
     _check_together(args)
+    _check_ranking(args, given)
     batch_size = args.batch_size or PRESETS[args.preset].batch_size
     if batch_size < 2 * processes()[1]:
         raise InputError(f"--batch_size={batch_size} is less than two images for each of the "
@@ -359,6 +439,34 @@ def parse(argv, description=None):
         raise InputError(f"--penalty only works where the network is trained with it: {those}, or "
                          "--only_train=ortho")
     return flags
+
+
+def _take_from_preset(args, given):
+    """Flags that are not given have the value that the preset says; those of the pruning only where
+    there is one."""
+    groups = {each.name: each.metadata["group"] for each in fields(Experiment)}
+    for name, value in PRESETS[args.preset].flags.items():
+        if name not in given and not (args.only_train and groups[name] == "pruning"):
+            setattr(args, name, value)
+
+
+def _check_ranking(args, given):
+    """Raise InputError where flags on the choice of filters contradict each other."""
+    if args.select:
+        for name in sorted({"ranking", "residual"} & given):
+            raise InputError(f"--select=best tries all rankings, single and coupled; leave out "
+                             f"--{name}")
+        if args.eb_detect:
+            raise InputError("--eb_detect=True compares what one ranking keeps from epoch to "
+                             "epoch; leave out --select=best")
+    if args.per_cost and args.pruning_type:
+        try:
+            check_per_cost(args.pruning_type, False if args.select else args.ranking)
+        except ValueError as error:
+            raise InputError(f"--per_cost=True: {error}") from error
+    if args.bn_images == 1:
+        raise InputError("--bn_images=1: statistics need two images at least; 0 leaves them as "
+                         "they are")
 
 
 def _checked_sweep(sweep, args):

@@ -2,6 +2,8 @@
 import copy
 import io
 import json
+import statistics
+import tempfile
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
@@ -17,6 +19,7 @@ from common.libraries import lazy, need
 from data import HALF
 from lab.checkpoint import network_content, rebuild
 from lab.lowering import lower
+from lab.measure import LAYER_RUNS
 from models import filter_groups
 
 # Optional.
@@ -24,6 +27,7 @@ onnx, onnxruntime, safetensors_torch = map(lazy, ("onnx", "onnxruntime", "safete
 
 ONNX = "onnx", "onnxscript", "onnxruntime"
 OLDEST_WRITTEN = 18  # opset that torch writes; older ones are made of it
+WEIGHTED, ELEMENTWISE = ("Conv", "Gemm", "MatMul"), ("Relu", "Clip", "HardSwish", "Add")
 WIDE = 8  # widths that are multiples of it are fast in most runtimes
 
 
@@ -207,10 +211,18 @@ class Runtime:
     """The content of an .onnx file in ONNX Runtime on the CPU: a function images -> logits."""
 
     def __init__(self, content):
+        self.content = content
+        self.session = self._session(self._options())
+
+    @staticmethod
+    def _options():
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-        self.session = onnxruntime.InferenceSession(content, options,
-                                                    providers=["CPUExecutionProvider"])
+        return options
+
+    def _session(self, options):
+        return onnxruntime.InferenceSession(self.content, options,
+                                            providers=["CPUExecutionProvider"])
 
     def __call__(self, images):
         return torch.from_numpy(self.run(self.prepare(images)))
@@ -221,6 +233,43 @@ class Runtime:
 
     def run(self, images):
         return self.session.run(None, {"images": images})[0]
+
+    def layer_times(self, images, runs=LAYER_RUNS):
+        """{layer: milliseconds for a batch, median over runs} of the convolutions and linear
+        layers; what was added to fit a residual stream belongs to none."""
+        options = self._options()
+        options.enable_profiling = True
+        with tempfile.TemporaryDirectory() as folder:
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = self._session(options)
+            for _ in range(runs + 1):
+                session.run(None, {"images": self.prepare(images)})
+            events = json.loads(Path(session.end_profiling()).read_text())
+        owners, times = _owners(onnx.load_from_string(self.content).graph), {}
+        for event in events:
+            name = event["name"].removesuffix("_kernel_time").removesuffix("_nchwc")
+            if event["cat"] == "Node" and name in owners:
+                times.setdefault(owners[name], {}).setdefault(name, []).append(event["dur"] / 1000)
+        return {layer: sum(statistics.median(each[1:]) for each in own.values())
+                for layer, own in times.items()}
+
+
+def _owners(graph):
+    """Node, or tensor that a node gives -> the layer whose weights it was made with. The runtime
+    calls a node by its name, or by the last tensor of those that were fused into it."""
+    owners = {}
+    for node in graph.node:
+        weights = [name for name in node.input if name.endswith(".weight")]
+        if node.op_type in WEIGHTED and weights:
+            owner = weights[0].removesuffix(".weight")
+        elif node.op_type in ELEMENTWISE and node.input:
+            owner = owners.get(node.input[0])
+        else:
+            continue
+        if owner and not owner.startswith("placed_"):
+            owners[node.name] = owner
+            owners |= dict.fromkeys(node.output, owner)
+    return owners
 
 
 def runtime_of(model, image_size):

@@ -32,7 +32,9 @@ from lab.writers import Console, Csv, TensorBoard
 from train import EarlyBird
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
-FEW_STEPS = 10  # in an epoch
+FEW_STEPS, FEW_TUNING = 80, 30  # in a training that begins with fresh weights, or with others'
+STATISTICS = 512  # images that BatchNorms are re-estimated on between the steps of a cut
+HELD_OUT = 10  # percent of the training images that --select=best judges on
 DOING = {"base": "training the plain network", "ortho": "training with the penalty",
          "retrain": "retraining", "between": "retraining"}
 
@@ -47,6 +49,7 @@ class Job(Plan):
     def __init__(self, flags, drive, argv=(), data=None):
         super().__init__(flags)
         self.drive, self.argv = drive, argv
+        self._judged = None  # (data, what `judged` has made of it)
         self.device = pick_device(flags.device, flags.deterministic)
         join_processes(self.device)
         self.begin = as_first(self.begin)
@@ -105,15 +108,33 @@ class Job(Plan):
         first = (*self.origin.train, "base")[0]
         return self.flags.eb_detect and sum(self.recipe(first).epochs) > EarlyBird.older
 
-    def importance_batches(self, number, count):
+    def importance_batches(self, number, count, *part):
         """`count` images for the estimate of round `number`, 0 for the search of a ticket; None for
-        a method that needs none. Raises InputError where there are too few."""
+        a method that needs none. part: of the cut, where it is made in several. Raises InputError
+        where there are too few."""
         flags, method = self.flags, self.flags.estimator
         if method is None or not method.needs_images:
             return None
-        return self.data.train_batches(
-            flags.batch_size, key=(flags.seed, "importance", number), count=count,
+        return self.judged.train_batches(
+            flags.batch_size, key=(flags.seed, "importance", number, *part), count=count,
             balanced=method.needs == "balanced images")
+
+    def statistics_batches(self):
+        """The images that BatchNorms' running statistics are re-estimated on after a cut."""
+        flags = self.flags
+        return self.judged.train_batches(
+            flags.batch_size, key=(flags.seed, "BatchNorm"), augmented=False,
+            count=flags.bn_images or STATISTICS)
+
+    @property
+    def judged(self):
+        """The images that cuts are made from, as training images, and judged on, as validation
+        images, where --select=best compares several."""
+        if not self.flags.select or self.data.validation:
+            return self.data
+        if self._judged is None or self._judged[0] is not self.data:
+            self._judged = self.data, self.data.hold_out(HELD_OUT, self.flags.seed)
+        return self._judged[1]
 
     # ------------------------------------------------------------------------------------- a run
 
@@ -196,6 +217,8 @@ class Job(Plan):
 
     def _take_up(self):
         self.network = self.network.to(self.device)
+        if self.state.teacher:
+            self.state.teacher = self.state.teacher.to(self.device)
         number = self.recording.steps[self.state.done].number
         known = {}
         for name, training in self.state.trained.items():
@@ -262,18 +285,28 @@ class Job(Plan):
         print(f"  device  {device}\n"
               f"  recipe  preset {flags.preset}, {flags.optimizer}, batch {flags.batch_size} "
               f"({counted(steps, 'step')} in an epoch), seed {flags.seed}")
-        if steps < FEW_STEPS:
-            smaller = max(2, len(data.train) // 20)
-            advice = "a preset with more epochs (config.py) helps"
-            if smaller < flags.batch_size:
-                advice = (f"--batch_size={smaller} makes it {len(data.train) // smaller}; "
-                          f"{advice}, too")
-            print(f"  Note: an epoch has only {counted(steps, 'step')}, too few to learn much "
-                  f"from; {advice}")
+        self._say_if_few_steps(steps)
         if flags.eb_detect and not self.seeks_ticket:
             print(f"  Note: --eb_detect needs {EarlyBird.older + 1} epochs or more, and preset "
                   f"{flags.preset} has fewer: no ticket can be found, and none is looked for")
         self._say_if_resumed()
+
+    def _say_if_few_steps(self, steps):
+        """A note where the shortest training has too few steps to learn from; steps: in an epoch.
+        """
+        flags, images = self.flags, len(self.data.train)
+        phases = self.origin.train or self.phases(1)
+        epochs = min(sum(self.recipe(phase).epochs) for phase in phases)
+        enough = FEW_TUNING if flags.init or not self.origin.train else FEW_STEPS
+        if not epochs or steps * epochs >= enough:
+            return
+        smaller = max(2, images * epochs // (2 * enough))
+        advice = "a preset with more epochs (config.py) helps"
+        if smaller < flags.batch_size:
+            advice = (f"--batch_size={smaller} makes it {images // smaller * epochs:,}; {advice}, "
+                      "too")
+        print(f"  Note: {counted(epochs, 'epoch')} of {counted(steps, 'step')} are "
+              f"{counted(steps * epochs, 'step')} in all, too few to learn much from; {advice}")
 
     def _say_if_resumed(self):
         path = self.resume_file

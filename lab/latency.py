@@ -7,11 +7,11 @@ import torch
 from common.libraries import need
 from common.processes import as_first, is_first
 from lab.export import ONNX, runtime_of
-from lab.measure import measure_latency
+from lab.measure import layer_times, measure_latency, noise
 from lab.networks import unpruned_twin
 from pruner import max_percent, prune, pruned_percent, select_filters
 
-STEPS = 7  # halvings of the range that the cut is looked for in
+STEPS, ROUGH_STEPS = 7, 4  # halvings of the range that the cut is looked for in
 BRIEF, LONG = 2.0, 8.0  # seconds of a measurement: of a step, and of the cut that was found
 
 
@@ -47,6 +47,16 @@ class Clock:
         need("--latency_runtime=onnxruntime", *ONNX)
         return runtime_of(network, self.image_size)
 
+    def layer_times(self, network):
+        """{layer: milliseconds for a batch} of the convolutions and linear layers of a network; of
+        several processes, what the first has measured."""
+        if not is_first():
+            return as_first(None)
+        ready, images = self._ready(network), noise(self.batch, self.image_size)
+        if self.runtime == "pytorch":
+            return as_first(layer_times(ready, images.to(self.device)))
+        return as_first(ready.layer_times(images))
+
     def saved_by(self, network, seconds=BRIEF):
         """The Saved of a network; of several processes, what the first has measured."""
         if not is_first():
@@ -60,34 +70,38 @@ class Clock:
                                 [statistics.median(each) for each in times])))
 
 
-def select_by_time(model, scores, percent, clock, round_to=1, residual="single"):
+def select_by_time(model, scores, percent, clock, round_to=1, residual="single", exact=True,
+                   original=None, **choice):
     """Choose the filters to keep when `percent` of the unpruned network's time is saved.
 
     They go in the order of the scores; how many, is found by bisection over cut networks that are
-    timed. Where all that may go saves less, all of it goes. clock: a Clock. Others: see
+    timed. Where all that may go saves less, all of it goes. clock: a Clock. exact: False takes
+    fewer and shorter measurements. original: as for `pruner.prune`. Others: see
     `pruner.select_filters`. Returns (layer name -> indices to keep, the Saved of that cut, the
     Saved of all that may go). Raises what `prune` raises.
     """
     size = clock.image_size
+    steps, long = (STEPS, LONG) if exact else (ROUGH_STEPS, BRIEF)
+    times = clock.layer_times(model) if choice.get("per_cost") else None
 
     def cut(share):
         kept = select_filters(model, scores, share, round_to=round_to, image_size=size,
-                              residual=residual)
-        return kept, prune(model, kept)
+                              residual=residual, layer_times=times, **choice)
+        return kept, prune(model, kept, original=original)
 
     low, high = pruned_percent(model), max_percent(
         model, round_to=round_to, residual=residual)
     found = cut(high)
     most = saved = clock.saved_by(found[1])
     if most.percent <= percent:  # before all goes that may
-        most = saved = clock.saved_by(found[1], LONG)
+        most = saved = clock.saved_by(found[1], long)
     if most.percent > percent:
-        for _ in range(STEPS):
+        for _ in range(steps):
             middle = (low + high) / 2
             tried = cut(middle)
             if clock.saved_by(tried[1]).percent >= percent:
                 high, found = middle, tried
             else:
                 low = middle
-        saved = clock.saved_by(found[1], LONG)
+        saved = clock.saved_by(found[1], long)
     return found[0], saved, most

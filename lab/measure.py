@@ -4,11 +4,13 @@ import math
 import statistics
 import timeit
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 import train
 from common.libraries import lazy
+from common.modes import evaluating
 from lab.checkpoint import checkpoint_bytes
 from lab.networks import unpruned_twin
 from models import all_filters, dense_widths, filter_groups, measure_cost, remains_of
@@ -16,6 +18,7 @@ from models import all_filters, dense_widths, filter_groups, measure_cost, remai
 benchmark = lazy("torch.utils.benchmark")
 
 LATENCY_TURNS = 5
+LAYER_RUNS = 10
 
 
 def measured(record, path, network, file_bytes):
@@ -74,18 +77,53 @@ def measure_layers(network, image_size=32):
              "orthogonality": degrees.get(name)} for name in after]
 
 
+def noise(batch_size, image_size):
+    """A batch of images, N x 3 x H x W from -1 to 1, always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(batch_size, 3, image_size, image_size, generator=generator) * 2 - 1
+
+
+def time_on(device):
+    """The time in seconds at which a device has done all that it was given."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
+    return timeit.default_timer()
+
+
+def layer_times(network, images, runs=LAYER_RUNS):
+    """{layer: milliseconds for a batch, median over runs} of a network's convolutions and linear
+    layers, on the images' device. A layer that is used several times has the sum."""
+    times, began = {}, {}
+
+    def begin(module, _inputs):
+        began[module] = time_on(images.device)
+
+    def end(module, _inputs, _output):
+        times[names[module]][-1] += 1000 * (time_on(images.device) - began[module])
+
+    names = {module: name for name, module in network.named_modules()
+             if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))}
+    handles = [handle for module in names for handle in (
+        module.register_forward_pre_hook(begin), module.register_forward_hook(end))]
+    images = images.to(memory_format=torch.channels_last)
+    try:
+        with evaluating(network), torch.inference_mode():
+            for _ in range(runs + 1):
+                for name in names.values():
+                    times.setdefault(name, []).append(0.0)
+                network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: statistics.median(own[1:]) for name, own in times.items()}  # one to warm up
+
+
 def measure_latency(networks, batch_size, image_size, device, seconds=4.0):
     """{label: {"median": milliseconds for a batch, "p90", "images_per_second", "runs", "turns": the
     median of each turn}} of {label: network, or lab.export.Runtime}, which take turns for about
     `seconds` in all."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(batch_size, 3, image_size, image_size, generator=generator) * 2 - 1
-    images = images.to(device, memory_format=torch.channels_last)
-
-    def clock():
-        if device.type in ("cuda", "mps"):
-            getattr(torch, device.type).synchronize()
-        return timeit.default_timer()
+    images = noise(batch_size, image_size).to(device, memory_format=torch.channels_last)
+    clock = partial(time_on, device)
 
     # It says at its import where there is no CUDA.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

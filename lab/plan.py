@@ -97,6 +97,10 @@ class Plan:
                 "penalty": flags.strength if phase == "ortho" else 0}
             if recipe.label_smoothing:
                 settings[training]["label_smoothing"] = recipe.label_smoothing
+            if flags.choose != "best":
+                settings[training]["choose"] = flags.choose
+            if flags.distill and phase in ("retrain", "between"):
+                settings[training] |= {"distill": flags.distill, "temperature": recipe.temperature}
             if flags.class_weights:
                 settings[training]["class_weights"] = flags.class_weights
         return settings

@@ -23,6 +23,9 @@ def check_preset(name):
     if type(preset.batch_size) is not int or preset.batch_size < 2:
         raise InputError(f"config.py, preset {name!r}: batch_size is {preset.batch_size!r}; "
                          "it must be an integer of at least 2")
+    if not isinstance(preset.flags, dict):
+        raise InputError(f"config.py, preset {name!r}: flags is {preset.flags!r}; it must be a "
+                         "dict")
     for job in ("ebt", "iterative"):
         schedule, where = getattr(preset, job), f"config.py, preset {name!r}, {job}"
         if not isinstance(schedule, Schedule):
@@ -55,6 +58,9 @@ def _check_recipe(where, recipe):
         "weight_decay": (float("inf"), "a number from 0 up"),
         "warmup": (max(1, sum(recipe.epochs)), "less than all of the epochs"),
         "label_smoothing": (1, "from 0 to less than 1")}
+    if not _is_number(recipe.temperature) or not 0 < recipe.temperature < 1e6:
+        raise InputError(f"{where}: temperature is {recipe.temperature!r}; it must be a number "
+                         "above 0")
     for name, (end, words) in bounds.items():
         value = getattr(recipe, name)
         if not _is_number(value) or not 0 <= value < end:

@@ -12,7 +12,7 @@ from typing import TypedDict
 from common.schema import check, check_fields
 from config import BUDGETS, MODELS, title_of
 from imp_estimator import has_penalty, order_of
-from lab.experiment import DEFAULTS
+from lab.experiment import DEFAULTS, words_of
 
 JOBS = {"ebt": "Early-Bird", "iterative": "iterative"}
 UNPRUNED = ("unpruned, as many epochs", "unpruned with penalty, as many epochs")
@@ -60,6 +60,15 @@ class _Percents(TypedDict):
     achieved_percent: float  # of the unpruned network's filters, or what --budget counts
 
 
+class Candidate(TypedDict):
+    """A cut that --select=best has tried."""
+    ranking: str
+    residual: str
+    achieved_percent: float
+    top1: float  # with the BatchNorms re-estimated, on the images that they were judged on
+    chosen: bool
+
+
 class Pruning(_Percents, total=False):
     round: int  # from 1
     rounds: int
@@ -68,6 +77,8 @@ class Pruning(_Percents, total=False):
     spread_percent: float  # of measured time: between the quartiles of the turns
     milliseconds: list[float]  # of measured time: of this network and the unpruned one
     after_pruning: Figures | None  # before any retraining
+    after_bn: Figures | None  # the same with the BatchNorms re-estimated on --bn_images
+    candidates: list[Candidate]  # of --select=best
 
 
 class Compression(TypedDict):
@@ -91,6 +102,12 @@ class _ReportedFlags(TypedDict):
     width: float
     eb_epsilon: float
     budget: str
+    ranking: str
+    residual: str
+    per_cost: bool
+    score_steps: int
+    bn_images: int
+    distill: float
 
 
 class _Weight(TypedDict):
@@ -246,10 +263,12 @@ class Record:
 
     @property
     def variant(self):
-        """The pruning type, a penalty's weight that was given, how filters of one residual channel
-        were judged, and in how many rounds, where these are several."""
-        coupled = ", coupled" if self.flag("residual") == "coupled" else ""
-        return f"{self.flags['pruning_type']}{self.given_penalty}{coupled}{self.rounds}"
+        """The pruning type, a penalty's weight that was given, how filters were ranked and cut
+        where that is not as published, and in how many rounds, where these are several."""
+        return f"{self.flags['pruning_type']}{self.given_penalty}{self._words(False)}{self.rounds}"
+
+    def _words(self, control):
+        return "".join(f", {words}" for words in words_of(self.flags or {}, control))
 
     @property
     def rounds(self):
@@ -280,7 +299,7 @@ class Record:
     def unpruned_method(self):
         """The name of the unpruned control of its method."""
         penalised = has_penalty(self.flags["pruning_type"])
-        return UNPRUNED[penalised] + self.given_penalty + self.rounds
+        return UNPRUNED[penalised] + self.given_penalty + self._words("unpruned") + self.rounds
 
     @property
     def method(self):
@@ -314,6 +333,12 @@ class Record:
     def after_pruning(self):
         """Top-1 right after pruning, or None."""
         figures = (self.pruning or {}).get("after_pruning")
+        return figures["top1"] if figures else None
+
+    @property
+    def after_bn(self):
+        """Top-1 right after pruning, with the BatchNorms re-estimated, or None."""
+        figures = (self.pruning or {}).get("after_bn")
         return figures["top1"] if figures else None
 
     @property

@@ -139,6 +139,7 @@ def csv_row(result):
             "requested_percent": record.requested, "achieved_percent": record.achieved,
             "parameters_left_percent": record.parameters_left,
             "flops_left_percent": record.flops_left, "after_pruning": record.after_pruning,
+            "after_pruning_bn": record.after_bn,
             "best": record.best, "last": record.last, "top5": record.top5,
             "milliseconds": now, "unpruned_milliseconds": unpruned}
 
@@ -172,11 +173,10 @@ def spread(values, digits=1):
 def describe_section(records):
     """The tables of one comparison, as lines of Markdown."""
     seeds = sorted({r.flags["seed"] for r in records})
-    chosen = " and ".join(sorted({r.chosen_on for r in records}))
+    chosen = _chosen(records)
     over = (f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1
             else f"seed {seeds[0]}")
-    lines = [f"Test accuracy (%) of the best epoch, chosen on the {chosen} images; {over}. In "
-             "brackets: multiply-adds left (%).", ""]
+    lines = [f"Test accuracy (%) of the {chosen}; {over}. In brackets: multiply-adds left (%).", ""]
     unlike = _unlike(records)
     if unlike:
         lines += [f"**These results also differ in {', '.join(map(text, unlike))}.**", ""]
@@ -190,6 +190,14 @@ def describe_section(records):
                   "interval of a t-test over seeds, not corrected for the number of comparisons).",
                   "", *differences]
     return lines + _details(networks)
+
+
+def _chosen(records):
+    """Which epoch's accuracy the tables have, in words."""
+    ways = {r.chosen_on for r in records}
+    images = " and ".join(sorted(ways - {"last"}))
+    words = [f"best epoch, chosen on the {images} images"] if images else []
+    return " or ".join([*words, *(["last epoch"] if "last" in ways else [])])
 
 
 def _unlike(records):
@@ -321,8 +329,8 @@ def _interval(gaps):
 def _details(networks):
     """A row for each network, percent and method of {network: its records}."""
     header = ("network", "method", "asked for (%)", "removed (%)", "parameters left (%)",
-              "multiply-adds left (%)", "right after pruning", "best epoch", "last epoch", "top-5",
-              "n")
+              "multiply-adds left (%)", "right after pruning", "BatchNorms re-estimated",
+              "best epoch", "last epoch", "top-5", "n")
     lines = [row(header), "|---" * len(header) + "|"]
     for network, records in networks.items():
         cells = grouped(sorted(records, key=lambda r: (round(r.requested, 2), r.place)),
@@ -330,7 +338,8 @@ def _details(networks):
         lines += [row([
             network, method, f"{percent:g}", spread((r.achieved for r in found), 2),
             spread(r.parameters_left for r in found), spread(r.flops_left for r in found),
-            spread(r.after_pruning for r in found), spread(r.best for r in found),
+            spread(r.after_pruning for r in found), spread(r.after_bn for r in found),
+            spread(r.best for r in found),
             spread(r.last for r in found), spread(r.top5 for r in found), str(len(found))])
                   for (percent, method), found in cells.items()]
     return lines

@@ -23,14 +23,16 @@ class State:
 
     begin: where the unpruned network comes from, a key of lab.plan.ORIGINS. done: steps of the job.
     records: of the networks that are finished, each a Record. The others are of the round under
-    way: scores, layer -> tensor; how it was pruned, a lab.record.Pruning; phase -> its seconds;
-    name of a training -> Training.
+    way: scores, layer -> tensor; how it was pruned, a lab.record.Pruning; teacher, the network
+    that the round began with, where its answers are learnt; phase -> its seconds; name of a
+    training -> Training.
     """
     begin: str
     done: int = 0
     records: list = field(default_factory=list)
     scores: dict | None = None
     pruning: Pruning | None = None
+    teacher: object = None
     seconds: dict[str, float] = field(default_factory=dict)
     trained: dict = field(default_factory=dict)
 
@@ -43,7 +45,8 @@ def write_resume_file(path, network, state, identity):
               "torch": torch.get_rng_state(),
               "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
     stored = {**vars(state), "records": [record.json() for record in state.records],
-              "trained": {name: vars(training) for name, training in state.trained.items()}}
+              "trained": {name: vars(training) for name, training in state.trained.items()},
+              "teacher": state.teacher and network_content(state.teacher)}
     write_atomically({path: to_bytes({**network_content(network), **identity, "random": states,
                                       "state": stored})})
 
@@ -65,6 +68,9 @@ def read_resume_file(path, identity):
                              "value to go on, or leave out --resume=True to begin anew")
         network = rebuild(content, identity["flags"].get("model"))
         state = _read_state(content["state"])
+        if state.teacher:
+            state.teacher = rebuild({**state.teacher, "flags": content["flags"]},
+                                    identity["flags"].get("model"))
         for training in state.trained.values():
             _check_states(training, network)
         states = content["random"]

@@ -10,6 +10,7 @@ from models import all_filters, filter_count, filter_groups, measure_cost
 from pruner import is_removable, round_up
 
 LATENCY_BATCHES = 1, 32, 128
+WIDE_MARGIN = 2  # points of accuracy, beyond which the choice of an epoch is mostly chance
 UNSTEADY = 10  # percentage points between the quartiles of measured times
 
 
@@ -57,6 +58,24 @@ def print_pruning(before, after, target, achieved, image_size, budget="filters",
         (name, f"{costs[0][key]:,}", f"{costs[1][key]:,}",
          f"{100 * costs[1][key] / costs[0][key]:.1f}%")
         for key, name in (("parameters", "parameters"), ("flops", "FLOPs"))])
+
+
+def margin(accuracy, count):
+    """Half a 95% interval of an accuracy in % that `count` images have told, in points."""
+    share = min(max(accuracy / 100, 0.5 / count), 1 - 0.5 / count)
+    return 196 * (share * (1 - share) / count) ** .5
+
+
+def print_candidates(candidates, count, held_out):
+    """The cuts that --select=best has tried. count: images that they were judged on, a part of the
+    training images where they were `held_out`."""
+    kind = "training images held out from the cut" if held_out else "validation images"
+    print(f"  cuts by all rankings, with BatchNorms re-estimated, on {count:,} {kind}:")
+    print_table([("ranking", "residual", "removed", "accuracy", ""), *(
+        (each["ranking"], each["residual"], f"{each['achieved_percent']:.2f}%",
+         f"{each['top1']:.2f}%", "chosen" if each["chosen"] else "") for each in candidates)])
+    best = max(each["top1"] for each in candidates)
+    print(f"  (accuracies are told to ± {margin(best, count):.1f} points)")
 
 
 def print_times(timed, batch):
@@ -137,6 +156,9 @@ def print_summary(records):
     def after_pruning(r):
         return "" if r.after_pruning is None else f"{r.after_pruning:.2f}%"
 
+    def after_bn(r):
+        return "" if r.after_bn is None else f"{r.after_bn:.2f}%"
+
     rows = [row("", lambda r: "pruned" if r is base and r.pruning else _title(r))]
     if len(records) > 1:
         rows += [row(f"percent of {last.budget} to remove", percent("requested")),
@@ -148,6 +170,8 @@ def print_summary(records):
             rows.append(row(f"{name} accuracy, best epoch", accuracy("best", key)))
     if any(map(after_pruning, records)):
         rows.append(row("accuracy right after pruning", after_pruning))
+    if any(map(after_bn, records)):
+        rows.append(row("the same, BatchNorms re-estimated", after_bn))
     if len(records) > 1:
         rows.append(row("epochs of training, in all", epochs))
     rows += [row("filters", relative("filters")), row("parameters", relative("parameters")),
@@ -175,8 +199,9 @@ def _print_notes(records):
         print("  The best epoch was chosen on the test images, which flatters all accuracies;\n"
               "  --val_percent=10 avoids that.")
     else:
-        print(f"  The best epoch was chosen on the {last.chosen_on} images." if
-              last.chosen_on != "ticket" else "  The network is that of the ticket's epoch.")
+        print({"ticket": "  The network is that of the ticket's epoch.",
+               "last": "  The network is that of the last epoch."}.get(
+                   last.chosen_on, f"  The best epoch was chosen on the {last.chosen_on} images."))
     for record in records:
         if unanswered := record.accuracy["best"].get("unanswered"):
             print(f"  The {_title(record)} network never predicts "

@@ -1,0 +1,130 @@
+"""How the cut of a round is made: in steps, by one ranking or the best of several, by counted costs
+or by measured time. All functions take the job, a lab.job.Job."""
+import copy
+
+import pruner
+import train
+from common.errors import InputError
+from common.processes import require_same
+from common.seeds import seed_of
+from imp_estimator import cal_importance
+from lab import latency, tables
+
+
+def importance(job, network, number, count, step=0):
+    """The scores of a network, for step `step` of the cut of round `number`, from `count` images.
+    """
+    flags, part = job.flags, (step,) if step else ()
+    try:
+        return cal_importance(
+            network, flags.pruning_type, job.importance_batches(number, count, *part),
+            temperature=flags.GraSP_T, projections=flags.rdt_projections,
+            seed=seed_of(flags.seed, "random", number, *part))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def cut_in_steps(job, number, target, count, scores=None, **choice):
+    """(the network pruned to a target, what is known of measured time), in --score_steps steps.
+
+    count: images that scores are computed from. scores: those of the first step, where they are
+    known. choice: arguments of `pruner.select_filters` that differ from the flags'.
+    """
+    flags, images = job.flags, next(iter(job.data.test_batches()))[0][:8]
+    targets = pruner.step_targets(percent_gone(job, number), target, flags.score_steps)
+    while True:
+        network = job.network
+        try:
+            for step, percent in enumerate(targets):
+                if step or scores is None:
+                    own = importance(job, network, number, count, step)
+                else:
+                    own = scores
+                is_last = step + 1 == len(targets)
+                kept, timed = select(job, network, own, percent, is_last, **choice)
+                network = pruner.prune(network, kept, images, job.network)
+                if not is_last and flags.estimator.needs_images:
+                    train.reestimate(network, job.statistics_batches())
+            return network, timed
+        except pruner.SelectAgain as error:
+            print(f"  Note: {error}")
+        except ValueError as error:
+            raise InputError(f"--model={flags.model}: {error}") from error
+
+
+def percent_gone(job, number):
+    """How much of what --budget counts earlier rounds have removed."""
+    if job.flags.budget == "latency":
+        return job.targets[number - 2] if number > 1 else 0.0
+    return pruner.pruned_percent(job.network, job.flags.budget, job.data.image_size)
+
+
+def select(job, network, scores, target, is_last=True, **choice):
+    """(the filters to keep, the same in all processes; what is known of measured time)."""
+    flags, timed = job.flags, {}
+    choice = {**flags.choice(job.data.image_size), **choice}
+    if flags.budget == "latency":
+        for name in ("budget", "image_size"):  # it counts filters, and the clock knows the size
+            del choice[name]
+        kept, saved, most = latency.select_by_time(network, scores, target, clock_of(job),
+                                                   exact=is_last, original=job.network, **choice)
+        timed = {**saved.plain(), "max_percent": most.percent}
+    else:
+        kept = pruner.select_filters(network, scores, target, **choice)
+    require_same("the filters to keep", {name: index.tolist() for name, index in kept.items()})
+    return kept, timed
+
+
+def best_cut(job, number, target):
+    """(network, what is known of measured time, candidates): the cut, of those by all rankings,
+    single and coupled, that has the highest accuracy once BatchNorms are re-estimated."""
+    flags, judged = job.flags, job.judged
+    candidates, best = [], None
+    for choice in pruner.choices(job.network, flags.per_cost):
+        small, timed = cut_in_steps(job, number, target, flags.imp_samples, job.state.scores,
+                                    **choice)
+        settled = copy.deepcopy(small)
+        train.reestimate(settled, job.statistics_batches())
+        accuracy = train.evaluate(settled, judged.choice_batches())["top1"]
+        reached = timed or reached_by(small, job, choice["residual"])
+        candidates.append({**choice, "achieved_percent": reached["achieved_percent"],
+                           "top1": accuracy, "chosen": False})
+        if best is None or accuracy > best[0]:
+            best = accuracy, len(candidates) - 1, small, timed
+    _, place, small, timed = best
+    candidates[place]["chosen"] = True
+    tables.print_candidates(candidates, len(judged.validation or judged.test),
+                            held_out=judged is not job.data)
+    return small, timed, candidates
+
+
+def clock_of(job):
+    flags = job.flags
+    return latency.Clock(job.network, job.data.image_size, flags.latency_batch, job.device,
+                         flags.latency_runtime)
+
+
+def reached_by(network, job, residual=None):
+    """How much of what --budget counts has gone; and how much can go, unless it is timed."""
+    flags, size = job.flags, job.data.image_size
+    if flags.budget == "latency":
+        return clock_of(job).saved_by(network, latency.LONG).plain()
+    return {"achieved_percent": pruner.pruned_percent(network, flags.budget, size),
+            "max_percent": pruner.max_percent(network, flags.budget, size, flags.round_to,
+                                              residual or flags.residual)}
+
+
+def after_pruning(job):
+    """The accuracy right after a cut, as entries of lab.record.Pruning. The BatchNorms' statistics
+    are re-estimated where --bn_images asks for it."""
+    flags, network, batches = job.flags, job.network, job.data.test_batches()
+    figures = {"after_pruning": train.evaluate(network, batches)}
+    print("  test accuracy right after pruning: "
+          f"{tables.accuracy_text(figures['after_pruning'])}")
+    if flags.bn_images:
+        statistics = job.statistics_batches()
+        train.reestimate(network, statistics)
+        figures["after_bn"] = train.evaluate(network, batches)
+        print(f"  with BatchNorms re-estimated on {len(statistics.order):,} training images: "
+              f"{tables.accuracy_text(figures['after_bn'])}")
+    return figures

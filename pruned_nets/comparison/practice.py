@@ -1,0 +1,341 @@
+"""How well filters are chosen on the road that most users take: a trained network, cut to a share
+of its multiply-adds, fine-tuned for a few epochs; and beside it Torch-Pruning, in the same loop.
+
+    python pruned_nets/comparison/practice.py curves resnet18 --seeds 0 1 2
+    python pruned_nets/comparison/practice.py train resnet18 --seeds 0 1 2
+    python pruned_nets/comparison/practice.py report      # practice.md and its plots
+
+It needs data/cifar100-20: 20 classes of CIFAR-100 as an image folder (of these, `START` are what
+the starting network was trained on, `TARGET` what it is used for), and torch-pruning. Every row is
+a dict in practice/TASK_SEED.json, written as soon as it is known; rows that are there are not
+computed again. The starting networks are kept in pretrained/practice/.
+"""
+import argparse
+import copy
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch_pruning as tp
+from torch import nn
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common.batches import Split  # noqa: E402
+from common.device import environment, pick_device  # noqa: E402
+from common.files import to_json, write_atomically  # noqa: E402
+from config import Recipe  # noqa: E402
+from data import load_data  # noqa: E402
+from imp_estimator import cal_importance  # noqa: E402
+from lab.networks import build_network  # noqa: E402
+from pruner import prune, select_filters, step_targets  # noqa: E402
+from train import evaluate, fit, reestimate  # noqa: E402
+
+IMAGES = ROOT / "data" / "cifar100-20"
+START, TARGET = range(10), range(10, 20)  # classes, in alphabetical order
+PER_CLASS = 100  # training images of each target class
+SCORED, BN_IMAGES = 1000, 512  # images that scores and statistics are computed from
+SHARES = 60, 40, 25  # percent of the multiply-adds that are left
+
+
+# ------------------------------------------------------------------------------------------- tasks
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network that was trained on some classes, and is used for others.
+
+    size: of the images in pixels. lr, epochs: of the training of the starting network.
+    tune: rate of all fine-tunings, with which Torch-Pruning's magnitude did best. own: it is used
+    for the classes that it was trained on, with all of their images.
+    """
+    model: str
+    size: int
+    lr: float
+    epochs: int
+    tune: float = .01
+    own: bool = False
+
+    def start(self):
+        return Recipe(lr=[self.lr], epochs=[self.epochs], weight_decay=5e-4, adam_lr=[1e-3],
+                      warmup=1, schedule="cosine")
+
+    def tuning(self, epochs):
+        return Recipe(lr=[self.tune], epochs=[epochs], weight_decay=1e-4, adam_lr=[1e-4],
+                      warmup=1, schedule="cosine", label_smoothing=.1)
+
+
+TASKS = {
+    "resnet18": Task("resnet18", 64, .05, 12),
+    "mobilenet_v2": Task("mobilenet_v2", 64, .05, 15),
+    "resnet-56": Task("resnet-56", 32, .1, 15),
+    "resnet-56-own": Task("resnet-56", 32, .1, 15, own=True),
+}
+
+
+def only(split, classes):
+    keep = torch.isin(split.labels, torch.tensor(list(classes)))
+    return Split(split.images[keep], split.labels[keep] - min(classes))
+
+
+def images_of(task, classes, per_class=None, seed=0):
+    """An ImageData of some classes; per_class: so many training images of each, drawn by seed."""
+    data = load_data(str(IMAGES), task.size)
+    train = only(data.train, classes)
+    if per_class:
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(train), generator=generator)
+        chosen = [order[train.labels[order] == k][:per_class] for k in range(len(classes))]
+        rows = torch.cat(chosen).sort().values
+        train = Split(train.images[rows], train.labels[rows])
+    names = tuple(data.classes[k] for k in classes)
+    return replace(data, classes=names, train=train, test=only(data.test, classes))
+
+
+def starting_network(task):
+    """The network that was trained on the START classes; trained here where it is not there."""
+    path = ROOT / "pretrained" / "practice" / f"{task.model}.pth"
+    network = build_network(task.model, len(START))
+    if path.is_file():
+        network.load_state_dict(torch.load(path, weights_only=True)["net"])
+        return network
+    torch.manual_seed(0)
+    network = build_network(task.model, len(START))
+    fit(network, images_of(task, START), task.start(), key=(0, "pretrain"), batch_size=64,
+        label=f"start {task.model}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"net": network.state_dict()}, path)
+    return network
+
+
+def whole_network(task, seed):
+    """(the network before any pruning, tuned to the target classes, its data, its accuracy)."""
+    start = starting_network(task)
+    if task.own:
+        data = images_of(task, START)
+        return start, data, evaluate(start, data.test_batches())["top1"]
+    data = images_of(task, TARGET, PER_CLASS, seed)
+    torch.manual_seed(seed)
+    network = build_network(task.model, len(TARGET))
+    fresh = network.state_dict()
+    known = {name: tensor for name, tensor in start.state_dict().items()
+             if not name.startswith(("fc.", "classifier.", "linear."))}
+    network.load_state_dict({**fresh, **known})
+    trained = fit(network, data, task.tuning(15), key=(seed, "whole"), batch_size=32,
+                  label=f"{task.model} {seed}")
+    return network, data, trained.last["top1"]
+
+
+# ------------------------------------------------------------------------------------------- costs
+
+
+def macs_of(network, size):
+    """Multiply-adds of convolutions and linear layers for one image, counted as they run, the same
+    way for both tools."""
+    total = 0
+
+    def count(module, inputs, output):
+        nonlocal total
+        if isinstance(module, nn.Linear):
+            total += output.numel() * module.in_features
+        else:
+            total += output.numel() * module.weight[0].numel()
+    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    modes = network.training
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 3, size, size))
+    network.train(modes)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+# ---------------------------------------------------------------------------------------- the rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to cut. tool: "orthoreg", this suite, or "torch-pruning"."""
+    tool: str
+    method: str
+    ranking: str = "global"
+    residual: str = "single"
+    per_cost: bool = False
+    steps: int = 1
+
+    @property
+    def name(self):
+        words = [self.method, self.ranking]
+        if self.tool == "orthoreg":
+            words.append(self.residual)
+        if self.per_cost:
+            words.append("per cost")
+        if self.steps > 1:
+            words.append(f"{self.steps} steps")
+        return f"{self.tool}: {', '.join(words)}"
+
+    def cut(self, network, data, share, seed):
+        """`network` with `share` percent of its multiply-adds."""
+        cut = _cut_ours if self.tool == "orthoreg" else _cut_theirs
+        return cut(self, network, data, share, seed)
+
+
+def _cut_ours(row, network, data, share, seed):
+    size = data.image_size
+    for step, target in enumerate(step_targets(0, 100 - share, row.steps)):
+        batches = data.train_batches(50, key=(seed, "importance", step), count=SCORED)
+        scores = cal_importance(network, row.method, batches, seed=seed)
+        kept = select_filters(
+            network, scores, target, budget="macs", image_size=size, residual=row.residual,
+            ranking=row.ranking, per_cost=row.per_cost, pruning_type=row.method)
+        network = prune(network, kept)
+        if row.steps > 1:
+            settle(network, data, seed)
+    return network
+
+
+def settle(network, data, seed):
+    reestimate(network, data.train_batches(64, key=(seed, "BatchNorm"), count=BN_IMAGES,
+                                           augmented=False))
+
+
+THEIRS = {"magnitude": "GroupMagnitudeImportance", "taylor": "GroupTaylorImportance",
+          "bn": "BNScaleImportance", "fpgm": "FPGMImportance", "lamp": "LAMPImportance"}
+
+
+def _cut_theirs(row, network, data, share, seed):
+    """Torch-Pruning, to the smallest ratio of channels that leaves no more multiply-adds."""
+    wanted = macs_of(network, data.image_size) * share / 100
+    slopes = _slopes(network, data, seed) if row.method == "taylor" else {}
+    low, high, found = 0.0, 1.0, None
+    for _ in range(9):
+        ratio = (low + high) / 2
+        small = _their_cut(row, network, data, ratio, slopes)
+        if macs_of(small, data.image_size) > wanted:
+            low = ratio
+        else:
+            high, found = ratio, small
+    return found
+
+
+def _their_cut(row, network, data, ratio, slopes):
+    small = copy.deepcopy(network).to(memory_format=torch.contiguous_format).eval()
+    small.__dict__.pop("_remains", None)
+    for name, parameter in small.named_parameters():
+        parameter.grad = slopes[name].clone() if name in slopes else None
+    last = [m for m in small.modules() if isinstance(m, nn.Linear)][-1]
+    pruner = tp.pruner.MetaPruner(
+        small, torch.zeros(1, 3, data.image_size, data.image_size),
+        importance=getattr(tp.importance, THEIRS[row.method])(), pruning_ratio=ratio,
+        global_pruning=row.ranking == "global", ignored_layers=[last], iterative_steps=row.steps,
+        max_pruning_ratio=.95)
+    for _ in range(row.steps):
+        pruner.step()
+    small.zero_grad(set_to_none=True)
+    return small.to(memory_format=torch.channels_last)
+
+
+def _slopes(network, data, seed):
+    """The mean gradient of the loss, of the same images as for our scores."""
+    batches = data.train_batches(50, key=(seed, "importance", 0), count=SCORED)
+    network = copy.deepcopy(network).eval()
+    network.zero_grad()
+    for images, labels in batches:
+        loss = nn.functional.cross_entropy(network(images), labels, reduction="sum")
+        (loss / len(batches.order)).backward()
+    return {name: parameter.grad for name, parameter in network.named_parameters()}
+
+
+def rows(methods, **more):
+    return [Row("orthoreg", method, ranking, residual, **more) for method in methods
+            for residual in ("single", "coupled")
+            for ranking in ("global", "mean", "norm", "layer")]
+
+
+def all_rows():
+    """What the curves are drawn of."""
+    theirs = [Row("torch-pruning", method, ranking) for method in THEIRS
+              for ranking in ("layer", "global")]
+    listed = [row for row in rows(["fisher", "tfo", "theis"]) if row.ranking != "layer"]
+    in_steps = [replace(row, steps=8) for row in rows(["fisher", "tfo", "theis", "group"])]
+    return [*theirs, *rows(["fisher", "tfo", "theis", "bn", "l1", "group"]),
+            *(replace(row, per_cost=True) for row in listed), *in_steps,
+            *(replace(row, per_cost=True, steps=8) for row in listed),
+            *(replace(row, steps=8) for row in theirs if row.method == "magnitude")]
+
+
+# --------------------------------------------------------------------------------------- the files
+
+
+class Results:
+    """The rows of one task and seed, in a file."""
+
+    def __init__(self, task, seed):
+        self.path = HERE / "practice" / f"{task}_{seed}.json"
+        self.content = json.loads(self.path.read_text()) if self.path.is_file() else {
+            "task": task, "seed": seed, "rows": []}
+
+    def find(self, row, share):
+        for entry in self.content["rows"]:
+            if entry["row"] == asdict(row) and entry["share"] == share:
+                return entry
+        return None
+
+    def add(self, entry):
+        self.content["rows"].append(entry)
+        self.save()
+
+    def save(self):
+        self.content["environment"] = environment(torch.device("cpu"))
+        write_atomically({self.path: to_json(self.content)})
+
+
+def curves(name, seed, wanted):
+    """Right after the cut, with the BatchNorms' statistics as they are and re-estimated."""
+    task, results = TASKS[name], Results(name, seed)
+    missing = [(row, share) for row in wanted for share in SHARES if not results.find(row, share)]
+    if not missing:
+        return
+    network, data, accuracy = whole_network(task, seed)
+    results.content["whole"] = accuracy
+    dense = macs_of(network, task.size)
+    for row, share in missing:
+        began = time.monotonic()
+        try:
+            small = row.cut(network, data, share, seed)
+        except Exception as error:  # of the other tool, whatever it may be
+            print(f"{name} {seed} {row.name}: {type(error).__name__}: {error}", flush=True)
+            continue
+        stale = evaluate(small, data.test_batches())["top1"]
+        settle(small, data, seed)
+        settled = evaluate(small, data.test_batches())["top1"]
+        parameters = sum(p.numel() for p in small.parameters())
+        results.add({"row": asdict(row), "share": share,
+                     "macs_left": 100 * macs_of(small, task.size) / dense,
+                     "parameters_left": 100 * parameters / sum(
+                         p.numel() for p in network.parameters()),
+                     "stale": stale, "settled": settled, "seconds": time.monotonic() - began})
+        print(f"{name} {seed} {share}% {row.name}: {stale:.1f} {settled:.1f} "
+              f"({time.monotonic() - began:.1f} s)", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("curves",))
+    parser.add_argument("tasks", nargs="*", default=list(TASKS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
+    args = parser.parse_args()
+    pick_device("cpu")
+    for seed in args.seeds:
+        for name in args.tasks:
+            curves(name, seed, all_rows())
+
+
+if __name__ == "__main__":
+    main()
