@@ -22,7 +22,7 @@ from conftest import short_preset  # noqa: E402
 from data import load_data  # noqa: E402
 from imp_estimator import ESTIMATORS, cal_importance  # noqa: E402
 from lab.checkpoint import load_checkpoint  # noqa: E402
-from train import evaluate  # noqa: E402
+from train import evaluate, reestimate  # noqa: E402
 
 
 def fail_at(last):
@@ -40,11 +40,14 @@ def refuse(*paths):
 
 
 def scores(path):
-    """{estimator: scores}, and the accuracy, of a network on digits."""
+    """{estimator: scores}, the accuracy, and re-estimated statistics, of a network on digits."""
     data, model = load_data("digits", 16), load_checkpoint(path)[0]
     batches = data.train_batches(16, key=(0,), count=100)
-    return {"accuracy": evaluate(model, data.test_batches()), **{
+    found = {"accuracy": evaluate(model, data.test_batches()), **{
         name: cal_importance(model, name, batches) for name in ESTIMATORS}}
+    reestimate(model, data.train_batches(16, key=(0,), count=96, augmented=False))
+    norms = {name: tensor for name, tensor in model.state_dict().items() if ".running_" in name}
+    return found | {"statistics": norms}
 
 
 if __name__ == "__main__":

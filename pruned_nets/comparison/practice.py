@@ -36,6 +36,7 @@ from lab.networks import build_network  # noqa: E402
 from pruner import prune, select_filters, step_targets  # noqa: E402
 from train import evaluate, fit, reestimate  # noqa: E402
 
+KEPT = ROOT / "pretrained" / "practice"
 IMAGES = ROOT / "data" / "cifar100-20"
 START, TARGET = range(10), range(10, 20)  # classes, in alphabetical order
 PER_CLASS = 100  # training images of each target class
@@ -99,7 +100,7 @@ def images_of(task, classes, per_class=None, seed=0):
 
 def starting_network(task):
     """The network that was trained on the START classes; trained here where it is not there."""
-    path = ROOT / "pretrained" / "practice" / f"{task.model}.pth"
+    path = KEPT / f"{task.model}.pth"
     network = build_network(task.model, len(START))
     if path.is_file():
         network.load_state_dict(torch.load(path, weights_only=True)["net"])
@@ -120,14 +121,19 @@ def whole_network(task, seed):
         data = images_of(task, START)
         return start, data, evaluate(start, data.test_batches())["top1"]
     data = images_of(task, TARGET, PER_CLASS, seed)
+    path = KEPT / f"{task.model}_{seed}.pth"
     torch.manual_seed(seed)
     network = build_network(task.model, len(TARGET))
+    if path.is_file():
+        network.load_state_dict(torch.load(path, weights_only=True)["net"])
+        return network, data, evaluate(network, data.test_batches())["top1"]
     fresh = network.state_dict()
     known = {name: tensor for name, tensor in start.state_dict().items()
              if not name.startswith(("fc.", "classifier.", "linear."))}
     network.load_state_dict({**fresh, **known})
     trained = fit(network, data, task.tuning(15), key=(seed, "whole"), batch_size=32,
-                  label=f"{task.model} {seed}")
+                  label=f"{task.model} {seed}", choose="last")
+    torch.save({"net": network.state_dict()}, path)
     return network, data, trained.last["top1"]
 
 
@@ -180,17 +186,22 @@ class Row:
             words.append(f"{self.steps} steps")
         return f"{self.tool}: {', '.join(words)}"
 
-    def cut(self, network, data, share, seed):
-        """`network` with `share` percent of its multiply-adds."""
+    def cut(self, network, data, share, seed, known):
+        """`network` with `share` percent of its multiply-adds. known: method -> its scores of this
+        network, or gradients, as far as they have been computed."""
         cut = _cut_ours if self.tool == "orthoreg" else _cut_theirs
-        return cut(self, network, data, share, seed)
+        return cut(self, network, data, share, seed, known)
 
 
-def _cut_ours(row, network, data, share, seed):
+def _cut_ours(row, network, data, share, seed, known):
     size = data.image_size
     for step, target in enumerate(step_targets(0, 100 - share, row.steps)):
-        batches = data.train_batches(50, key=(seed, "importance", step), count=SCORED)
-        scores = cal_importance(network, row.method, batches, seed=seed)
+        scores = None if step else known.get(row.method)
+        if scores is None:
+            batches = data.train_batches(50, key=(seed, "importance", step), count=SCORED)
+            scores = cal_importance(network, row.method, batches, seed=seed)
+        if not step:
+            known[row.method] = scores
         kept = select_filters(
             network, scores, target, budget="macs", image_size=size, residual=row.residual,
             ranking=row.ranking, per_cost=row.per_cost, pruning_type=row.method)
@@ -209,10 +220,12 @@ THEIRS = {"magnitude": "GroupMagnitudeImportance", "taylor": "GroupTaylorImporta
           "bn": "BNScaleImportance", "fpgm": "FPGMImportance", "lamp": "LAMPImportance"}
 
 
-def _cut_theirs(row, network, data, share, seed):
+def _cut_theirs(row, network, data, share, seed, known):
     """Torch-Pruning, to the smallest ratio of channels that leaves no more multiply-adds."""
     wanted = macs_of(network, data.image_size) * share / 100
-    slopes = _slopes(network, data, seed) if row.method == "taylor" else {}
+    if row.method == "taylor" and "slopes" not in known:
+        known["slopes"] = _slopes(network, data, seed)
+    slopes = known["slopes"] if row.method == "taylor" else {}
     low, high, found = 0.0, 1.0, None
     for _ in range(9):
         ratio = (low + high) / 2
@@ -262,12 +275,16 @@ def all_rows():
     """What the curves are drawn of."""
     theirs = [Row("torch-pruning", method, ranking) for method in THEIRS
               for ranking in ("layer", "global")]
-    listed = [row for row in rows(["fisher", "tfo", "theis"]) if row.ranking != "layer"]
-    in_steps = [replace(row, steps=8) for row in rows(["fisher", "tfo", "theis", "group"])]
-    return [*theirs, *rows(["fisher", "tfo", "theis", "bn", "l1", "group"]),
-            *(replace(row, per_cost=True) for row in listed), *in_steps,
-            *(replace(row, per_cost=True, steps=8) for row in listed),
-            *(replace(row, steps=8) for row in theirs if row.method == "magnitude")]
+    listed = [row for row in rows(["fisher", "tfo"]) if row.ranking != "layer"]
+    return [*theirs, *rows(["fisher", "tfo", "bn", "l1", "group"]),
+            *(replace(row, per_cost=True) for row in listed)]
+
+
+def step_rows():
+    """The same in eight steps, of what does well in one."""
+    ours = [row for row in rows(["fisher", "tfo"], steps=8) if row.ranking != "norm"]
+    return [*ours, *(replace(row, per_cost=True) for row in ours if row.ranking == "global"),
+            Row("torch-pruning", "magnitude", "layer", steps=8)]
 
 
 # --------------------------------------------------------------------------------------- the files
@@ -304,11 +321,11 @@ def curves(name, seed, wanted):
         return
     network, data, accuracy = whole_network(task, seed)
     results.content["whole"] = accuracy
-    dense = macs_of(network, task.size)
+    dense, known = macs_of(network, task.size), {}
     for row, share in missing:
         began = time.monotonic()
         try:
-            small = row.cut(network, data, share, seed)
+            small = row.cut(network, data, share, seed, known)
         except Exception as error:  # of the other tool, whatever it may be
             print(f"{name} {seed} {row.name}: {type(error).__name__}: {error}", flush=True)
             continue
@@ -327,14 +344,14 @@ def curves(name, seed, wanted):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("curves",))
+    parser.add_argument("what", choices=("curves", "steps"))
     parser.add_argument("tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     args = parser.parse_args()
     pick_device("cpu")
     for seed in args.seeds:
         for name in args.tasks:
-            curves(name, seed, all_rows())
+            curves(name, seed, all_rows() if args.what == "curves" else step_rows())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,412 @@
+"""Which filters go: rankings, costs, steps, the best of several cuts; and BatchNorms, answers of
+the unpruned network and the last epoch, on the way from a cut to a network that is used."""
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import config
+import main
+import train
+from conftest import WIDTH, narrow, short_preset
+from imp_estimator import ESTIMATORS, cal_importance
+from lab import latency
+from lab.experiment import parse
+from lab.measure import layer_times
+from lab.record import Record
+from models import filter_costs, filter_groups, group_norms, measure_cost
+from pruner import (
+    choices,
+    kept_filters,
+    max_percent,
+    prune,
+    pruned_percent,
+    select_filters,
+    step_targets,
+)
+from train import Distillation, fit, reestimate, train_epoch
+
+
+def random_scores(model, seed=0):
+    return cal_importance(model, "random", seed=seed)
+
+
+def left(model, kept):
+    """{layer: the share of its filters that is kept}."""
+    return {g.name: len(kept[g.name]) / g.conv.out_channels for g in filter_groups(model)}
+
+
+# -------------------------------------------------------------------------------------- rankings
+
+
+@pytest.mark.parametrize("residual", ["single", "coupled"])
+def test_by_layer_each_layer_loses_the_same_share_in_all_rounds(network, residual):
+    rounds = network
+    for number, percent in enumerate((30, 60)):
+        kept = select_filters(rounds, random_scores(rounds, number), percent, "macs",
+                              image_size=16, residual=residual, ranking="layer")
+        rounds = prune(rounds, kept)
+        free = [g for g in filter_groups(rounds) if not g.protected and g.conv.out_channels > g.floor]
+        if residual == "coupled" and network.origin.name.startswith("resnet"):  # the stem's stream stays
+            free = [g for g in free if g.stream.name != "layer1"]
+        shares = [g.conv.out_channels / g.dense for g in free]
+        step = 1 / min(g.dense for g in free)
+        assert max(shares) - min(shares) <= step + 1e-9, shares
+    assert pruned_percent(rounds, "macs", 16) == pytest.approx(60, abs=6)
+
+
+@pytest.mark.parametrize("ranking, moves", [("global", True), ("mean", False), ("norm", False), ("layer", False)])
+def test_the_size_of_a_layers_scores_counts_in_one_list_only(ranking, moves):
+    model = narrow("vgg")
+    scores = random_scores(model)
+    larger = {**scores, "features.14": scores["features.14"] * 1000}
+    before, after = (left(model, select_filters(model, each, 50, ranking=ranking)) for each in (scores, larger))
+    assert (before != after) == moves
+    assert (after["features.14"] == 1) == moves
+
+
+@pytest.mark.parametrize("ranking, size", [("mean", lambda own: own.abs().mean()), ("norm", lambda own: own.norm())])
+def test_scores_are_divided_by_their_layers_mean_or_norm(ranking, size):
+    model = narrow("vgg")  # 368 filters
+    torch.manual_seed(0)
+    scores = {g.name: torch.randn(len(g.channels)).double() * 10 ** k for k, g in enumerate(filter_groups(model))}
+    ranks = {(name, i): (own[i] / size(own)).item() for name, own in scores.items() for i in range(len(own))}
+    kept = select_filters(model, scores, 100 * 50 / 368, ranking=ranking)
+    gone = {(g.name, i) for g in filter_groups(model) for i in range(len(g.channels)) if i not in kept[g.name]}
+    assert gone == set(sorted(ranks, key=ranks.get)[:50])
+
+
+def test_each_method_ranks_as_its_paper_does():
+    papers = {name: method.ranking for name, method in ESTIMATORS.items()}
+    assert papers == {
+        "orthoreg": "global", "fisher": "global", "theis": "global", "tfo": "norm", "bn": "global",
+        "l1": "layer", "sfp": "layer", "fpgm": "layer", "group": "mean", "grasp": "global",
+        "rdt": "global", "random": "global"}
+    model = narrow("vgg")
+    scores = random_scores(model)
+    for name, ranking in papers.items():
+        ours = select_filters(model, scores, 50, ranking="paper", pruning_type=name)
+        theirs = select_filters(model, scores, 50, ranking=ranking)
+        assert all(torch.equal(ours[layer], theirs[layer]) for layer in theirs)
+
+
+@pytest.mark.parametrize("budget", ["filters", "macs", "params"])
+@pytest.mark.parametrize("residual", ["single", "coupled"])
+def test_every_ranking_keeps_to_every_budget(budget, residual):
+    for name in ("mobilenet", "resnet-56"):
+        model = narrow(name)
+        for how in ({"ranking": "layer"}, {"ranking": "mean"}, {"ranking": "norm"},
+                    {"per_cost": True, "pruning_type": "fisher"},
+                    {"ranking": "norm", "per_cost": True, "pruning_type": "theis"}):
+            for round_to in (1, 4):
+                limit = max_percent(model, budget, 16, round_to, residual)
+                kept = select_filters(model, random_scores(model), 40, budget, round_to, 16, residual, **how)
+                gone = pruned_percent(prune(model, kept), budget, 16)
+                assert min(40, limit) - (18 if round_to > 1 else 3) < gone <= 40.1, (name, how, round_to, limit)
+
+
+@pytest.mark.parametrize("how, says", [
+    ({"ranking": "mine"}, "no ranking 'mine'"), ({"ranking": "paper"}, "pruning_type is None"),
+    ({"per_cost": True}, "pruning_type is None"),
+    ({"per_cost": True, "pruning_type": "l1"}, "does not estimate the change of the loss"),
+    ({"per_cost": True, "pruning_type": "fisher", "ranking": "layer"}, "costs change nothing")])
+def test_a_choice_that_means_nothing_is_refused(how, says):
+    model = narrow("vgg")
+    with pytest.raises(ValueError, match=says):
+        select_filters(model, random_scores(model), 50, **how)
+
+
+# ----------------------------------------------------------------------------------------- costs
+
+
+@pytest.mark.parametrize("name", WIDTH)
+@pytest.mark.parametrize("budget, entry", [("macs", "macs"), ("params", "parameters"), ("filters", "filters")])
+def test_a_filter_costs_what_the_network_saves_without_it(name, budget, entry):
+    """Of each layer that is a chain's; of a stream, of all that write one channel together."""
+    model = narrow(name)
+    costs, whole = filter_costs(model, budget, 16), measure_cost(model, 16)[entry]
+    everything = {g.name: torch.arange(g.conv.out_channels) for g in filter_groups(model)}
+    streams = {}
+    for group in filter_groups(model):
+        streams.setdefault(group.stream.name, []).append(group)
+    for groups in streams.values():
+        if any(group.protected for group in groups):
+            continue  # what reads it always has all inputs
+        kept = dict(everything)
+        for group in groups:
+            kept[group.name] = kept[group.name][1:]
+        saved = whole - measure_cost(prune(model, kept), 16)[entry]
+        assert sum(costs[group.name][0].item() for group in groups) == pytest.approx(saved), groups[0].name
+
+
+def test_what_always_has_its_channels_saves_nothing_in_its_readers():
+    model = narrow("resnet-56")
+    costs = filter_costs(model, "macs", 16)
+    conv = model.layer1[0].conv2  # writes into the stem's stream
+    row = conv.weight[0].numel() * 16 * 16
+    assert costs["layer1.0.conv2"].tolist() == [row] * conv.out_channels
+
+
+def test_change_per_cost_is_the_root_of_a_square_by_its_multiply_adds():
+    model = narrow("vgg")
+    scores = {g.name: torch.full((g.conv.out_channels,), 1e6) for g in filter_groups(model)}
+    costs = filter_costs(model, "macs", 16)
+    cheap, dear = (pick(costs, key=lambda name: costs[name][0]) for pick in (min, max))
+    ratio, most = (costs[dear][0] / costs[cheap][0]).item(), len(scores[dear])
+    assert ratio > 1.5
+    one = 100 / measure_cost(model, 16)["macs"] * costs[dear][0].item() * 1.01
+
+    def first(factor, pruning_type):
+        """The layer that loses a filter first, where the dear one's score is so many times the cheap one's."""
+        scores[cheap][0], scores[dear][0] = 1e-4, 1e-4 * factor
+        kept = select_filters(model, scores, one, "macs", image_size=16, per_cost=True, pruning_type=pruning_type)
+        return cheap if len(kept[dear]) == most else dear
+    assert first(ratio * .9, "theis") == dear and first(ratio * 1.1, "theis") == cheap
+    assert first(ratio ** 2 * .9, "fisher") == dear and first(ratio ** 2 * 1.1, "fisher") == cheap
+
+
+def test_time_is_shared_out_as_multiply_adds_are():
+    model = narrow("mobilenet")
+    macs = measure_cost(model, 16)["layer_macs"]
+    times = {layer: 2e-6 * count for layer, count in macs.items()}
+    for layer, costs in filter_costs(model, "latency", 16, times).items():
+        torch.testing.assert_close(costs, 2e-6 * filter_costs(model, "macs", 16)[layer])
+
+
+@pytest.mark.parametrize("runtime", ["pytorch", "onnxruntime"])
+def test_each_layer_has_a_time(runtime):
+    if runtime == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+    model = narrow("resnet-56")
+    clock = latency.Clock(model, 16, 4, torch.device("cpu"), runtime)
+    times = clock.layer_times(prune(model, select_filters(model, random_scores(model), 50)))
+    layers = {name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    assert times.keys() == layers and all(time > 0 for time in times.values())
+    slow = layer_times(model, torch.zeros(64, 3, 32, 32))  # sixteen times the images, four times the pixels
+    assert sum(slow.values()) > 2 * sum(layer_times(model, torch.zeros(4, 3, 16, 16)).values())
+
+
+# ------------------------------------------------------------------------------------ group norms
+
+
+class Chain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 3)
+        self.c = nn.Conv2d(4, 5, 3)
+        self.linear = nn.Linear(5, 2)
+
+    def forward(self, x):
+        x = self.norm(self.a(x)).relu()
+        return self.linear((self.b(x) + self.c(x)).mean((2, 3)))
+
+
+def test_a_group_is_a_filter_its_scale_and_what_reads_its_channel():
+    torch.manual_seed(0)
+    model = Chain().eval()
+    nn.init.uniform_(model.norm.weight)
+    norms = group_norms(model)
+    for i in range(4):
+        parts = model.a.weight[i], model.norm.weight[i], model.b.weight[:, i], model.c.weight[:, i]
+        assert norms["a"][i].item() == pytest.approx(math.sqrt(sum(p.square().sum().item() for p in parts)))
+    for name in "bc":  # each of the two writers has half of what reads their channel
+        for i in range(5):
+            own = getattr(model, name).weight[i].square().sum() + model.linear.weight[:, i].square().sum() / 2
+            assert norms[name][i].item() == pytest.approx(math.sqrt(own.item()))
+    small = prune(model, {"a": torch.tensor([0, 2]), "b": torch.tensor([1, 3]), "c": torch.tensor([1, 2])})
+    left = group_norms(small)  # channel 1 has two writers still, 2 and 3 have one each
+    whole = small.c.weight[1].square().sum() + model.linear.weight[:, 2].square().sum()
+    assert left["c"][1].item() == pytest.approx(math.sqrt(whole.item()))
+    scores = cal_importance(model, "group")
+    assert all(torch.allclose(scores[name], norms[name].float()) for name in norms)
+
+
+# ------------------------------------------------------------------------------ steps, and after
+
+
+@pytest.mark.parametrize("gone, percent, steps, expected", [
+    (0, 75, 2, [50, 75]), (0, 50, 1, [50]), (50, 75, 2, [64.6, 75]), (60, 40, 3, [40]), (0, 0, 4, [0]),
+    (0, 60, 3, [26.3, 45.7, 60])])
+def test_what_is_left_shrinks_by_the_same_factor_in_each_step(gone, percent, steps, expected):
+    targets = step_targets(gone, percent, steps)
+    assert targets == pytest.approx(expected, abs=.05) and targets[-1] == percent
+
+
+def test_statistics_are_those_of_the_images_and_nothing_else_changes(network, few):
+    images = few[0]
+    small = prune(network, select_filters(network, random_scores(network), 50)).train()
+    frozen = next(m for m in small.modules() if isinstance(m, nn.Dropout | nn.BatchNorm2d)).eval()
+    before = {name: p.clone() for name, p in small.named_parameters()}
+    reestimate(small, [(images[:12], None), (images[12:], None)])
+    assert small.training and not frozen.training
+    assert all(torch.equal(p, before[name]) for name, p in small.named_parameters())
+    norm = next(m for m in small.modules() if isinstance(m, nn.BatchNorm2d))
+    first = next(m for m in small.modules() if isinstance(m, nn.Conv2d))
+    with torch.no_grad():
+        halves = [first(part) for part in (images[:12], images[12:])]
+    if network.origin.name == "vgg":  # whose BatchNorms stand behind the ReLU
+        halves = [half.relu() for half in halves]
+    wanted = sum(half.mean((0, 2, 3)) for half in halves) / 2
+    torch.testing.assert_close(norm.running_mean, wanted, rtol=1e-4, atol=1e-5)
+    wanted = sum(half.var((0, 2, 3)) for half in halves) / 2
+    torch.testing.assert_close(norm.running_var, wanted, rtol=1e-3, atol=1e-5)
+    assert all(m.momentum == .1 for m in small.modules() if isinstance(m, nn.BatchNorm2d))
+    reestimate(nn.Linear(2, 2), [(torch.zeros(2, 2), None)])  # none to estimate
+
+
+def test_a_teachers_answers_are_part_of_the_loss(few):
+    images, labels = few
+    torch.manual_seed(0)
+    own, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(768, 4)) for _ in range(2))
+    logits = own(images)
+    loss = F.cross_entropy(logits, labels)
+    mixed = Distillation(teacher.train(), .3, 2.0)(loss, logits, images)
+    p = (teacher(images) / 2).softmax(1)
+    apart = (p * (p.log() - (logits / 2).log_softmax(1))).sum(1).mean()
+    torch.testing.assert_close(mixed, .7 * loss + .3 * 4 * apart)
+    assert teacher.training and all(w.grad is None for w in teacher.parameters())
+    still = torch.optim.SGD(own.parameters(), lr=0.0)
+    batches = [(images, labels)]
+    figures = train_epoch(own, batches, still, distillation=Distillation(teacher, .3, 2.0))
+    assert figures["loss"] == pytest.approx(mixed.item(), rel=1e-5)
+
+
+def test_the_last_epoch_may_be_taken(digits):
+    model = narrow("vgg", num_classes=10)
+    recipe = config.Recipe(lr=[.02, .3], epochs=[2, 1], weight_decay=0, adam_lr=[1, 1])  # the last spoils it
+    trained = fit(model, digits, recipe, key=(0,), batch_size=128, choose="last", report=lambda *_: None)
+    assert trained.history[1]["test"]["top1"] > trained.history[2]["test"]["top1"] + 5
+    assert trained.best == trained.last and trained.best["epoch"] == 3 and trained.chosen_on == "last"
+    assert train.evaluate(model, digits.test_batches())["top1"] == trained.last["top1"]
+
+
+# ------------------------------------------------------------------------------------ the commands
+
+
+@pytest.fixture
+def flags(folder, monkeypatch, tmp_path):
+    monkeypatch.setitem(config.PRESETS, "test", short_preset(epochs=1))
+    monkeypatch.chdir(tmp_path)
+    return ["--preset=test", "--image_size=16", f"--data_path={folder}", "--ebt=True"]
+
+
+def result(name):
+    """The record of the only pruned network whose name has this in it."""
+    found, = (path for path in Path("pruned_nets").rglob(f"*{name}*.json"))
+    return Record.read_result(json.loads(found.read_text())), found
+
+
+def test_the_best_of_all_cuts_is_retrained(flags, capsys, monkeypatch):
+    judged = []
+    evaluate = train.evaluate
+
+    def watched(model, batches):
+        figures = evaluate(model, batches)
+        judged.append((len(batches.split), figures["top1"]))
+        return figures
+    monkeypatch.setattr(train, "evaluate", watched)
+    job = [*flags, "--model=resnet-56", "--width=0.25", "--pruning_type=group", "--budget=macs"]
+    assert main.main([*job, "--prune_percent=40", "--select=best", "--bn_images=24"]) == 0
+    out = capsys.readouterr().out
+    record, path = result("best")
+    tried = record.pruning["candidates"]
+    assert [(each["ranking"], each["residual"]) for each in tried] == [
+        (ranking, residual) for residual in ("single", "coupled") for ranking in config.RANKINGS]
+    best = max(each["top1"] for each in tried)
+    chosen, = (each for each in tried if each["chosen"])
+    assert chosen == next(each for each in tried if each["top1"] == best)
+    held = [top1 for count, top1 in judged if count == 3]  # a tenth of 36 images: one of each class
+    assert held == [each["top1"] for each in tried]
+    assert path.name.startswith("resnet-56-w0.25_group-best-bn24_40_0")
+    assert "on 3 training images held out from the cut" in out and out.count("chosen\n") == 1
+    assert record.achieved == chosen["achieved_percent"] and record.after_bn is not None
+    assert record.variant == "group, best of rankings, BatchNorm on 24 images"
+    assert "with BatchNorms re-estimated on 24 training images: top-1" in out
+
+
+def test_a_cut_in_steps_scores_what_is_left(flags, capsys, monkeypatch):
+    from lab import cutting
+    seen = []
+    score = cutting.cal_importance
+
+    def watched(network, *args, **kwargs):
+        seen.append(pruned_percent(network, "macs", 16))
+        return score(network, *args, **kwargs)
+    monkeypatch.setattr(cutting, "cal_importance", watched)
+    job = [*flags, "--model=vgg", "--width=0.125", "--pruning_type=tfo", "--budget=macs", "--prune_percent=75"]
+    assert main.main([*job, "--score_steps=2", "--ranking=paper", "--per_cost=True", "--choose=last"]) == 0
+    assert seen == [0, pytest.approx(50, abs=3)] and "in 2 steps" in capsys.readouterr().out
+    record, path = result("tfo")
+    assert path.name == "vgg-w0.125_tfo-paper-percost-steps2_75_0.json"
+    assert record.variant == "tfo, paper, per cost, 2 steps" and record.chosen_on == "last"
+    assert record.achieved == pytest.approx(75, abs=1)
+
+
+def test_a_ticket_in_steps_keeps_what_the_cut_keeps(flags, monkeypatch):
+    run = main.make_job([*flags, "--model=vgg", "--width=0.125", "--pruning_type=tfo", "--prune_percent=60",
+                         "--eb_detect=True", "--score_steps=2"])
+    run.network = narrow("vgg", num_classes=3)
+    mask = main.find_ticket(run).mask()
+    small, _ = main.cutting.cut_in_steps(run, 0, 60, 2000)
+    assert mask.sum() == sum(g.conv.out_channels for g in filter_groups(small))
+    kept = kept_filters(run.network, small)
+    widths = [len(kept[g.name]) for g in filter_groups(run.network)]
+    parts = mask.split([g.conv.out_channels for g in filter_groups(run.network)])
+    assert [int(part.sum()) for part in parts] == widths
+
+
+def test_a_preset_may_say_what_flags_are(flags, monkeypatch):
+    preset = config.replace(config.PRESETS["test"], flags={"ranking": "mean", "bn_images": 64, "choose": "last"})
+    monkeypatch.setitem(config.PRESETS, "mine", preset)
+    flags = ["--preset=mine", *flags[1:], "--pruning_type=l1", "--prune_percent=50"]
+    usual, own = parse(flags), parse([*flags, "--ranking=norm", "--bn_images", "0"])
+    assert (usual.ranking, usual.bn_images, usual.choose, usual.method) == ("mean", 64, "last", "l1")
+    assert (own.ranking, own.bn_images, own.method) == ("norm", 0, "l1-norm-bn0")
+    trained = parse([*flags[:-2], "--only_train=base"])
+    assert (trained.ranking, trained.choose) == ("global", "last")
+
+
+@pytest.mark.parametrize("more, says", [
+    (["--select=best", "--ranking=mean"], "leave out --ranking"),
+    (["--select=best", "--residual=coupled"], "leave out --residual"),
+    (["--select=best", "--eb_detect=True"], "leave out --select=best"),
+    (["--per_cost=True"], "does not estimate the change of the loss"),
+    (["--bn_images=1"], "two images at least"), (["--score_steps=0"], "from 1 to 100"),
+    (["--distill=2"], "up to 1"), (["--ranking=mine"], "invalid choice")])
+def test_choices_that_contradict_each_other_are_refused(more, says, flags, capsys):
+    try:
+        assert main.main([*flags, "--pruning_type=l1", "--prune_percent=50", *more]) == 2
+    except SystemExit as end:  # of the parser
+        assert end.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_choices_leave_out_what_is_the_same(network):
+    ways = choices(network)
+    coupled = {"resnet", "resnet-56"} & {network.origin.name}
+    assert len(ways) == (8 if coupled else 4)
+
+
+def test_few_validation_images_are_said_to_choose_by_chance(flags, capsys):
+    falling = config.Recipe(lr=[.02], epochs=[4], weight_decay=0, adam_lr=[1], schedule="cosine")
+    config.PRESETS["test"] = config.replace(config.PRESETS["test"], ebt=config.Schedule(falling, falling, falling))
+    job = [*flags, "--model=vgg", "--width=0.125", "--only_train=base", "--val_percent=10"]
+    assert main.main(job) == 0
+    assert "--choose=last takes the last one" in capsys.readouterr().out
+    assert main.main([*job, "--choose=last"]) == 0
+    out = capsys.readouterr().out
+    assert "--choose=last takes" not in out and "last epoch: 4" in out
+
+
+@pytest.mark.parametrize("batch, noted", [("12", True), ("2", False)])
+def test_too_few_steps_are_noted_with_what_would_help(batch, noted, flags, capsys, monkeypatch):
+    monkeypatch.setitem(config.PRESETS, "test", short_preset(epochs=5))
+    job = main.make_job([*flags, "--model=vgg", "--only_train=base", f"--batch_size={batch}"])
+    job._introduce()
+    out = capsys.readouterr().out
+    assert ("5 epochs of 3 steps are 15 steps in all" in out) == noted
+    assert ("--batch_size=2 makes it 90" in out) == noted
