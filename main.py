@@ -18,7 +18,7 @@ from common.files import to_json
 from common.libraries import lazy, load
 from common.processes import leave_processes
 from common.seeds import seed_of
-from common.terminal import counted, heading, print_notes
+from common.terminal import heading, print_notes
 from config import MOMENTUM
 from lab.experiment import CONTROL_MAY_DIFFER, DEFAULTS, Experiment, Sweep, marked, parse
 
@@ -139,7 +139,7 @@ def train_network(job, phase, number=0):
         class_weights=job.data.balanced_weights() if flags.class_weights else None,
         teacher=job.state.teacher if number else None, distill=flags.distill, choose=flags.choose,
         training=training, report=job.tell_epoch(name, phase, number))
-    print(f"  {chosen_text(training, flags.eb_epsilon if ticket else None, job.data)}")
+    print(f"  {chosen_text(training, flags.eb_epsilon if ticket else None)}")
     print_notes(choice_notes(training, job.recipe(phase).rates(flags.optimizer), job.data))
     if penalty:
         tables.print_orthogonality(measure.measure_orthogonality(job.network), before)
@@ -168,7 +168,7 @@ def round_title(job, number, step, text):
     return f"Round {number} of {len(job.targets)}, step {step} of {steps}: {text}"
 
 
-def chosen_text(trained, epsilon, data):
+def chosen_text(trained, epsilon):
     """Which epoch's weights a training has left, in words."""
     best, last = trained.best, trained.last
     if trained.chosen_on == "ticket":
@@ -177,9 +177,8 @@ def chosen_text(trained, epsilon, data):
     if trained.chosen_on == "last":
         text = f"last epoch: {last['epoch']}; test accuracy {last['top1']:.2f}%"
     else:
-        images = counted(len(data.validation or data.test), f"{trained.chosen_on} image")
-        text = (f"best epoch, chosen on the {images}: {best['epoch']}; test accuracy "
-                f"{best['top1']:.2f}% (last epoch: {last['top1']:.2f}%)")
+        text = (f"best epoch, chosen on the {trained.chosen_on} images: {best['epoch']}; test "
+                f"accuracy {best['top1']:.2f}% (last epoch: {last['top1']:.2f}%)")
     if epsilon:
         text += ("\n  no ticket was found: the whole schedule ran; a larger --eb_epsilon than "
                  f"{epsilon:g} finds one earlier")

@@ -328,9 +328,11 @@ def _interval(gaps):
 
 def _details(networks):
     """A row for each network, percent and method of {network: its records}."""
+    every = [record for records in networks.values() for record in records]
+    settled = ["BatchNorms re-estimated"] if any(r.after_bn is not None for r in every) else []
     header = ("network", "method", "asked for (%)", "removed (%)", "parameters left (%)",
-              "multiply-adds left (%)", "right after pruning", "BatchNorms re-estimated",
-              "best epoch", "last epoch", "top-5", "n")
+              "multiply-adds left (%)", "right after pruning", *settled, "best epoch", "last epoch",
+              "top-5", "n")
     lines = [row(header), "|---" * len(header) + "|"]
     for network, records in networks.items():
         cells = grouped(sorted(records, key=lambda r: (round(r.requested, 2), r.place)),
@@ -338,7 +340,8 @@ def _details(networks):
         lines += [row([
             network, method, f"{percent:g}", spread((r.achieved for r in found), 2),
             spread(r.parameters_left for r in found), spread(r.flops_left for r in found),
-            spread(r.after_pruning for r in found), spread(r.after_bn for r in found),
+            spread(r.after_pruning for r in found),
+            *([spread(r.after_bn for r in found)] if settled else []),
             spread(r.best for r in found),
             spread(r.last for r in found), spread(r.top5 for r in found), str(len(found))])
                   for (percent, method), found in cells.items()]

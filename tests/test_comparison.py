@@ -27,8 +27,8 @@ from common.errors import Diverged, InputError
 from config import Recipe
 from conftest import ROOT, files, narrow, short_preset
 from data import Split
+from lab import cutting, latency, plots, report
 from lab import groups as group_check
-from lab import latency, plots, report
 from lab import sweep as sweeps
 from lab.checkpoint import load_checkpoint, save_checkpoint
 from lab.experiment import Sweep, parse
@@ -212,14 +212,13 @@ def test_the_search_goes_on_where_it_was_stopped(digits):
 
 def test_a_job_looks_for_its_ticket(flags, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(config.PRESETS, "test", short_preset(epochs=6))
-    import imp_estimator
-    counts, estimate = [], imp_estimator.cal_importance
+    counts, estimate = [], cutting.cal_importance
 
     def spy(model, method, batches, **more):
         counts.append(len(batches.order))
         return estimate(model, method, batches, **more)
 
-    monkeypatch.setattr(imp_estimator, "cal_importance", spy)
+    monkeypatch.setattr(cutting, "cal_importance", spy)
     job = [*flags, "--pruning_type=fisher", "--prune_percent=30", "--eb_detect=True",
            "--eb_samples=12"]
     assert main.main([*job, "--eb_epsilon=1"]) == 0
