@@ -14,7 +14,8 @@ import main
 import train
 from conftest import WIDTH, narrow, short_preset
 from imp_estimator import ESTIMATORS, cal_importance
-from lab import latency
+from lab import latency, sweep
+from lab.checkpoint import load_checkpoint
 from lab.experiment import parse
 from lab.measure import layer_times
 from lab.record import Record
@@ -410,3 +411,36 @@ def test_too_few_steps_are_noted_with_what_would_help(batch, noted, flags, capsy
     out = capsys.readouterr().out
     assert ("5 epochs of 3 steps are 15 steps in all" in out) == noted
     assert ("--batch_size=2 makes it 90" in out) == noted
+
+
+def test_a_sweep_of_rankings_has_a_file_for_each_and_one_control(flags, tmp_path):
+    ways = {"ranking": ["global", "mean"], "residual": ["single", "coupled"], "score_steps": [1, 2], "distill": [0, .5],
+            "control": [False, "unpruned"]}
+    (tmp_path / "sweep.json").write_text(json.dumps({
+        "data_path": "digits", "ebt": True, "model": "resnet-56", "pruning_type": "fisher", "prune_percent": 50, **ways}))
+    cells = sweep.read_sweep("sweep.json")
+    assert len(cells) == 2 ** 4 + 2  # the unpruned network, with the answers of its own and without
+    names = [parse(sweep.command_of(cell)).pruned_file("", 50, False).name for cell in cells]
+    assert len(set(names)) == len(cells) and "resnet-56_base-distill0.5-unpruned_50_0.pth" in names
+
+
+def test_controls_learn_from_the_unpruned_network_too(flags, capsys, monkeypatch):
+    taught = []
+    init = Distillation.__init__
+
+    def watched(self, teacher, share, *rest):
+        taught.append(({name: p.clone() for name, p in teacher.state_dict().items()}, share))
+        init(self, teacher, share, *rest)
+    monkeypatch.setattr(Distillation, "__init__", watched)
+    job = [*flags, "--model=vgg", "--width=0.125", "--pruning_type=fisher", "--distill=0.5"]
+    assert main.main([*job, "--prune_percent=50"]) == 0
+    assert main.main([*job, "--prune_percent=50", "--control=scratch"]) == 0
+    assert main.main([*job, "--pretrained=True", "--control=unpruned"]) == 0
+    base, _ = load_checkpoint("pretrained/ebt/shapes/vgg-w0.125.pth")
+    assert len(taught) == 3
+    for state, share in taught:
+        assert share == .5 and all(torch.equal(state[name], tensor) for name, tensor in base.state_dict().items())
+    Path("pretrained/ebt/shapes/vgg-w0.125.pth").unlink()
+    capsys.readouterr()
+    assert main.main([*job, "--prune_percent=50", "--control=scratch"]) == 2
+    assert "needs the answers of" in capsys.readouterr().err

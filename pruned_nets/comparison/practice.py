@@ -275,14 +275,14 @@ def all_rows():
     """What the curves are drawn of."""
     theirs = [Row("torch-pruning", method, ranking) for method in THEIRS
               for ranking in ("layer", "global")]
-    listed = [row for row in rows(["fisher", "tfo"]) if row.ranking != "layer"]
-    return [*theirs, *rows(["fisher", "tfo", "bn", "l1", "group"]),
+    listed = [row for row in rows(["theis", "fisher", "tfo"]) if row.ranking != "layer"]
+    return [*theirs, *rows(["group", "theis", "l1", "fisher", "tfo", "bn"]),
             *(replace(row, per_cost=True) for row in listed)]
 
 
 def step_rows():
     """The same in eight steps, of what does well in one."""
-    ours = [row for row in rows(["fisher", "tfo"], steps=8) if row.ranking != "norm"]
+    ours = [row for row in rows(["theis", "fisher", "tfo"], steps=8) if row.ranking != "norm"]
     return [*ours, *(replace(row, per_cost=True) for row in ours if row.ranking == "global"),
             Row("torch-pruning", "magnitude", "layer", steps=8)]
 
