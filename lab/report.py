@@ -269,7 +269,7 @@ def _differences(network, records):
     than two seeds."""
     cells, columns, _ = _cells(records)
     gaps = _gaps(records, cells)
-    table = {names: [_interval([gap for (column, _), gap in each.items() if column == shown])
+    table = {names: [interval([gap for (column, _), gap in each.items() if column == shown])
                      for shown in columns] for names, each in gaps.items()}
     table = {names: line for names, line in table.items() if any(line)}
     filled = [i for i in range(len(columns)) if any(line[i] for line in table.values())]
@@ -315,7 +315,7 @@ def _minus(ours, theirs):
     return {key: ours[key] - theirs[key] for key in ours.keys() & theirs.keys()}
 
 
-def _interval(gaps):
+def interval(gaps):
     """The mean of differences, ± its standard error, and its 95% interval, in words; nothing for
     fewer than two."""
     if len(gaps) < 2:

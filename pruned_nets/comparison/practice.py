@@ -13,6 +13,7 @@ computed again. The starting networks are kept in pretrained/practice/.
 import argparse
 import copy
 import json
+import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -29,13 +30,16 @@ sys.path.insert(0, str(ROOT))
 from common.batches import Split  # noqa: E402
 from common.device import environment, pick_device  # noqa: E402
 from common.files import to_json, write_atomically  # noqa: E402
-from config import Recipe  # noqa: E402
+from config import Recipe, title_of  # noqa: E402
 from data import load_data  # noqa: E402
 from imp_estimator import cal_importance  # noqa: E402
-from lab.networks import build_network  # noqa: E402
-from pruner import prune, select_filters, step_targets  # noqa: E402
+from lab.networks import build_network, fresh_like  # noqa: E402
+from lab.report import interval, spread  # noqa: E402
+from lab.report import row as row_of  # noqa: E402
+from pruner import choices, prune, select_filters, step_targets  # noqa: E402
 from train import evaluate, fit, reestimate  # noqa: E402
 
+TEXT = HERE / "practice.txt"  # what stands before the tables
 KEPT = ROOT / "pretrained" / "practice"
 IMAGES = ROOT / "data" / "cifar100-20"
 START, TARGET = range(10), range(10, 20)  # classes, in alphabetical order
@@ -167,7 +171,8 @@ def macs_of(network, size):
 
 @dataclass(frozen=True)
 class Row:
-    """One way to cut. tool: "orthoreg", this suite, or "torch-pruning"."""
+    """One way to cut. tool: "orthoreg", this suite, "torch-pruning", or a control: "unpruned",
+    "scratch". ranking: "best" stands for --select=best."""
     tool: str
     method: str
     ranking: str = "global"
@@ -189,8 +194,9 @@ class Row:
     def cut(self, network, data, share, seed, known):
         """`network` with `share` percent of its multiply-adds. known: method -> its scores of this
         network, or gradients, as far as they have been computed."""
-        cut = _cut_ours if self.tool == "orthoreg" else _cut_theirs
-        return cut(self, network, data, share, seed, known)
+        if self.ranking == "best":
+            return CUTS["best"](self, network, data, share, seed, known)
+        return CUTS[self.tool](self, network, data, share, seed, known)
 
 
 def _cut_ours(row, network, data, share, seed, known):
@@ -263,6 +269,32 @@ def _slopes(network, data, seed):
         loss = nn.functional.cross_entropy(network(images), labels, reduction="sum")
         (loss / len(batches.order)).backward()
     return {name: parameter.grad for name, parameter in network.named_parameters()}
+
+
+def _best_of_ours(row, network, data, share, seed, known):
+    """What --select=best does: the cut of all rankings that a tenth of the images, held out from
+    scores and statistics, judges best."""
+    data = data.hold_out(10, seed)
+    known, best = {}, None
+    for choice in choices(network):
+        small = replace(row, **choice).cut(network, data, share, seed, known)
+        settled = copy.deepcopy(small)
+        settle(settled, data, seed)
+        accuracy = evaluate(settled, data.choice_batches())["top1"]
+        if best is None or accuracy > best[0]:
+            best = accuracy, small
+    return best[1]
+
+
+def _fresh(row, network, data, share, seed, known):
+    """The architecture of a cut by the same share of each layer, with fresh weights."""
+    shape = Row("orthoreg", "group", "layer", "coupled").cut(network, data, share, seed, known)
+    torch.manual_seed(seed)
+    return fresh_like(shape, len(data.classes))
+
+
+CUTS = {"orthoreg": _cut_ours, "best": _best_of_ours, "torch-pruning": _cut_theirs,
+        "scratch": _fresh, "unpruned": lambda row, network, *_: copy.deepcopy(network)}
 
 
 def rows(methods, **more):
@@ -342,16 +374,151 @@ def curves(name, seed, wanted):
               f"({time.monotonic() - began:.1f} s)", flush=True)
 
 
+# ---------------------------------------------------------------------------------------- the page
+
+
+def write_page():
+    """practice.md: the tables of all files in practice/."""
+    found = [json.loads(path.read_text()) for path in sorted((HERE / "practice").glob("*.json"))]
+    lines = (HERE / "practice.txt").read_text().splitlines() if TEXT.is_file() else []
+    for name, task in TASKS.items():
+        own = [content for content in found if content["task"] == name]
+        if own:
+            lines += ["", f"## {title_of_task(name, task)}", "", *_curve_table(own), "",
+                      *_training_table(own)]
+    (HERE / "practice.md").write_text("\n".join(lines).strip() + "\n")
+
+
+def title_of_task(name, task):
+    use = "used for its own ten classes" if task.own else (
+        f"used for ten other classes, {PER_CLASS} images of each")
+    return f"{title_of(task.model)} at {task.size} pixels, {use}"
+
+
+def _curve_table(contents):
+    """Accuracies right after the cut with the BatchNorms re-estimated, and as they were."""
+    whole = spread([content["whole"] for content in contents])
+    cells = {}
+    for content in contents:
+        for entry in content["rows"]:
+            key = Row(**entry["row"]), entry["share"]
+            cells.setdefault(key, []).append(entry)
+    rows = list(dict.fromkeys(row for row, _ in cells))
+
+    def mean(row):
+        return statistics.fmean(
+            entry["settled"] for share in SHARES for entry in cells.get((row, share), ()))
+
+    columns = [f"{share}% of the MACs" for share in SHARES]
+    table = [f"Right after the cut, nothing trained; unpruned {whole}. With BatchNorms re-estimated "
+             "on 512 images, in brackets with them as they were.", "",
+             row_of(["", *columns, "parameters left (%)", "n"]),
+             "|---" * 6 + "|"]
+    for row in sorted(rows, key=mean, reverse=True):
+        found = [cells.get((row, share), []) for share in SHARES]
+        texts = [f"{spread([e['settled'] for e in some])} ({spread([e['stale'] for e in some])})"
+                 if some else "" for some in found]
+        left = [statistics.fmean(e["parameters_left"] for e in some) for some in found if some]
+        table.append(row_of([row.name, *texts, ", ".join(f"{each:.0f}" for each in left),
+                             str(max(map(len, found)))]))
+    return table
+
+
+def _training_table(contents):
+    """Accuracies after fine-tuning, and what they are more than the other tool's best."""
+    cells = {}  # (share, Tuning.epochs) -> {name of a row: {seed: accuracy}}
+    for content in contents:
+        for entry in content.get("trainings", ()):
+            key = entry["share"], entry["tuning"]["epochs"]
+            name = Row(**entry["row"]).name + words_of_tuning(Tuning(**entry["tuning"]))
+            cells.setdefault(key, {}).setdefault(name, {})[content["seed"]] = entry["top1"]
+    lines = []
+    for (share, epochs), rows in sorted(cells.items(), reverse=True):
+        ranked = sorted(rows, key=lambda name: -statistics.fmean(rows[name].values()))
+        theirs = next((name for name in ranked if name.startswith("torch-pruning")), None)
+        lines += ["", f"{share}% of the MACs, {epochs} epochs of fine-tuning:", "",
+                  row_of(["", "accuracy", f"minus {theirs}", "n"]), "|---" * 4 + "|"]
+        for name in ranked:
+            shared = rows[name].keys() & rows.get(theirs, {}).keys() if name != theirs else ()
+            gaps = [rows[name][seed] - rows[theirs][seed] for seed in sorted(shared)]
+            lines.append(row_of([name, spread(list(rows[name].values())), interval(gaps),
+                                 str(len(rows[name]))]))
+    return lines
+
+
+def words_of_tuning(tuning):
+    return (f", distilled {tuning.distill:g}" if tuning.distill else "") + (
+        "" if tuning.settled else ", BatchNorms as they were")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What follows a cut. settled: whether BatchNorms are re-estimated before it."""
+    epochs: int
+    distill: float = 0.0
+    settled: bool = True
+
+
+def tune(name, seed, plan):
+    """Fine-tune cuts. plan: (row, share, Tuning) of each, in order."""
+    task, results = TASKS[name], Results(name, seed)
+    done = results.content.setdefault("trainings", [])
+    missing = [each for each in plan if not any(
+        (entry["row"], entry["share"], entry["tuning"]) == (
+            asdict(each[0]), each[1], asdict(each[2])) for entry in done)]
+    if not missing:
+        return
+    network, data, accuracy = whole_network(task, seed)
+    results.content["whole"] = accuracy
+    dense, known = macs_of(network, task.size), {}
+    for row, share, tuning in missing:
+        began = time.monotonic()
+        try:
+            small = row.cut(network, data, share, seed, known)
+        except Exception as error:  # of the other tool, whatever it may be
+            print(f"{name} {seed} {row.name}: {type(error).__name__}: {error}", flush=True)
+            continue
+        if tuning.settled:
+            settle(small, data, seed)
+        start = evaluate(small, data.test_batches())["top1"]
+        trained = fit(small, data, task.tuning(tuning.epochs), key=(seed, "tune"), batch_size=32,
+                      choose="last", teacher=network if tuning.distill else None,
+                      distill=tuning.distill, report=lambda *_: None)
+        done.append({"row": asdict(row), "share": share, "tuning": asdict(tuning), "start": start,
+                     "macs_left": 100 * macs_of(small, task.size) / dense,
+                     "parameters": sum(p.numel() for p in small.parameters()),
+                     "top1": trained.last["top1"], "history": trained.history,
+                     "seconds": time.monotonic() - began})
+        results.save()
+        print(f"{name} {seed} {share}% {row.name}, {tuning}: {start:.1f} -> "
+              f"{trained.last['top1']:.1f} ({time.monotonic() - began:.0f} s)", flush=True)
+
+
+def tunings():
+    """What is fine-tuned: the questions that the curves leave."""
+    ours = [Row("orthoreg", "group", "layer", "coupled"), Row("orthoreg", "l1", "layer", "coupled"),
+            Row("orthoreg", "theis", "mean", "coupled"), Row("orthoreg", "theis", "best")]
+    theirs = [Row("torch-pruning", "magnitude", "layer"), Row("torch-pruning", "taylor", "global")]
+    controls = [Row("scratch", "from scratch"), Row("orthoreg", "fisher", "global", "single")]
+    plain = [(row, share, Tuning(5)) for share in (40, 25) for row in (*theirs, *ours, *controls)]
+    taught = [(row, share, Tuning(5, 0.5)) for share in (40, 25) for row in (ours[0], ours[2])]
+    return [(Row("unpruned", "unpruned"), 100, Tuning(5)), *plain, *taught]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("curves", "steps"))
+    parser.add_argument("what", choices=("curves", "steps", "train", "report"))
     parser.add_argument("tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     args = parser.parse_args()
     pick_device("cpu")
-    for seed in args.seeds:
+    for seed in args.seeds if args.what != "report" else ():
         for name in args.tasks:
-            curves(name, seed, all_rows() if args.what == "curves" else step_rows())
+            if args.what == "train":
+                tune(name, seed, tunings())
+            else:
+                curves(name, seed, all_rows() if args.what == "curves" else step_rows())
+    write_page()
 
 
 if __name__ == "__main__":
