@@ -314,8 +314,10 @@ def all_rows():
 
 def step_rows():
     """The same in eight steps, of what does well in one."""
-    ours = [row for row in rows(["theis", "fisher", "tfo"], steps=8) if row.ranking != "norm"]
+    ours = [row for row in rows(["theis", "fisher"], steps=8)
+            if row.ranking != "norm" and row.residual == "coupled"]
     return [*ours, *(replace(row, per_cost=True) for row in ours if row.ranking == "global"),
+            Row("orthoreg", "group", "layer", "coupled", steps=8),
             Row("torch-pruning", "magnitude", "layer", steps=8)]
 
 
@@ -410,8 +412,8 @@ def _curve_table(contents):
             entry["settled"] for share in SHARES for entry in cells.get((row, share), ()))
 
     columns = [f"{share}% of the MACs" for share in SHARES]
-    table = [f"Right after the cut, nothing trained; unpruned {whole}. With BatchNorms re-estimated "
-             "on 512 images, in brackets with them as they were.", "",
+    table = [f"Right after the cut, nothing trained; unpruned {whole}. With BatchNorms re-estimated"
+             " on 512 images, in brackets with them as they were.", "",
              row_of(["", *columns, "parameters left (%)", "n"]),
              "|---" * 6 + "|"]
     for row in sorted(rows, key=mean, reverse=True):
