@@ -286,7 +286,9 @@ AUGMENTS = {"shift": "shifted by up to an eighth of the size", "crop": "a random
 RANKINGS = {"global": "one list of all layers' scores as they are",
             "layer": "the same share of each layer",
             "mean": "one list of scores divided by their layer's mean",
-            "norm": "one list of scores divided by their layer's L2 norm"}
+            "norm": "one list of scores divided by their layer's L2 norm",
+            "measured": "most of the layers whose lowest scored filters the network misses least "
+                        "for what they cost, as measured on training images"}
 
 BUDGETS = {"filters": "filters", "macs": "multiply-adds", "params": "parameters",
            "latency": "milliseconds for a batch"}

@@ -117,6 +117,8 @@ def check_per_cost(pruning_type, ranking):
         those = ", ".join(name for name, each in ESTIMATORS.items() if each.change)
         raise ValueError(f"{pruning_type} does not estimate the change of the loss, which is what "
                          f"is divided by a filter's cost; these do: {those}")
+    if ranking == "measured":
+        raise ValueError("what is measured is divided by costs already; leave out either")
     if "layer" in (ranking, ranking == "paper" and method.ranking):
         raise ValueError("where the same share of each layer goes, costs change nothing; rank all "
                          "layers in one list, or leave costs out")

@@ -15,7 +15,9 @@ import torch
 
 from common.graph import first_line, title
 from common.modes import evaluating
+from common.processes import shared, sum_over_processes
 from common.surgery import CannotCut, MaskedGraph, cut_channels, first_difference, same
+from common.terminal import progress
 from config import RANKINGS
 from imp_estimator import ESTIMATORS, check_per_cost
 from models import (
@@ -95,7 +97,7 @@ def _percent_gone(structure, budget, image_size):
 
 def select_filters(model, scores, percent, budget="filters", round_to=1, image_size=32,
                    residual="single", ranking="global", per_cost=False, pruning_type=None,
-                   layer_times=None):
+                   layer_times=None, losses=None):
     """Choose the filters to keep when `percent` of the unpruned network's filters are gone.
 
     scores: layer name -> 1-D tensor, one score per filter that `model` has now; low goes first.
@@ -107,7 +109,9 @@ def select_filters(model, scores, percent, budget="filters", round_to=1, image_s
     residual: "single", or "coupled": then all filters that write the same channel of a stream go
         together, by the sum of their scores.
     ranking: how scores of different layers are compared, a key of config.RANKINGS; or "paper", as
-        the method's own paper does: then pruning_type says which method the scores are of.
+        the method's own paper does: then pruning_type says which method the scores are of. For
+        "measured" scores only rank the filters of each layer; losses, of `measure_losses`, say what
+        a layer is worth. These are divided by what the filters cost, as with per_cost.
     per_cost: rank by the change of the loss that a score stands for, divided by what the filter
         costs in the budget's currency (`models.filter_costs`), so that the budget goes first where
         it buys most. It also needs pruning_type. layer_times: layer -> milliseconds, where that
@@ -121,18 +125,18 @@ def select_filters(model, scores, percent, budget="filters", round_to=1, image_s
     Returns layer name -> rising tensor of the indices to keep.
     Raises ValueError where the scores do not fit the network, or an argument has no such value.
     """
-    _check_choice(percent, residual, ranking, per_cost, pruning_type)
+    _check_choice(percent, residual, ranking, per_cost, pruning_type, losses)
     if ranking == "paper":
         ranking = ESTIMATORS[pruning_type].ranking
     groups, remains = {g.name: g for g in filter_groups(model)}, remains_of(model)
     values = _values_of(groups, scores)
     costs = None
-    if per_cost:
+    if per_cost or ranking == "measured":
         currency = "latency" if layer_times else budget
         costs = filter_costs(model, currency, image_size, layer_times)
-        if ESTIMATORS[pruning_type].change == "root":
-            values = {name: [value ** .5 for value in own] for name, own in values.items()}
-    order = _removal_order(remains, groups, residual, values, ranking, costs)
+    if per_cost and ESTIMATORS[pruning_type].change == "root":
+        values = {name: [value ** .5 for value in own] for name, own in values.items()}
+    order = _removal_order(remains, groups, residual, values, ranking, costs, losses)
     return _keep_the_rest(model, groups, order, percent, budget, round_to, image_size)
 
 
@@ -144,10 +148,10 @@ def choices(model, per_cost=False):
     if structure.coupled_units != structure.units:
         residuals.append("coupled")
     return [{"ranking": ranking, "residual": residual} for residual in residuals
-            for ranking in RANKINGS if not (per_cost and ranking == "layer")]
+            for ranking in RANKINGS if not (per_cost and ranking in ("layer", "measured"))]
 
 
-def _check_choice(percent, residual, ranking, per_cost, pruning_type):
+def _check_choice(percent, residual, ranking, per_cost, pruning_type, losses):
     """Raise ValueError where arguments of `select_filters` have no such value, or contradict each
     other."""
     if residual not in ("single", "coupled") or not 0 <= percent <= 100:
@@ -159,6 +163,9 @@ def _check_choice(percent, residual, ranking, per_cost, pruning_type):
         raise ValueError(f"pruning_type is {pruning_type!r}; ranking='paper' and per_cost=True "
                          "need to know which method the scores are of: one of "
                          f"{', '.join(ESTIMATORS)}")
+    if (ranking == "measured") != (losses is not None):
+        raise ValueError("ranking='measured' needs losses, those of measure_losses, and no other "
+                         "ranking does")
     if per_cost:
         check_per_cost(pruning_type, ranking)
 
@@ -235,16 +242,20 @@ def _units_of(structure, residual):
     return structure.units if residual == "single" else structure.coupled_units
 
 
-def _removal_order(remains, groups, residual, values, ranking="global", costs=None):
+def _removal_order(remains, groups, residual, values, ranking="global", costs=None, losses=None):
     """The units that may go, in the order in which they do: the lowest rank first. Layers keep as
     many filters as they must, and whatever reads channels the best of them. values: layer -> what
-    each filter is worth; costs: layer -> what it costs, or None."""
-    units = _units(remains, residual)
-    ranks = _ranks(remains, residual, units, values, ranking)
+    each filter is worth; costs: layer -> what it costs, or None; losses: of `measure_losses`."""
+    units, spent = _units(remains, residual), None
     if costs is not None:
         costs = {name: own.tolist() for name, own in costs.items()}
         spent = [sum(costs[name][i] for name, i in unit) for unit in units]
-        ranks = [rank / cost if cost else math.inf for rank, cost in zip(ranks, spent)]
+    if ranking == "measured":
+        ranks = _measured_ranks(groups, units, values, spent, losses)
+    else:
+        ranks = _ranks(remains, residual, units, values, ranking)
+        if spent:
+            ranks = [rank / cost if cost else math.inf for rank, cost in zip(ranks, spent)]
     rank_of = {filter: rank for unit, rank in zip(units, ranks) for filter in unit}
     needed = _needed(remains, groups, rank_of)
     position = {name: k for k, name in enumerate(groups)}
@@ -287,6 +298,109 @@ def _ranks(remains, residual, units, values, ranking):
         for number in numbers:
             ranks[number] = worth[number] / size if size else 0.0
     return ranks
+
+
+def _measured_ranks(groups, units, values, spent, losses):
+    """What each unit costs the network's answers for what it saves, as a list: in each layer the
+    slopes of the losses' convex hull, over the mean cost of a unit."""
+    ranks = [math.inf] * len(units)
+    for layers, numbers in _free_units(groups, units, values).items():
+        points = losses.get(layers)
+        cost = statistics.fmean(spent[number] for number in numbers)
+        if not points or not cost:
+            continue
+        hull = lower_hull([(0, 0.0), *points])
+        for (first, low), (last, high) in itertools.pairwise(hull):
+            slope = max(0.0, high - low) / (last - first)
+            for place in range(first, last):  # of equals, the lowest scored goes first
+                ranks[numbers[place]] = (slope + 1e-9 * (place + 1)) / cost
+    return ranks
+
+
+def lower_hull(points):
+    """The points, (x, y) of rising x, on the lower side of their convex hull."""
+    hull = []
+    for x, y in points:
+        while len(hull) > 1:
+            (x0, y0), (x1, y1) = hull[-2:]
+            if (y1 - y0) * (x - x0) < (y - y0) * (x1 - x0):
+                break
+            hull.pop()
+        hull.append((x, y))
+    return hull
+
+
+def _free_units(groups, units, values):
+    """The layers of a unit -> numbers of such units that may leave, the lowest sum of `values`
+    first."""
+    worth = [sum(values[name][i] for name, i in unit) for unit in units]
+    free = collections.defaultdict(list)
+    for number in sorted(range(len(units)), key=worth.__getitem__):
+        if not any(groups[name].locked[i] for name, i in units[number]):
+            free[_layers_of(units[number])].append(number)
+    return free
+
+
+SHARES = .2, .4, .6, .8, 1  # of the filters of a layer that may leave, at which it is measured
+
+
+def measure_losses(model, scores, batches, residual="single", reference=None):
+    """How much the answers of a network change without the lowest scored filters of one layer.
+
+    scores, residual: as for `select_filters`. batches: an iterable of (images, labels), on the
+    model's device; labels are not looked at. reference: the network whose answers are wanted, by
+    default `model` itself.
+    The loss is the Kullback-Leibler divergence of the answers from those wanted, less that of all
+    filters, in the mean over the images. BatchNorms normalise by the batch, since their statistics
+    change with what they read. Returns {names of the layers whose filters leave together: [(how
+    many such units are gone, loss), ...]}.
+    """
+    groups, remains = {g.name: g for g in filter_groups(model)}, remains_of(model)
+    units, values = _units(remains, residual), _values_of(groups, scores)
+    masked, found = Masked(_normalised_by_batch(model)), {}
+    reference = _normalised_by_batch(reference or model)
+    with torch.no_grad():
+        wanted = [(images, reference(images).log_softmax(1)) for images, _labels in shared(batches)]
+        whole = _divergence(masked.network, wanted)
+        everything = {name: range(len(group.channels)) for name, group in groups.items()}
+        for layers, numbers in progress(_free_units(groups, units, values).items(), "layers"):
+            most = _most_units(groups, [units[number] for number in numbers])
+            for count in sorted({round(most * share) for share in SHARES} - {0}):
+                gone = {filter for number in numbers[:count] for filter in units[number]}
+                masked.keep({name: torch.tensor([i for i in everything[name]
+                                                 if (name, i) not in gone]) for name in layers})
+                found.setdefault(layers, []).append(
+                    (count, _divergence(masked.network, wanted) - whole))
+            masked.keep({})
+    return found
+
+
+def _normalised_by_batch(model):
+    """A copy in eval mode whose BatchNorms do as in training."""
+    network = copy.deepcopy(model).eval()
+    for norm in network.modules():
+        if isinstance(norm, torch.nn.modules.batchnorm._BatchNorm):
+            norm.train()
+    return network
+
+
+def _most_units(groups, units):
+    """How many units of the same layers the floors of these layers let go."""
+    each = collections.Counter(name for name, _ in units[0])
+    spare = [(len(groups[name].channels) - groups[name].floor) // count
+             for name, count in each.items()]
+    return max(0, min(len(units), *spare))
+
+
+def _divergence(network, wanted):
+    """The mean divergence of a network's answers from those wanted, over all processes."""
+    sums = torch.zeros(2, device=next(network.parameters()).device, dtype=torch.double)
+    for images, answers in wanted:
+        own = network(images).log_softmax(1)
+        sums[0] += torch.nn.functional.kl_div(own, answers, reduction="sum", log_target=True)
+        sums[1] += len(images)
+    sum_over_processes(sums)
+    return (sums[0] / sums[1]).item()
 
 
 def _layers_of(unit):

@@ -63,6 +63,9 @@ def select(job, network, scores, target, is_last=True, **choice):
     """(the filters to keep, the same in all processes; what is known of measured time)."""
     flags, timed = job.flags, {}
     choice = {**flags.choice(job.data.image_size), **choice}
+    if choice["ranking"] == "measured":
+        choice["losses"] = pruner.measure_losses(network, scores, job.measured_batches(),
+                                                 choice["residual"], job.network)
     if flags.budget == "latency":
         for name in ("budget", "image_size"):  # it counts filters, and the clock knows the size
             del choice[name]

@@ -34,6 +34,7 @@ from train import EarlyBird
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 FEW_STEPS, FEW_TUNING = 80, 30  # in a training that begins with fresh weights, or with others'
 STATISTICS = 512  # images that BatchNorms are re-estimated on between the steps of a cut
+MEASURED = 256  # images on which --ranking=measured compares the network's answers
 HELD_OUT = 10  # percent of the training images that --select=best judges on
 DOING = {"base": "training the plain network", "ortho": "training with the penalty",
          "retrain": "retraining", "between": "retraining"}
@@ -125,6 +126,12 @@ class Job(Plan):
         return self.judged.train_batches(
             flags.batch_size, key=(flags.seed, "BatchNorm"), augmented=False,
             count=flags.bn_images or STATISTICS)
+
+    def measured_batches(self):
+        """The images on which --ranking=measured looks at the network's answers."""
+        flags = self.flags
+        return self.judged.train_batches(flags.batch_size, key=(flags.seed, "measured"),
+                                         augmented=False, count=MEASURED)
 
     @property
     def judged(self):

@@ -1,5 +1,6 @@
 """Which filters go: rankings, costs, steps, the best of several cuts; and BatchNorms, answers of
 the unpruned network and the last epoch, on the way from a cut to a network that is used."""
+import copy
 import json
 import math
 from pathlib import Path
@@ -23,7 +24,9 @@ from models import filter_costs, filter_groups, group_norms, measure_cost
 from pruner import (
     choices,
     kept_filters,
+    lower_hull,
     max_percent,
+    measure_losses,
     prune,
     pruned_percent,
     select_filters,
@@ -112,13 +115,76 @@ def test_every_ranking_keeps_to_every_budget(budget, residual):
 
 @pytest.mark.parametrize("how, says", [
     ({"ranking": "mine"}, "no ranking 'mine'"), ({"ranking": "paper"}, "pruning_type is None"),
-    ({"per_cost": True}, "pruning_type is None"),
+    ({"per_cost": True}, "pruning_type is None"), ({"ranking": "measured"}, "needs losses"),
+    ({"losses": {}}, "no other ranking does"),
     ({"per_cost": True, "pruning_type": "l1"}, "does not estimate the change of the loss"),
     ({"per_cost": True, "pruning_type": "fisher", "ranking": "layer"}, "costs change nothing")])
 def test_a_choice_that_means_nothing_is_refused(how, says):
     model = narrow("vgg")
     with pytest.raises(ValueError, match=says):
         select_filters(model, random_scores(model), 50, **how)
+
+
+# -------------------------------------------------------------------------------------- measured
+
+
+def test_the_hull_is_below_all_points():
+    assert lower_hull([(0, 0), (1, 3), (2, 2), (3, 9), (4, 8)]) == [(0, 0), (2, 2), (4, 8)]
+    assert lower_hull([(0, 0), (5, 1)]) == [(0, 0), (5, 1)]
+    assert lower_hull([(0, 0), (1, 0), (2, 0)]) == [(0, 0), (2, 0)]
+
+
+@pytest.mark.parametrize("name, residual", [("vgg", "single"), ("mobilenet", "single"), ("resnet", "coupled")])
+def test_a_layers_loss_is_what_the_answers_lose_without_its_lowest_filters(name, residual, few):
+    """Against networks that are really cut, and normalise by the batch."""
+    network = narrow(name)
+    images, scores = few[0], random_scores(network)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    found = measure_losses(network, scores, [(images[:12], None), (images[12:], None)], residual)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert len(found) > 3
+    groups, checked = {g.name: g for g in filter_groups(network)}, 0
+    for layers, points in list(found.items())[::2]:
+        count, loss = points[len(points) // 2]
+        sums = sum(scores[name] for name in layers)
+        kept = {name: torch.arange(len(g.channels)) for name, g in groups.items()}
+        for name in layers:
+            kept[name] = sums.argsort()[count:].sort().values
+        small, divergence = copy.deepcopy(prune(network, kept)), 0
+        whole = copy.deepcopy(network)
+        for each in (small, whole):
+            for norm in each.modules():
+                if isinstance(norm, nn.BatchNorm2d):
+                    norm.train()
+        with torch.no_grad():
+            for part in (images[:12], images[12:]):
+                wanted, own = whole(part).log_softmax(1), small(part).log_softmax(1)
+                divergence += (wanted.exp() * (wanted - own)).sum().item() / 24
+        assert loss == pytest.approx(divergence, rel=1e-3, abs=1e-5), layers
+        checked += 1
+    assert checked > 3
+
+
+def test_what_the_network_does_not_miss_goes_first_and_costs_count(few):
+    model = narrow("vgg")
+    scores = random_scores(model)
+    with torch.no_grad():
+        idle = scores["features.14"].argsort()[:18]  # of 32, of which 30 may leave
+        model.features[17].weight[:, idle] = 0  # nobody reads them
+    losses = measure_losses(model, scores, [(few[0], None)])
+    assert [count for count, _ in losses["features.14",]] == [6, 12, 18, 24, 30]
+    assert [loss > 1e-5 for _, loss in losses["features.14",]] == [False, False, False, True, True]
+    kept = select_filters(model, scores, 100 * 18 / 368, ranking="measured", losses=losses)
+    gone = {name: set(range(len(scores[name]))) - set(index.tolist()) for name, index in kept.items()}
+    assert gone.pop("features.14") == set(idle.tolist()) and not any(gone.values())
+    even = {layers: [(count, float(count)) for count, _ in points] for layers, points in losses.items()}
+    costs = filter_costs(model, "macs", 16)
+    dear = max(costs, key=lambda name: costs[name][0])
+    kept = select_filters(model, scores, 5, "macs", image_size=16, ranking="measured", losses=even)
+    gone = {name: len(scores[name]) - len(index) for name, index in kept.items()}
+    assert gone[dear] and sum(gone.values()) == gone[dear]
+    lowest = scores[dear].argsort()[:gone[dear]]
+    assert not set(lowest.tolist()) & set(kept[dear].tolist())
 
 
 # ----------------------------------------------------------------------------------------- costs
@@ -376,6 +442,7 @@ def test_a_preset_may_say_what_flags_are(flags, monkeypatch):
     (["--select=best", "--residual=coupled"], "leave out --residual"),
     (["--select=best", "--eb_detect=True"], "leave out --select=best"),
     (["--per_cost=True"], "does not estimate the change of the loss"),
+    (["--per_cost=True", "--ranking=measured", "--pruning_type=fisher"], "divided by costs already"),
     (["--bn_images=1"], "two images at least"), (["--score_steps=0"], "from 1 to 100"),
     (["--distill=2"], "up to 1"), (["--ranking=mine"], "invalid choice")])
 def test_choices_that_contradict_each_other_are_refused(more, says, flags, capsys):
@@ -389,7 +456,7 @@ def test_choices_that_contradict_each_other_are_refused(more, says, flags, capsy
 def test_choices_leave_out_what_is_the_same(network):
     ways = choices(network)
     coupled = {"resnet", "resnet-56"} & {network.origin.name}
-    assert len(ways) == (8 if coupled else 4)
+    assert len(ways) == (10 if coupled else 5)
 
 
 def test_few_validation_images_are_said_to_choose_by_chance(flags, capsys):

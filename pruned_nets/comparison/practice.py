@@ -36,7 +36,13 @@ from imp_estimator import cal_importance  # noqa: E402
 from lab.networks import build_network, fresh_like  # noqa: E402
 from lab.report import interval, spread  # noqa: E402
 from lab.report import row as row_of  # noqa: E402
-from pruner import choices, prune, select_filters, step_targets  # noqa: E402
+from pruner import (  # noqa: E402
+    choices,
+    measure_losses,
+    prune,
+    select_filters,
+    step_targets,
+)  # noqa: E402
 from train import evaluate, fit, reestimate  # noqa: E402
 
 TEXT = HERE / "practice.txt"  # what stands before the tables
@@ -44,7 +50,7 @@ KEPT = ROOT / "pretrained" / "practice"
 IMAGES = ROOT / "data" / "cifar100-20"
 START, TARGET = range(10), range(10, 20)  # classes, in alphabetical order
 PER_CLASS = 100  # training images of each target class
-SCORED, BN_IMAGES = 1000, 512  # images that scores and statistics are computed from
+SCORED, BN_IMAGES, MEASURED = 1000, 512, 256  # images for scores, statistics and losses
 SHARES = 60, 40, 25  # percent of the multiply-adds that are left
 
 
@@ -200,7 +206,7 @@ class Row:
 
 
 def _cut_ours(row, network, data, share, seed, known):
-    size = data.image_size
+    size, whole = data.image_size, network
     for step, target in enumerate(step_targets(0, 100 - share, row.steps)):
         scores = None if step else known.get(row.method)
         if scores is None:
@@ -208,9 +214,19 @@ def _cut_ours(row, network, data, share, seed, known):
             scores = cal_importance(network, row.method, batches, seed=seed)
         if not step:
             known[row.method] = scores
+        losses = None
+        if row.ranking == "measured":
+            key = row.method, row.residual
+            losses = None if step else known.get(key)
+            if losses is None:
+                images = data.train_batches(64, key=(seed, "measured"), count=MEASURED,
+                                            augmented=False)
+                losses = measure_losses(network, scores, images, row.residual, whole)
+            if not step:
+                known[key] = losses
         kept = select_filters(
             network, scores, target, budget="macs", image_size=size, residual=row.residual,
-            ranking=row.ranking, per_cost=row.per_cost, pruning_type=row.method)
+            ranking=row.ranking, per_cost=row.per_cost, pruning_type=row.method, losses=losses)
         network = prune(network, kept)
         if row.steps > 1:
             settle(network, data, seed)
@@ -300,24 +316,27 @@ CUTS = {"orthoreg": _cut_ours, "best": _best_of_ours, "torch-pruning": _cut_thei
 def rows(methods, **more):
     return [Row("orthoreg", method, ranking, residual, **more) for method in methods
             for residual in ("single", "coupled")
-            for ranking in ("global", "mean", "norm", "layer")]
+            for ranking in ("global", "mean", "norm", "layer", "measured")]
 
 
 def all_rows():
     """What the curves are drawn of."""
     theirs = [Row("torch-pruning", method, ranking) for method in THEIRS
               for ranking in ("layer", "global")]
-    listed = [row for row in rows(["theis", "fisher", "tfo"]) if row.ranking != "layer"]
+    listed = [row for row in rows(["theis", "fisher", "tfo"])
+              if row.ranking in ("global", "mean", "norm")]
     return [*theirs, *rows(["group", "theis", "l1", "fisher", "tfo", "bn"]),
             *(replace(row, per_cost=True) for row in listed)]
 
 
 def step_rows():
-    """The same in eight steps, of what does well in one."""
-    ours = [row for row in rows(["theis", "fisher"], steps=8)
+    """The same in several steps, of what does well in one."""
+    measured = [Row("orthoreg", method, "measured", "coupled", steps=4)
+                for method in ("group", "theis", "fisher")]
+    ours = [row for row in rows(["group", "theis", "fisher"], steps=8)
             if row.ranking != "norm" and row.residual == "coupled"]
-    return [*ours, *(replace(row, per_cost=True) for row in ours if row.ranking == "global"),
-            Row("orthoreg", "group", "layer", "coupled", steps=8),
+    return [*measured, *ours, *(replace(row, per_cost=True) for row in ours
+                     if row.ranking == "global" and row.method != "group"),
             Row("torch-pruning", "magnitude", "layer", steps=8)]
 
 
@@ -498,12 +517,15 @@ def tune(name, seed, plan):
 
 def tunings():
     """What is fine-tuned: the questions that the curves leave."""
-    ours = [Row("orthoreg", "group", "layer", "coupled"), Row("orthoreg", "l1", "layer", "coupled"),
-            Row("orthoreg", "theis", "mean", "coupled"), Row("orthoreg", "theis", "best")]
+    ours = [Row("orthoreg", "group", "measured", "coupled", steps=4),
+            Row("orthoreg", "group", "measured", "coupled"),
+            Row("orthoreg", "group", "layer", "coupled"),
+            Row("orthoreg", "fisher", "measured", "coupled", steps=4),
+            Row("orthoreg", "l1", "paper", "coupled"), Row("orthoreg", "fisher", "mean", "coupled")]
     theirs = [Row("torch-pruning", "magnitude", "layer"), Row("torch-pruning", "taylor", "global")]
     controls = [Row("scratch", "from scratch"), Row("orthoreg", "fisher", "global", "single")]
     plain = [(row, share, Tuning(5)) for share in (40, 25) for row in (*theirs, *ours, *controls)]
-    taught = [(row, share, Tuning(5, 0.5)) for share in (40, 25) for row in (ours[0], ours[2])]
+    taught = [(row, share, Tuning(5, 0.5)) for share in (40, 25) for row in (theirs[0], ours[0])]
     return [(Row("unpruned", "unpruned"), 100, Tuning(5)), *plain, *taught]
 
 
