@@ -45,7 +45,8 @@ from pruner import (  # noqa: E402
 )  # noqa: E402
 from train import evaluate, fit, reestimate  # noqa: E402
 
-TEXT = HERE / "practice.txt"  # what stands before the tables
+PAGE = HERE / "practice.md"
+MARK = "<!-- The tables below are made by practice.py. -->"
 KEPT = ROOT / "pretrained" / "practice"
 IMAGES = ROOT / "data" / "cifar100-20"
 START, TARGET = range(10), range(10, 20)  # classes, in alphabetical order
@@ -399,15 +400,16 @@ def curves(name, seed, wanted):
 
 
 def write_page():
-    """practice.md: the tables of all files in practice/."""
+    """practice.md: its text, and behind it the tables of all files in practice/."""
     found = [json.loads(path.read_text()) for path in sorted((HERE / "practice").glob("*.json"))]
-    lines = (HERE / "practice.txt").read_text().splitlines() if TEXT.is_file() else []
+    text = PAGE.read_text() if PAGE.is_file() else ""
+    lines = [text.partition(MARK)[0].rstrip(), "", MARK]
     for name, task in TASKS.items():
         own = [content for content in found if content["task"] == name]
         if own:
             lines += ["", f"## {title_of_task(name, task)}", "", *_curve_table(own), "",
                       *_training_table(own)]
-    (HERE / "practice.md").write_text("\n".join(lines).strip() + "\n")
+    PAGE.write_text("\n".join(lines).strip() + "\n")
 
 
 def title_of_task(name, task):
