@@ -334,7 +334,7 @@ class Experiment:
         usual = {**DEFAULTS, **PRESETS[self.preset].flags}
         return [_written(each.metadata["named"][0], getattr(self, each.name))
                 for each in named_flags(self.control)
-                if getattr(self, each.name) != usual[each.name]]
+                if str(getattr(self, each.name)) != str(usual[each.name])]
 
     @property
     def _lambda(self):
@@ -445,9 +445,13 @@ def _take_from_preset(args, given):
     """Flags that are not given have the value that the preset says; those of the pruning only where
     there is one."""
     groups = {each.name: each.metadata["group"] for each in fields(Experiment)}
+    parser = make_parser()
+    parser.place = f"config.py, preset {args.preset!r}, flags: "
     for name, value in PRESETS[args.preset].flags.items():
+        if name not in groups:
+            raise InputError(f"{parser.place}there is no flag {name!r}")
         if name not in given and not (args.only_train and groups[name] == "pruning"):
-            setattr(args, name, value)
+            setattr(args, name, getattr(parser.parse_args([f"--{name}={value}"]), name))
 
 
 def _check_ranking(args, given):

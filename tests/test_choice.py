@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import config
 import main
 import train
+from common.errors import InputError
 from conftest import WIDTH, narrow, short_preset
 from imp_estimator import ESTIMATORS, cal_importance
 from lab import latency, sweep
@@ -426,7 +427,7 @@ def test_a_ticket_in_steps_keeps_what_the_cut_keeps(flags, monkeypatch):
     assert [int(part.sum()) for part in parts] == widths
 
 
-def test_a_preset_may_say_what_flags_are(flags, monkeypatch):
+def test_a_preset_may_say_what_flags_are(flags, monkeypatch, capsys):
     preset = config.replace(config.PRESETS["test"], flags={"ranking": "mean", "bn_images": 64, "choose": "last"})
     monkeypatch.setitem(config.PRESETS, "mine", preset)
     flags = ["--preset=mine", *flags[1:], "--pruning_type=l1", "--prune_percent=50"]
@@ -435,6 +436,11 @@ def test_a_preset_may_say_what_flags_are(flags, monkeypatch):
     assert (own.ranking, own.bn_images, own.method) == ("norm", 0, "l1-norm-bn0")
     trained = parse([*flags[:-2], "--only_train=base"])
     assert (trained.ranking, trained.choose) == ("global", "last")
+    for wrong, says in (({"rank": "mean"}, "there is no flag 'rank'"), ({"ranking": "mine"}, "flags: argument --ranking")):
+        monkeypatch.setitem(config.PRESETS, "mine", config.replace(preset, flags=wrong))
+        with pytest.raises((InputError, SystemExit)) as refused:
+            parse(flags)
+        assert says in str(refused.value) + capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more, says", [
