@@ -371,7 +371,6 @@ def measure_losses(model, scores, batches, residual="single", reference=None):
                                                  if (name, i) not in gone]) for name in layers})
                 found.setdefault(layers, []).append(
                     (count, _divergence(masked.network, wanted) - whole))
-            masked.keep({})
     return found
 
 
