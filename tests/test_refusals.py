@@ -44,19 +44,19 @@ INTEGERS = {"image_size": (0, 1025), "num_classes": (1, -2), "batch_size": (1, 0
             "prune_percent": (-1, 96, 12.5), "pruning_percent": (-1, 96), "n_rounds": (0, 96),
             "imp_samples": (0, 10 ** 30), "rdt_projections": (-1, 1001), "val_percent": (-1, 51),
             "test_percent": (-1, 91), "eb_samples": (0,), "jobs": (0,), "cell": (0,), "round_to": (0, 1025),
-            "latency_batch": (0, 65537)}
+            "latency_batch": (0, 65537), "score_steps": (0, 101), "bn_images": (-1,)}
 NUMBERS = {"width": (0, -1, "nan", "inf", 17), "GraSP_T": (0, -200, "nan", "inf"),
            "eb_epsilon": (0, 1.1, "nan"), "memory": (0, "nan", "inf")}
 BOOLEANS = ("ebt", "pretrained", "resume", "skip_bad_images", "wait", "eb_detect", "compile",
-            "deterministic", "tensorboard", "print_config", "flip")
-CHOICES = {"budget": "macs", "residual": "coupled", "model": "vgg", "preset": "paper", "optimizer": "adam", "pruning_type": "orthoreg",
+            "deterministic", "tensorboard", "print_config", "flip", "per_cost")
+CHOICES = {"ranking": "global", "select": "best, False", "choose": "last", "budget": "macs", "residual": "coupled", "model": "vgg", "preset": "paper", "optimizer": "adam", "pruning_type": "orthoreg",
            "device": "cuda", "only_train": "base, ortho, False", "amp": "bfloat16, float16, False",
            "control": "unpruned, scratch, False", "normalize": "half, cifar, imagenet",
            "latency_runtime": "onnxruntime", "augment": "crop", "class_weights": "balanced, False"}
 
 
 def test_no_flag_is_forgotten():
-    tried = {*INTEGERS, *NUMBERS, *BOOLEANS, *CHOICES, "thresholds", "data_path", "penalty"}
+    tried = {*INTEGERS, *NUMBERS, *BOOLEANS, *CHOICES, "thresholds", "data_path", "penalty", "distill"}
     assert {each.name for command in (Experiment, Sweep) for each in fields(command)
             } - tried == {"init", "out", "sweep"}
 
@@ -64,7 +64,8 @@ def test_no_flag_is_forgotten():
 @pytest.mark.parametrize("flag, value, says", [
     *((name, value, "an integer from") for name, values in INTEGERS.items()
       for value in (*values, "abc", "", "1e3", "0x10")),
-    *(("penalty", value, "a number from 0 up") for value in (-1, "nan", "inf", "wide", "")),
+    *((name, value, "a number from 0 up") for name in ("penalty", "distill")
+      for value in (-1, "nan", "inf", "wide", "")),
     *((name, value, "a number above 0") for name, values in NUMBERS.items()
       for value in (*values, "wide", "")),
     *((name, value, "none of True, False") for name in BOOLEANS for value in ("yes", "1", "")),
