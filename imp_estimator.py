@@ -261,7 +261,8 @@ def tfo(model, groups, batches, **_):
     convolution without its own, or with one that has no gamma, (sum_w w g_w)^2, the same sum at
     its output.
 
-    Molchanov et al. 2017, arXiv 1611.06440, and 2019, arXiv 1906.10771.
+    Molchanov et al. 2017, arXiv 1611.06440, who divide by the L2 norm of a layer's scores, and
+    2019, arXiv 1906.10771, who do not.
     """
     layers = [group.bn if _has_scale(group) else group.conv for group in groups]
     parameters = _parameters(layers)
@@ -272,21 +273,24 @@ def tfo(model, groups, batches, **_):
 @estimator("bn", needs="scales", source="Liu et al. 2017; You et al. 2020", colour="#56B4E9",
            marker="v", help="size of the BatchNorm's scale")
 def bn(model, groups, batches, **_):
-    """|gamma| of the BatchNorm (Liu et al. 2017, arXiv 1708.06519; You et al. 2020)."""
+    """|gamma| of the BatchNorm (Liu et al. 2017, arXiv 1708.06519; You et al. 2020: one threshold
+    for all layers)."""
     return [group.bn.weight.abs() for group in groups]
 
 
 @estimator("l1", ranking="layer", source="Li et al. 2017", colour="#E69F00", marker="P",
            help="L1 norm of the kernel")
 def l1(model, groups, batches, **_):
-    """L1 norm of the kernel, without the bias (Li et al. 2017, arXiv 1608.08710)."""
+    """L1 norm of the kernel, without the bias (Li et al. 2017, arXiv 1608.08710, who prune a share
+    of each layer)."""
     return [models.kernel_matrix(group.conv).abs().sum(1) for group in groups]
 
 
 @estimator("sfp", ranking="layer", source="He et al. 2018", colour="#999933", marker="*",
            help="L2 norm of the kernel")
 def sfp(model, groups, batches, **_):
-    """L2 norm of the kernel, without the bias (He et al. 2018, arXiv 1808.06866)."""
+    """L2 norm of the kernel, without the bias (He et al. 2018, arXiv 1808.06866, who prune the same
+    share of each layer)."""
     return [models.kernel_matrix(group.conv).norm(dim=1) for group in groups]
 
 
@@ -294,7 +298,7 @@ def sfp(model, groups, batches, **_):
            help="distance to the layer's other kernels")
 def fpgm(model, groups, batches, **_):
     """Sum of the distances between a kernel and all kernels of the layer, without the biases (He et
-    al. 2019, arXiv 1811.00250)."""
+    al. 2019, arXiv 1811.00250, who prune the same share of each layer)."""
     # The faster way of cdist subtracts squares and loses small distances.
     return [torch.cdist(w, w, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
             for w in (models.kernel_matrix(group.conv).detach() for group in groups)]
@@ -304,7 +308,7 @@ def fpgm(model, groups, batches, **_):
            help="L2 norm of the kernel, its BatchNorm's scale, and what reads the channel")
 def group(model, groups, batches, **_):
     """L2 norm of all weights that leave with the filter (Fang et al. 2023, arXiv 2301.12900,
-    DepGraph); see `models.group_norms`."""
+    DepGraph, whose code divides by the mean of a layer); see `models.group_norms`."""
     norms = models.group_norms(model)
     return [norms[group.name].to(group.conv.weight.device) for group in groups]
 
