@@ -341,7 +341,7 @@ def _free_units(groups, units, values):
     return free
 
 
-SHARES = .2, .4, .6, .8, 1  # of the filters of a layer that may leave, at which it is measured
+SHARES = .25, .5, .75, 1  # of the filters of a layer that may leave, at which it is measured
 
 
 def measure_losses(model, scores, batches, residual="single", reference=None):

@@ -34,7 +34,7 @@ from train import EarlyBird
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 FEW_STEPS, FEW_TUNING = 80, 30  # in a training that begins with fresh weights, or with others'
 STATISTICS = 512  # images that BatchNorms are re-estimated on between the steps of a cut
-MEASURED = 256  # images on which --ranking=measured compares the network's answers
+MEASURED = 128  # images on which --ranking=measured compares the network's answers
 HELD_OUT = 10  # percent of the training images that --select=best judges on
 DOING = {"base": "training the plain network", "ortho": "training with the penalty",
          "retrain": "retraining", "between": "retraining"}

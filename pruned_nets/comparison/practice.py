@@ -51,7 +51,7 @@ KEPT = ROOT / "pretrained" / "practice"
 IMAGES = ROOT / "data" / "cifar100-20"
 START, TARGET = range(10), range(10, 20)  # classes, in alphabetical order
 PER_CLASS = 100  # training images of each target class
-SCORED, BN_IMAGES, MEASURED = 1000, 512, 256  # images for scores, statistics and losses
+SCORED, BN_IMAGES, MEASURED = 1000, 512, 128  # images for scores, statistics and losses
 SHARES = 60, 40, 25  # percent of the multiply-adds that are left
 
 
