@@ -142,7 +142,10 @@ _FINETUNE = Recipe(lr=[.01], epochs=[8], weight_decay=1e-4, adam_lr=[1e-4], warm
                    schedule="cosine", label_smoothing=.1)
 _FINETUNE = Schedule(base=_FINETUNE, retrain=_FINETUNE, between=replace(_FINETUNE, epochs=[4]),
                      ortho=replace(_FINETUNE, weight_decay=0))
-PRESETS["finetune"] = Preset(ebt=_FINETUNE, iterative=_FINETUNE, batch_size=64)
+# How filters are chosen then: what gave the best networks in pruned_nets/comparison/practice.md.
+PRESETS["finetune"] = Preset(ebt=_FINETUNE, iterative=_FINETUNE, batch_size=64, flags={
+    "ranking": "measured", "residual": "coupled", "score_steps": 4, "bn_images": 512,
+    "choose": "last"})
 
 # "cpu", but the plain Early-Bird network, too, ends with an epoch at a tenth of the rate.
 PRESETS["cpu-drop"] = replace(PRESETS["cpu"], ebt=replace(PRESETS["cpu"].ebt, base=Recipe(

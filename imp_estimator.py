@@ -118,7 +118,8 @@ def check_per_cost(pruning_type, ranking):
         raise ValueError(f"{pruning_type} does not estimate the change of the loss, which is what "
                          f"is divided by a filter's cost; these do: {those}")
     if ranking == "measured":
-        raise ValueError("what is measured is divided by costs already; leave out either")
+        raise ValueError("--ranking=measured divides by costs already; name another ranking, or "
+                         "leave out costs")
     if "layer" in (ranking, ranking == "paper" and method.ranking):
         raise ValueError("where the same share of each layer goes, costs change nothing; rank all "
                          "layers in one list, or leave costs out")

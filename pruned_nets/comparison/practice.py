@@ -407,8 +407,10 @@ def write_page():
     for name, task in TASKS.items():
         own = [content for content in found if content["task"] == name]
         if own:
-            lines += ["", f"## {title_of_task(name, task)}", "", *_curve_table(own), "",
-                      *_training_table(own)]
+            lines += ["", f"## {title_of_task(name, task)}"]
+        if any(content["rows"] for content in own):
+            lines += ["", *_curve_table(own)]
+        lines += _training_table(own)
     PAGE.write_text("\n".join(lines).strip() + "\n")
 
 
@@ -428,16 +430,17 @@ def _curve_table(contents):
             cells.setdefault(key, []).append(entry)
     rows = list(dict.fromkeys(row for row, _ in cells))
 
-    def mean(row):
-        return statistics.fmean(
-            entry["settled"] for share in SHARES for entry in cells.get((row, share), ()))
+    def place(row):
+        """Rows of which a share is missing come last."""
+        settled = [[entry["settled"] for entry in cells.get((row, share), ())] for share in SHARES]
+        return all(settled), statistics.fmean(sum(settled, []))
 
     columns = [f"{share}% of the MACs" for share in SHARES]
     table = [f"Right after the cut, nothing trained; unpruned {whole}. With BatchNorms re-estimated"
              " on 512 images, in brackets with them as they were.", "",
              row_of(["", *columns, "parameters left (%)", "n"]),
              "|---" * 6 + "|"]
-    for row in sorted(rows, key=mean, reverse=True):
+    for row in sorted(rows, key=place, reverse=True):
         found = [cells.get((row, share), []) for share in SHARES]
         texts = [f"{spread([e['settled'] for e in some])} ({spread([e['stale'] for e in some])})"
                  if some else "" for some in found]
@@ -460,7 +463,7 @@ def _training_table(contents):
         ranked = sorted(rows, key=lambda name: -statistics.fmean(rows[name].values()))
         theirs = next((name for name in ranked if name.startswith("torch-pruning")), None)
         lines += ["", f"{share}% of the MACs, {epochs} epochs of fine-tuning:", "",
-                  row_of(["", "accuracy", f"minus {theirs}", "n"]), "|---" * 4 + "|"]
+                  row_of(["", "accuracy", f"minus {theirs}" if theirs else "", "n"]), "|---" * 4 + "|"]
         for name in ranked:
             shared = rows[name].keys() & rows.get(theirs, {}).keys() if name != theirs else ()
             gaps = [rows[name][seed] - rows[theirs][seed] for seed in sorted(shared)]
