@@ -290,8 +290,8 @@ RANKINGS = {"global": "one list of all layers' scores as they are",
             "layer": "the same share of each layer",
             "mean": "one list of scores divided by their layer's mean",
             "norm": "one list of scores divided by their layer's L2 norm",
-            "measured": "most of the layers whose lowest scored filters the network misses least "
-                        "for what they cost, as measured on training images"}
+            "measured": "scores rank the filters of a layer; layers are compared by how much the "
+                        "network's answers change without their lowest, measured for each"}
 
 BUDGETS = {"filters": "filters", "macs": "multiply-adds", "params": "parameters",
            "latency": "milliseconds for a batch"}

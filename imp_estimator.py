@@ -308,10 +308,10 @@ def fpgm(model, groups, batches, **_):
 @estimator("group", ranking="mean", source="Fang et al. 2023", colour="#117733", marker="p",
            help="L2 norm of the kernel, its BatchNorm's scale, and what reads the channel")
 def group(model, groups, batches, **_):
-    """L2 norm of all weights that leave with the filter (Fang et al. 2023, arXiv 2301.12900,
-    DepGraph, whose code divides by the mean of a layer); see `models.group_norms`."""
+    """L2 norm of the filter and of all that belongs to its channel (Fang et al. 2023, arXiv
+    2301.12900, DepGraph, whose code divides by the mean of a layer); see `models.group_norms`."""
     norms = models.group_norms(model)
-    return [norms[group.name].to(group.conv.weight.device) for group in groups]
+    return [norms[group.name].float().to(group.conv.weight.device) for group in groups]
 
 
 @estimator("grasp", needs="balanced images", source="Wang et al. 2020", colour="#44AA99",

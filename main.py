@@ -83,27 +83,36 @@ DRIVES = {False: drive, "unpruned": drive_unpruned, "scratch": drive_scratch}
 
 def load_network(job, phase):
     """Take the unpruned network from pretrained/. Raises InputError."""
-    flags, path = job.flags, job.file(phase, 0)
     heading("Load the trained network")
+    path = job.file(phase, 0)
     again = (f"the same command with --only_train={phase}, without --pretrained=True and the "
              "pruning flags, trains it")
-    network, record, notes = open_network(job, path, f"--pretrained=True needs {path}; {again}")
+    network, record = open_trained(job, phase, f"--pretrained=True needs {path}; {again}", again)
     job.network = network.to(job.device)
     accuracy = {**(record.accuracy or {}), "best": train.evaluate(network, job.data.test_batches())}
     print(f"  {path}: test {tables.accuracy_text(accuracy['best'])}")
-    if record.training not in (None, job.settings(phase)):
-        print(f"  Note: {path} was trained with other settings than this run has; {again} anew")
-    if record.fingerprint not in (None, job.data.fingerprint):
-        if flags.val_percent:
-            raise InputError(f"{path} may have been trained on the images that --val_percent="
-                             f"{flags.val_percent} holds out; {again} anew")
-        print(f"  Note: {path} was trained on other images than {job.data.name} has now; {again} "
-              "anew")
-    print_notes(notes)
     if record.pruned:
         print("  Note: it is pruned already; percents count the unpruned network's filters")
     record = replace(record, accuracy=accuracy, image_size=job.data.image_size)
     job.state.records = [measure.measured(record, path, network, path.stat().st_size)]
+
+
+def open_trained(job, phase, missing, again):
+    """(network, Record) of the file in pretrained/ that training `phase` has left, with notes on
+    what it was trained by. Raises InputError where that does not fit. missing: what to say where
+    there is none; again: how it is trained anew, in words."""
+    path = job.file(phase, 0)
+    network, record, notes = open_network(job, path, missing)
+    if record.training not in (None, job.settings(phase)):
+        print(f"  Note: {path} was trained with other settings than this run has; {again} anew")
+    if record.fingerprint not in (None, job.data.fingerprint):
+        if job.flags.val_percent:
+            raise InputError(f"{path} may have been trained on the images that --val_percent="
+                             f"{job.flags.val_percent} holds out; {again} anew")
+        print(f"  Note: {path} was trained on other images than {job.data.name} has now; {again} "
+              "anew")
+    print_notes(notes)
+    return network, record
 
 
 def open_network(job, path, missing):
@@ -137,7 +146,8 @@ def train_network(job, phase, number=0):
         optimizer=flags.optimizer, penalty=penalty, label=name, amp=flags.amp,
         compiled=flags.compile, ticket=ticket, keep=job.keep,
         class_weights=job.data.balanced_weights() if flags.class_weights else None,
-        teacher=job.state.teacher if number else None, distill=flags.distill, choose=flags.choose,
+        teacher=job.state.teacher if job.learns_answers(phase) else None, distill=flags.distill,
+        choose=flags.choose,
         training=training, report=job.tell_epoch(name, phase, number))
     print(f"  {chosen_text(training, flags.eb_epsilon if ticket else None)}")
     print_notes(choice_notes(training, job.recipe(phase).rates(flags.optimizer), job.data))
@@ -302,11 +312,11 @@ def begin_afresh(job):
 def unpruned_teacher(job):
     """The unpruned network that the pruned one of a scratch control began with. Raises InputError.
     """
-    path = job.file("ortho" if job.flags.penalised else "base", 0)
-    missing = (f"--distill={job.flags.distill:g} of this control needs the answers of {path}; the "
-               "same command without --control trains it")
-    network, _, _ = open_network(job, path, missing)
-    return network.to(job.device)
+    phase = "ortho" if job.flags.penalised else "base"
+    again = f"the same command with --only_train={phase}, without the pruning flags, trains it"
+    missing = (f"--distill={job.flags.distill:g} of this control needs the answers of "
+               f"{job.file(phase, 0)}; {again}")
+    return open_trained(job, phase, missing, again)[0].to(job.device)
 
 
 load_network.records = begin_afresh.records = True  # as jobs.save_network does

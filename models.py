@@ -440,10 +440,11 @@ def _may_leave(structure, spent):
 
 
 def group_norms(model):
-    """The L2 norm of each filter together with what leaves with it: its weights, the scale of its
-    BatchNorm, what follows it, and the weights that read its channel, of which each filter that
-    writes the channel has an equal part of the square. Biases and shifts do not count. layer -> 1-D
-    tensor. (Fang et al. 2023, arXiv 2301.12900, of groups of parameters.)"""
+    """The L2 norm of each filter together with its group: its weights, the scale of its BatchNorm,
+    what follows it, and the weights that read its channel. Each filter that writes the channel has
+    an equal part of the square of these, also where the channel stays without it. Biases and shifts
+    do not count. layer -> 1-D tensor. (Fang et al. 2023, arXiv 2301.12900, of groups of
+    parameters.)"""
     remains = remains_of(model)
     structure = remains.structure
     alive = structure.alive(remains.filters)
@@ -465,10 +466,10 @@ def group_norms(model):
 def _weight_of(model, name):
     """The weight of a layer, or the parameter itself that is a layer; None where it has none."""
     owner, _, own = name.rpartition(".")
-    parameter = model.get_submodule(owner)._parameters.get(own)
-    if parameter is not None:
-        return parameter
-    return getattr(model.get_submodule(name), "weight", None)
+    parent = model.get_submodule(owner)
+    if own in parent._buffers:
+        return None
+    return parent._parameters.get(own, getattr(parent._modules.get(own), "weight", None))
 
 
 def load_weights(model, state, strict=True):

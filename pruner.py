@@ -125,16 +125,16 @@ def select_filters(model, scores, percent, budget="filters", round_to=1, image_s
     Returns layer name -> rising tensor of the indices to keep.
     Raises ValueError where the scores do not fit the network, or an argument has no such value.
     """
+    as_in_paper, ranking = ranking == "paper", ranking_of(ranking, pruning_type)
     _check_choice(percent, residual, ranking, per_cost, pruning_type, losses)
-    if ranking == "paper":
-        ranking = ESTIMATORS[pruning_type].ranking
     groups, remains = {g.name: g for g in filter_groups(model)}, remains_of(model)
     values = _values_of(groups, scores)
     costs = None
     if per_cost or ranking == "measured":
         currency = "latency" if layer_times else budget
         costs = filter_costs(model, currency, image_size, layer_times)
-    if per_cost and ESTIMATORS[pruning_type].change == "root":
+    divided = per_cost or as_in_paper and ranking in ("mean", "norm")
+    if divided and ESTIMATORS[pruning_type].change == "root":  # papers divide changes, not squares
         values = {name: [value ** .5 for value in own] for name, own in values.items()}
     order = _removal_order(remains, groups, residual, values, ranking, costs, losses)
     return _keep_the_rest(model, groups, order, percent, budget, round_to, image_size)
@@ -151,18 +151,27 @@ def choices(model, per_cost=False):
             for ranking in RANKINGS if not (per_cost and ranking in ("layer", "measured"))]
 
 
+def ranking_of(ranking, pruning_type):
+    """A ranking, of which "paper" stands for that of the method's own. Raises ValueError."""
+    if ranking != "paper":
+        return ranking
+    if pruning_type not in ESTIMATORS:
+        raise ValueError(f"pruning_type is {pruning_type!r}; ranking='paper' needs to know which "
+                         f"method the scores are of: one of {', '.join(ESTIMATORS)}")
+    return ESTIMATORS[pruning_type].ranking
+
+
 def _check_choice(percent, residual, ranking, per_cost, pruning_type, losses):
     """Raise ValueError where arguments of `select_filters` have no such value, or contradict each
     other."""
     if residual not in ("single", "coupled") or not 0 <= percent <= 100:
         raise ValueError(f"residual is {residual!r}, percent {percent}; they must be single or "
                          "coupled, and from 0 to 100")
-    if ranking not in (*RANKINGS, "paper"):
+    if ranking not in RANKINGS:
         raise ValueError(f"there is no ranking {ranking!r}; there are {', '.join(RANKINGS)}, paper")
-    if (per_cost or ranking == "paper") and pruning_type not in ESTIMATORS:
-        raise ValueError(f"pruning_type is {pruning_type!r}; ranking='paper' and per_cost=True "
-                         "need to know which method the scores are of: one of "
-                         f"{', '.join(ESTIMATORS)}")
+    if per_cost and pruning_type not in ESTIMATORS:
+        raise ValueError(f"pruning_type is {pruning_type!r}; per_cost=True needs to know which "
+                         f"method the scores are of: one of {', '.join(ESTIMATORS)}")
     if (ranking == "measured") != (losses is not None):
         raise ValueError("ranking='measured' needs losses, those of measure_losses, and no other "
                          "ranking does")
@@ -229,13 +238,18 @@ def is_removable(model, residual="single"):
 
 
 def _units(remains, residual):
-    """What leaves together, as lists of (layer, filter of the network as it is)."""
+    """(what leaves together, as lists of (layer, filter of the network as it is); of each the
+    layers that it has filters of in the unpruned network)."""
     structure = remains.structure
     place = {name: {index: i for i, index in enumerate(kept.tolist())}
              for name, kept in remains.filters.items()}
-    found = [[(name, place[name][i]) for name, i in unit if i in place[name]]
-             for unit in _units_of(structure, residual)]
-    return [unit for unit in found if unit]
+    found, kinds = [], []
+    for unit in _units_of(structure, residual):
+        left = [(name, place[name][i]) for name, i in unit if i in place[name]]
+        if left:
+            found.append(left)
+            kinds.append(_layers_of(unit))
+    return found, kinds
 
 
 def _units_of(structure, residual):
@@ -246,14 +260,14 @@ def _removal_order(remains, groups, residual, values, ranking="global", costs=No
     """The units that may go, in the order in which they do: the lowest rank first. Layers keep as
     many filters as they must, and whatever reads channels the best of them. values: layer -> what
     each filter is worth; costs: layer -> what it costs, or None; losses: of `measure_losses`."""
-    units, spent = _units(remains, residual), None
+    (units, kinds), spent = _units(remains, residual), None
     if costs is not None:
         costs = {name: own.tolist() for name, own in costs.items()}
         spent = [sum(costs[name][i] for name, i in unit) for unit in units]
     if ranking == "measured":
-        ranks = _measured_ranks(groups, units, values, spent, losses)
+        ranks = _measured_ranks(_free_units(groups, units, kinds, values), spent, losses)
     else:
-        ranks = _ranks(remains, residual, units, values, ranking)
+        ranks = _ranks(remains, residual, units, kinds, values, ranking)
         if spent:
             ranks = [rank / cost if cost else math.inf for rank, cost in zip(ranks, spent)]
     rank_of = {filter: rank for unit, rank in zip(units, ranks) for filter in unit}
@@ -275,22 +289,22 @@ def _removal_order(remains, groups, residual, values, ranking="global", costs=No
     return order
 
 
-def _ranks(remains, residual, units, values, ranking):
-    """The number that each unit is ranked by, as a list; the lowest goes first. Units of the same
-    layers are compared as the filters of one layer are."""
+def _ranks(remains, residual, units, kinds, values, ranking):
+    """The number that each unit is ranked by, as a list; the lowest goes first. Units of one kind,
+    which have filters of the same layers, are compared as the filters of one layer are."""
     worth = [sum(values[name][i] for name, i in unit) for unit in units]
     if ranking == "global":
         return worth
-    members = collections.defaultdict(list)  # the layers of a unit -> numbers of such units
-    for number, unit in enumerate(units):
-        members[_layers_of(unit)].append(number)
+    members = collections.defaultdict(list)  # kind -> numbers of such units
+    for number, kind in enumerate(kinds):
+        members[kind].append(number)
     dense = collections.Counter(map(_layers_of, _units_of(remains.structure, residual)))
     ranks = [0.0] * len(units)
-    for layers, numbers in members.items():
+    for kind, numbers in members.items():
         own = [worth[number] for number in numbers]
         if ranking == "layer":
             # The share of the unpruned network's that is gone when this one is.
-            gone = max(0, dense[layers] - len(numbers))
+            gone = dense[kind] - len(numbers)
             for place, number in enumerate(sorted(numbers, key=worth.__getitem__), 1):
                 ranks[number] = (gone + place) / (gone + len(numbers))
             continue
@@ -300,12 +314,13 @@ def _ranks(remains, residual, units, values, ranking):
     return ranks
 
 
-def _measured_ranks(groups, units, values, spent, losses):
+def _measured_ranks(free, spent, losses):
     """What each unit costs the network's answers for what it saves, as a list: in each layer the
-    slopes of the losses' convex hull, over the mean cost of a unit."""
-    ranks = [math.inf] * len(units)
-    for layers, numbers in _free_units(groups, units, values).items():
-        points = losses.get(layers)
+    slopes of the losses' convex hull, over the mean cost of a unit. free: of `_free_units`; spent:
+    what each unit costs."""
+    ranks = [math.inf] * len(spent)
+    for kind, numbers in free.items():
+        points = losses.get(kind)
         cost = statistics.fmean(spent[number] for number in numbers)
         if not points or not cost:
             continue
@@ -330,14 +345,13 @@ def lower_hull(points):
     return hull
 
 
-def _free_units(groups, units, values):
-    """The layers of a unit -> numbers of such units that may leave, the lowest sum of `values`
-    first."""
+def _free_units(groups, units, kinds, values):
+    """Kind -> numbers of such units that may leave, the lowest sum of `values` first."""
     worth = [sum(values[name][i] for name, i in unit) for unit in units]
     free = collections.defaultdict(list)
     for number in sorted(range(len(units)), key=worth.__getitem__):
         if not any(groups[name].locked[i] for name, i in units[number]):
-            free[_layers_of(units[number])].append(number)
+            free[kinds[number]].append(number)
     return free
 
 
@@ -353,23 +367,21 @@ def measure_losses(model, scores, batches, residual="single", reference=None):
     The loss is the Kullback-Leibler divergence of the answers from those wanted, less that of all
     filters, in the mean over the images. BatchNorms normalise by the batch, since their statistics
     change with what they read. Returns {names of the layers whose filters leave together: [(how
-    many such units are gone, loss), ...]}.
+    many such units are gone, loss), ...]}, layers of the unpruned network.
     """
     groups, remains = {g.name: g for g in filter_groups(model)}, remains_of(model)
-    units, values = _units(remains, residual), _values_of(groups, scores)
+    (units, kinds), values = _units(remains, residual), _values_of(groups, scores)
     masked, found = Masked(_normalised_by_batch(model)), {}
     reference = _normalised_by_batch(reference or model)
     with torch.no_grad():
         wanted = [(images, reference(images).log_softmax(1)) for images, _labels in shared(batches)]
         whole = _divergence(masked.network, wanted)
-        everything = {name: range(len(group.channels)) for name, group in groups.items()}
-        for layers, numbers in progress(_free_units(groups, units, values).items(), "layers"):
+        for kind, numbers in progress(_free_units(groups, units, kinds, values).items(), "layers"):
             most = _most_units(groups, [units[number] for number in numbers])
             for count in sorted({round(most * share) for share in SHARES} - {0}):
                 gone = {filter for number in numbers[:count] for filter in units[number]}
-                masked.keep({name: torch.tensor([i for i in everything[name]
-                                                 if (name, i) not in gone]) for name in layers})
-                found.setdefault(layers, []).append(
+                masked.keep(_without(groups, gone))
+                found.setdefault(kind, []).append(
                     (count, _divergence(masked.network, wanted) - whole))
     return found
 
@@ -383,17 +395,26 @@ def _normalised_by_batch(model):
     return network
 
 
+def _without(groups, gone):
+    """Layer -> indices of all filters but those that are `gone`, of the layers that lose some."""
+    return {name: torch.tensor([i for i in range(len(groups[name].channels))
+                                if (name, i) not in gone]) for name in {name for name, _ in gone}}
+
+
 def _most_units(groups, units):
-    """How many units of the same layers the floors of these layers let go."""
-    each = collections.Counter(name for name, _ in units[0])
-    spare = [(len(groups[name].channels) - groups[name].floor) // count
-             for name, count in each.items()]
-    return max(0, min(len(units), *spare))
+    """How many of some units, in their order, the floors of the layers let go."""
+    spare = {name: len(group.channels) - group.floor for name, group in groups.items()}
+    for count, unit in enumerate(units):
+        for name, _ in unit:
+            spare[name] -= 1
+        if any(spare[name] < 0 for name, _ in unit):
+            return count
+    return len(units)
 
 
 def _divergence(network, wanted):
     """The mean divergence of a network's answers from those wanted, over all processes."""
-    sums = torch.zeros(2, device=next(network.parameters()).device, dtype=torch.double)
+    sums = torch.zeros(2, device=next(network.parameters()).device)
     for images, answers in wanted:
         own = network(images).log_softmax(1)
         sums[0] += torch.nn.functional.kl_div(own, answers, reduction="sum", log_target=True)

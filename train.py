@@ -117,32 +117,42 @@ def reestimate(model, batches):
     After filters are removed the statistics of the layers behind are stale. Each BatchNorm
     normalises by the batch here, as in training, and its running statistics become the means over
     all batches; weights stay, and so does the mode of each module. batches: an iterable of (images,
-    labels), on the model's device. (Li et al. 2020, arXiv 2007.02491, EagleEye, "adaptive
+    labels), on the model's device. Returns how many BatchNorms there are; raises ValueError where
+    there are no images for them. (Li et al. 2020, arXiv 2007.02491, EagleEye, "adaptive
     BatchNorm".)
     """
     norms = [norm for norm in model.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)
              and norm.running_mean is not None]
+    if not norms:
+        return 0
     momenta, count = [norm.momentum for norm in norms], 0
     with evaluating(model), torch.no_grad():
-        for norm in norms:
-            norm.train().reset_running_stats()
-            norm.momentum = None  # the mean over all batches
-        for images, _labels in progress(shared(batches), "BatchNorm"):
-            model(images)
-            count += 1
-        for norm, momentum in zip(norms, momenta):
-            norm.momentum = momentum
-        if norms and processes()[1] > 1:
-            _average([each for norm in norms for each in (norm.running_mean, norm.running_var)],
-                     count)
+        try:
+            for norm in norms:
+                norm.train().reset_running_stats()
+                norm.momentum = None  # the mean over all batches
+            for images, _labels in progress(shared(batches), "BatchNorm"):
+                model(images)
+                count += 1
+        finally:
+            for norm, momentum in zip(norms, momenta):
+                norm.momentum = momentum
+        statistics = [each for norm in norms for each in (norm.running_mean, norm.running_var)]
+        if not _average(statistics, count):
+            raise ValueError("there are no images to re-estimate statistics on")
+    return len(norms)
 
 
 def _average(statistics, weight):
-    """Make tensors, in place, their means over all processes, each of a weight of its own."""
+    """Make tensors, in place, their means over all processes, each of a weight of its own. Returns
+    the sum of the weights."""
+    if processes()[1] == 1:
+        return weight
     total = statistics[0].new_tensor(float(weight))
     torch._foreach_mul_(statistics, float(weight))
     sum_over_processes(total, *statistics)
-    torch._foreach_div_(statistics, total.item())
+    torch._foreach_div_(statistics, max(1.0, total.item()))
+    return total.item()
 
 
 class Distillation:
@@ -225,7 +235,7 @@ def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=Non
 
 def _average_running_statistics(model):
     statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-    if statistics and processes()[1] > 1:
+    if statistics:
         _average(statistics, 1)
 
 

@@ -81,9 +81,12 @@ def switch(group, help, **more):
     return flag(group, False, help, type=boolean, metavar="True|False", **more)
 
 
-def given_names(argv):
-    """The flags that a command line has, without their leading dashes."""
-    return {word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
+def given_names(argv, cls):
+    """The names of a dataclass's flags that a command line has, however they are called there."""
+    words = {word.partition("=")[0] for word in argv if word.startswith("--")}
+    words |= {word[:2] for word in argv if word.startswith("-")}
+    return {each.name for each in fields(cls) if each.metadata
+            and words & {f"--{each.name}", *each.metadata["names"]}}
 
 
 def marked(cls, mark):

@@ -10,6 +10,7 @@ from common.seeds import seed_of
 from imp_estimator import cal_importance
 from lab import latency, tables
 
+ENOUGH = 1.0  # percentage points that a candidate of --select=best may remove less than others
 
 def importance(job, network, number, count, step=0):
     """The scores of a network, for step `step` of the cut of round `number`, from `count` images.
@@ -63,7 +64,7 @@ def select(job, network, scores, target, is_last=True, **choice):
     """(the filters to keep, the same in all processes; what is known of measured time)."""
     flags, timed = job.flags, {}
     choice = {**flags.choice(job.data.image_size), **choice}
-    if choice["ranking"] == "measured":
+    if pruner.ranking_of(choice["ranking"], flags.pruning_type) == "measured":
         choice["losses"] = pruner.measure_losses(network, scores, job.measured_batches(),
                                                  choice["residual"], job.network)
     if flags.budget == "latency":
@@ -82,7 +83,7 @@ def best_cut(job, number, target):
     """(network, what is known of measured time, candidates): the cut, of those by all rankings,
     single and coupled, that has the highest accuracy once BatchNorms are re-estimated."""
     flags, judged = job.flags, job.judged
-    candidates, best = [], None
+    candidates, cuts = [], []
     for choice in pruner.choices(job.network, flags.per_cost):
         small, timed = cut_in_steps(job, number, target, flags.imp_samples, job.state.scores,
                                     **choice)
@@ -92,13 +93,22 @@ def best_cut(job, number, target):
         reached = timed or reached_by(small, job, choice["residual"])
         candidates.append({**choice, "achieved_percent": reached["achieved_percent"],
                            "top1": accuracy, "chosen": False})
-        if best is None or accuracy > best[0]:
-            best = accuracy, len(candidates) - 1, small, timed
-    _, place, small, timed = best
+        cuts.append((small, timed))
+    place = best_of(candidates, target)
     candidates[place]["chosen"] = True
+    small, timed = cuts[place]
     tables.print_candidates(candidates, len(judged.validation or judged.test),
                             held_out=judged is not job.data)
     return small, timed, candidates
+
+
+def best_of(candidates, target):
+    """The number of the candidate with the highest accuracy, of those that remove enough: up to
+    ENOUGH points less than the target, or than the most that any removes. Of equals the first."""
+    removed = [each["achieved_percent"] for each in candidates]
+    least = min(target, max(removed)) - ENOUGH
+    enough = [number for number, percent in enumerate(removed) if percent >= least]
+    return max(enough, key=lambda number: candidates[number]["top1"])
 
 
 def clock_of(job):
@@ -124,9 +134,8 @@ def after_pruning(job):
     figures = {"after_pruning": train.evaluate(network, batches)}
     print("  test accuracy right after pruning: "
           f"{tables.accuracy_text(figures['after_pruning'])}")
-    if flags.bn_images:
-        statistics = job.statistics_batches()
-        train.reestimate(network, statistics)
+    statistics = job.statistics_batches()
+    if flags.bn_images and train.reestimate(network, statistics):
         figures["after_bn"] = train.evaluate(network, batches)
         print(f"  with BatchNorms re-estimated on {len(statistics.order):,} training images: "
               f"{tables.accuracy_text(figures['after_bn'])}")

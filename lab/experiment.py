@@ -198,7 +198,8 @@ class Experiment:
         marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
     score_steps: int = flag(
         "pruning", 1, "make the cut of a round in so many steps, each by scores of what is left; "
-        "nothing is trained between them, and BatchNorms are re-estimated", shown="1, or the "
+        "nothing is trained between them; where scores are computed from images, BatchNorms "
+        "are re-estimated", shown="1, or the "
         "preset's", type=integer(1, 100), metavar="K", named=("steps{}", "{} steps"),
         marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
     select: str = flag(
@@ -332,7 +333,9 @@ class Experiment:
     def _unusual(self):
         """How flags that show in the names of files differ from what the preset says."""
         usual = {**DEFAULTS, **PRESETS[self.preset].flags}
-        return [_written(each.metadata["named"][0], getattr(self, each.name))
+        if self.select:  # which sets them itself
+            usual |= {"ranking": self.ranking, "residual": self.residual}
+        return [_written(each, getattr(self, each.name))
                 for each in named_flags(self.control)
                 if str(getattr(self, each.name)) != str(usual[each.name])]
 
@@ -359,8 +362,8 @@ def named_flags(control):
             if each.metadata["named"] and each.name not in pruned]
 
 
-def _written(text, value):
-    return f"no-{text}" if value is False else text.format(value)
+def _written(flag, value):
+    return f"no-{flag.name}" if value is False else flag.metadata["named"][0].format(value)
 
 
 def words_of(flags, control):
@@ -415,7 +418,7 @@ def parse(argv, description=None):
         networks.check_name(args.model)
         if args.width != 1:
             raise InputError(f"--width only works with {', '.join(MODELS)}; leave it out")
-    given = given_names(argv)
+    given = given_names(argv, Experiment)
     _take_from_preset(args, given)
     if args.init == "DEFAULT" and "normalize" not in given:
         args.normalize = networks.default_normalization(args.model)
@@ -423,7 +426,7 @@ def parse(argv, description=None):
     if args.only_train:
         _check_only_train(args)
     else:
-        _check_pruning(args)
+        _check_pruning(args, given)
     if args.ebt and rounds > 1:
         raise InputError(f"--ebt=True prunes once, and {rounds} rounds are asked for; leave out "
                          "--ebt=True to prune iteratively, or ask for one round")
@@ -459,10 +462,11 @@ def _check_ranking(args, given):
     if args.select:
         for name in sorted({"ranking", "residual"} & given):
             raise InputError(f"--select=best tries all rankings, single and coupled; leave out "
-                             f"--{name}")
+                             f"--{name}, or say --select=False")
         if args.eb_detect:
             raise InputError("--eb_detect=True compares what one ranking keeps from epoch to "
-                             "epoch; leave out --select=best")
+                             "epoch; leave out --select=best, or say --select=False")
+        args.ranking, args.residual = DEFAULTS["ranking"], DEFAULTS["residual"]
     if args.per_cost and args.pruning_type:
         try:
             check_per_cost(args.pruning_type, False if args.select else args.ranking)
@@ -493,7 +497,7 @@ def _check_only_train(args):
                          "is nothing to load; leave out --pretrained=True")
 
 
-def _check_pruning(args):
+def _check_pruning(args, given):
     if not args.pruning_type:
         raise InputError(f"--pruning_type is missing: one of {', '.join(ESTIMATORS)}; to prune "
                          "nothing: --only_train=base or --only_train=ortho")
@@ -501,6 +505,11 @@ def _check_pruning(args):
         raise InputError("--thresholds and --prune_percent contradict each other; leave out one of "
                          "them")
     if args.control == "unpruned":
+        for each in named_flags(False):
+            if ONLY_PRUNED in each.metadata["marks"]:
+                if each.name in given:
+                    raise InputError(f"--control=unpruned prunes nothing; leave out --{each.name}")
+                setattr(args, each.name, each.default)
         if args.thresholds or args.prune_percent is not None:
             raise InputError("--control=unpruned prunes nothing; leave out the percent "
                              "(--n_rounds says how many rounds to train)")

@@ -27,7 +27,9 @@ onnx, onnxruntime, safetensors_torch = map(lazy, ("onnx", "onnxruntime", "safete
 
 ONNX = "onnx", "onnxscript", "onnxruntime"
 OLDEST_WRITTEN = 18  # opset that torch writes; older ones are made of it
-WEIGHTED, ELEMENTWISE = ("Conv", "Gemm", "MatMul"), ("Relu", "Clip", "HardSwish", "Add")
+WEIGHTED, ELEMENTWISE = ("Conv", "Gemm", "MatMul"), (
+    "Add", "Clip", "Elu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "PRelu", "Relu",
+    "Sigmoid", "Tanh")
 WIDE = 8  # widths that are multiples of it are fast in most runtimes
 
 

@@ -75,6 +75,8 @@ class Job(Plan):
         flags, data = self.flags, self.data
         check_classes(flags, len(data.classes))
         self.importance_batches(1, flags.imp_samples)
+        if flags.select:
+            self.statistics_batches()
         if flags.eb_detect:
             self.importance_batches(1, flags.eb_samples)
         if len(data.train) < 2 * processes()[1]:
@@ -140,7 +142,11 @@ class Job(Plan):
         if not self.flags.select or self.data.validation:
             return self.data
         if self._judged is None or self._judged[0] is not self.data:
-            self._judged = self.data, self.data.hold_out(HELD_OUT, self.flags.seed)
+            try:
+                self._judged = self.data, self.data.hold_out(HELD_OUT, self.flags.seed)
+            except InputError as error:
+                raise InputError("--select=best holds out a tenth of each class's training images, "
+                                 "and no class has two; give validation images (val/)") from error
         return self._judged[1]
 
     # ------------------------------------------------------------------------------------- a run
@@ -308,10 +314,9 @@ class Job(Plan):
         if not epochs or steps * epochs >= enough:
             return
         smaller = max(2, images * epochs // (2 * enough))
-        advice = "a preset with more epochs (config.py) helps"
-        if smaller < flags.batch_size:
-            advice = (f"--batch_size={smaller} makes it {images // smaller * epochs:,}; {advice}, "
-                      "too")
+        advice, more = "a preset with more epochs (config.py) helps", images // smaller * epochs
+        if smaller < flags.batch_size and more > steps * epochs:
+            advice = f"--batch_size={smaller} makes it {more:,}; {advice}, too"
         print(f"  Note: {counted(epochs, 'epoch')} of {counted(steps, 'step')} are "
               f"{counted(steps * epochs, 'step')} in all, too few to learn much from; {advice}")
 

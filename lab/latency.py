@@ -9,6 +9,7 @@ from common.processes import as_first, is_first
 from lab.export import ONNX, runtime_of
 from lab.measure import layer_times, measure_latency, noise
 from lab.networks import unpruned_twin
+from models import measure_cost
 from pruner import max_percent, prune, pruned_percent, select_filters
 
 STEPS, ROUGH_STEPS = 7, 4  # halvings of the range that the cut is looked for in
@@ -54,8 +55,18 @@ class Clock:
             return as_first(None)
         ready, images = self._ready(network), noise(self.batch, self.image_size)
         if self.runtime == "pytorch":
-            return as_first(layer_times(ready, images.to(self.device)))
-        return as_first(ready.layer_times(images))
+            times = layer_times(ready, images.to(self.device))
+        else:
+            times = ready.layer_times(images)
+        return as_first(self._filled_up(times, network))
+
+    def _filled_up(self, times, network):
+        """The times with those of layers that the runtime does not tell apart: by their
+        multiply-adds, as if these took as long as the others'."""
+        macs = measure_cost(network, self.image_size)["layer_macs"]
+        known = [layer for layer in macs if times.get(layer)]
+        rate = sum(times[layer] for layer in known) / max(1, sum(macs[each] for each in known))
+        return {layer: times.get(layer) or (rate or 1.0) * count for layer, count in macs.items()}
 
     def saved_by(self, network, seconds=BRIEF):
         """The Saved of a network; of several processes, what the first has measured."""

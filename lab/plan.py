@@ -85,6 +85,10 @@ class Plan:
     def recipe(self, phase):
         return getattr(self.flags.schedule, phase) or self.flags.schedule.retrain
 
+    def learns_answers(self, phase):
+        """Whether a training also learns the answers of the network that its round began with."""
+        return bool(self.flags.distill) and phase in ("retrain", "between")
+
     def settings(self, *trainings):
         """What a network is trained by: name of a training -> everything that shapes it."""
         flags, settings = self.flags, {}
@@ -99,7 +103,7 @@ class Plan:
                 settings[training]["label_smoothing"] = recipe.label_smoothing
             if flags.choose != "best":
                 settings[training]["choose"] = flags.choose
-            if flags.distill and phase in ("retrain", "between"):
+            if self.learns_answers(phase):
                 settings[training] |= {"distill": flags.distill, "temperature": recipe.temperature}
             if flags.class_weights:
                 settings[training]["class_weights"] = flags.class_weights

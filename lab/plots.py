@@ -104,6 +104,10 @@ def save_figure(figure, path):
     write_atomically(contents)
 
 
+# Letters for ways to choose filters, beside the published one.
+WAYS = {"layer": "L", "mean": "M", "norm": "N", "measured": "E", "paper": "P", "best": "B"}
+
+
 def method_style(name, coupled=False, weight=None):
     """The colour and marker of a method, the same in all plots; dashed and half filled where it is
     coupled. A penalty's weight that was given has a marker of its own."""
@@ -118,8 +122,14 @@ def method_style(name, coupled=False, weight=None):
 
 
 def style_of(record):
-    return method_style(record.flags["pruning_type"], record.flag("residual") == "coupled",
-                        record.flag("penalty"))
+    """A method's style; its way to choose filters shows in the marker, where it is not published.
+    """
+    style = method_style(record.flags["pruning_type"], record.flag("residual") == "coupled",
+                         record.flag("penalty"))
+    way = "best" if record.flag("select") else record.flag("ranking")
+    if way in WAYS:
+        style["marker"] = f"${WAYS[way]}$"
+    return style
 
 
 def by_method(records, control=False):
@@ -304,7 +314,8 @@ def plot_training(axis, records):
                   label=label_of(record), **style_of(record))
         if before:
             axis.axvline(len(before) + .5, color="0.6", linewidth=.8)
-    images = " and ".join(sorted({r.chosen_on for r in records}))
+    shown = {"validation" if "validation" in e else "test" for r in chosen for e in r.epochs}
+    images = " and ".join(sorted(shown))
     axis.xaxis.get_major_locator().set_params(integer=True)
     rounds = "; of the rounds the last" if any(r.rounds for r in chosen) else ""
     axis.set(xlabel=f"epoch (grey line: pruning{rounds})", ylabel=f"{images} accuracy (%)")

@@ -39,7 +39,7 @@ class _Best(TypedDict):
 
 class Accuracy(_Best, total=False):
     last: Figures  # of the last epoch
-    chosen_on: str | None  # what `best` was chosen by: "test" or "validation" images, or "ticket"
+    chosen_on: str | None  # what chose `best`: "test" or "validation" images, "ticket" or "last"
 
 
 class Epoch(TypedDict, total=False):
@@ -47,7 +47,7 @@ class Epoch(TypedDict, total=False):
     epoch: int  # from 1
     lr: float  # learning rate
     seconds: float
-    train: dict[str, float | None]  # loss (cross-entropy), top1, penalty
+    train: dict[str, float | None]  # loss (with --distill the mixture), top1, penalty
     test: Figures  # or, where there are validation images,
     validation: Figures
     orthogonality: float | None  # degree, mean over the convolutions

@@ -23,7 +23,7 @@ from common.machine import cores
 from common.terminal import counted
 from config import SWEEPS
 from data import load_data
-from imp_estimator import PLAIN, has_penalty
+from imp_estimator import ESTIMATORS, PLAIN, has_penalty
 from lab.experiment import ONLY_PRUNED, SET_BY_SWEEP, Experiment, make_parser, parse
 from lab.job import MAIN
 from lab.tables import accuracy_text
@@ -78,9 +78,14 @@ def _without_twins(pairs):
 
 def _without_idle(cell):
     """The cell without what does not shape it, so that equal ones are one: a plain network has no
-    penalty, and an unpruned control no percent."""
+    penalty, an unpruned control no percent, --select=best no ranking of its own, and scores that
+    are no change of the loss no costs."""
     if not has_penalty(cell.get("pruning_type")):
         cell = {key: value for key, value in cell.items() if key != "penalty"}
+    if cell.get("select"):
+        cell = {key: value for key, value in cell.items() if key not in ("ranking", "residual")}
+    if not ESTIMATORS[cell.get("pruning_type") or PLAIN].change:
+        cell = {key: value for key, value in cell.items() if key != "per_cost"}
     if cell.get("control") != "unpruned":
         return cell
     control = {key: value for key, value in cell.items()

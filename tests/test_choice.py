@@ -14,11 +14,12 @@ import config
 import main
 import train
 from common.errors import InputError
-from conftest import WIDTH, narrow, short_preset
+from conftest import WIDTH, narrow, short_preset, write_folder
 from imp_estimator import ESTIMATORS, cal_importance
-from lab import latency, sweep
+from lab import cutting, latency, sweep
 from lab.checkpoint import load_checkpoint
 from lab.experiment import parse
+from lab.export import runtime_of
 from lab.measure import layer_times
 from lab.record import Record
 from models import filter_costs, filter_groups, group_norms, measure_cost
@@ -95,7 +96,8 @@ def test_each_method_ranks_as_its_paper_does():
     scores = random_scores(model)
     for name, ranking in papers.items():
         ours = select_filters(model, scores, 50, ranking="paper", pruning_type=name)
-        theirs = select_filters(model, scores, 50, ranking=ranking)
+        changes = {layer: own.double().sqrt() if name == "tfo" else own for layer, own in scores.items()}
+        theirs = select_filters(model, changes, 50, ranking=ranking)  # Molchanov divides changes, not squares
         assert all(torch.equal(ours[layer], theirs[layer]) for layer in theirs)
 
 
@@ -328,7 +330,6 @@ def test_statistics_are_those_of_the_images_and_nothing_else_changes(network, fe
     wanted = sum(half.var((0, 2, 3)) for half in halves) / 2
     torch.testing.assert_close(norm.running_var, wanted, rtol=1e-3, atol=1e-5)
     assert all(m.momentum == .1 for m in small.modules() if isinstance(m, nn.BatchNorm2d))
-    reestimate(nn.Linear(2, 2), [(torch.zeros(2, 2), None)])  # none to estimate
 
 
 def test_a_teachers_answers_are_part_of_the_loss(few):
@@ -367,6 +368,67 @@ def flags(folder, monkeypatch, tmp_path):
     return ["--preset=test", "--image_size=16", f"--data_path={folder}", "--ebt=True"]
 
 
+@pytest.mark.parametrize("removed, accuracies, chosen", [
+    ((60, 60, 60), (10, 30, 20), 1), ((60, 50, 60), (10, 90, 20), 2), ((48, 40, 47.5), (10, 90, 20), 2),
+    ((60, 60, 60), (30, 30, 20), 0)])
+def test_a_smaller_cut_is_no_candidate(removed, accuracies, chosen):
+    candidates = [{"achieved_percent": gone, "top1": top1} for gone, top1 in zip(removed, accuracies)]
+    assert cutting.best_of(candidates, 60) == chosen
+
+
+def test_after_single_cuts_channels_are_compared_with_their_whole_stage():
+    model = narrow("resnet-56")
+    half = prune(model, select_filters(model, random_scores(model), 40))
+    scores = random_scores(half, 1)
+    for ranking in ("layer", "mean"):
+        kept = select_filters(half, scores, 60, ranking=ranking, residual="coupled")
+        stage = [g for g in filter_groups(half) if g.stream.name == "layer3"]
+        sums = torch.zeros(stage[0].stream.width)
+        gone = torch.zeros(stage[0].stream.width, dtype=torch.bool)
+        for group in stage:
+            sums.index_add_(0, torch.tensor(group.channels), scores[group.name])
+            lost = torch.ones(len(group.channels), dtype=torch.bool)
+            lost[kept[group.name]] = False
+            gone[torch.tensor(group.channels)[lost]] = True
+        assert gone.any() and sums[gone].max() <= sums[~gone].min()
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.SiLU, nn.Tanh, nn.Hardswish])
+def test_fused_activations_hide_no_layers_time(activation):
+    pytest.importorskip("onnxruntime")
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), activation(), nn.Conv2d(8, 8, 3),
+                          activation(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    times = runtime_of(model, 16).layer_times(torch.zeros(4, 3, 16, 16), runs=2)
+    assert times.keys() == {"0", "3", "7"}
+
+
+def test_a_layer_without_a_time_has_its_multiply_adds(monkeypatch):
+    model = narrow("vgg")
+    macs = measure_cost(model, 16)["layer_macs"]
+    clock = latency.Clock(model, 16, 2, torch.device("cpu"))
+    monkeypatch.setattr(latency, "layer_times", lambda *_: {name: 1e-3 * macs[name] for name in list(macs)[::2]})
+    assert clock.layer_times(model) == pytest.approx({name: 1e-3 * count for name, count in macs.items()})
+
+
+def test_statistics_without_images_or_norms(few):
+    model = narrow("vgg")
+    with pytest.raises(ValueError, match="no images"):
+        reestimate(model, iter(()))
+    with pytest.raises(ValueError, match="more than 1 value"):
+        reestimate(nn.Sequential(nn.BatchNorm2d(3)), [(torch.zeros(1, 3, 1, 1), None)])
+    assert all(m.momentum == .1 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    assert reestimate(nn.Linear(2, 2), [(torch.zeros(2, 2), None)]) == 0
+
+
+def test_a_buffer_that_scales_channels_is_no_weight():
+    model = Chain().eval()
+    model.register_buffer("scale", torch.rand(1, 4, 1, 1))
+    model.__class__ = type("Scaled", (Chain,), {"forward": lambda self, x: self.linear((
+        self.b(self.norm(self.a(x)).relu() * self.scale) + self.c(self.norm(self.a(x)).relu() * self.scale)
+        ).mean((2, 3)))})
+    assert set(group_norms(model)) == {"a", "b", "c"}
+
+
 def result(name):
     """The record of the only pruned network whose name has this in it."""
     found, = (path for path in Path("pruned_nets").rglob(f"*{name}*.json"))
@@ -399,7 +461,6 @@ def test_the_best_of_all_cuts_is_retrained(flags, capsys, monkeypatch):
 
 
 def test_a_cut_in_steps_scores_what_is_left(flags, capsys, monkeypatch):
-    from lab import cutting
     seen = []
     score = cutting.cal_importance
 
@@ -421,7 +482,7 @@ def test_a_ticket_in_steps_keeps_what_the_cut_keeps(flags, monkeypatch):
                          "--eb_detect=True", "--score_steps=2"])
     run.network = narrow("vgg", num_classes=3)
     mask = main.find_ticket(run).mask()
-    small, _ = main.cutting.cut_in_steps(run, 0, 60, 2000)
+    small, _ = cutting.cut_in_steps(run, 0, 60, 2000)
     assert mask.sum() == sum(g.conv.out_channels for g in filter_groups(small))
     kept = kept_filters(run.network, small)
     widths = [len(kept[g.name]) for g in filter_groups(run.network)]
@@ -434,6 +495,11 @@ def test_a_preset_may_say_what_flags_are(flags, monkeypatch, capsys):
     monkeypatch.setitem(config.PRESETS, "mine", preset)
     flags = ["--preset=mine", *flags[1:], "--pruning_type=l1", "--prune_percent=50"]
     usual, own = parse(flags), parse([*flags, "--ranking=norm", "--bn_images", "0"])
+    best = parse([*flags, "--select=best"])
+    assert (best.ranking, best.residual, best.method) == ("global", "single", "l1-best")
+    monkeypatch.setitem(config.PRESETS, "other", config.replace(preset, flags={"select": "best", "prune_percent": 30}))
+    other = parse(["--preset=other", *flags[1:-1], "--pruning_percent=75", "--select=False"])
+    assert (other.prune_percent, other.method) == (75, "l1-no-select")
     assert (usual.ranking, usual.bn_images, usual.choose, usual.method) == ("mean", 64, "last", "l1")
     assert (own.ranking, own.bn_images, own.method) == ("norm", 0, "l1-norm-bn0")
     trained = parse([*flags[:-2], "--only_train=base"])
@@ -450,7 +516,8 @@ def test_a_preset_may_say_what_flags_are(flags, monkeypatch, capsys):
     (["--select=best", "--residual=coupled"], "leave out --residual"),
     (["--select=best", "--eb_detect=True"], "leave out --select=best"),
     (["--per_cost=True"], "does not estimate the change of the loss"),
-    (["--per_cost=True", "--ranking=measured", "--pruning_type=fisher"], "divided by costs already"),
+    (["--per_cost=True", "--ranking=measured", "--pruning_type=fisher"], "divides by costs already"),
+    (["--control=unpruned", "--prune_percent=0", "--bn_images=8"], "leave out --bn_images"),
     (["--bn_images=1"], "two images at least"), (["--score_steps=0"], "from 1 to 100"),
     (["--distill=2"], "up to 1"), (["--ranking=mine"], "invalid choice")])
 def test_choices_that_contradict_each_other_are_refused(more, says, flags, capsys):
@@ -496,6 +563,9 @@ def test_a_sweep_of_rankings_has_a_file_for_each_and_one_control(flags, tmp_path
     cells = sweep.read_sweep("sweep.json")
     assert len(cells) == 2 ** 4 + 2  # the unpruned network, with the answers of its own and without
     names = [parse(sweep.command_of(cell)).pruned_file("", 50, False).name for cell in cells]
+    assert "fisher-steps2-best" in parse(sweep.command_of(sweep._without_idle(
+        {**cells[-2], "control": False, "select": "best", "ranking": "mean"}))).method
+    assert "per_cost" not in sweep._without_idle({"pruning_type": "l1", "per_cost": True})
     assert len(set(names)) == len(cells) and "resnet-56_base-distill0.5-unpruned_50_0.pth" in names
 
 
@@ -516,7 +586,43 @@ def test_controls_learn_from_the_unpruned_network_too(flags, capsys, monkeypatch
     for teacher, share in taught:  # which nothing has trained meanwhile
         state = teacher.state_dict()
         assert share == .5 and all(torch.equal(state[name], tensor) for name, tensor in base.state_dict().items())
+    assert main.main([*job, "--prune_percent=50", "--val_percent=10"]) == 0
+    assert main.main([*flags, "--model=vgg", "--width=0.125", "--only_train=base"]) == 0
+    assert main.main([*job, "--prune_percent=50", "--val_percent=10", "--control=scratch"]) == 2
+    assert "may have been trained on the images that --val_percent=10" in capsys.readouterr().err
     Path("pretrained/ebt/shapes/vgg-w0.125.pth").unlink()
+    job.append("--val_percent=10")
     capsys.readouterr()
     assert main.main([*job, "--prune_percent=50", "--control=scratch"]) == 2
     assert "needs the answers of" in capsys.readouterr().err
+
+
+def test_only_a_retraining_learns_answers(flags, monkeypatch):
+    taught = []
+
+    def watched(*args, key, teacher=None, **more):
+        taught.append((key[1], teacher is not None))
+        return fit(*args, key=key, teacher=teacher, **more)
+    monkeypatch.setattr(train, "fit", watched)
+    assert main.main([*flags[:-1], "--model=vgg", "--width=0.125", "--pruning_type=orthoreg", "--thresholds=[20, 40]",
+                      "--distill=0.5"]) == 0
+    assert taught == [("base", False), ("ortho", False), ("between", True), ("ortho", False), ("retrain", True)]
+    record = json.loads(next(Path("pruned_nets").rglob("*_40_0.json")).read_text())
+    assert record["training"]["retrain"]["distill"] == .5
+
+
+def test_one_image_of_each_class_is_too_few_to_select_by(flags, digits, tmp_path, capsys):
+    write_folder(tmp_path / "few", digits, train=1, test=1)
+    job = [flags[0], flags[1], f"--data_path={tmp_path / 'few'}", "--ebt=True", "--pruning_type=l1", "--prune_percent=50"]
+    assert main.main([*job, "--model=vgg", "--width=0.125", "--select=best"]) == 2
+    assert "--select=best holds out a tenth" in capsys.readouterr().err and not Path("pretrained").exists()
+
+
+def test_without_batchnorms_nothing_is_said_to_be_re_estimated(flags, tmp_path, capsys):
+    Path("net.py").write_text("""
+from torch import nn
+def Net(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+""")
+    assert main.main([*flags, "--model=net.py:Net", "--pruning_type=group", "--prune_percent=50", "--bn_images=24"]) == 0
+    assert "re-estimated" not in capsys.readouterr().out

@@ -1,9 +1,10 @@
 """How well filters are chosen on the road that most users take: a trained network, cut to a share
 of its multiply-adds, fine-tuned for a few epochs; and beside it Torch-Pruning, in the same loop.
 
-    python pruned_nets/comparison/practice.py curves resnet18 --seeds 0 1 2
+    python pruned_nets/comparison/practice.py curves resnet18 --seeds 0 1 2   # nothing is trained
+    python pruned_nets/comparison/practice.py steps resnet18 --seeds 0 1 2    # cuts in steps
     python pruned_nets/comparison/practice.py train resnet18 --seeds 0 1 2
-    python pruned_nets/comparison/practice.py report      # practice.md and its plots
+    python pruned_nets/comparison/practice.py report                         # practice.md
 
 It needs data/cifar100-20: 20 classes of CIFAR-100 as an image folder (of these, `START` are what
 the starting network was trained on, `TARGET` what it is used for), and torch-pruning. Every row is
@@ -119,7 +120,7 @@ def starting_network(task):
     torch.manual_seed(0)
     network = build_network(task.model, len(START))
     fit(network, images_of(task, START), task.start(), key=(0, "pretrain"), batch_size=64,
-        label=f"start {task.model}")
+        label=f"start {task.model}", choose="last")
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"net": network.state_dict()}, path)
     return network
@@ -229,7 +230,7 @@ def _cut_ours(row, network, data, share, seed, known):
             network, scores, target, budget="macs", image_size=size, residual=row.residual,
             ranking=row.ranking, per_cost=row.per_cost, pruning_type=row.method, losses=losses)
         network = prune(network, kept)
-        if row.steps > 1:
+        if step + 1 < row.steps:
             settle(network, data, seed)
     return network
 
@@ -257,6 +258,8 @@ def _cut_theirs(row, network, data, share, seed, known):
             low = ratio
         else:
             high, found = ratio, small
+    if found is None:
+        raise ValueError("no ratio of channels leaves so few multiply-adds")
     return found
 
 
@@ -463,7 +466,8 @@ def _training_table(contents):
         ranked = sorted(rows, key=lambda name: -statistics.fmean(rows[name].values()))
         theirs = next((name for name in ranked if name.startswith("torch-pruning")), None)
         lines += ["", f"{share}% of the MACs, {epochs} epochs of fine-tuning:", "",
-                  row_of(["", "accuracy", f"minus {theirs}" if theirs else "", "n"]), "|---" * 4 + "|"]
+                  row_of(["", "accuracy", f"minus {theirs}" if theirs else "", "n"]),
+                  "|---" * 4 + "|"]
         for name in ranked:
             shared = rows[name].keys() & rows.get(theirs, {}).keys() if name != theirs else ()
             gaps = [rows[name][seed] - rows[theirs][seed] for seed in sorted(shared)]
