@@ -367,7 +367,17 @@ class Results:
 
     def save(self):
         self.content["environment"] = environment(torch.device("cpu"))
+        self.content["images"] = {"scores": SCORED, "BatchNorms": BN_IMAGES, "measured": MEASURED}
         write_atomically({self.path: to_json(self.content)})
+
+
+def _cut_or_say(row, network, data, share, seed, known):
+    """The network that a row makes, or None, and a line on why."""
+    try:
+        return row.cut(network, data, share, seed, known)
+    except Exception as error:  # of the other tool, whatever it may be
+        print(f"{row.name}, seed {seed}: {type(error).__name__}: {error}", flush=True)
+        return None
 
 
 def curves(name, seed, wanted):
@@ -381,10 +391,8 @@ def curves(name, seed, wanted):
     dense, known = macs_of(network, task.size), {}
     for row, share in missing:
         began = time.monotonic()
-        try:
-            small = row.cut(network, data, share, seed, known)
-        except Exception as error:  # of the other tool, whatever it may be
-            print(f"{name} {seed} {row.name}: {type(error).__name__}: {error}", flush=True)
+        small = _cut_or_say(row, network, data, share, seed, known)
+        if small is None:
             continue
         stale = evaluate(small, data.test_batches())["top1"]
         settle(small, data, seed)
@@ -503,10 +511,8 @@ def tune(name, seed, plan):
     dense, known = macs_of(network, task.size), {}
     for row, share, tuning in missing:
         began = time.monotonic()
-        try:
-            small = row.cut(network, data, share, seed, known)
-        except Exception as error:  # of the other tool, whatever it may be
-            print(f"{name} {seed} {row.name}: {type(error).__name__}: {error}", flush=True)
+        small = _cut_or_say(row, network, data, share, seed, known)
+        if small is None:
             continue
         if tuning.settled:
             settle(small, data, seed)
