@@ -532,15 +532,13 @@ def tune(name, seed, plan):
 
 def tunings():
     """What is fine-tuned: the questions that the curves leave."""
-    ours = [Row("orthoreg", "group", "measured", "coupled", steps=4),
-            Row("orthoreg", "group", "measured", "coupled"),
-            Row("orthoreg", "group", "layer", "coupled"),
-            Row("orthoreg", "fisher", "measured", "coupled", steps=4),
-            Row("orthoreg", "l1", "paper", "coupled"), Row("orthoreg", "fisher", "mean", "coupled")]
     theirs = [Row("torch-pruning", "magnitude", "layer"), Row("torch-pruning", "taylor", "global")]
-    controls = [Row("scratch", "from scratch"), Row("orthoreg", "fisher", "global", "single")]
-    plain = [(row, share, Tuning(5)) for share in (40, 25) for row in (*theirs, *ours, *controls)]
-    taught = [(row, share, Tuning(5, 0.5)) for share in (40, 25) for row in (theirs[0], ours[0])]
+    ours = [Row("orthoreg", method, "measured", "coupled", steps=4)
+            for method in ("fisher", "group")]
+    others = [Row("orthoreg", "fisher", "global", "single"),
+              Row("orthoreg", "l1", "paper", "coupled"), Row("scratch", "from scratch")]
+    plain = [(row, share, Tuning(5)) for share in (40, 25) for row in (*theirs, *ours, *others)]
+    taught = [(row, share, Tuning(5, 0.5)) for share in (40, 25) for row in (theirs[1], ours[0])]
     return [(Row("unpruned", "unpruned"), 100, Tuning(5)), *plain, *taught]
 
 
