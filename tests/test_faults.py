@@ -34,8 +34,8 @@ TICKET = ("--ebt=True", "--pruning_type=orthoreg", "--prune_percent=25")
 ROUNDS = ("--pruning_type=orthoreg", "--thresholds=[20, 40]")
 NO_PENALTY = ("--pruning_type=theis", "--prune_percent=30", "--n_rounds=2")
 RESIDUAL = ("--model=resnet-56", "--width=0.25", "--optimizer=adam", *ROUNDS)
-CHOSEN = ("--model=resnet-56", "--width=0.25", "--ebt=True", "--pruning_type=fisher", "--prune_percent=40",
-          "--budget=macs", "--score_steps=2", "--select=best", "--bn_images=24", "--distill=0.5", "--choose=last")
+CHOSEN = ("--ebt=True", "--pruning_type=fisher", "--prune_percent=40", "--budget=macs", "--score_steps=2",
+          "--ranking=measured", "--bn_images=24", "--distill=0.5", "--choose=last")
 KILLED = -signal.SIGKILL
 
 
@@ -93,7 +93,7 @@ def uninterrupted(shell, folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("job, first, stride, least", [
-    (TICKET, 1, 5, 50), (ROUNDS, 3, 17, 120), (NO_PENALTY, 2, 17, 70), (RESIDUAL, 30, 97, 120), (CHOSEN, 25, 97, 100)])
+    (TICKET, 1, 5, 50), (ROUNDS, 3, 17, 120), (NO_PENALTY, 2, 17, 70), (RESIDUAL, 30, 97, 120), (CHOSEN, 10, 13, 60)])
 def test_killed_anywhere_and_resumed_the_bits_are_the_same(job, first, stride, least, shell, flags,
                                                            uninterrupted, tmp_path):
     """Killed at every `stride`-th of the events and at the last four."""

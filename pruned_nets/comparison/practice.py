@@ -387,7 +387,7 @@ def curves(name, seed, wanted):
     if not missing:
         return
     network, data, accuracy = whole_network(task, seed)
-    results.content["whole"] = accuracy
+    results.content["unpruned"] = accuracy
     dense, known = macs_of(network, task.size), {}
     for row, share in missing:
         began = time.monotonic()
@@ -433,7 +433,7 @@ def title_of_task(name, task):
 
 def _curve_table(contents):
     """Accuracies right after the cut with the BatchNorms re-estimated, and as they were."""
-    whole = spread([content["whole"] for content in contents])
+    whole = spread([content["unpruned"] for content in contents])
     cells = {}
     for content in contents:
         for entry in content["rows"]:
@@ -507,7 +507,7 @@ def tune(name, seed, plan):
     if not missing:
         return
     network, data, accuracy = whole_network(task, seed)
-    results.content["whole"] = accuracy
+    results.content["unpruned"] = accuracy
     dense, known = macs_of(network, task.size), {}
     for row, share, tuning in missing:
         began = time.monotonic()
