@@ -2,7 +2,7 @@
 import os
 import shlex
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from common.device import environment, pick_device
@@ -20,7 +20,7 @@ from common.terminal import counted, print_notes, printable
 from config import MOMENTUM, title_of
 from data import load_data
 from lab.checkpoint import checkpoint_bytes, load_checkpoint, record_in
-from lab.experiment import comparable
+from lab.experiment import comparable, words_of
 from lab.measure import measured
 from lab.networks import code_of
 from lab.plan import Plan, Recording, recording_of
@@ -298,6 +298,8 @@ class Job(Plan):
         print(f"  device  {device}\n"
               f"  recipe  preset {flags.preset}, {flags.optimizer}, batch {flags.batch_size} "
               f"({counted(steps, 'step')} in an epoch), seed {flags.seed}")
+        if words := [] if flags.only_train else words_of(asdict(flags), flags.control):
+            print(f"  cut     {', '.join(words)}")
         self._say_if_few_steps(steps)
         if flags.eb_detect and not self.seeks_ticket:
             print(f"  Note: --eb_detect needs {EarlyBird.older + 1} epochs or more, and preset "

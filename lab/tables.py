@@ -159,15 +159,18 @@ def print_summary(records):
     def after_bn(r):
         return "" if r.after_bn is None else f"{r.after_bn:.2f}%"
 
+    lasts = {record.chosen_on for record in records} == {"last"}
+    chosen = "last epoch" if lasts else "best epoch"
     rows = [row("", lambda r: "pruned" if r is base and r.pruning else _title(r))]
     if len(records) > 1:
         rows += [row(f"percent of {last.budget} to remove", percent("requested")),
                  row("percent removed", percent("achieved"))]
-    rows += [row("test accuracy, best epoch", accuracy("best")),
-             row("test accuracy, last epoch", accuracy("last"))]
+    if not lasts:
+        rows.append(row("test accuracy, best epoch", accuracy("best")))
+    rows.append(row("test accuracy, last epoch", accuracy("last")))
     for key, name in (("top5", "top-5"), ("balanced", "balanced")):
         if any(key in record.accuracy["best"] for record in records):
-            rows.append(row(f"{name} accuracy, best epoch", accuracy("best", key)))
+            rows.append(row(f"{name} accuracy, {chosen}", accuracy("best", key)))
     if any(map(after_pruning, records)):
         rows.append(row("accuracy right after pruning", after_pruning))
     if any(map(after_bn, records)):

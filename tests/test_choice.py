@@ -470,7 +470,9 @@ def test_a_cut_in_steps_scores_what_is_left(flags, capsys, monkeypatch):
     monkeypatch.setattr(cutting, "cal_importance", watched)
     job = [*flags, "--model=vgg", "--width=0.125", "--pruning_type=tfo", "--budget=macs", "--prune_percent=75"]
     assert main.main([*job, "--score_steps=2", "--ranking=paper", "--per_cost=True", "--choose=last"]) == 0
-    assert seen == [0, pytest.approx(50, abs=3)] and "in 2 steps" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert seen == [0, pytest.approx(50, abs=3)] and ", in 2 steps\n" in out
+    assert "  cut     paper, per cost, 2 steps\n" in out and "best epoch" not in out
     record, path = result("tfo")
     assert path.name == "vgg-w0.125_tfo-paper-percost-steps2_75_0.json"
     assert record.variant == "tfo, paper, per cost, 2 steps" and record.chosen_on == "last"
