@@ -104,8 +104,9 @@ def save_figure(figure, path):
     write_atomically(contents)
 
 
-# Letters for ways to choose filters, beside the published one.
-WAYS = {"layer": "L", "mean": "M", "norm": "N", "measured": "E", "paper": "P", "best": "B"}
+# Markers of ways to choose filters, beside the published one.
+WAYS = {"layer": "1", "mean": "2", "norm": "3", "paper": "4", "measured": (8, 2, 0),
+        "best": (5, 1, 0)}
 
 
 def method_style(name, coupled=False, weight=None):
@@ -128,7 +129,7 @@ def style_of(record):
                          record.flag("penalty"))
     way = "best" if record.flag("select") else record.flag("ranking")
     if way in WAYS:
-        style["marker"] = f"${WAYS[way]}$"
+        style |= {"marker": WAYS[way], "markersize": 9}
     return style
 
 
