@@ -472,7 +472,8 @@ def _training_table(contents):
     lines = []
     for (share, epochs), rows in sorted(cells.items(), reverse=True):
         ranked = sorted(rows, key=lambda name: -statistics.fmean(rows[name].values()))
-        theirs = next((name for name in ranked if name.startswith("torch-pruning")), None)
+        theirs = next((name for name in ranked if name.startswith("torch-pruning")
+                       and "distilled" not in name), None)
         lines += ["", f"{share}% of the MACs, {epochs} epochs of fine-tuning:", "",
                   row_of(["", "accuracy", f"minus {theirs}" if theirs else "", "n"]),
                   "|---" * 4 + "|"]
