@@ -33,6 +33,7 @@ def cut_in_steps(job, number, target, count, scores=None, **choice):
     """
     flags, images = job.flags, next(iter(job.data.test_batches()))[0][:8]
     targets = pruner.step_targets(percent_gone(job, number), target, flags.score_steps)
+    clock = clock_of(job) if flags.budget == "latency" else None
     while True:
         network = job.network
         try:
@@ -42,7 +43,7 @@ def cut_in_steps(job, number, target, count, scores=None, **choice):
                 else:
                     own = scores
                 is_last = step + 1 == len(targets)
-                kept, timed = select(job, network, own, percent, is_last, **choice)
+                kept, timed = select(job, network, own, percent, clock, is_last, **choice)
                 network = pruner.prune(network, kept, images, job.network)
                 if not is_last and flags.estimator.needs_images:
                     train.reestimate(network, job.statistics_batches())
@@ -60,17 +61,18 @@ def percent_gone(job, number):
     return pruner.pruned_percent(job.network, job.flags.budget, job.data.image_size)
 
 
-def select(job, network, scores, target, is_last=True, **choice):
-    """(the filters to keep, the same in all processes; what is known of measured time)."""
+def select(job, network, scores, target, clock, is_last, **choice):
+    """(the filters to keep, the same in all processes; what is known of measured time). clock: a
+    lab.latency.Clock where the budget is time, else None."""
     flags, timed = job.flags, {}
     choice = {**flags.choice(job.data.image_size), **choice}
     if pruner.ranking_of(choice["ranking"], flags.pruning_type) == "measured":
         choice["losses"] = pruner.measure_losses(network, scores, job.measured_batches(),
                                                  choice["residual"], job.network)
-    if flags.budget == "latency":
+    if clock:
         for name in ("budget", "image_size"):  # it counts filters, and the clock knows the size
             del choice[name]
-        kept, saved, most = latency.select_by_time(network, scores, target, clock_of(job),
+        kept, saved, most = latency.select_by_time(network, scores, target, clock,
                                                    exact=is_last, original=job.network, **choice)
         timed = {**saved.plain(), "max_percent": most.percent}
     else:
@@ -134,8 +136,8 @@ def after_pruning(job):
     figures = {"after_pruning": train.evaluate(network, batches)}
     print("  test accuracy right after pruning: "
           f"{tables.accuracy_text(figures['after_pruning'])}")
-    statistics = job.statistics_batches()
-    if flags.bn_images and train.reestimate(network, statistics):
+    statistics = flags.bn_images and job.statistics_batches()
+    if statistics and train.reestimate(network, statistics):
         figures["after_bn"] = train.evaluate(network, batches)
         print(f"  with BatchNorms re-estimated on {len(statistics.order):,} training images: "
               f"{tables.accuracy_text(figures['after_bn'])}")

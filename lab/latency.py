@@ -93,8 +93,8 @@ def select_by_time(model, scores, percent, clock, round_to=1, residual="single",
     """
     size = clock.image_size
     steps, long = (STEPS, LONG) if exact else (ROUGH_STEPS, BRIEF)
-    times = clock.layer_times(model) if (
-        choice.get("per_cost") or choice.get("ranking") == "measured") else None
+    counts_costs = choice.get("per_cost") or choice.get("losses") is not None
+    times = clock.layer_times(model) if counts_costs else None
 
     def cut(share):
         kept = select_filters(model, scores, share, round_to=round_to, image_size=size,
