@@ -31,9 +31,10 @@ sys.path.insert(0, str(ROOT))
 from common.batches import Split  # noqa: E402
 from common.device import environment, pick_device  # noqa: E402
 from common.files import to_json, write_atomically  # noqa: E402
-from config import Recipe, title_of  # noqa: E402
+from config import Recipe, penalty_of, title_of  # noqa: E402
 from data import load_data  # noqa: E402
 from imp_estimator import cal_importance  # noqa: E402
+from lab.latency import LONG, Clock, select_by_time  # noqa: E402
 from lab.networks import build_network, fresh_like  # noqa: E402
 from lab.report import interval, spread  # noqa: E402
 from lab.report import row as row_of  # noqa: E402
@@ -44,7 +45,7 @@ from pruner import (  # noqa: E402
     select_filters,
     step_targets,
 )  # noqa: E402
-from train import evaluate, fit, reestimate  # noqa: E402
+from train import OrthonormalityPenalty, evaluate, fit, reestimate  # noqa: E402
 
 PAGE = HERE / "practice.md"
 MARK = "<!-- The tables below are made by practice.py. -->"
@@ -54,6 +55,7 @@ START, TARGET = range(10), range(10, 20)  # classes, in alphabetical order
 PER_CLASS = 100  # training images of each target class
 SCORED, BN_IMAGES, MEASURED = 1000, 512, 128  # images for scores, statistics and losses
 SHARES = 60, 40, 25  # percent of the multiply-adds that are left
+CLOCK_BATCH = 8  # images of a batch whose time is measured
 
 
 # ------------------------------------------------------------------------------------------- tasks
@@ -126,14 +128,15 @@ def starting_network(task):
     return network
 
 
-def whole_network(task, seed):
-    """(the network before any pruning, tuned to the target classes, its data, its accuracy)."""
+def whole_network(task, seed, penalised=False):
+    """(the network before any pruning, tuned to the target classes, its data, its accuracy).
+    penalised: it is tuned with OrthoReg's penalty."""
     start = starting_network(task)
     if task.own:
         data = images_of(task, START)
         return start, data, evaluate(start, data.test_batches())["top1"]
     data = images_of(task, TARGET, PER_CLASS, seed)
-    path = KEPT / f"{task.model}_{seed}.pth"
+    path = KEPT / f"{task.model}_{seed}{'_penalised' if penalised else ''}.pth"
     torch.manual_seed(seed)
     network = build_network(task.model, len(TARGET))
     if path.is_file():
@@ -143,8 +146,9 @@ def whole_network(task, seed):
     known = {name: tensor for name, tensor in start.state_dict().items()
              if not name.startswith(("fc.", "classifier.", "linear."))}
     network.load_state_dict({**fresh, **known})
+    penalty = OrthonormalityPenalty(network, penalty_of(task.model)) if penalised else None
     trained = fit(network, data, task.tuning(15), key=(seed, "whole"), batch_size=32,
-                  label=f"{task.model} {seed}", choose="last")
+                  penalty=penalty, label=f"{task.model} {seed}", choose="last")
     torch.save({"net": network.state_dict()}, path)
     return network, data, trained.last["top1"]
 
@@ -180,13 +184,16 @@ def macs_of(network, size):
 @dataclass(frozen=True)
 class Row:
     """One way to cut. tool: "orthoreg", this suite, "torch-pruning", or a control: "unpruned",
-    "scratch". ranking: "best" stands for --select=best."""
+    "scratch". ranking: "best" stands for --select=best. budget: "macs", or "time" in ONNX Runtime.
+    penalised: cut is the network that was tuned with OrthoReg's penalty."""
     tool: str
     method: str
     ranking: str = "global"
     residual: str = "single"
     per_cost: bool = False
     steps: int = 1
+    budget: str = "macs"
+    penalised: bool = False
 
     @property
     def name(self):
@@ -197,10 +204,12 @@ class Row:
             words.append("per cost")
         if self.steps > 1:
             words.append(f"{self.steps} steps")
+        if self.penalised:
+            words.append("tuned with the penalty")
         return f"{self.tool}: {', '.join(words)}"
 
     def cut(self, network, data, share, seed, known):
-        """`network` with `share` percent of its multiply-adds. known: method -> its scores of this
+        """`network` with `share` percent of its multiply-adds, or time. known: method -> its scores of this
         network, or gradients, as far as they have been computed."""
         if self.ranking == "best":
             return CUTS["best"](self, network, data, share, seed, known)
@@ -226,13 +235,27 @@ def _cut_ours(row, network, data, share, seed, known):
                 losses = measure_losses(network, scores, images, row.residual, whole)
             if not step:
                 known[key] = losses
-        kept = select_filters(
-            network, scores, target, budget="macs", image_size=size, residual=row.residual,
-            ranking=row.ranking, per_cost=row.per_cost, pruning_type=row.method, losses=losses)
+        is_last = step + 1 == row.steps
+        choice = {"residual": row.residual, "ranking": row.ranking, "per_cost": row.per_cost,
+                  "pruning_type": row.method, "losses": losses}
+        if row.budget == "time":
+            kept, _saved, _most = select_by_time(network, scores, target,
+                                                 clock_of(whole, data, known), exact=is_last,
+                                                 original=whole, **choice)
+        else:
+            kept = select_filters(network, scores, target, budget="macs", image_size=size, **choice)
         network = prune(network, kept)
-        if step + 1 < row.steps:
+        if not is_last:
             settle(network, data, seed)
     return network
+
+
+def clock_of(network, data, known):
+    """The Clock that times cuts of a network in ONNX Runtime."""
+    if "clock" not in known:
+        known["clock"] = Clock(network, data.image_size, CLOCK_BATCH, torch.device("cpu"),
+                               "onnxruntime")
+    return known["clock"]
 
 
 def settle(network, data, seed):
@@ -245,8 +268,18 @@ THEIRS = {"magnitude": "GroupMagnitudeImportance", "taylor": "GroupTaylorImporta
 
 
 def _cut_theirs(row, network, data, share, seed, known):
-    """Torch-Pruning, to the smallest ratio of channels that leaves no more multiply-adds."""
-    wanted = macs_of(network, data.image_size) * share / 100
+    """Torch-Pruning, to the smallest ratio of channels that leaves no more multiply-adds, or time.
+    """
+    if row.budget == "time":
+        clock = clock_of(network, data, known)
+
+        def fits(small):
+            return clock.saved_by(small).percent >= 100 - share
+    else:
+        wanted = macs_of(network, data.image_size) * share / 100
+
+        def fits(small):
+            return macs_of(small, data.image_size) <= wanted
     if row.method == "taylor" and "slopes" not in known:
         known["slopes"] = _slopes(network, data, seed)
     slopes = known["slopes"] if row.method == "taylor" else {}
@@ -254,12 +287,12 @@ def _cut_theirs(row, network, data, share, seed, known):
     for _ in range(9):
         ratio = (low + high) / 2
         small = _their_cut(row, network, data, ratio, slopes)
-        if macs_of(small, data.image_size) > wanted:
-            low = ratio
-        else:
+        if fits(small):
             high, found = ratio, small
+        else:
+            low = ratio
     if found is None:
-        raise ValueError("no ratio of channels leaves so few multiply-adds")
+        raise ValueError("no ratio of channels leaves so little")
     return found
 
 
@@ -357,7 +390,7 @@ class Results:
 
     def find(self, row, share):
         for entry in self.content["rows"]:
-            if entry["row"] == asdict(row) and entry["share"] == share:
+            if Row(**entry["row"]) == row and entry["share"] == share:
                 return entry
         return None
 
@@ -461,20 +494,24 @@ def _curve_table(contents):
     return table
 
 
+COSTS = {"macs": "the MACs", "time": f"the time for {CLOCK_BATCH} images in ONNX Runtime"}
+
+
 def _training_table(contents):
     """Accuracies after fine-tuning, and what they are more than the other tool's best."""
     cells = {}  # (share, Tuning.epochs) -> {name of a row: {seed: accuracy}}
     for content in contents:
         for entry in content.get("trainings", ()):
-            key = entry["share"], entry["tuning"]["epochs"]
-            name = Row(**entry["row"]).name + words_of_tuning(Tuning(**entry["tuning"]))
+            row, tuning = Row(**entry["row"]), Tuning(**entry["tuning"])
+            key = row.budget, entry["share"], tuning.epochs
+            name = row.name + words_of_tuning(tuning)
             cells.setdefault(key, {}).setdefault(name, {})[content["seed"]] = entry["top1"]
     lines = []
-    for (share, epochs), rows in sorted(cells.items(), reverse=True):
+    for (budget, share, epochs), rows in sorted(cells.items(), reverse=True):
         ranked = sorted(rows, key=lambda name: -statistics.fmean(rows[name].values()))
         theirs = next((name for name in ranked if name.startswith("torch-pruning")
                        and "distilled" not in name), None)
-        lines += ["", f"{share}% of the MACs, {epochs} epochs of fine-tuning:", "",
+        lines += ["", f"{share}% of {COSTS[budget]}, {epochs} epochs of fine-tuning:", "",
                   row_of(["", "accuracy", f"minus {theirs}" if theirs else "", "n"]),
                   "|---" * 4 + "|"]
         for name in ranked:
@@ -502,15 +539,20 @@ def tune(name, seed, plan):
     """Fine-tune cuts. plan: (row, share, Tuning) of each, in order."""
     task, results = TASKS[name], Results(name, seed)
     done = results.content.setdefault("trainings", [])
-    missing = [each for each in plan if not any(
-        (entry["row"], entry["share"], entry["tuning"]) == (
-            asdict(each[0]), each[1], asdict(each[2])) for entry in done)]
+    known_already = {(Row(**entry["row"]), entry["share"], Tuning(**entry["tuning"]))
+                     for entry in done}
+    missing = [each for each in plan if each not in known_already
+               and not (each[0].penalised and task.own)]  # whose whole network is not tuned
     if not missing:
         return
     network, data, accuracy = whole_network(task, seed)
     results.content["unpruned"] = accuracy
     dense, known = macs_of(network, task.size), {}
+    wholes = {False: (network, known)}
     for row, share, tuning in missing:
+        if row.penalised and True not in wholes:
+            wholes[True] = whole_network(task, seed, penalised=True)[0], {}
+        network, known = wholes[row.penalised]
         began = time.monotonic()
         small = _cut_or_say(row, network, data, share, seed, known)
         if small is None:
@@ -521,7 +563,9 @@ def tune(name, seed, plan):
         trained = fit(small, data, task.tuning(tuning.epochs), key=(seed, "tune"), batch_size=32,
                       choose="last", teacher=network if tuning.distill else None,
                       distill=tuning.distill, report=lambda *_: None)
+        saved = row.budget == "time" and clock_of(network, data, known).saved_by(small, LONG)
         done.append({"row": asdict(row), "share": share, "tuning": asdict(tuning), "start": start,
+                     **(saved.plain() if saved else {}),
                      "macs_left": 100 * macs_of(small, task.size) / dense,
                      "parameters": sum(p.numel() for p in small.parameters()),
                      "top1": trained.last["top1"], "history": trained.history,
@@ -531,16 +575,58 @@ def tune(name, seed, plan):
               f"{trained.last['top1']:.1f} ({time.monotonic() - began:.0f} s)", flush=True)
 
 
-def tunings():
-    """What is fine-tuned: the questions that the curves leave."""
-    theirs = [Row("torch-pruning", "magnitude", "layer"), Row("torch-pruning", "taylor", "global")]
-    ours = [Row("orthoreg", method, "measured", "coupled", steps=4)
-            for method in ("fisher", "group")]
-    others = [Row("orthoreg", "fisher", "global", "single"),
-              Row("orthoreg", "l1", "paper", "coupled"), Row("scratch", "from scratch")]
-    plain = [(row, share, Tuning(5)) for share in (40, 25) for row in (*theirs, *ours, *others)]
-    taught = [(row, share, Tuning(5, 0.5)) for share in (40, 25) for row in (theirs[1], ours[0])]
-    return [(Row("unpruned", "unpruned"), 100, Tuning(5)), *plain, *taught]
+def ours(method, **more):
+    """A Row of this suite as `finetune` has it, but for what is said."""
+    return Row("orthoreg", method, **{"ranking": "measured", "residual": "coupled", "steps": 4,
+                                      **more})
+
+
+THEIR_BEST = Row("torch-pruning", "magnitude", "layer"), Row("torch-pruning", "taylor", "global")
+OUR_BEST = ours("fisher"), ours("group")
+UNPRUNED = Row("unpruned", "unpruned")
+
+
+def _rivals(share, tuning, **more):
+    return [(replace(row, **more), share, tuning) for row in (*THEIR_BEST, *OUR_BEST)]
+
+
+def core_plan():
+    """Both tools as one would use them, and two methods as their papers have them."""
+    papers = [Row("orthoreg", "fisher", "global", "single"),
+              Row("orthoreg", "l1", "paper", "coupled")]
+    return [(UNPRUNED, 100, Tuning(5)), *(each for share in (40, 25) for each in (
+        *_rivals(share, Tuning(5)), *((row, share, Tuning(5)) for row in papers)))]
+
+
+def time_plan():
+    return _rivals(50, Tuning(5), budget="time")
+
+
+def mild_plan():
+    return _rivals(60, Tuning(5))
+
+
+def long_plan():
+    return [(UNPRUNED, 100, Tuning(15)), *_rivals(25, Tuning(15))]
+
+
+def questions_plan():
+    """What else might help, one thing at a time, where most is at stake."""
+    fisher = OUR_BEST[0]
+    listed = [Row("scratch", "from scratch"), replace(fisher, steps=1),
+              ours("fisher", ranking="global"), ours("fisher", ranking="global", per_cost=True),
+              ours("fisher", ranking="mean"), ours("fisher", ranking="best", steps=1),
+              ours("group", ranking="layer", steps=1), ours("tfo"), ours("bn"), ours("l1"),
+              Row("torch-pruning", "fpgm", "layer"), Row("torch-pruning", "bn", "layer"),
+              ours("orthoreg", penalised=True), replace(fisher, penalised=True)]
+    taught = [(row, Tuning(5, distill=.5)) for row in (THEIR_BEST[1], fisher)]
+    untouched = [(row, Tuning(5, settled=False)) for row in (THEIR_BEST[0], fisher)]
+    return [(row, 25, tuning)
+            for row, tuning in (*taught, *untouched, *((row, Tuning(5)) for row in listed))]
+
+
+PLANS = {"core": core_plan, "time": time_plan, "mild": mild_plan, "long": long_plan,
+         "questions": questions_plan}
 
 
 def main():
@@ -548,12 +634,14 @@ def main():
     parser.add_argument("what", choices=("curves", "steps", "train", "report"))
     parser.add_argument("tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--plans", nargs="*", choices=PLANS, default=list(PLANS))
     args = parser.parse_args()
     pick_device("cpu")
     for seed in args.seeds if args.what != "report" else ():
         for name in args.tasks:
             if args.what == "train":
-                tune(name, seed, tunings())
+                for plan in args.plans:
+                    tune(name, seed, PLANS[plan]())
             else:
                 curves(name, seed, all_rows() if args.what == "curves" else step_rows())
     write_page()
