@@ -209,8 +209,8 @@ class Row:
         return f"{self.tool}: {', '.join(words)}"
 
     def cut(self, network, data, share, seed, known):
-        """`network` with `share` percent of its multiply-adds, or time. known: method -> its scores of this
-        network, or gradients, as far as they have been computed."""
+        """`network` with `share` percent of its multiply-adds, or time. known: method -> its scores
+        of this network, or gradients, as far as they have been computed."""
         if self.ranking == "best":
             return CUTS["best"](self, network, data, share, seed, known)
         return CUTS[self.tool](self, network, data, share, seed, known)
