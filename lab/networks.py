@@ -7,8 +7,6 @@
 import ast
 import difflib
 import hashlib
-import importlib.util
-import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from common.errors import InputError
 from common.libraries import lazy, need
 from config import MODELS, NORMALIZATIONS
 from imp_estimator import check_suits
+from lab import own
 from models import (
     NETWORKS,
     Origin,
@@ -216,7 +215,11 @@ def _unknown(name, names):
 
 
 def _in_file(path, attribute):
-    module = _load(str(Path(path).resolve()), path)
+    try:
+        resolved = Path(path).resolve(strict=True)
+    except (OSError, RuntimeError):  # such as a link to itself
+        raise InputError(f"--model: there is no file {path}") from None
+    module = _load(resolved, path)
     factory = getattr(module, attribute, None)
     if not callable(factory):
         names = [each for each, value in vars(module).items() if callable(value)]
@@ -230,16 +233,10 @@ def _in_file(path, attribute):
 @lru_cache
 def _load(resolved, path):
     """The module in a user's file, which may import others beside it. Raises InputError."""
-    if not Path(resolved).is_file():
+    if not resolved.is_file():
         raise InputError(f"--model: there is no file {path}")
-    sys.path.insert(0, str(Path(resolved).parent))
     try:
-        spec = importlib.util.spec_from_file_location(f"networks of {resolved}", resolved)
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        return own.load_file(resolved)
     except (Exception, SystemExit) as error:  # a user's own code
         raise InputError(f"--model: {path} cannot be loaded: {type(error).__name__}: "
                          f"{error}") from error
-    finally:
-        sys.path.pop(0)
-    return module

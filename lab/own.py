@@ -1,0 +1,160 @@
+"""The modules of a user's own file. In them a name means what stands beside that file, though the
+suite has modules of that name, too.
+
+    module = load_file(Path("net.py"))        # its `import models` is the models.py beside it
+"""
+import builtins
+import importlib
+import itertools
+import sys
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import find_spec, module_from_spec
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parent.parent  # of this suite
+_numbers = itertools.count(1)
+
+
+class Project:
+    """The folders of a user's file as a package with a name of its own, `own1` and so on, so that
+    nothing in it is taken for a module of the suite, and the other way round.
+
+    Python looks up `__import__` among the built-in names of the module that imports. Modules of a
+    project have one that looks in the project first, whenever it is called: while they are loaded,
+    while a network is built, and while it runs.
+    """
+
+    def __init__(self, file):
+        self.file, self.root = file, file.parent
+        while (self.root / "__init__.py").is_file() and self.root != self.root.parent:
+            self.root = self.root.parent
+        self.folders = list(dict.fromkeys((str(self.root), str(file.parent))))
+        self.path = None  # sys.path as it was, while the file is loaded
+        self.prefix = f"own{next(_numbers)}"
+        package = ModuleType(self.prefix)
+        package.__path__ = self.folders
+        package.__spec__ = ModuleSpec(self.prefix, None, is_package=True)
+        package.__spec__.submodule_search_locations = self.folders
+        sys.modules[self.prefix] = package
+        self.importlib = _Importlib(self)
+        self.builtins = {**vars(builtins), "__import__": self.import_name}
+
+    def load(self):
+        """The module in the file. Raises whatever it does when it is loaded."""
+        sys.meta_path.insert(0, self)
+        self.path = list(sys.path)
+        sys.path.extend(self.folders)  # for libraries that import by name
+        try:
+            return self._load()
+        except BaseException:
+            sys.meta_path.remove(self)
+            raise
+        finally:
+            self._take_folders()
+            sys.path[:], self.path = self.path, None
+
+    def _take_folders(self):
+        """Folders that the file adds to Python's path are its own; the suite goes on without them.
+        """
+        if self.path is not None:
+            added = [str(Path(folder).resolve()) for folder in sys.path if folder not in self.path]
+            self.folders += [folder for folder in added if folder not in self.folders]
+
+    def _load(self):
+        inside = self.file.parent.relative_to(self.root).parts
+        package = ".".join((self.prefix, *inside))
+        importlib.import_module(package)
+        name = f"{package}.{self.file.stem.replace('.', '_')}"
+        if name not in sys.modules:  # else the package has imported it
+            loader = _Loader(name, str(self.file), self)
+            spec = ModuleSpec(name, loader, origin=str(self.file))
+            spec.has_location = True
+            module = sys.modules[name] = module_from_spec(spec)
+            try:
+                loader.exec_module(module)
+            except BaseException:
+                del sys.modules[name]
+                raise
+        return sys.modules[name]
+
+    def has(self, name):
+        """Whether an absolute name is that of a module of this project."""
+        top = name.partition(".")[0]
+        self._take_folders()
+        if top in sys.stdlib_module_names:
+            return False
+        spec = PathFinder.find_spec(top, self.folders)
+        if spec is None or _of_suite(spec):
+            return False
+        is_folder = spec.origin is None  # without an __init__.py, such as one of images
+        if is_folder and not _holds_code(spec.submodule_search_locations):
+            return False
+        # As in Python, such a folder gives way to what is installed; so does the file itself, which
+        # may be called like the library that it uses.
+        if is_folder or spec.origin == str(self.file):
+            installed = find_spec(top)
+            return installed is None or _of_suite(installed)
+        return True
+
+    def import_name(self, name, globals=None, locals=None, fromlist=(), level=0):
+        """What `__import__` does, in the modules of this project."""
+        if level == 0 and name == "importlib":
+            return self.importlib
+        if level or not self.has(name):
+            return builtins.__import__(name, globals, locals, fromlist, level)
+        own = f"{self.prefix}.{name}"
+        importlib.import_module(own)
+        if not fromlist:
+            return sys.modules[f"{self.prefix}.{name.partition('.')[0]}"]
+        return builtins.__import__(own, globals, locals, fromlist, 0)
+
+    def find_spec(self, name, path=None, target=None):
+        """See importlib.abc.MetaPathFinder; it answers for modules of this project."""
+        if not name.startswith(f"{self.prefix}."):
+            return None
+        spec = PathFinder.find_spec(name, path)
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _Loader(name, spec.origin, self)
+        return spec
+
+
+class _Loader(SourceFileLoader):
+    def __init__(self, name, path, project):
+        super().__init__(name, path)
+        self.project = project
+
+    def exec_module(self, module):
+        module.__builtins__ = self.project.builtins
+        super().exec_module(module)
+
+
+class _Importlib(ModuleType):
+    """importlib for the modules of a project: its import_module knows them, too."""
+
+    def __init__(self, project):
+        super().__init__("importlib")
+        self.__project = project
+
+    def __getattr__(self, attribute):
+        return getattr(importlib, attribute)
+
+    def import_module(self, name, package=None):
+        known = not name.startswith(".") and self.__project.has(name)
+        return importlib.import_module(f"{self.__project.prefix}.{name}" if known else name,
+                                       package)
+
+
+def load_file(file):
+    """The module in a user's file, a Path. Raises whatever it does when it is loaded."""
+    return Project(file.resolve()).load()
+
+
+def _of_suite(spec):
+    where = spec.origin or next(iter(spec.submodule_search_locations))
+    return Path(where).resolve().parent in (ROOT, ROOT / "lab", ROOT / "common")
+
+
+def _holds_code(folders):
+    return any(next(Path(folder).glob(pattern), None) for folder in folders
+               for pattern in ("*.py", "*/*.py"))
