@@ -107,7 +107,17 @@ def cal_importance(model, pruning_type, batches=None, *, temperature=200.0, proj
             raise ValueError(f"{pruning_type}: the scores of {group.name} are not finite: the "
                              "network's weights or activations are too large; train it again at a "
                              "lower rate")
+    _require_order(pruning_type, scores)
     return {group.name: score.detach().float() for group, score in zip(groups, scores)}
+
+
+def _require_order(pruning_type, scores):
+    """Raises ValueError where all filters have the same score."""
+    values = torch.cat([score.detach().flatten() for score in scores])
+    if len(values) > 1 and (values == values[0]).all():
+        raise ValueError(f"{pruning_type}: all {len(values):,} filters have the same score "
+                         f"({values[0]:g}), so it would be chance which of them go; maybe nothing "
+                         "has been trained yet, or the loss does not depend on them")
 
 
 def check_per_cost(pruning_type, ranking):

@@ -5,7 +5,6 @@
     python main.py --model=vgg --pruning_type=orthoreg --prune_percent=50 --n_rounds=2
     python main.py --model=resnet --only_train=ortho
 """
-import copy
 import shlex
 import sys
 import time
@@ -23,7 +22,8 @@ from config import MOMENTUM
 from lab.experiment import CONTROL_MAY_DIFFER, DEFAULTS, Experiment, Sweep, marked, parse
 
 # Loaded by what uses them, after the flags have been read.
-data, pruner, torch, train = map(lazy, ("data", "pruner", "torch", "train"))
+copies, data, pruner, torch, train = map(
+    lazy, ("common.copies", "data", "pruner", "torch", "train"))
 checkpoint, cutting, jobs, measure, networks, plan, sweep, tables, weights = map(
     lazy, ("lab.checkpoint", "lab.cutting", "lab.job", "lab.measure", "lab.networks", "lab.plan",
            "lab.sweep", "lab.tables", "lab.weights"))
@@ -284,7 +284,7 @@ def keep_filters(job):
     heading("Control: nothing is pruned")
     note_pruning(job, len(job.targets), cutting.reached_by(job.network, job))
     if job.flags.distill:
-        job.state.teacher = copy.deepcopy(job.network)
+        job.state.teacher = copies.copy_of(job.network)
 
 
 def begin_afresh(job):

@@ -293,6 +293,14 @@ def _form(model):
         if module._forward_hooks or module._forward_pre_hooks]
 
 
+def unused_parameters(model):
+    """The names of parameters that the network's forward does not compute with, as a list."""
+    used = [str(node.target) for node in remains_of(model).graph.nodes
+            if node.op in ("call_module", "get_attr")]
+    return [name for name, _ in model.named_parameters()
+            if not any(name == each or name.startswith(f"{each}.") for each in used)]
+
+
 def stays_text(structure):
     """Which filters stay, and why, as lines."""
     lines = []

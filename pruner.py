@@ -5,7 +5,6 @@
 """
 import bisect
 import collections
-import copy
 import itertools
 import math
 import reprlib
@@ -13,7 +12,8 @@ import statistics
 
 import torch
 
-from common.graph import first_line, title
+from common.copies import copy_of
+from common.graph import title
 from common.modes import evaluating
 from common.processes import shared, sum_over_processes
 from common.surgery import CannotCut, MaskedGraph, cut_channels, first_difference, same
@@ -388,7 +388,7 @@ def measure_losses(model, scores, batches, residual="single", reference=None):
 
 def _normalised_by_batch(model):
     """A copy in eval mode whose BatchNorms do as in training."""
-    network = copy.deepcopy(model).eval()
+    network = copy_of(model).eval()
     for norm in network.modules():
         if isinstance(norm, torch.nn.modules.batchnorm._BatchNorm):
             norm.train()
@@ -588,10 +588,7 @@ def cut(model, filters):
         raise ValueError(f"filter {unit[0][1]} of {unit[0][0]} only leaves together with "
                          f"{len(unit) - 1} others")
     before, after = structure.alive(remains.filters), structure.alive(filters)
-    try:
-        small = copy.deepcopy(model)
-    except RuntimeError as error:  # weights that are computed, as torch.nn.utils.weight_norm does
-        raise ValueError(f"{type(model).__name__} cannot be copied: {first_line(error)}") from error
+    small = copy_of(model)
     graph = cut_channels(small, structure, before, after)
     small._remains = Remains(structure, filters, graph, signature(small))
     return small
@@ -634,7 +631,7 @@ def check(model, small, filters, images=None):
     networks = [model, small]
     place = _disagreement(networks, filters, images.to(parameter.device, parameter.dtype))
     if place:  # rounding is no fault
-        networks = [copy.deepcopy(network).double() for network in networks]
+        networks = [copy_of(network).double() for network in networks]
         place = _disagreement(networks, filters, images.to(parameter.device, torch.double))
     if place:
         if isinstance(place, str):

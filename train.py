@@ -23,7 +23,7 @@ from common.processes import processes, shared, sum_over_processes
 from common.seeds import seed_of
 from common.terminal import epoch_line, progress
 from config import MOMENTUM
-from models import filter_matrix, load_weights
+from models import filter_matrix, load_weights, unused_parameters
 from pruner import mask_distance
 
 # ------------------------------------------------------------------------------ orthonormality
@@ -379,7 +379,8 @@ class _Loop:
         else:
             self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0, momentum=MOMENTUM,
                                              **options)
-        self.forward = autocast(self.model, amp, compiled)
+        unused = unused_parameters(self.model) if processes()[1] > 1 else ()
+        self.forward = autocast(self.model, amp, compiled, unused)
         self.scaler = torch.amp.GradScaler(device, enabled=amp == "float16")
         if self.training.optimizer:
             self.optimizer.load_state_dict(self.training.optimizer)

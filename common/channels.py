@@ -210,7 +210,9 @@ class Numbering:
         module, numbers = self.skeleton.get_submodule(node.target), source.meta["numbers"]
         if module._forward_hooks or module._forward_pre_hooks:
             return self._mixed(node, [source], f"{node.target} has hooks")
-        weights = [t for t in module.state_dict().values() if t.numel() > 1]
+        is_norm = isinstance(module, nn.modules.batchnorm._NormBase)  # maybe of one channel
+        weights = [t for t in module.state_dict().values()
+                   if t.numel() > 1 or is_norm and t.dim() == 1]
         why = elsewhere(node.target, self.skeleton, self.read)
         if why and not isinstance(module, (nn.Conv2d, nn.Linear)):
             return self._mixed(node, [source], why)

@@ -72,12 +72,13 @@ def _keep_freed_memory():
         mallopt(trim_threshold, -1)
 
 
-def autocast(model, amp=False, compiled=False):
+def autocast(model, amp=False, compiled=False, unused=()):
     """images -> float32 logits of `model`, computed in `amp` ("bfloat16", "float16" or False)
     where autocast finds that safe, and by torch.compile if `compiled`. Of several processes all
-    get the mean of their gradients. Calls of the result raise InputError where nothing compiles."""
+    get the mean of their gradients; unused: names of parameters that have none. Calls of the result
+    raise InputError where nothing compiles."""
     device = next(model.parameters()).device
-    network = _distributed(model, device) if processes()[1] > 1 else model
+    network = _distributed(model, device, unused) if processes()[1] > 1 else model
     if compiled:
         torch._dynamo.reset()  # it gives up on a network's code after a few sets of widths
         network = torch.compile(network)
@@ -95,7 +96,9 @@ def autocast(model, amp=False, compiled=False):
     return forward
 
 
-def _distributed(model, device):
+def _distributed(model, device, unused):
+    for name in unused:  # or the others would wait for their gradients
+        model.get_parameter(name).requires_grad_(False)
     # The running statistics are averaged once an epoch; the option has a new name since torch 2.15.
     known = signature(torch.nn.parallel.DistributedDataParallel).parameters
     # A 1x1 convolution's weights have two descriptions of one layout, of which DDP warns.

@@ -7,10 +7,14 @@
 import copy
 import inspect
 import random
+import traceback
 from keyword import iskeyword
+from pathlib import Path
 
 import torch
 from torch import fx, nn
+
+from common.copies import copy_of
 
 # Layers that are one operation of the graph, whatever the `forward` of a subclass does.
 LEAVES = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Linear, nn.GroupNorm,
@@ -130,20 +134,21 @@ def trace(model, shapes):
     """
     if hasattr(model, "_orig_mod"):
         raise ValueError("the network is compiled; prune its _orig_mod, and compile the result")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("the network is compiled by torch.jit; prune the module that it was made "
+                         "from, and compile the result")
     if model._forward_hooks or model._forward_pre_hooks:
         raise ValueError(f"{type(model).__name__} has hooks, which may change what it computes; "
                          "remove them first")
     tensors = [*model.parameters(), *model.buffers()]
     memo = {id(t): nn.Parameter(t.detach().to("meta"), t.requires_grad)
             if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors}
-    try:
-        skeleton = copy.deepcopy(model, memo)
-    except Exception as error:  # a module may hold what cannot be copied
-        raise ValueError(f"{type(model).__name__} cannot be copied: {error}") from error
-    for name, _ in skeleton.named_modules():
-        if any(map(iskeyword, name.split("."))):  # it could not be written in a forward
-            raise ValueError(f"{type(model).__name__} calls a layer {name!r}, which has a word of "
-                             "Python; another name lets it be pruned")
+    skeleton = copy_of(model, memo, device="meta")
+    for name, _ in (*skeleton.named_modules(), *skeleton.named_parameters(),
+                    *skeleton.named_buffers()):
+        if not all(map(_can_be_written, name.split("."))):
+            raise ValueError(f"{type(model).__name__} calls a layer or parameter {name!r}, which "
+                             "cannot be written in a forward; another name lets it be pruned")
     for buffers in (False, True):
         tracer = _Tracer(shapes, buffers)
         trained, graph = _trace(skeleton.train(), tracer), _trace(skeleton.eval(), tracer)
@@ -166,6 +171,13 @@ def trace(model, shapes):
             ours.args, ours.kwargs = _either(graph, wanted, (ours.args, ours.kwargs), ours)
     _settle(graph, skeleton)
     return skeleton, graph, tracer.shapes
+
+
+def _can_be_written(name):
+    """Whether a forward that is made from the graph can have an attribute of this name."""
+    taken = {"self", "meta"} | vars(fx.GraphModule).keys() - vars(nn.Module).keys()
+    return not iskeyword(name) and name not in taken and name.isprintable() and not (
+        set(name) & set("\"'\\"))
 
 
 def _unregistered(graph, skeleton):
@@ -235,12 +247,30 @@ def _trace(model, tracer):
                              "torchvision's StochasticDepth, it may")
         return graph
     except Exception as error:  # a network may do anything
-        place = f" at {tracer.path}" if tracer.path else ""
-        raise ValueError(f"{kind.__name__} cannot be traced{place}: "
-                         f"{first_line(error)}") from error
+        inside = f" at {tracer.path}" if tracer.path else ""
+        raise ValueError(f"{kind.__name__} cannot be traced{inside}: {_what_to_do(error)}"
+                         f"{_line_of(error)}") from error
     finally:
         model.__class__ = kind
         torch.set_rng_state(states[0]), random.setstate(states[1])
+
+
+def _what_to_do(error):
+    """The first line of an error, in words that help where forward decides by values."""
+    if isinstance(error, fx.proxy.TraceError) and "control flow" in str(error):
+        return ("forward decides by the values of its images; torch.where, or a decision outside "
+                "of forward, lets it be pruned")
+    return first_line(error)
+
+
+def _line_of(error):
+    """Where in a user's code an error arose: "; see FILE, line N: CODE", or ""."""
+    torchs, ours = Path(torch.__file__).parent, Path(__file__).parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.is_file() and torchs not in file.parents and ours not in file.parents:
+            return f"; see {file.name}, line {frame.lineno}: {frame.line}"
+    return ""
 
 
 def first_line(error):

@@ -174,8 +174,9 @@ class Structure:
                     len(source.users) == len(source.all_input_nodes) == 1):
                 source = source.all_input_nodes[0]
             numbers = self.filters.get(source.target)
-            if numbers is not None and len(source.users) == 1 and torch.equal(
-                    self.layers[node.target].writes, numbers):
+            layer = self.layers.get(node.target)  # None of a BatchNorm without weights
+            if layer and numbers is not None and len(source.users) == 1 and torch.equal(
+                    layer.writes, numbers):
                 self.norms.setdefault(source.target, node.target)
 
     def _count_costs(self, kinds):

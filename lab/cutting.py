@@ -1,9 +1,8 @@
 """How the cut of a round is made: in steps, by one ranking or the best of several, by counted costs
 or by measured time. All functions take the job, a lab.job.Job."""
-import copy
-
 import pruner
 import train
+from common.copies import copy_of
 from common.errors import InputError
 from common.processes import require_same
 from common.seeds import seed_of
@@ -89,7 +88,7 @@ def best_cut(job, number, target):
     for choice in pruner.choices(job.network, flags.per_cost):
         small, timed = cut_in_steps(job, number, target, flags.imp_samples, job.state.scores,
                                     **choice)
-        settled = copy.deepcopy(small)
+        settled = copy_of(small)
         train.reestimate(settled, job.statistics_batches())
         accuracy = train.evaluate(settled, judged.choice_batches())["top1"]
         reached = timed or reached_by(small, job, choice["residual"])

@@ -1,5 +1,4 @@
 """A network leaves the suite, as a file of .pt2, .onnx or .safetensors, and runs elsewhere."""
-import copy
 import io
 import json
 import statistics
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from common.copies import copy_of
 from common.errors import InputError
 from common.files import write_atomically
 from common.graph import first_line
@@ -69,7 +69,7 @@ def export(model, classes, path, images, inside=False, normalize=HALF, white=Non
                          "that could normalise; the normalisation is in its metadata")
     if opset and kind != ".onnx":
         raise InputError(f"--export_opset={opset} only works with --export=FILE.onnx")
-    model = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
+    model = copy_of(model).cpu().eval().to(memory_format=torch.contiguous_format)
     size = images.shape[-1]
     metadata = _metadata(model, classes, size, scaled or size, inside, normalize, white)
     means, deviations = torch.tensor(normalize).view(2, 3, 1, 1)
@@ -279,7 +279,7 @@ def runtime_of(model, image_size):
     if not all(map(find_spec, ONNX)):
         return None
     images = torch.zeros(2, 3, image_size, image_size)
-    model = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
+    model = copy_of(model).cpu().eval().to(memory_format=torch.contiguous_format)
     with torch.no_grad():
         return Runtime(onnx_of(lower(model, images), images).SerializeToString())
 

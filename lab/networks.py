@@ -7,6 +7,7 @@
 import ast
 import difflib
 import hashlib
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from common.libraries import lazy, need
 from config import MODELS, NORMALIZATIONS
 from imp_estimator import check_suits
 from lab import own
+from lab.trial import try_out
 from models import (
     NETWORKS,
     Origin,
@@ -87,19 +89,46 @@ def build_network(name, num_classes, width=1.0, widths=None, whole=(),
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
         return small.to(memory_format=torch.channels_last)
+    network = _as_given(name, num_classes)
+    if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
+        raise InputError(f"--model={name} has weights on the meta device, which have no values; "
+                         "build it on the CPU")
+    network = _in_memory(network.float().cpu())
+    network.origin = Origin(name, num_classes)
+    return network if widths is None else pruner.rebuild(network, widths, whole, image_size)
+
+
+def _as_given(name, num_classes):
+    """What a network's factory returns, a module. Raises InputError."""
     factory = _factory(name)
     try:
-        network = factory(num_classes=num_classes)
-        if isinstance(network, torch.nn.Module):
-            network = _in_memory(network)
+        with settings_kept():
+            network = factory(num_classes=num_classes)
     except (Exception, SystemExit) as error:  # a user's own code, or a library's
         raise InputError(f"--model={name} cannot be built for {num_classes} classes: "
                          f"{type(error).__name__}: {error}") from error
     if not isinstance(network, torch.nn.Module):
         raise InputError(f"--model={name} returns {type(network).__name__}, not a network "
                          "(torch.nn.Module)")
-    network.origin = Origin(name, num_classes)
-    return network if widths is None else pruner.rebuild(network, widths, whole, image_size)
+    if taken := next((each for each in ("origin", "_remains") if hasattr(network, each)), None):
+        raise InputError(f"--model={name} has a layer or attribute called {taken}, where the suite "
+                         "keeps its own notes; another name lets it be used")
+    return network
+
+
+@contextmanager
+def settings_kept():
+    """What a user's code changes of torch's settings is put back: the type and device of new
+    tensors, and whether gradients are computed."""
+    kind, device, grad = (torch.get_default_dtype(), torch.get_default_device(),
+                          torch.is_grad_enabled())
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(kind)
+        torch.set_grad_enabled(grad)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
 
 
 def _in_memory(network):
@@ -147,8 +176,20 @@ def look_at(network, image_size, pruning_type=None):
         raise InputError(f"--model={name}: {error}; --image_size={structure.image_shape[1]} fits "
                          "it") from error
     lines = stays_text(structure)
-    return lines[:MOST] + ([f"and so do filters of {len(lines) - MOST} more layers"]
-                           if len(lines) > MOST else [])
+    more = [f"and so do filters of {len(lines) - MOST} more layers"] if len(lines) > MOST else []
+    return [*_type_lines(network.origin), *try_out(network, image_size), *lines[:MOST], *more]
+
+
+def _type_lines(origin):
+    """A line where a user's network has weights of another type than the suite trains."""
+    if not in_file(origin.name):
+        return []
+    with torch.random.fork_rng(devices=[]):
+        given = _as_given(origin.name, origin.num_classes)
+    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in given.parameters()
+             if tensor.is_floating_point() and tensor.dtype != torch.float32}
+    return [f"Note: its {' and '.join(sorted(kinds))} weights became float32, which the suite "
+            "trains in; --amp computes in a smaller type"] if kinds else []
 
 
 def default_weights(name):
@@ -236,7 +277,8 @@ def _load(resolved, path):
     if not resolved.is_file():
         raise InputError(f"--model: there is no file {path}")
     try:
-        return own.load_file(resolved)
+        with settings_kept():
+            return own.load_file(resolved)
     except (Exception, SystemExit) as error:  # a user's own code
         raise InputError(f"--model: {path} cannot be loaded: {type(error).__name__}: "
                          f"{error}") from error

@@ -1,11 +1,11 @@
 """Resume files: all that is needed to go on with a run, and to end with the same bits."""
-import copy
 import random
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from common.copies import copy_of
 from common.errors import InputError
 from common.files import to_json, write_atomically
 from common.schema import check, check_fields
@@ -127,7 +127,7 @@ def _read_training(stored, name):
 
 def _check_states(training, network):
     """Raise where a training's tensors do not fit the network: load all of them into copies."""
-    twin = copy.deepcopy(network)
+    twin = copy_of(network)
     if training.weights is not None:
         load_weights(twin, training.weights)
     if training.optimizer is not None:

@@ -1,5 +1,7 @@
 """A user's own file means its own modules, whatever the suite's are called; its network may have any
 type, be frozen, hold tensors, and have odd names."""
+import copy
+import re
 import sys
 import textwrap
 
@@ -9,7 +11,9 @@ import torch
 import config
 import models
 import pruner
+from common.copies import copy_of
 from common.errors import InputError
+from imp_estimator import cal_importance
 from lab import networks
 
 NET = """
@@ -121,3 +125,186 @@ def test_a_link_to_itself_is_no_file(tmp_path):
     (tmp_path / "own.py").symlink_to(tmp_path / "own.py")
     with pytest.raises(InputError, match="there is no file"):
         built(tmp_path / "own.py")
+
+
+# ---------------------------------------------------------------------------------------- networks
+
+KINDS = """
+    from threading import Lock
+
+    class Base(nn.Module):
+        def __init__(self, num_classes):
+            super().__init__()
+            self.a, self.n, self.b = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)
+            self.fc = nn.Linear(8, num_classes)
+
+        def forward(self, x):
+            return self.fc(self.b(self.n(self.a(x)).relu()).relu().mean((2, 3)))
+
+    class Kept(Base):
+        def forward(self, x):
+            self.last = self.b(self.n(self.a(x)).relu())
+            self.others = {"doubled": [self.last * 2]}
+            return self.fc(self.last.relu().mean((2, 3)))
+
+    class Held(Base):
+        def forward(self, x):
+            self.held = [Lock()]
+            return super().forward(x)
+
+    class Softmax(Base):
+        def forward(self, x):
+            return super().forward(x).softmax(1)
+
+    class Spare(Base):
+        def __init__(self, num_classes):
+            super().__init__(num_classes)
+            self.spare = nn.Conv2d(3, 4, 3)
+
+    class Decides(Base):
+        def forward(self, x):
+            if x.mean() > 100:  # the line that is named
+                x = x * 2
+            return super().forward(x)
+
+    class NoGradient(Base):
+        def forward(self, x):
+            with torch.no_grad():
+                return super().forward(x)
+
+    class Named(Base):
+        def __init__(self, num_classes, name="it's"):
+            super().__init__(num_classes)
+            setattr(self, name, nn.Conv2d(8, 8, 1))
+            self.name = name
+
+        def forward(self, x):
+            x = getattr(self, self.name)(self.n(self.a(x)).relu())
+            return self.fc(self.b(x).relu().mean((2, 3)))
+
+    def named(name):
+        return lambda num_classes: Named(num_classes, name)
+
+    keyword, itself, graph, origin = map(named, ("class", "self", "graph", "origin"))
+    spaced, umlaut, library = map(named, ("a b-c", "Größe", "torch"))
+
+    def changed(change):
+        def build(num_classes):
+            network = Base(num_classes)
+            change(network)
+            return network
+        return build
+
+    half, double, frozen, meta = map(changed, (
+        nn.Module.half, nn.Module.double, lambda net: net.requires_grad_(False),
+        lambda net: net.to("meta")))
+    first_frozen = changed(lambda net: net.a.requires_grad_(False))
+    plain_norm = changed(lambda net: setattr(net, "n", nn.BatchNorm2d(
+        8, affine=False, track_running_stats=False)))
+    batch_norm = changed(lambda net: setattr(net, "n", nn.BatchNorm2d(
+        8, track_running_stats=False)))
+    scripted = lambda num_classes: torch.jit.script(Base(num_classes))
+
+    def Settings(num_classes):
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        torch.set_default_device("meta")
+        return Base(num_classes).to_empty(device="cpu")
+
+    class One(nn.Module):
+        def __init__(self, num_classes):
+            super().__init__()
+            self.a, self.n, self.b = nn.Conv2d(3, 1, 3), nn.BatchNorm2d(1), nn.Conv2d(1, 8, 3)
+            self.m, self.fc = nn.BatchNorm2d(8), nn.Linear(8, num_classes)
+
+        def forward(self, x):
+            return self.fc(self.m(self.b(self.n(self.a(x)).relu())).relu().mean((2, 3)))
+"""
+
+
+@pytest.fixture
+def kinds(tmp_path):
+    write(tmp_path, {"kinds": KINDS})
+    return tmp_path / "kinds.py"
+
+
+def looked_at(network):
+    return "\n".join(networks.look_at(network, 16))
+
+
+def pruned(network):
+    groups = models.filter_groups(network)
+    scores = {group.name: torch.rand(len(group.channels)) for group in groups}
+    return pruner.prune(network, pruner.select_filters(network, scores, 50))
+
+
+@pytest.mark.parametrize("name, says", [
+    ("frozen", "all of its parameters have requires_grad=False"),
+    ("meta", "weights on the meta device, which have no values"),
+    ("Held", "a step of training fails: Held cannot be copied because of held: .*keep that outside"),
+    ("NoGradient", "a step of training fails: .*does not require grad"),
+    ("Decides", "by the values of its images; torch.where.* see kinds.py, line [0-9]+: "
+                "if x.mean.. > 100"),
+    ("scripted", "compiled by torch.jit; prune the module that it was made from"),
+    ("keyword", "a layer or parameter 'class', which cannot be written"),
+    ("itself", "a layer or parameter 'self'"), ("graph", "a layer or parameter 'graph'"),
+    ("Named", "a layer or parameter \"it's\""),
+    ("origin", "a layer or attribute called origin, .*another name")])
+def test_what_cannot_be_trained_or_pruned_is_known_before_the_training(name, says, kinds):
+    with pytest.raises(InputError, match=says) as refusal:
+        looked_at(built(kinds, attribute=name))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name, says", [
+    ("half", "Note: its float16 weights became float32"),
+    ("double", "Note: its float64 weights became float32"),
+    ("batch_norm", "Note: its answers depend on the other images of a batch"),
+    ("Softmax", "Note: it ends in a softmax.*returns the logits"),
+    ("Spare", "Note: forward does not use spare"), ("Base", "^$"), ("Kept", "^$"),
+    ("first_frozen", "^$"), ("spaced", "^$"), ("umlaut", "^$"), ("library", "^$"),
+    ("One", "^$")])
+def test_what_can_be_trained_and_pruned_and_what_is_said_of_it(name, says, kinds):
+    network = built(kinds, attribute=name)
+    assert re.search(says, looked_at(network))
+    assert all(tensor.dtype == torch.float32 for tensor in network.parameters())
+    torch.nn.functional.cross_entropy(logits(network), torch.tensor([0, 1])).backward()
+    small = pruned(network)  # with what the pass has left in it
+    assert models.filter_count(small)[0] < models.filter_count(network)[0]
+    assert logits(copy.deepcopy(small) if name != "Kept" else copy_of(small)).shape == (2, 3)
+
+
+def test_what_a_users_code_sets_in_torch_is_put_back(kinds):
+    network = built(kinds, attribute="Settings")
+    assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled()
+    assert torch.empty(1).device.type == "cpu"
+    assert network.a.weight.dtype == torch.float32
+
+
+def test_a_norm_that_has_nothing_or_one_channel(kinds):
+    plain, one = (built(kinds, attribute=name) for name in ("plain_norm", "One"))
+    assert "depend on the other images" in looked_at(plain)
+    assert [group.bn for group in models.filter_groups(plain)] == [None, None]
+    assert [group.bn for group in models.filter_groups(one)] == [one.n, one.m]
+    assert models.filter_count(pruned(plain))[0] == 8
+
+
+def test_what_a_pass_has_left_in_a_network_is_copied_without_its_history(kinds):
+    network = built(kinds, attribute="Kept")
+    logits(network)
+    with pytest.raises(RuntimeError):
+        copy.deepcopy(network)
+    twin = copy_of(network)
+    assert torch.equal(twin.last, network.last) and not twin.last.requires_grad
+    assert network.last.requires_grad and twin.others["doubled"][0].is_leaf
+
+
+@pytest.mark.parametrize("method", ["fisher", "l1", "theis"])
+def test_equal_scores_of_all_filters_are_no_order(method, kinds):
+    network = built(kinds, attribute="Base")
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    batches = [(torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))]
+    with pytest.raises(ValueError, match="all 16 filters have the same score .0., so it would be "
+                                         "chance"):
+        cal_importance(network, method, batches)
