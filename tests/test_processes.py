@@ -34,6 +34,21 @@ COMMAND = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npr
            str(ROOT / "tests" / "worker.py")]
 
 
+OWN = """
+from torch import nn
+from models import WIDTH
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.a, self.b, self.spare = nn.Conv2d(3, WIDTH, 3), nn.Conv2d(WIDTH, 20, 3), nn.Conv2d(3, 3, 3)
+        self.fc = nn.Linear(20, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.b(self.a(x).relu()).relu().mean((2, 3)))
+"""
+
+
 def torchrun(*flags, cwd, **environment):
     began = time.monotonic()
     done = subprocess.run(
@@ -208,8 +223,12 @@ def test_processes_that_choose_other_filters_are_an_error(folder, tmp_path):
 
 
 def test_rounds_of_two_processes_and_a_signal(folder, tmp_path):
-    """An iterative job is stopped by Ctrl-C: it says how to go on, and does."""
-    job = ["--preset=test", f"--data_path={folder}", "--image_size=16", "--width=0.125",
+    """An iterative job is stopped by Ctrl-C: it says how to go on, and does. The network is in a
+    user's file beside modules called like the suite's, has no BatchNorm, and a layer that is never
+    used."""
+    (tmp_path / "models.py").write_text("WIDTH = 12")
+    (tmp_path / "own.py").write_text(OWN)
+    job = ["--preset=test", f"--data_path={folder}", "--image_size=16", "--model=own.py:Net",
            "--pruning_type=orthoreg", "--prune_percent=40", "--n_rounds=2", "--resume=True"]
     with subprocess.Popen(COMMAND + job, cwd=tmp_path, text=True, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}) as run:
@@ -221,7 +240,7 @@ def test_rounds_of_two_processes_and_a_signal(folder, tmp_path):
     done = torchrun(*job, cwd=tmp_path)
     assert done.returncode == 0 and "  goes on " in done.stdout, done.stderr
     names = {path.name for path in (tmp_path / "pruned_nets/iterative/shapes").iterdir()}
-    assert names == {f"vgg-w0.125_orthoreg_{name}.{kind}" for name in ("25_ortho_0", "40_0")
+    assert names == {f"own.Net_orthoreg_{name}.{kind}" for name in ("25_ortho_0", "40_0")
                      for kind in ("pth", "json", "csv")}
 
 
