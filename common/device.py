@@ -2,18 +2,16 @@
 import ctypes
 import os
 import platform
-import subprocess
 import warnings
 from contextlib import suppress
-from functools import lru_cache
 from inspect import signature
-from pathlib import Path
 
 from common.errors import InputError
 from common.libraries import lazy
 from common.machine import cores
 from common.processes import number_in, processes
 from common.terminal import counted
+from common.version import VERSION, commit_of_suite
 
 numpy, torch, torchvision = lazy("numpy"), lazy("torch"), lazy("torchvision")
 
@@ -114,22 +112,5 @@ def environment(device):
             else f"{device.type}, {counted(torch.get_num_threads(), 'thread')}")
     return {"python": platform.python_version(), "torch": str(torch.__version__),
             "torchvision": torchvision.__version__, "numpy": numpy.__version__,
-            "suite": version_of_suite(), "platform": platform.platform(), "device": name,
-            "processes": processes()[1]}
-
-
-@lru_cache
-def version_of_suite():
-    """The git commit of this suite, with "+" where files have been changed; "unknown" outside a
-    repository."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return "unknown"
-    try:
-        commit, changes = (subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10,
-            check=True).stdout.strip() for words in (
-                ("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "-uno")))
-    except (OSError, subprocess.SubprocessError):  # no git, or another user's repository
-        return "unknown"
-    return f"{commit}+" if changes else commit
+            "version": VERSION, "suite": commit_of_suite(), "platform": platform.platform(),
+            "device": name, "processes": processes()[1]}

@@ -8,6 +8,7 @@ from dataclasses import field, fields
 from common.errors import InputError
 from common.processes import processes
 from common.terminal import one_line
+from common.version import VERSION, commit_of_suite
 
 LONGEST = 4096  # bytes of a path
 
@@ -24,6 +25,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False,
                          formatter_class=argparse.RawDescriptionHelpFormatter, **options)
         self.hints, self.switches = hints or {}, set()
+        self.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS,
+                          dest=argparse.SUPPRESS, help="print the version of the suite")
 
     def error(self, message):
         if processes()[0]:
@@ -57,6 +60,13 @@ class Parser(argparse.ArgumentParser):
             if options.get("type") is boolean:
                 self.switches.add(f"--{each.name}")
             groups[name].add_argument(f"--{each.name}", *names, default=each.default, **options)
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser, *_):
+        commit = commit_of_suite()
+        print(f"orthoreg {VERSION}" + (f", commit {commit}" if commit != "unknown" else ""))
+        parser.exit()
 
 
 def flag(group, default, help, *names, shown=None, marks=(), only_with=None, named=None,

@@ -1,6 +1,8 @@
 """The shape of the code: imports run down only, rooms stay small, a method is registered once."""
 import ast
+import importlib
 import re
+import sys
 from graphlib import TopologicalSorter
 
 import pytest
@@ -11,6 +13,7 @@ from conftest import ROOT
 from imp_estimator import ESTIMATORS
 from lab import plots
 from lab.experiment import make_parser, parse
+from lab.wheel import INIT, renamed, suite_names
 
 FLOORS = [("common",), ("config", "models"), ("data", "imp_estimator", "pruner", "train"), ("lab",),
           ("main", "eval")]  # each imports from its own floor and those before it
@@ -52,6 +55,32 @@ def test_imports_run_down_only_and_never_in_a_circle():
     TopologicalSorter(graph).prepare()  # raises where they run in a circle
 
 
+def test_installed_all_is_in_one_package_that_works(tmp_path, monkeypatch):
+    """As `pip install .` makes it; a project's own models.py is then nothing to it."""
+    names = suite_names(ROOT) & set(FLOOR)
+    for path in FILES:
+        file = tmp_path / "orthoreg" / path.relative_to(ROOT)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(renamed(path.read_text(), names))
+        assert not imported(file), path
+    (tmp_path / "orthoreg/__init__.py").write_text(INIT)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in FLOOR}
+    try:
+        command = importlib.import_module("orthoreg.main")
+        assert command.main(["--data_path=digits", "--image_size=8", "--width=0.125", "--ebt=True",
+                             "--preset=quick", "--pruning_type=bn", "--prune_percent=50"]) == 0
+        found = set(sys.modules)
+    finally:
+        sys.modules.update(ours)
+        for name in {name for name in sys.modules if name.split(".")[0] == "orthoreg"}:
+            del sys.modules[name]
+    assert "orthoreg.lab.checkpoint" in found and not {name.split(".")[0] for name in found} & set(FLOOR)
+    wanted = re.search("^dependencies = (.*)", (ROOT / "pyproject.toml").read_text(), re.M).group(1)
+    assert all(f'"{each}"' in (ROOT / "requirements.sh").read_text() for each in ast.literal_eval(wanted))
+
+
 def test_functions_are_short_and_imports_stand_at_the_top():
     inside, functions = [], []
     for path in FILES:
@@ -65,8 +94,8 @@ def test_functions_are_short_and_imports_stand_at_the_top():
 
 
 def test_no_method_is_asked_for_by_name():
-    # A folder, a kind of group, a seed, the states of generators; the group of a flag:
-    other_meanings = {("cache.py", "orthoreg"), *(
+    # A folder, the package, a kind of group, a seed, the states of generators; the group of a flag:
+    other_meanings = {("cache.py", "orthoreg"), ("wheel.py", "orthoreg"), *(
         (file, "random") for file in ("groups.py", "cutting.py", "resume.py")), *(
         (file, "group") for file in ("flags.py", "experiment.py", "sweep.py"))}
     names = {(path.name, node.value) for path in FILES for node in ast.walk(ast.parse(path.read_text()))
@@ -95,6 +124,6 @@ def test_a_method_is_registered_in_one_place(monkeypatch, capsys):
 
 @pytest.mark.parametrize("parser", [make_parser, measure.make_parser])
 def test_help_explains_each_flag_in_words_with_its_default(parser):
-    for action in parser()._actions[1:]:
+    for action in parser()._actions[2:]:  # --help, --version
         assert re.search(r"\(default: .+\)$", action.help), action.option_strings
         assert len(action.help) > 20, action.option_strings
