@@ -5,6 +5,10 @@ network with those channels at zero, to compare with.
     graph = cut_channels(small, structure, before, after)   # bool tensors: which numbers are alive
 """
 from contextlib import suppress
+from functools import lru_cache
+from importlib import import_module
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import fx, nn
@@ -12,6 +16,7 @@ from torch import fx, nn
 from common.channels import ADDS
 from common.graph import along, compute, decided, moves, name_of, title
 from common.layers import narrow
+from common.made import made_class
 
 
 class CannotCut(ValueError):
@@ -216,10 +221,26 @@ def _sources(node):
 def _with_forward(kind, graph):
     """The class `kind` with the operations of `graph`."""
     code = graph.python_code("self")
-    names = dict(code.globals)
-    exec(compile(code.src, f"<{kind.__name__}, pruned>", "exec"), names)
-    return type(kind.__name__, (kind,), {"forward": names["forward"],
-                                         "__module__": kind.__module__})
+    module = compile(code.src, f"<{kind.__name__}, pruned>", "exec")
+    function = next(each for each in module.co_consts if hasattr(each, "co_names"))
+    called = [(name, _Module(value.__name__) if isinstance(value, ModuleType) else value)
+              for name, value in code.globals.items()
+              if name in (*function.co_names, *module.co_names)]
+    return _pruned_class(kind, code.src, tuple(called))
+
+
+@lru_cache(maxsize=256)
+def _pruned_class(kind, source, called):
+    """`kind` with a forward of this source. called: (name, what it stands for) of what it uses."""
+    names = {name: import_module(value.name) if isinstance(value, _Module) else value
+             for name, value in called}
+    exec(compile(source, f"<{kind.__name__}, pruned>", "exec"), names)
+    return made_class(_pruned_class, kind, (source, called), {"forward": names["forward"]})
+
+
+class _Module(NamedTuple):
+    """Stands for a module, which cannot be pickled."""
+    name: str
 
 
 def indexed_add(a, a_channels, b, b_channels, channels, dim=1):

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 import pruner
+from common.copies import copy_of
 from common.errors import InputError
 from common.files import to_json, write_atomically
 from common.folders import composed
@@ -81,6 +82,9 @@ def load_checkpoint(path, model=None):
     Raises InputError where there is no such file or it holds something else.
     """
     content = read_network(path)
+    if "widths" in content:
+        raise InputError(f"{path} was written by save_network, from Python: load_network(path, "
+                         "network) reads it")
     ours = {"model", "num_classes", "cfg"} <= content.keys()
     try:
         model = rebuild(content, model) if ours else (
@@ -126,6 +130,15 @@ def rebuild(content, own=None):
                               image_size=content.get("image_size") or flags.get("image_size"))
     else:
         raise ValueError(f"num_classes is {classes}, and no layer has as many outputs")
+    _check_fits(state, model, name)
+    if name in NETWORKS:
+        model = build_network(name, classes, width, content["cfg"])
+    load_weights(model, state, strict=False)
+    return model
+
+
+def _check_fits(state, model, name):
+    """Raise ValueError where a state dict is not that of `model`, which is called `name`."""
     expected, parameters = model.state_dict(), dict(model.named_parameters())
     for key, wanted in expected.items():
         tensor = state.get(key)
@@ -138,10 +151,46 @@ def rebuild(content, own=None):
     unknown = [key for key in state if key not in expected]
     if unknown:
         raise ValueError(f"{reprlib.repr(unknown[0])} is no weight of {name}")
-    if name in NETWORKS:
-        model = build_network(name, classes, width, content["cfg"])
-    load_weights(model, state, strict=False)
-    return model
+
+
+def save_network(path, network):
+    """Write a network of one's own, pruned or not, to `path`, atomically, for `load_network`.
+
+    network: as `pruner.prune` returned it, trained further or not. Raises ValueError where it has
+    been pickled, which does not keep what it was pruned from.
+    """
+    if network.__dict__.get("_remains", network) is None:
+        raise ValueError("a network that was pickled does not know what it was pruned from; "
+                         "save_network keeps that, and takes the network that prune returned")
+    structure = remains_of(network).structure
+    state = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
+    write_atomically({path: to_bytes({
+        "net": state, "widths": widths_of(network), "whole": structure.whole,
+        "image_size": structure.image_shape[-1]})})
+
+
+def load_network(path, network):
+    """The network that `save_network` wrote, on the device of `network`.
+
+    network: an unpruned one like that which it was pruned from, with any weights; it stays as it
+    is. Nothing in the file is run. Raises InputError where there is no such file, or it does not
+    fit.
+    """
+    content = read_safely(path)
+    try:
+        if "widths" not in content:
+            raise ValueError("save_network did not write it")
+        network = copy_of(network)
+        remains_of(network, content["image_size"])
+        now, dense = filter_count(network)
+        if now < dense:
+            raise ValueError("the network to rebuild it from is pruned itself; give it unpruned")
+        small = pruner.rebuild(network, content["widths"], content["whole"], content["image_size"])
+        _check_fits(content["net"], small, type(small).__name__)
+        load_weights(small, content["net"], strict=False)
+        return small
+    except NOT_AS_WRITTEN as error:
+        raise InputError(f"{path} cannot be used: {error or 'it is damaged'}"[:300]) from error
 
 
 def misfit_of(key, tensor, wanted, finite=True):

@@ -16,6 +16,7 @@ import torch
 import pruner
 from common.errors import InputError
 from common.libraries import lazy, need
+from common.made import made_class
 from config import MODELS, NORMALIZATIONS
 from imp_estimator import check_suits
 from lab import own
@@ -147,7 +148,7 @@ def _in_memory(network):
 def _contiguous(kind):
     def forward(self, images):
         return kind.forward(self, images.contiguous())
-    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    return made_class(_contiguous, kind, (), {"forward": forward})
 
 
 def look_at(network, image_size, pruning_type=None):

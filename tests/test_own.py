@@ -1,7 +1,10 @@
 """A user's own file means its own modules, whatever the suite's are called; its network may have any
 type, be frozen, hold tensors, and have odd names."""
 import copy
+import os
+import pickle
 import re
+import subprocess
 import sys
 import textwrap
 
@@ -13,8 +16,10 @@ import models
 import pruner
 from common.copies import copy_of
 from common.errors import InputError
+from conftest import ROOT
 from imp_estimator import cal_importance
 from lab import networks
+from lab.checkpoint import load_checkpoint, load_network, save_network
 
 NET = """
     class Net(nn.Module):
@@ -232,10 +237,10 @@ def looked_at(network):
     return "\n".join(networks.look_at(network, 16))
 
 
-def pruned(network):
+def pruned(network, percent=50):
     groups = models.filter_groups(network)
     scores = {group.name: torch.rand(len(group.channels)) for group in groups}
-    return pruner.prune(network, pruner.select_filters(network, scores, 50))
+    return pruner.prune(network, pruner.select_filters(network, scores, percent))
 
 
 @pytest.mark.parametrize("name, says", [
@@ -308,3 +313,76 @@ def test_equal_scores_of_all_filters_are_no_order(method, kinds):
     with pytest.raises(ValueError, match="all 16 filters have the same score .0., so it would be "
                                          "chance"):
         cal_importance(network, method, batches)
+
+
+# ------------------------------------------------------------------------------------ save and load
+
+
+class Shuffled(torch.nn.Module):
+    """A network of one's own, of which a cut changes the operations."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.a, self.b = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3, groups=2)
+        self.c, self.fc = torch.nn.Conv2d(3, 8, 5), torch.nn.Linear(8, classes)
+
+    def forward(self, x):
+        joined = self.b(torch.channel_shuffle(self.a(x).relu(), 4)) + self.c(x)
+        return self.fc(joined.relu().mean((2, 3)))
+
+
+def copies_of(network, tmp_path):
+    yield copy.deepcopy(network)
+    yield pickle.loads(pickle.dumps(network))
+    torch.save(network, tmp_path / "whole.pt")
+    yield torch.load(tmp_path / "whole.pt", weights_only=False)
+    save_network(tmp_path / "small.pth", network)
+    yield load_network(tmp_path / "small.pth", Shuffled())
+
+
+def test_a_pruned_network_of_ones_own_is_kept_in_every_way(tmp_path):
+    torch.manual_seed(0)
+    small = pruned(Shuffled()).eval()
+    assert type(small) is not Shuffled  # its operations are others
+    images = torch.randn(2, 3, 16, 16)
+    for twin in copies_of(small, tmp_path):
+        assert torch.equal(twin.eval()(images), small(images))
+    assert models.filter_count(twin) == models.filter_count(small)
+    again = pruned(twin, 70)  # and pruned further
+    assert models.filter_count(again)[0] < models.filter_count(small)[0]
+
+
+def test_a_pruned_network_goes_to_a_process_that_is_spawned(tmp_path):
+    torch.manual_seed(0)
+    small, images = pruned(Shuffled()).eval(), torch.randn(2, 3, 16, 16)
+    (tmp_path / "small.pkl").write_bytes(pickle.dumps((small, images, small(images).detach())))
+    code = ("import pickle, sys, torch\nnetwork, images, logits = pickle.load(open(sys.argv[1], 'rb'))\n"
+            "assert torch.equal(network(images), logits)")
+    subprocess.run([sys.executable, "-c", code, tmp_path / "small.pkl"], check=True, env={
+        **os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))})
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda path, small: path.unlink(), "no checkpoint at"),
+    (lambda path, small: torch.save({"net": small.state_dict()}, path), "save_network did not write"),
+    (lambda path, small: save_network(path, Shuffled(4)), "fc.weight is 4 x 8 instead of 3 x 8"),
+    (lambda path, small: torch.save({**torch.load(path), "widths": {"a": 9}}, path), "the width of a"),
+    (lambda path, small: torch.save({**torch.load(path), "widths": None}, path), "cannot be used")])
+def test_files_that_save_network_did_not_write_or_that_do_not_fit(spoil, says, tmp_path):
+    path, small = tmp_path / "small.pth", pruned(Shuffled())
+    save_network(path, small)
+    assert load_network(path, Shuffled())
+    spoil(path, small)
+    with pytest.raises(InputError, match=says):
+        load_network(path, Shuffled())
+
+
+def test_what_cannot_be_saved_or_loaded_is_said(tmp_path):
+    small, path = pruned(Shuffled()), tmp_path / "small.pth"
+    with pytest.raises(ValueError, match="a network that was pickled does not know"):
+        save_network(path, pickle.loads(pickle.dumps(small)))
+    save_network(path, small)
+    with pytest.raises(InputError, match="is pruned itself"):
+        load_network(path, small)
+    with pytest.raises(InputError, match="written by save_network.*load_network.path, network. reads"):
+        load_checkpoint(path)
