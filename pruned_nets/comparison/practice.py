@@ -55,7 +55,8 @@ START, TARGET = range(10), range(10, 20)  # classes, in alphabetical order
 PER_CLASS = 100  # training images of each target class
 SCORED, BN_IMAGES, MEASURED = 1000, 512, 128  # images for scores, statistics and losses
 SHARES = 60, 40, 25  # percent of the multiply-adds that are left
-CLOCK_BATCH = 8  # images of a batch whose time is measured
+# Images of a batch whose time is measured, and what widths are then multiples of, for both tools.
+CLOCK_BATCH, CLOCK_WIDTH = 8, 8
 
 
 # ------------------------------------------------------------------------------------------- tasks
@@ -241,7 +242,7 @@ def _cut_ours(row, network, data, share, seed, known):
         if row.budget == "time":
             kept, _saved, _most = select_by_time(network, scores, target,
                                                  clock_of(whole, data, known), exact=is_last,
-                                                 original=whole, **choice)
+                                                 round_to=CLOCK_WIDTH, original=whole, **choice)
         else:
             kept = select_filters(network, scores, target, budget="macs", image_size=size, **choice)
         network = prune(network, kept)
@@ -306,7 +307,7 @@ def _their_cut(row, network, data, ratio, slopes):
         small, torch.zeros(1, 3, data.image_size, data.image_size),
         importance=getattr(tp.importance, THEIRS[row.method])(), pruning_ratio=ratio,
         global_pruning=row.ranking == "global", ignored_layers=[last], iterative_steps=row.steps,
-        max_pruning_ratio=.95)
+        max_pruning_ratio=.95, round_to=CLOCK_WIDTH if row.budget == "time" else None)
     for _ in range(row.steps):
         pruner.step()
     small.zero_grad(set_to_none=True)
