@@ -3,6 +3,7 @@ of its multiply-adds, fine-tuned for a few epochs; and beside it Torch-Pruning, 
 
     python pruned_nets/comparison/practice.py curves resnet18 --seeds 0 1 2   # nothing is trained
     python pruned_nets/comparison/practice.py steps resnet18 --seeds 0 1 2    # cuts in steps
+    python pruned_nets/comparison/practice.py few resnet18 --seeds 0 1 2      # a selection of these
     python pruned_nets/comparison/practice.py train resnet18 --seeds 0 1 2
     python pruned_nets/comparison/practice.py report                         # practice.md
 
@@ -378,6 +379,22 @@ def step_rows():
             Row("torch-pruning", "magnitude", "layer", steps=8)]
 
 
+def few_rows():
+    """Those of `all_rows` and `step_rows` that do well, or that papers and defaults have."""
+    theirs = [Row("torch-pruning", method, ranking) for method, ranking in (
+        ("magnitude", "layer"), ("magnitude", "global"), ("taylor", "global"), ("bn", "layer"),
+        ("fpgm", "layer"))]
+    published = [Row("orthoreg", method) for method in ("fisher", "tfo", "bn", "l1")]
+    papers = [Row("orthoreg", "l1", "layer", "coupled"), Row("orthoreg", "tfo", "paper", "coupled"),
+              Row("orthoreg", "group", "mean", "coupled")]
+    measured = [Row("orthoreg", method, "measured", "coupled", steps=steps)
+                for method in ("group", "fisher", "theis", "l1") for steps in (1, 4)]
+    stepped = [Row("orthoreg", "fisher", ranking, "coupled", per_cost, steps) for steps in (1, 4)
+               for ranking, per_cost in (("global", False), ("global", True), ("mean", False))]
+    return [*theirs, *published, *papers, *measured, *stepped,
+            Row("orthoreg", "fisher", "best", "coupled")]
+
+
 # --------------------------------------------------------------------------------------- the files
 
 
@@ -448,13 +465,14 @@ def write_page():
     """practice.md: its text, and behind it the tables of all files in practice/."""
     found = [json.loads(path.read_text()) for path in sorted((HERE / "practice").glob("*.json"))]
     text = PAGE.read_text() if PAGE.is_file() else ""
-    lines = [text.partition(MARK)[0].rstrip(), "", MARK]
+    lines = [text.partition(MARK)[0].rstrip(), "", MARK, *_summary(found)]
     for name, task in TASKS.items():
         own = [content for content in found if content["task"] == name]
         if own:
             lines += ["", f"## {title_of_task(name, task)}"]
         if any(content["rows"] for content in own):
-            lines += ["", *_curve_table(own)]
+            draw_curves(name, own)
+            lines += ["", f"![Right after the cut](practice/{name}.png)", "", *_curve_table(own)]
         lines += _training_table(own)
     PAGE.write_text("\n".join(lines).strip() + "\n")
 
@@ -463,6 +481,70 @@ def title_of_task(name, task):
     use = "used for its own ten classes" if task.own else (
         f"used for ten other classes, {PER_CLASS} images of each")
     return f"{title_of(task.model)} at {task.size} pixels, {use}"
+
+
+def _summary(found):
+    """What `finetune` chooses by, and what `l1` does, minus the other tool's best way."""
+    lines = []
+    for row, rivals, title in ((OUR_BEST[0], THEIR_BEST, "the better of Torch-Pruning's two"),
+                               (OUR_L1, THEIR_BEST[:1], "Torch-Pruning's magnitude"),
+                               (PAPER_L1, THEIR_BEST[:1], "Torch-Pruning's magnitude")):
+        table = []
+        for name in TASKS:
+            for key, gaps in sorted(_gaps(found, name, row, rivals).items(), reverse=True):
+                budget, share, epochs = key
+                table.append(row_of([name, f"{share}% of {COSTS[budget]}", str(epochs),
+                                     interval(gaps) or ", ".join(f"{gap:+.1f}" for gap in gaps)]))
+        if table:
+            lines += ["", f"`{row.name}` minus {title}, of the same seed:", "",
+                      row_of(["", "left", "epochs", "difference"]), "|---" * 4 + "|", *table]
+    return lines
+
+
+def _gaps(found, name, row, rivals):
+    """{(budget, share, epochs): differences of accuracy, a seed each, from the rival that is the
+    best of these in the mean}."""
+    cells = {}  # the same key -> {row: {seed: accuracy}}
+    for content in found:
+        for entry in content.get("trainings", ()) if content["task"] == name else ():
+            each, tuning = Row(**entry["row"]), Tuning(**entry["tuning"])
+            if tuning == Tuning(tuning.epochs):
+                cell = cells.setdefault((each.budget, entry["share"], tuning.epochs), {})
+                cell.setdefault(replace(each, budget="macs"), {})[content["seed"]] = entry["top1"]
+    gaps = {}
+    for key, rows in cells.items():
+        theirs = [rows[rival] for rival in rivals if rival in rows]
+        if row not in rows or not theirs:
+            continue
+        best = max(theirs, key=lambda seeds: statistics.fmean(seeds.values()))
+        seeds = sorted(rows[row].keys() & best.keys())
+        if seeds:
+            gaps[key] = [rows[row][seed] - best[seed] for seed in seeds]
+    return gaps
+
+
+def draw_curves(name, contents):
+    """practice/NAME.png: accuracy over the share that is removed."""
+    from matplotlib import pyplot
+    shown = [*THEIR_BEST, *OUR_BEST, Row("orthoreg", "fisher", "global", "coupled"),
+             Row("orthoreg", "fisher"), Row("orthoreg", "l1", "layer", "coupled"),
+             Row("orthoreg", "l1")]
+    whole = statistics.fmean(content["unpruned"] for content in contents)
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for row, marker in zip(shown, "sDo^vPX*"):
+        settled = [[entry["settled"] for content in contents for entry in content["rows"]
+                    if Row(**entry["row"]) == row and entry["share"] == share] for share in SHARES]
+        if all(settled):
+            axes.plot([0, *(100 - share for share in SHARES)],
+                      [whole, *map(statistics.fmean, settled)], marker=marker,
+                      label=f"{row.name}, n = {min(map(len, settled))}",
+                      linestyle="--" if row.tool == "torch-pruning" else "-")
+    axes.set(xlabel="removed multiply-adds (%)", ylabel="test accuracy right after the cut (%)",
+             title=title_of_task(name, TASKS[name]))
+    axes.legend(fontsize="small")
+    axes.grid(alpha=.3)
+    figure.savefig(HERE / "practice" / f"{name}.png", dpi=110)
+    pyplot.close(figure)
 
 
 def _curve_table(contents):
@@ -582,6 +664,7 @@ def ours(method, **more):
                                       **more})
 
 
+OUR_L1, PAPER_L1 = ours("l1"), Row("orthoreg", "l1", "paper", "coupled")
 THEIR_BEST = Row("torch-pruning", "magnitude", "layer"), Row("torch-pruning", "taylor", "global")
 OUR_BEST = ours("fisher"), ours("group")
 UNPRUNED = Row("unpruned", "unpruned")
@@ -593,10 +676,10 @@ def _rivals(share, tuning, **more):
 
 def core_plan():
     """Both tools as one would use them, and two methods as their papers have them."""
-    papers = [Row("orthoreg", "fisher", "global", "single"),
-              Row("orthoreg", "l1", "paper", "coupled")]
+    papers = [Row("orthoreg", "fisher", "global", "single"), PAPER_L1]
     return [(UNPRUNED, 100, Tuning(5)), *(each for share in (40, 25) for each in (
-        *_rivals(share, Tuning(5)), *((row, share, Tuning(5)) for row in papers)))]
+        *_rivals(share, Tuning(5)), *((row, share, Tuning(5)) for row in papers))),
+        *((OUR_L1, share, Tuning(5)) for share in (40, 25))]
 
 
 def time_plan():
@@ -617,7 +700,7 @@ def questions_plan():
     listed = [Row("scratch", "from scratch"), replace(fisher, steps=1),
               ours("fisher", ranking="global"), ours("fisher", ranking="global", per_cost=True),
               ours("fisher", ranking="mean"), ours("fisher", ranking="best", steps=1),
-              ours("group", ranking="layer", steps=1), ours("tfo"), ours("bn"), ours("l1"),
+              ours("group", ranking="layer", steps=1), ours("tfo"), ours("bn"),
               Row("torch-pruning", "fpgm", "layer"), Row("torch-pruning", "bn", "layer"),
               ours("orthoreg", penalised=True), replace(fisher, penalised=True)]
     taught = [(row, Tuning(5, distill=.5)) for row in (THEIR_BEST[1], fisher)]
@@ -630,9 +713,12 @@ PLANS = {"core": core_plan, "time": time_plan, "mild": mild_plan, "long": long_p
          "questions": questions_plan}
 
 
+CURVES = {"curves": all_rows, "steps": step_rows, "few": few_rows}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("curves", "steps", "train", "report"))
+    parser.add_argument("what", choices=(*CURVES, "train", "report"))
     parser.add_argument("tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--plans", nargs="*", choices=PLANS, default=list(PLANS))
@@ -644,7 +730,7 @@ def main():
                 for plan in args.plans:
                     tune(name, seed, PLANS[plan]())
             else:
-                curves(name, seed, all_rows() if args.what == "curves" else step_rows())
+                curves(name, seed, CURVES[args.what]())
     write_page()
 
 
