@@ -7,8 +7,14 @@ import builtins
 import importlib
 import itertools
 import sys
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from importlib.util import find_spec, module_from_spec
+from importlib.machinery import (
+    BuiltinImporter,
+    FrozenImporter,
+    ModuleSpec,
+    PathFinder,
+    SourceFileLoader,
+)
+from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -82,7 +88,7 @@ class Project:
         """Whether an absolute name is that of a module of this project."""
         top = name.partition(".")[0]
         self._take_folders()
-        if top in sys.stdlib_module_names:
+        if BuiltinImporter.find_spec(top) or FrozenImporter.find_spec(top):
             return False
         spec = PathFinder.find_spec(top, self.folders)
         if spec is None or _of_suite(spec):
@@ -92,10 +98,14 @@ class Project:
             return False
         # As in Python, such a folder gives way to what is installed; so does the file itself, which
         # may be called like the library that it uses.
-        if is_folder or spec.origin == str(self.file):
-            installed = find_spec(top)
-            return installed is None or _of_suite(installed)
-        return True
+        return not (is_folder or spec.origin == str(self.file)) or not self._is_installed(top)
+
+    def _is_installed(self, name):
+        """Whether Python knows a module of this name, by a file elsewhere."""
+        known = sys.modules.get(name)
+        spec = known.__spec__ if known else PathFinder.find_spec(name, self.path or sys.path)
+        return bool(spec and spec.origin) and not _of_suite(spec) and (
+            str(Path(spec.origin).resolve().parent) not in self.folders)
 
     def import_name(self, name, globals=None, locals=None, fromlist=(), level=0):
         """What `__import__` does, in the modules of this project."""

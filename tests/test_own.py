@@ -99,7 +99,10 @@ def test_packages_other_folders_and_odd_file_names(tmp_path):
         "odd/my-net": net(away, "assert models.MINE", "from models import MINE"),
         # Called like a library that it uses, and beside images in a folder called like one.
         "odd/torchvision": net("import torchvision.models, numpy\nassert torchvision.ops\n"),
-        "flat/own": net("from .helper import W\n"), "flat/helper": "W = 1"})
+        "flat/own": net("from .helper import W\nimport statistics\nassert statistics.MINE\n"
+                        "from helper import *\nimport deep.er as far\nassert far.W == W\n"),
+        "flat/helper": "W = 1\nimport own\nassert own.torch", "flat/statistics": "MINE = True",
+        "flat/deep/er": "from helper import W"})
     (tmp_path / "odd/numpy/train").mkdir(parents=True)
     before = list(sys.path)
     for path in "pkg/net/net.v2.py", "odd/my-net.py", "odd/torchvision.py", "flat/own.py":
