@@ -113,4 +113,14 @@ def environment(device):
     return {"python": platform.python_version(), "torch": str(torch.__version__),
             "torchvision": torchvision.__version__, "numpy": numpy.__version__,
             "version": VERSION, "suite": commit_of_suite(), "platform": platform.platform(),
-            "device": name, "processes": processes()[1]}
+            "device": name, "processor": processor(), "processes": processes()[1]}
+
+
+def processor(known="/proc/cpuinfo"):
+    """The processor's model, as the system names it. known: where Linux says so."""
+    with suppress(OSError), open(known) as lines:
+        for line in lines:
+            name, _, model = line.partition(":")
+            if name.strip() == "model name" and model.strip():
+                return model.strip()
+    return platform.processor() or platform.machine()

@@ -41,8 +41,8 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
     {"loss", "images", "pruning_type", "seed", "draws", "kinds": {name: [{"size", "n", "change":
     mean of the absolute change, "rank_scores", "rank_changes": Spearman, within a layer the mean
     over the layers, None where it is undefined, "error_scores", "error_changes": median of
-    |estimate - change| / |change|}]}}. Raises InputError where there is nothing to remove. The
-    model is left as it was.
+    |estimate - change| / |change|, "gap_scores", "gap_changes": median of |estimate - change|}]}}.
+    Raises InputError where there is nothing to remove. The model is left as it was.
     """
     scores = imp_estimator.cal_importance(model, pruning_type, batches, seed=seed)
     groups = {g.name: g for g in filter_groups(model) if not g.protected}
@@ -132,10 +132,14 @@ def _compare(changes, by_scores, by_changes, layers):
     def error(estimate, truth):
         return ((estimate - truth).abs() / truth.abs().clamp_min(1e-12)).median().item()
 
+    def gap(estimate, truth):
+        return (estimate - truth).abs().median().item()
+
     return {"change": magnitude.mean().item(), "rank_scores": rank(by_scores, magnitude),
             "rank_changes": rank(by_changes, changes),
             "error_scores": error(by_scores, magnitude),
-            "error_changes": error(by_changes, changes)}
+            "error_changes": error(by_changes, changes),
+            "gap_scores": gap(by_scores, magnitude), "gap_changes": gap(by_changes, changes)}
 
 
 def spearman(a, b):

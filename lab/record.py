@@ -7,6 +7,7 @@ Percents go from 0 to 100, accuracies too; times are seconds, sizes bytes.
 import json
 import reprlib
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TypedDict
 
 from common.schema import check, check_fields
@@ -79,6 +80,26 @@ class Pruning(_Percents, total=False):
     after_pruning: Figures | None  # before any retraining
     after_bn: Figures | None  # the same with the BatchNorms re-estimated on --bn_images
     candidates: list[Candidate]  # of --select=best
+
+
+class _GroupSize(TypedDict):
+    """What --group_check found of groups of one size: see lab.groups.check_groups."""
+    size: int
+    n: int  # groups
+    change: float  # mean absolute change of the loss
+    rank_scores: float | None
+    rank_changes: float | None
+    error_scores: float  # relative
+    error_changes: float
+
+
+class GroupSize(_GroupSize, total=False):
+    gap_scores: float  # absolute errors; older files have none
+    gap_changes: float
+
+
+class GroupCheck(TypedDict):
+    kinds: dict[str, list[GroupSize]]
 
 
 class Compression(TypedDict):
@@ -245,7 +266,7 @@ class Record:
         """The value of a flag, also of one that is newer than the file."""
         return (self.flags or {}).get(name, DEFAULTS.get(name))
 
-    @property
+    @cached_property
     def unpruned(self):
         """The record of the network that pruning started from; None of a scratch control."""
         return None if self.base is None else Record.read(self.base, "base")
@@ -428,3 +449,13 @@ def read_result(path):
         return Record.read_result(json.loads(path.read_text()))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def read_groups(path):
+    """{network: its GroupCheck} of a file of --group_check. Raises OSError and ValueError."""
+    try:
+        figures = json.loads(path.read_text())
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    check(dict[str, GroupCheck], figures, path.name)
+    return figures

@@ -1,9 +1,11 @@
 """The results below a folder, compared: report.md and its plots."""
 import html
+import itertools
 import json
 import os
 import re
 import statistics
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +17,11 @@ from lab import plots
 from lab.checkpoint import load_checkpoint
 from lab.experiment import DEFAULTS, ONLY_PRUNED, REPORT_MAY_DIFFER, Experiment
 from lab.latency import Clock
-from lab.record import GROUPS_IN, JOBS, by_network, grouped, read_result
+from lab.record import GROUPS_IN, JOBS, by_network, grouped, read_groups, read_result
+from lab.significance import Difference, stars
 from lab.tables import budget_text
 
 LARGEST = 50_000_000  # bytes of a result; one of 500 epochs has 1 MB
-# Half a 95% interval in standard errors: 97.5% points of Student's t distribution with 1 to 10
-# degrees of freedom. The last serves for more, too, where it is a little wider than needed.
-STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 MOST = 200_000  # files and folders that are looked at; a comparison has hundreds
 
 
@@ -87,20 +87,15 @@ def write_report(folder, device=None, model=None):
         if reasons:
             print(f"Not timed: {len(reasons)} of {counted(len(timed), 'network')}, the first since "
                   f"{printable(reasons[0])}")
-    sections = grouped(results, lambda result: (
-        result[1], result[0].data, result[0].job, result[0].flags["preset"],
-        result[0].flag("budget")))
     lines, written, pyplot = ["# Comparison of pruning methods"], [], plots.load_pyplot()
-    for number, key in enumerate(sorted(sections), 1):
-        records = [record for record, _ in sections[key]]
-        lines += ["", _title(*key), "", *describe_section(records)]
-        suffix = f"_{number}" if len(sections) > 1 else ""
-        for name, caption in plots.plot_section(pyplot, records, folder, suffix) if pyplot else ():
+    checks = read_group_checks(folder)
+    for tables, records, suffix in blocks(results, checks):
+        lines += ["", *tables]
+        drawn = plots.plot_section(pyplot, records, folder, suffix) if pyplot and records else ()
+        for name, caption in drawn:
             lines += ["", f"![{caption}]({name})"]
             written.append(name)
-    environments = {text(f"{e['device']}, torch {e['torch']}, Python {e['python']}")
-                    for e in (record.environment for record, _ in results)}
-    lines += ["", f"{len(results)} results; {'; '.join(sorted(environments))}.", ""]
+    lines += ["", f"{len(results)} results; {'; '.join(sorted(set(map(_place, results))))}.", ""]
     try:
         write_atomically({Path(folder) / "report.md": "\n".join(lines).encode(),
                           Path(folder) / "report.csv": to_csv(list(map(csv_row, results)))})
@@ -115,6 +110,45 @@ def write_report(folder, device=None, model=None):
                   f"{printable(str(paths[0]))}")
 
 
+def _place(result):
+    """Where a result was computed, in words."""
+    known = result[0].environment
+    processor = f" ({known['processor']})" if known.get("processor") else ""
+    return text(f"{known['device']}{processor}, torch {known['torch']}, Python {known['python']}")
+
+
+def blocks(results, checks=()):
+    """What a report has, as a list of (lines of Markdown, the records that its plots show, what
+    their names end in). results: of `read_results`; checks: of `read_group_checks`."""
+    sections = grouped(results, lambda result: (
+        result[1], result[0].data, result[0].job, result[0].flags["preset"],
+        result[0].flag("budget")))
+    controls = [result for result in results if result[0].control == "unpruned"]
+    found = []
+    for number, key in enumerate(sorted(sections), 1):
+        records = [record for record, _ in sections[key]]
+        lines = [_title(*key), "", *describe_section(records, _borrowed(records, controls))]
+        found.append((lines, records, f"_{number}" if len(sections) > 1 else ""))
+    rounds, groups = describe_rounds([record for record, _ in results]), describe_groups(checks)
+    return [*found, *((lines, [], "") for lines in (rounds, groups) if lines)]
+
+
+def _borrowed(records, controls):
+    """Those unpruned controls of other sections that a section lacks, and whose networks were
+    trained as its own were: [(Record, folder of its run)]. A budget changes no control."""
+    alike = {_training_of(record) for record in records}
+    own = {(record.network, record.method, record.flags["seed"]) for record in records}
+    return [(control, run_in) for control, run_in in controls
+            if _training_of(control) in alike
+            and (control.network, control.method, control.flags["seed"]) not in own]
+
+
+def _training_of(record):
+    """What shaped the training of a record's unpruned network."""
+    return (record.network, record.data, record.fingerprint, record.job, record.flags["preset"],
+            record.flags["seed"], json.dumps(record.schedule))
+
+
 def with_time(record, device, model=None):
     """(a record with its network's time for a batch, ""), or (the record, why it has none)."""
     try:
@@ -122,10 +156,11 @@ def with_time(record, device, model=None):
         if not known.image_size:
             raise InputError(f"{record.file} does not say for images of what size it is")
         clock = Clock(network, known.image_size, DEFAULTS["latency_batch"], device)
-        times = list(clock.saved_by(network.to(device), 1.0).milliseconds)
+        saved = clock.saved_by(network.to(device), 1.0)
     except InputError as error:
         return record, str(error)
-    return replace(record, pruning={**record.pruning, "milliseconds": times}), ""
+    return replace(record, pruning={**record.pruning, "milliseconds": list(saved.milliseconds),
+                                    "spread_percent": saved.spread}), ""
 
 
 def csv_row(result):
@@ -141,7 +176,10 @@ def csv_row(result):
             "flops_left_percent": record.flops_left, "after_pruning": record.after_pruning,
             "after_pruning_bn": record.after_bn,
             "best": record.best, "last": record.last, "top5": record.top5,
-            "milliseconds": now, "unpruned_milliseconds": unpruned}
+            "milliseconds": now, "unpruned_milliseconds": unpruned,
+            "spread_percent": (record.pruning or {}).get("spread_percent"),
+            **{name: printable(str(record.environment.get(name, "")))
+               for name in ("device", "processor", "torch", "suite")}}
 
 
 def text(name):
@@ -170,8 +208,8 @@ def spread(values, digits=1):
     return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
 
 
-def describe_section(records):
-    """The tables of one comparison, as lines of Markdown."""
+def describe_section(records, borrowed=()):
+    """The tables of one comparison, as lines of Markdown. borrowed: see `_borrowed`."""
     seeds = sorted({r.flags["seed"] for r in records})
     chosen = _chosen(records)
     over = (f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1
@@ -183,12 +221,13 @@ def describe_section(records):
     networks = by_network(records)
     for network, own in networks.items():
         lines += [_before_line(network, own), "", *_accuracies(network, own, seeds), ""]
-    differences = [line for network, own in networks.items()
-                   for line in _differences(network, own)]
-    if differences:
-        lines += ["Differences in accuracy between runs of one seed: mean ± standard error (95% "
-                  "interval of a t-test over seeds, not corrected for the number of comparisons).",
-                  "", *differences]
+    lines += _differences({network: _gaps(own, [control for control, _ in borrowed
+                                                if control.network == network])
+                           for network, own in networks.items()})
+    places = sorted({run_in for _, run_in in borrowed})
+    if places:
+        lines += [f"Unpruned networks that were trained alike are those of "
+                  f"{', '.join(map(text, places))}.", ""]
     return lines + _details(networks)
 
 
@@ -263,38 +302,63 @@ def _removed(percent):
     return "nothing removed" if percent is None else f"{percent:g}% removed"
 
 
-def _differences(network, records):
-    """A table of differences between runs of one seed: the first method minus each other one, the
-    same of their controls, and each method minus its own controls. It leaves out what has fewer
-    than two seeds."""
-    cells, columns, _ = _cells(records)
-    gaps = _gaps(records, cells)
-    table = {names: [interval([gap for (column, _), gap in each.items() if column == shown])
-                     for shown in columns] for names, each in gaps.items()}
-    table = {names: line for names, line in table.items() if any(line)}
-    filled = [i for i in range(len(columns)) if any(line[i] for line in table.values())]
-    return table and [row([network, "minus", *(_removed(columns[i]) for i in filled)]),
-                      "|---" * (len(filled) + 2) + "|",
-                      *(row([*names, *(line[i] for i in filled)]) for names, line in table.items()),
-                      ""]
+def _differences(gaps):
+    """Tables of {network: differences between runs of one seed, see `_gaps`}, as lines. They leave
+    out what has fewer than two seeds."""
+    found = {}  # (network, names, percent) -> Difference
+    for network, each in gaps.items():
+        for names, values in each.items():
+            for percent in {percent for percent, _ in values}:
+                found[network, names, percent] = Difference.of(
+                    gap for (other, _), gap in values.items() if other == percent)
+    found = {key: difference for key, difference in found.items() if difference}
+    if not found:
+        return []
+    marks = stars(found)
+    alone, corrected = sum(map(bool, marks.values())), sum(each == "**" for each in marks.values())
+    lines = ["Differences in accuracy between runs of one seed: mean ± standard error (95% interval"
+             f" of a t-test over seeds). Of {counted(len(found), 'test')} {alone} are "
+             f"significant at 5% by themselves (\\*), {corrected} also after Holm's correction for "
+             "their number (\\*\\*).", ""]
+    for network, each in gaps.items():
+        percents = {percent for where, _, percent in found if where == network}
+        columns = [*sorted(percents - {None}), *({None} & percents)]
+        if not columns:
+            continue
+        lines += [row([network, "minus", *map(_removed, columns)]),
+                  "|---" * (len(columns) + 2) + "|"]
+        for names in each:
+            shown = [(found.get((network, names, column)), marks.get((network, names, column)))
+                     for column in columns]
+            if any(difference for difference, _ in shown):
+                lines.append(row([*names, *(difference_text(*pair) for pair in shown)]))
+        lines.append("")
+    return lines
 
 
-def _gaps(records, cells):
-    """{(name of what is compared, of what it is compared with): {(percent removed, seed): the
-    difference}} of the records in cells."""
+def _gaps(records, borrowed=()):
+    """{(name of what is compared, of what it is compared with): {(percent removed; None of unpruned
+    controls, seed): the difference}}: the first method minus each other one, the same of their
+    controls, the first variant of each pruning type minus its others, each method minus its own
+    controls, and scratch controls minus unpruned ones. borrowed: unpruned controls of elsewhere.
+    """
+    cells, _, _ = _cells([*records, *borrowed])
     best = {}  # method -> {(percent removed, seed): accuracy}
     for (method, percent), found in cells.items():
         best.setdefault(method, {}).update(
             {(percent, r.flags["seed"]): r.best for r in found if r.finished})
-    ordered = sorted(records, key=lambda r: r.place)
-    unpruned = {r.method: r.unpruned_method for r in ordered if not r.control}
+    ordered = sorted([*records, *borrowed], key=lambda r: r.place)
+    pruned = [r for r in ordered if not r.control]
+    unpruned = {r.method: r.unpruned_method for r in pruned}
     scratch = {r.variant: r.method for r in ordered if r.control == "scratch"}
-    lost = {}  # method -> the same minus its unpruned network
-    for method, control in unpruned.items():
-        whole = {seed: accuracy for (_, seed), accuracy in best.get(control, {}).items()}
-        lost[method] = {(percent, seed): accuracy - whole[seed]
-                        for (percent, seed), accuracy in best[method].items() if seed in whole}
 
+    def beyond(method, control):
+        """Its accuracies minus those of an unpruned control."""
+        whole = {seed: accuracy for (_, seed), accuracy in best.get(control, {}).items()}
+        return {(percent, seed): accuracy - whole[seed]
+                for (percent, seed), accuracy in best[method].items() if seed in whole}
+
+    lost = {method: beyond(method, control) for method, control in unpruned.items()}
     gaps = {}
     for found in grouped(ordered, lambda r: r.control).values():
         first, *others = dict.fromkeys(r.method for r in found)
@@ -303,11 +367,93 @@ def _gaps(records, cells):
             if unpruned.get(first) != unpruned.get(other):
                 gaps[first, f"{other}, each minus its unpruned network"] = _minus(
                     lost[first], lost[other])
+    for found in grouped(pruned, lambda r: r.flags["pruning_type"]).values():
+        first, *others = dict.fromkeys(r.method for r in found)
+        gaps |= {(first, other): _minus(best[first], best[other]) for other in others}
     for method, control in unpruned.items():
         gaps[method, control] = lost[method]
         if method in scratch:
             gaps[method, scratch[method]] = _minus(best[method], best[scratch[method]])
+            gaps[scratch[method], control] = beyond(scratch[method], control)
     return gaps
+
+
+def describe_rounds(records):
+    """Jobs that differ in their number of rounds, which may be of several presets: the fewest
+    minus the others, as lines of Markdown."""
+    ended = [r for r in records if r.job == "iterative" and r.finished and not r.control]
+    gaps = {}
+    for network, own in by_network(ended).items():
+        same = grouped(sorted(own, key=lambda r: r.place), lambda r: (
+            r.data, r.flag("budget"), r.variant.removesuffix(r.rounds)))
+        for (_, _, variant), found in same.items():
+            best = grouped(sorted(found, key=lambda r: r.pruning["rounds"]),
+                           lambda r: r.pruning["rounds"])
+            best = {rounds: {(round(r.requested, 2), r.flags["seed"]): r.best for r in each}
+                    for rounds, each in best.items()}
+            first, *others = best
+            for other in others:
+                names = f"{variant}, {counted(first, 'round')}", counted(other, "round")
+                gaps.setdefault(network, {})[names] = _minus(best[first], best[other])
+    lines = _differences(gaps)
+    return ["## Numbers of rounds, of all presets", "", *lines[:-1]] if lines else []
+
+
+def read_group_checks(folder):
+    """{name of a file that --group_check wrote below a folder: {network: its figures}}; files that
+    hold something else are left out."""
+    found = {}
+    for path in files_below(folder, ".json", MOST):
+        if GROUPS_IN in path.name:
+            with suppress(OSError, ValueError):
+                if path.is_file() and path.stat().st_size <= LARGEST:
+                    found["/".join(path.relative_to(folder).parts)] = read_groups(path)
+    return found
+
+
+def describe_groups(checks):
+    """Tables of {file: networks' figures of --group_check}, as lines of Markdown."""
+    lines = []
+    for name, networks in checks.items():
+        lines += ["", f"### {text(name)}", ""]
+        header = ("groups", "filters", "network", "n", "change of the loss",
+                  *(f"{estimate}: {figure}" for estimate in ("sum of scores", "of single changes")
+                    for figure in ("relative error", "absolute error", "rank correlation")))
+        lines += [row(header), "|---" * len(header) + "|"]
+        kinds = dict.fromkeys(kind for figures in networks.values() for kind in figures["kinds"])
+        sizes = [(kind, size) for kind in kinds for size in sorted({
+            each["size"] for figures in networks.values() for each in figures["kinds"].get(kind, ())
+        })]
+        for (kind, size), (label, figures) in itertools.product(sizes, networks.items()):
+            lines += [row([kind, str(size), _kind_of(label, figures), *group_cells(each)])
+                      for each in figures["kinds"].get(kind, ()) if each["size"] == size]
+    return lines and [
+        "## Do importances add up?", "",
+        "Errors are medians over the groups. An absolute error with ≈ is the relative one times "
+        "the mean change of the loss: its file is of a version that kept none.", *lines]
+
+
+def _kind_of(label, figures):
+    return {True: "penalised", False: "plain"}.get(figures.get("penalised"), label)
+
+
+def group_cells(each):
+    """A row of --group_check in words: n, change of the loss, and for both sums the relative and
+    the absolute error and the rank correlation."""
+    cells = [str(each["n"]), f"{each['change']:.2g}"]
+    for estimate in ("scores", "changes"):
+        rank = each[f"rank_{estimate}"]
+        cells += [f"{each[f'error_{estimate}']:.2f}", absolute_error(each, estimate),
+                  "–" if rank is None else f"{rank:.2f}"]
+    return cells
+
+
+def absolute_error(each, estimate):
+    """The absolute error of a sum, in words; of older files, which hold none, what the relative one
+    and the mean change come to."""
+    known = each.get(f"gap_{estimate}")
+    about = each[f"error_{estimate}"] * each["change"]
+    return f"≈ {about:.2g}" if known is None else f"{known:.2g}"
 
 
 def _minus(ours, theirs):
@@ -318,12 +464,16 @@ def _minus(ours, theirs):
 def interval(gaps):
     """The mean of differences, ± its standard error, and its 95% interval, in words; nothing for
     fewer than two."""
-    if len(gaps) < 2:
+    return difference_text(Difference.of(gaps))
+
+
+def difference_text(difference, mark=""):
+    """A Difference in words, with the stars of its significance; nothing for None."""
+    if difference is None:
         return ""
-    mean = statistics.mean(gaps)
-    error = statistics.stdev(gaps) / len(gaps) ** .5
-    reach = STUDENT[min(len(gaps) - 1, len(STUDENT)) - 1] * error
-    return f"{mean:+.1f} ± {error:.1f} ({mean - reach:.1f} to {mean + reach:.1f}), n = {len(gaps)}"
+    low, high = difference.interval
+    return (f"{difference.mean:+.1f} ± {difference.error:.1f}{mark} ({low:.1f} to {high:.1f}), "
+            f"n = {difference.n}")
 
 
 def _details(networks):

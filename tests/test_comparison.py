@@ -27,7 +27,7 @@ from common.errors import Diverged, InputError
 from config import Recipe
 from conftest import ROOT, files, narrow, short_preset
 from data import Split
-from lab import cutting, latency, plots, report
+from lab import cutting, latency, plots, report, significance
 from lab import groups as group_check
 from lab import sweep as sweeps
 from lab.checkpoint import load_checkpoint, save_checkpoint
@@ -765,7 +765,8 @@ def test_a_report_compares_methods_their_controls_and_what_the_pruning_adds(
         mean = statistics.mean(gaps)
         error = statistics.stdev(gaps) / len(gaps) ** .5
         low, high = stats.t.interval(.95, len(gaps) - 1, mean, error)
-        return f"{mean:+.1f} ± {error:.1f} ({low:.1f} to {high:.1f}), n = {len(gaps)}"
+        star = r"\*" if stats.ttest_1samp(gaps, 0).pvalue < .05 else ""
+        return f"{mean:+.1f} ± {error:.1f}{star} ({low:.1f} to {high:.1f}), n = {len(gaps)}"
 
     def beyond(method):
         return [a - b for a, b in zip(top1[method, False], top1[
@@ -783,8 +784,114 @@ def test_a_report_compares_methods_their_controls_and_what_the_pruning_adds(
         ("orthoreg", penalised): [words(top1["orthoreg", False], top1["orthoreg", "unpruned"]), ""],
         ("bn", plain): [words(top1["bn", False], top1["bn", "unpruned"]), ""],
         ("l1", plain): [words(top1["l1", False], top1["bn", "unpruned"]), ""],
+        **{(f"{method}, scratch", penalised if method == "orthoreg" else plain): [words(
+            top1[method, "scratch"], top1["orthoreg" if method == "orthoreg" else "bn", "unpruned"]), ""]
+           for method in ("orthoreg", "bn", "l1")},
         **{(method, f"{method}, scratch"): [words(top1[method, False], top1[method, "scratch"]), ""]
            for method in ("orthoreg", "bn", "l1")}}
+
+
+@pytest.fixture
+def tables_only(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
+def _copies(template, folder, runs):
+    """Write a record for each of {name of the file: (entries of it that differ, by part)}."""
+    for name, parts in runs.items():
+        content = json.loads(json.dumps(template))
+        for part, entries in parts.items():
+            content[part].update(entries)
+        path = folder / f"{name}.json"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(json.dumps(content))
+
+
+def _table_rows(text):
+    return [tuple(line[2:-2].split(" | ")) for line in text.splitlines() if line.startswith("| ")]
+
+
+def test_unpruned_controls_serve_all_sections_whose_networks_were_trained_alike(results, tmp_path, tables_only):
+    """A budget in multiply-adds prunes the same networks: its methods are compared beyond these,
+    too. A control of another schedule serves nobody."""
+    template = json.loads((results / "pruned_nets/ebt/shapes/vgg-w0.125_bn_60_0.json").read_text())
+
+    def run(budget, control, seed, top1):
+        return {"flags": {"budget": budget, "seed": seed}, "pruning": {"control": control},
+                "accuracy": {"best": {"top1": top1}}}
+
+    runs = {f"macs/{seed}": run("macs", False, seed, 40. + seed) for seed in (0, 1)}
+    runs |= {f"filters/{seed}": run("filters", "unpruned", seed, 50. + 3 * seed) for seed in (0, 1)}
+    _copies(template, tmp_path, runs)
+    assert measure.main([f"--report={tmp_path}"]) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert ("bn", "unpruned, as many epochs", "-11.0 ± 1.0 (-23.7 to 1.7), n = 2") in _table_rows(text)
+    assert "Unpruned networks that were trained alike are those of filters." in text
+    other = {**template["schedule"], "penalty": 9.0}
+    _copies({**template, "schedule": other}, tmp_path, {
+        name: parts for name, parts in runs.items() if name.startswith("filters")})
+    assert measure.main([f"--report={tmp_path}"]) == 0
+    assert "trained alike" not in (tmp_path / "report.md").read_text()
+
+
+def test_a_report_compares_numbers_of_rounds_and_ways_to_cut(results, tmp_path, tables_only):
+    template = json.loads((results / "pruned_nets/ebt/shapes/vgg-w0.125_bn_60_0.json").read_text())
+    runs = {}
+    for seed, (one, four) in enumerate(((50., 53.), (52., 56.))):
+        for rounds, top1 in ((1, one), (4, four)):
+            for number in {1, rounds}:  # an earlier round is no result of the job
+                runs[f"rounds-{rounds}/{number}_{seed}"] = {
+                    "flags": {"seed": seed, "preset": f"test-{rounds}"},
+                    "pruning": {"round": number, "rounds": rounds},
+                    "accuracy": {"best": {"top1": top1 if number == rounds else 1.}}}
+        for residual, top1 in (("single", 60. + seed), ("coupled", 58. - seed)):
+            runs[f"cut/{residual}_{seed}"] = {"flags": {"seed": seed, "residual": residual},
+                                              "accuracy": {"best": {"top1": top1}}}
+    _copies({**template, "job": "iterative"}, tmp_path, runs)
+    assert measure.main([f"--report={tmp_path}"]) == 0
+    rows = _table_rows((tmp_path / "report.md").read_text())
+    assert ("bn, 1 round", "4 rounds", "-3.5 ± 0.5 (-9.9 to 2.9), n = 2") in rows
+    assert ("bn", "bn, coupled", "+3.0 ± 1.0 (-9.7 to 15.7), n = 2") in rows
+
+
+def test_stars_are_those_of_t_tests_and_of_holms_correction():
+    generator = random.Random(0)
+    for freedom in (1, 2, 3, 4, 9, 30):
+        assert significance.t_critical(freedom) == pytest.approx(stats.t.ppf(.975, freedom))
+        for t in (.1, 2., 40.):
+            assert significance.t_outside(t, freedom) == pytest.approx(2 * stats.t.sf(t, freedom))
+    for n in (2, 3, 8):
+        gaps = [generator.gauss(1, 1) for _ in range(n)]
+        found = significance.Difference.of(gaps)
+        assert found.p == pytest.approx(stats.ttest_1samp(gaps, 0).pvalue)
+        if n > 2:  # a lead of that size is found in four of five repetitions
+            shift, critical = found.detectable() / found.error, stats.t.ppf(.975, n - 1)
+            power = stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift)
+            assert power == pytest.approx(.8, abs=1e-4)
+
+    def difference(p, n=5):
+        return significance.Difference(stats.t.isf(p / 2, n - 1), 1., n)
+
+    marks = significance.stars({"a": difference(.02), "b": difference(.01), "c": difference(.03),
+                                "d": difference(.6), "e": None})
+    assert marks == {"a": "*", "b": "**", "c": "*", "d": "", "e": ""}  # .01 < .05 / 4, .02 > .05 / 3
+    # Two equal differences, as of accuracies with one decimal, have no spread to test by.
+    assert significance.Difference.of([.3 + .1, .4]).p == 1 and significance.Difference.of([1.]) is None
+
+
+def test_group_checks_stand_in_the_report_with_absolute_errors(results, tmp_path, tables_only):
+    row = {"size": 64, "n": 32, "change": .5, "rank_scores": None, "rank_changes": .25,
+           "error_scores": 4., "error_changes": .1}
+    old, new = ({"kinds": {"over all layers, random": [each]}, "penalised": penalised}
+                for each, penalised in ((row, False), (row | {"gap_scores": .75, "gap_changes": .01}, True)))
+    shutil.copy(results / "pruned_nets/ebt/shapes/vgg-w0.125_bn_60_0.json", tmp_path)
+    (tmp_path / "net_groups_fisher.json").write_text(json.dumps({"a.pth": old, "b.pth": new}))
+    (tmp_path / "bad_groups_fisher.json").write_text(json.dumps({"a.pth": {"kinds": {"x": [{"size": 1}]}}}))
+    assert measure.main([f"--report={tmp_path}"]) == 0
+    rows = _table_rows((tmp_path / "report.md").read_text())
+    kind = "over all layers, random", "64"
+    assert (*kind, "plain", "32", "0.5", "4.00", "≈ 2", "–", "0.10", "≈ 0.05", "0.25") in rows
+    assert (*kind, "penalised", "32", "0.5", "4.00", "0.75", "–", "0.10", "0.01", "0.25") in rows
 
 
 @pytest.mark.parametrize("keys, value", [

@@ -1,11 +1,13 @@
 """A container, a job or a file system may give less than the machine has, or know less."""
 import os
+import platform
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from common import machine
+from common import device, machine
 from conftest import ROOT
 
 
@@ -27,6 +29,14 @@ def test_limits_of_a_container_are_those_that_count(files, cores, memory, tmp_pa
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 8_000_000, "SC_PAGE_SIZE": 1000}.get)
     assert machine.cores() == cores and machine.memory() == memory
+
+
+def test_a_result_says_which_processor_computed_it(tmp_path):
+    known = tmp_path / "cpuinfo"
+    known.write_text("processor\t: 0\nmodel name\t: AMD EPYC 9B14: 96 cores\nmodel name\t: other\n")
+    assert device.processor(known) == "AMD EPYC 9B14: 96 cores"
+    assert device.processor(tmp_path / "none") == (platform.processor() or platform.machine())
+    assert device.environment(torch.device("cpu"))["processor"] == device.processor()
 
 
 def test_a_user_without_a_name_and_a_system_without_inodes(tmp_path, folder):

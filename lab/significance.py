@@ -1,0 +1,105 @@
+"""What differences over few seeds can say: intervals, t-tests, Holm's correction, power."""
+import math
+import statistics
+from dataclasses import dataclass
+from functools import lru_cache
+
+LEVEL = 0.05  # of all tests
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of some differences, its standard error, and their number."""
+    mean: float
+    error: float
+    n: int
+
+    @classmethod
+    def of(cls, gaps):
+        """Of two differences or more; of fewer, None."""
+        gaps = list(gaps)
+        if len(gaps) < 2:
+            return None
+        return cls(statistics.mean(gaps), statistics.stdev(gaps) / len(gaps) ** .5, len(gaps))
+
+    @property
+    def p(self):
+        """The p-value of a two-sided t-test for a mean of 0. Differences that are all equal, as two
+        roundings can be, leave no spread to test by: 1."""
+        if self.error < 1e-9:
+            return 1.0
+        return t_outside(abs(self.mean) / self.error, self.n - 1)
+
+    @property
+    def interval(self):
+        """The ends of its 95% interval."""
+        reach = t_critical(self.n - 1) * self.error
+        return self.mean - reach, self.mean + reach
+
+    def detectable(self, power=.8):
+        """The true mean that such a test finds significant in `power` of all repetitions, if the
+        differences spread as these do."""
+        return _shift(self.n - 1, power) * self.error
+
+
+def t_outside(t, freedom):
+    """The chance that Student's t lies beyond ±t (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / freedom ** .5)
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+    for k in range(1, freedom // 2 + 1):
+        total += term
+        term *= cosine ** 2 * (2 * k - 1 + odd) / (2 * k + odd)
+    inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return max(0.0, 1 - inside)
+
+
+@lru_cache
+def t_critical(freedom):
+    """What Student's t exceeds in size with a chance of LEVEL."""
+    return _root(lambda t: LEVEL - t_outside(t, freedom))
+
+
+@lru_cache
+def _shift(freedom, power):
+    """By how many standard errors the mean must differ from 0 to be found with that chance."""
+    return _root(lambda shift: _found(shift, freedom) - power)
+
+
+def _found(shift, freedom, steps=4000, widest=8.0):
+    """The chance that a t shifted by so many standard errors is significant: over the estimated
+    spread s, in units of the true one, whose square times `freedom` is chi-squared."""
+    normal, critical = statistics.NormalDist(), t_critical(freedom)
+    half = freedom / 2
+    log_scale = math.log(2) + half * math.log(half) - math.lgamma(half)
+    total = 0.0
+    for i in range(steps):
+        s = widest * (i + .5) / steps
+        density = math.exp(log_scale + (freedom - 1) * math.log(s) - half * s * s)
+        total += density * (normal.cdf(shift - critical * s) + normal.cdf(-shift - critical * s))
+    return total * widest / steps
+
+
+def _root(rising):
+    """Where a rising function of a positive number is 0."""
+    low, high = 0.0, 1.0
+    while rising(high) < 0:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
+    return high
+
+
+def stars(differences):
+    """{key: "", "*" where significant by itself, "**" where also after Holm's correction over all
+    that are given} of {key: a Difference, or None}."""
+    found = sorted(((each.p, key) for key, each in differences.items() if each),
+                   key=lambda pair: pair[0])
+    marks = dict.fromkeys(differences, "")
+    holds = True
+    for rank, (p, key) in enumerate(found):
+        holds = holds and p <= LEVEL / (len(found) - rank)  # Holm 1979
+        marks[key] = "**" if holds else "*" if p < LEVEL else ""
+    return marks
