@@ -23,6 +23,7 @@ import config
 import eval as measure
 import main
 import train as train_module
+from common.device import processor
 from common.errors import Diverged, InputError
 from config import Recipe
 from conftest import ROOT, files, narrow, short_preset
@@ -840,7 +841,7 @@ def test_a_report_compares_numbers_of_rounds_and_ways_to_cut(results, tmp_path, 
     for seed, (one, four) in enumerate(((50., 53.), (52., 56.))):
         for rounds, top1 in ((1, one), (4, four)):
             for number in {1, rounds}:  # an earlier round is no result of the job
-                runs[f"rounds-{rounds}/{number}_{seed}"] = {
+                runs[f"rounds-{rounds}/{9 - number}_{seed}"] = {
                     "flags": {"seed": seed, "preset": f"test-{rounds}"},
                     "pruning": {"round": number, "rounds": rounds},
                     "accuracy": {"best": {"top1": top1 if number == rounds else 1.}}}
@@ -1076,6 +1077,7 @@ def test_a_report_by_measured_time(results, tmp_path, capsys, monkeypatch):
             assert row["milliseconds"] == ""
         else:
             assert 100 * float(row["milliseconds"]) / float(row["unpruned_milliseconds"]) == pytest.approx(left)
+            assert float(row["spread_percent"]) == 0 and row["processor"] == processor()
         assert float(row["best"]) <= 100 and row["data"] == "shapes"
     assert measure.main([f"--report={tmp_path}"]) == 0
     assert "time.png" not in capsys.readouterr().out
@@ -1196,8 +1198,10 @@ def test_the_check_tells_whether_importances_add_up(additive, few, monkeypatch):
             assert row["rank_scores"] > .98 and row["rank_changes"] > .98
             if additive or row["size"] == 1:
                 assert row["error_changes"] < 1e-4 and row["error_scores"] < (1e-4 if additive else 1)
+                assert row["gap_changes"] == pytest.approx(row["error_changes"] * row["change"], abs=1e-3)
             else:  # of a square, the members' own changes are about one in `size`
                 assert row["error_changes"] == pytest.approx(1 - 1 / row["size"], abs=.05)
+                assert row["gap_changes"] == pytest.approx(row["error_changes"] * row["change"], rel=.2)
         for drawn, low in zip(chance[1:5], lowest[1:5]):
             assert low["change"] < drawn["change"]
     for i, name in enumerate(worth):  # scores that are right about layers and wrong within each

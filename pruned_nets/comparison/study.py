@@ -130,12 +130,15 @@ def lines_of(head, rows):
         head, ["---"] * len(head), *rows)]
 
 
-def differences(rows, columns, usual=3):
+def differences(rows, columns, usual=3, excerpt=False):
     """Rows of text of {label: [{seed: difference} of each column]}, with their stars over the whole
-    table, and a line that counts these."""
+    table, and a line that counts these. excerpt: of a larger table, whose tests are corrected
+    there: no second stars here, or a difference would have one here and two there."""
     found = {(label, i): Difference.of(gaps.values())
              for label, each in rows.items() for i, gaps in enumerate(each)}
     marks = stars(found)
+    if excerpt:
+        marks = {key: mark[:1] for key, mark in marks.items()}
 
     def cell(label, i):
         gaps = list(rows[label][i].values())
@@ -151,6 +154,8 @@ def differences(rows, columns, usual=3):
     text = [[label, *(cell(label, i) for i in range(len(columns)))] for label in rows]
     tests = sum(each is not None for each in found.values())
     alone, corrected = sum(map(bool, marks.values())), sum(each == "**" for each in marks.values())
+    if excerpt:
+        return text, f"Of {tests} tests in this table {alone} are significant by themselves (\\*)."
     return text, (f"Of {tests} tests in this table {alone} are significant by themselves (\\*), "
                   f"and {corrected} after Holm's correction (\\*\\*).")
 
@@ -232,7 +237,7 @@ def answers(study):
                 study.beyond(c, "orthoreg", "fisher") for c in FOUR],
             "the lead of the unpruned networks": [
                 study.minus(c, "penalised", "plain") for c in FOUR]}
-    cells, count = differences(rows, FOUR)
+    cells, count = differences(rows, FOUR, excerpt=True)
     for place, label in ((2, "the same lead beyond that of the unpruned networks"),
                          (1, "`orthoreg` minus `fisher`")):
         cells[place:place] = [
@@ -267,7 +272,7 @@ def first(study):
          "from scratch minus pruned, `orthoreg`": [
              study.minus(c, "orthoreg, scratch", "orthoreg") for c in FOUR],
          "from scratch minus pruned, `fisher`": [
-             study.minus(c, "fisher, scratch", "fisher") for c in FOUR]}, FOUR)
+             study.minus(c, "fisher, scratch", "fisher") for c in FOUR]}, FOUR, excerpt=True)
     return [*lines_of(["75% of the filters removed by", *(c.title for c in FOUR)], [
         *([label, *(study.accuracy(c, method) for c in FOUR)] for label, method in names.items()),
         *cells]), "", count]
