@@ -95,8 +95,9 @@ def _what_else(path, head):
         return "is empty: copy or download it again"
     if head[257:262] == TAR:
         return _what_tar(path)
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     for place, sign, what in SIGNS:
-        if head[place:].startswith(sign):
+        if head[place:].startswith(sign) or not place and text.startswith(sign):
             return what
     if head[0] == 8 and 1 < head[1] < 64 and head[2:3] and head[2] in ONNX_TAGS:
         return f"is a network in ONNX; {GIVE}"

@@ -285,8 +285,8 @@ def _unknown(name, names):
         return InputError(f"--model={name}: networks of torchvision have their names there, "
                           f"--model={bare}")
     if (whole := bare.removeprefix("quantized_")) != bare:
-        return InputError(f"--model={name} is quantised, and what is quantised is no longer trained "
-                          f"or pruned; --model={whole} is the same network in floating point")
+        return InputError(f"--model={name} is quantised, so it can be neither trained nor "
+                          f"pruned; --model={whole} is the same network in floating point")
     if bare in zoo.list_models() or NO_CLASSIFIER.search(bare.lower()):
         inside = max((known for known in zoo.list_models(module=zoo) if known in bare),
                      key=len, default=None)

@@ -12,6 +12,7 @@ DEPTH = 50  # of tuples in tuples; hashing recurses
 ITEMS = 2_000_000  # in one value, as a tree
 WORK = 20_000_000  # items that are hashed or copied, in all
 LONGEST = 2 ** 29  # bytes of a pickle; tensors are not in it
+ENDLESS = "it holds the same things within each other so often that reading it would never end"
 LETTERS = 64  # of a text that count as one item
 
 # What torch.save lets a file call: with tensors, containers, and the bytes of NumPy's numbers.
@@ -20,6 +21,10 @@ CALLED = {"collections.OrderedDict", "collections.Counter", "torch.nn.parameter.
           "__builtin__.set", "builtins.complex", "__builtin__.complex"}
 REBUILD, TYPED, ENCODE = ("torch._utils._rebuild_", "torch._tensor._rebuild_from_type_v2",
                           "_codecs.encode")
+
+
+class Refused(ValueError):
+    """A pickle is not read; the message says what it does, with "it" for the file."""
 
 
 class _Value:
@@ -39,8 +44,8 @@ class _Global(_Value):
 class Count:
     """Reads pickles, and counts. bytes: of the tensors that they name.
 
-    allowed: names of what they may call, beside CALLED. Raises ValueError where a pickle would
-    build too much, or calls what torch.save does not write.
+    allowed: names of what they may call, beside CALLED. Raises Refused where a pickle would build
+    too much, or calls what torch.save does not write, and other errors where it is damaged.
     """
 
     def __init__(self, allowed=()):
@@ -57,18 +62,18 @@ class Count:
         self.stack, self.marks, self.memo = [], [], {}
         for code, argument, place in pickletools.genops(file):
             if place > LONGEST:
-                raise ValueError("endless")
+                raise Refused(f"it has more than {LONGEST // 2 ** 20} MiB beside its tensors")
             if step := self.steps[code.name]:
                 step(argument)
             elif code.name in _LEAVES:
                 self.stack.append(_leaf(argument))
             elif code.name not in _NOTHING:
-                raise ValueError(f"an instruction {code.name}")
+                raise Refused(f"it has a pickle's {code.name}, which torch.save does not write")
 
     def _spend(self, items):
         self.work += items
         if items > ITEMS or self.work > WORK:
-            raise ValueError("endless")
+            raise Refused(ENDLESS)
 
     def _since_mark(self):
         start = self.marks.pop()
@@ -80,7 +85,7 @@ class Count:
         size, depth = 1 + sum(item.size for item in items), 1 + max(
             (item.depth for item in items), default=0)
         if size > ITEMS or depth > DEPTH:
-            raise ValueError("endless")
+            raise Refused(ENDLESS)
         self.stack.append(_Value(size, depth, items))
 
     def _grow(self, items):
@@ -94,15 +99,15 @@ class Count:
         items = arguments.what if isinstance(arguments.what, list) else []
         if name == ENCODE:
             if len(items) != 2 or items[1].what not in ("latin1", "latin-1"):
-                raise ValueError("an encoding that is not latin1")
+                raise Refused("it encodes text as something else than latin1")
         elif name == TYPED:  # calls its first argument with its third
             if len(items) < 3 or items[0].what == TYPED:
-                raise ValueError(f"a call of {name}")
+                raise Refused(f"it calls {name}, but not as torch.save writes it")
             self._call(items[0], items[2])
         elif str(name).startswith(REBUILD):
             return _Value()
         elif name not in self.called:
-            raise ValueError(f"a call of {name}")
+            raise Refused(f"it calls {name}, which no state dict needs")
         return _Value(arguments.size)
 
     # ------------------------------------------------------------------- instructions, by name
@@ -162,7 +167,9 @@ class Count:
     def _binpersid(self, _):
         _, kind, key, _, count = (item.what for item in self.stack.pop().what[:5])
         dtype = getattr(getattr(torch, str(kind).rpartition(".")[2], None), "dtype", torch.uint8)
-        self.storages[key] = count * dtype.itemsize
+        if type(count) is not int or count < 0:
+            raise Refused("it names a tensor of no size")
+        self.storages[key] = max(count * dtype.itemsize, self.storages.get(key, 0))
         self.stack.append(_Value())
 
     def _binput(self, place):

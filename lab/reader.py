@@ -14,7 +14,7 @@ from common.errors import InputError
 from common.libraries import lazy, need
 from common.terminal import shortened
 from lab.formats import SAFETENSORS, TORCH, kind_of
-from lab.pickles import Count
+from lab.pickles import ENDLESS, Count, Refused
 
 safetensors, safetensors_torch = lazy("safetensors"), lazy("safetensors.torch")  # optional
 
@@ -96,11 +96,10 @@ def _named(places, usual, part):
 
 def _has(places, content):
     """What a file has instead, in words."""
-    found = [name for name in places if _is_network(places[name])]
-    if found:
-        return f"; it has weights under {shortened(found, 5)}: FILE:{shortened(found[:1])}"
     keys = shortened(map(reprlib.repr, content), 5) if isinstance(content, dict) else ""
-    return keys and f"; it has {keys}"
+    found = [name for name in places if name and _is_network(places[name])]
+    take = f"; FILE:{shortened(found[:1])} takes the weights there" if found else ""
+    return f"; it has {keys}{take}" if keys else take
 
 
 def _state_dicts(content, place="", deepest=DEEPEST):
@@ -180,18 +179,19 @@ def read_content(path):
         with warnings.catch_warnings(), torch.serialization.safe_globals(STAND_INS):
             warnings.simplefilter("ignore")
             (_count_archive if kind == TORCH else _count_old)(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with open(path, "rb") as file:  # its name means nothing
+                content = torch.load(file, map_location="cpu", weights_only=True)
             _require_bounded(content)
     except PermissionError as error:
         raise InputError(f"{path} may not be read: {error.strerror}") from error
     except InputError:
         raise
     except Exception as error:  # torch.load documents no closed set of errors
-        raise InputError(f"{path} is not a readable checkpoint: {_why(path)}") from error
+        raise InputError(f"{path} is not a readable checkpoint: {_why(path, error)}") from error
     return content
 
 
-def _why(path):
+def _why(path, error):
     """Why a file cannot be read safely, in words."""
     try:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -202,6 +202,8 @@ def _why(path):
         return (f"it holds {shortened(unknown)}, which would not be safe to load; if you trust it, "
                 "load it in Python with torch.load(..., weights_only=False), and save its state "
                 "dict")
+    if isinstance(error, Refused):
+        return str(error)
     return "it is damaged, or holds more than tensors and plain values"
 
 
@@ -234,7 +236,7 @@ def _count_archive(path):
         names = {record.filename.lower() for record in records}  # torch.load reads A as a
         if len(names) < len(records) or sum(record.file_size for record in records) > size or any(
                 record.compress_type != zipfile.ZIP_STORED for record in records):
-            raise ValueError("a record in more than its own place")
+            raise Refused("its records overlap or are packed, and torch.save writes neither")
         pickles = [record for record in records if record.filename.lower().endswith("/data.pkl")]
         if len(pickles) != 1 or archive.testzip():
             raise ValueError("damaged")
@@ -242,7 +244,7 @@ def _count_archive(path):
         with archive.open(pickles[0]) as file:
             count.read(file)
     if count.bytes > size:
-        raise ValueError("tensors that are larger than the file")
+        raise Refused("it names tensors that are larger than the file")
 
 
 def _count_old(path):
@@ -253,7 +255,7 @@ def _count_old(path):
         for _ in range(5):
             count.read(file)
     if count.bytes > path.stat().st_size:
-        raise ValueError("tensors that are larger than the file")
+        raise Refused("it names tensors that are larger than the file")
 
 
 class _Number:
@@ -336,7 +338,7 @@ def _require_bounded(value, depth=50, items=2_000_000):
     if isinstance(value, (dict, list, tuple)):
         items -= len(value)
         if depth == 0 or items < 0:
-            raise ValueError("endless")
+            raise Refused(ENDLESS)
         for item in value.values() if isinstance(value, dict) else value:
             items = _require_bounded(item, depth - 1, items)
     return items

@@ -232,8 +232,9 @@ def _fresh_lines(fresh, layers, folded, stem, heads, padded):
             key, misfit = next(iter(fresh[name].items()))
             lines.append(f"fresh: the {title} {name}, since {key} {misfit}")
     if padded:
-        lines.append(f"fresh: the shortcuts {', '.join(padded)}: the file's have no weights "
-                     "(option A)")
+        shortcuts = sorted({name.rpartition(".")[0] for name in padded})
+        lines.append(f"fresh: the shortcuts {' and '.join(shortcuts)}, since the file's have no "
+                     "weights (option A)")
     titled = {stem, *heads, *padded}
     norms = [name for name in fresh
              if isinstance(layers[name], torch.nn.BatchNorm2d) and name not in titled]
