@@ -40,7 +40,7 @@ TORCHVISION = re.compile(r"^(torchvision([:./]models)?[:./]|tv[:./])")
 # In names of networks that detect, segment, or follow motion, by which people ask for them.
 NO_CLASSIFIER = re.compile(r"yolo|rcnn|retinanet|\bssd|detr\b|fcos|deeplab|lraspp|^fcn_|unet\b|"
                            r"segmentation|detection|mask2?former|\bsam\b|raft_")
-NEAREST = 8  # networks of torchvision that a file without a name is held against
+NEAREST = 5  # networks of torchvision that a file without a name is held against
 
 # Without further outputs in training; their own initialisation takes a minute.
 ARGUMENTS = {"googlenet": {"aux_logits": False, "init_weights": False},
@@ -179,10 +179,14 @@ def default_normalization(name):
     return next((key for key, known in NORMALIZATIONS.items() if known == values), values)
 
 
-@lru_cache
 def shapes_of(name, num_classes):
     """{name: shape} of all tensors of a network that is built for so many classes, which leaves the
     random generators as they are. Raises InputError where it cannot be built."""
+    return _shapes_of(name, num_classes, Path(name).resolve() if in_file(name) else None)
+
+
+@lru_cache
+def _shapes_of(name, num_classes, _place):
     with forked_random_state():
         if not in_file(name):
             with suppress(Exception), torch.device("meta"):  # no weights are made, but not all can
@@ -224,8 +228,11 @@ def named_like(state):
     for name in zoo.list_models(module=zoo):
         with suppress(AttributeError, KeyError):
             known[name] = zoo.get_model_weights(name).DEFAULT.meta["num_params"]
-    tensors = [tensor for tensor in state.values() if isinstance(tensor, torch.Tensor)]
+    tensors = [tensor for key, tensor in state.items() if isinstance(tensor, torch.Tensor)
+               and not key.rpartition(".")[2].startswith(("running_", "num_batches"))]
     count = sum(tensor.numel() for tensor in tensors)
+    for tensor in [tensor for tensor in tensors if tensor.ndim > 1 and tensor.numel()][-1:]:
+        count += (1000 - len(tensor)) * (1 + tensor[0].numel())  # as if it were for ImageNet
     near = sorted(known, key=lambda name: abs(known[name] - count))[:NEAREST]
     return next((name for name in near if _is_like(state, name)), None)
 

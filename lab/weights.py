@@ -28,6 +28,7 @@ from lab.reader import read_weights, unwrapped
 from models import dense_widths, filter_count, load_weights, remains_of
 
 DEFAULT = "DEFAULT"  # --init: torchvision's own weights
+CLASSIFIER = "the classifier"  # as a key of what does not fit
 KEEP = ("--classifier=keep takes it, where its classes are those of the images, in the same order "
         "(by name)")
 
@@ -110,8 +111,8 @@ def initialise(model, path, classes=None, normalize=None, classifier=False):
     taken, fresh = {}, {}
     layers = {name: module for name, module in model.named_modules()
               if module._parameters or module._buffers}
-    stem, stem_norm = _stem(layers)
     heads = _classifier(model, layers)
+    stem, stem_norm = _stem(layers, heads)
     misfits = {name: _misfits(name, module, state) for name, module in layers.items()}
     _judge_classifier(misfits, heads, found.entries.get("classes"), classes, classifier, path)
     padded = _without_shortcuts(model, state)
@@ -158,10 +159,12 @@ def _numbers(tensors):
     return sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
 
 
-def _stem(layers):
+def _stem(layers, heads):
     """(the first convolution, its BatchNorm or None), wherever a network defines them."""
-    names = list(layers)
-    stem = next(name for name in names if isinstance(layers[name], torch.nn.Conv2d))
+    names = [name for name in layers if name not in heads]
+    stem = next((name for name in names if isinstance(layers[name], torch.nn.Conv2d)), None)
+    if stem is None:
+        return None, None
     behind = names[min(names.index(stem) + 1, len(names) - 1)]
     return stem, behind if isinstance(layers[behind], torch.nn.BatchNorm2d) else None
 
@@ -184,7 +187,7 @@ def _judge_classifier(misfits, heads, theirs, ours, classifier, path):
     why = "is for another number of classes" if wrong else _not_for(ours, theirs)
     if classifier != "keep":
         for name in heads if why else ():
-            misfits[name] = misfits[name] or {name: why if wrong else f"{why}; {KEEP}"}
+            misfits[name] = misfits[name] or {CLASSIFIER: why if wrong else f"{why}; {KEEP}"}
     elif ours and wrong:
         key, misfit = next(iter(wrong.items()))
         raise InputError(f"--classifier=keep: the classifier in {path} is not for {len(ours)} "
@@ -227,10 +230,13 @@ def _why(name, misfits, model):
 
 def _fresh_lines(fresh, layers, folded, stem, heads, padded):
     lines = []
-    for name, title in ((stem, "first convolution"), *((name, "classifier") for name in heads[:1])):
-        if name in fresh:
-            key, misfit = next(iter(fresh[name].items()))
-            lines.append(f"fresh: the {title} {name}, since {key} {misfit}")
+    if stem in fresh:
+        key, misfit = next(iter(fresh[stem].items()))
+        lines.append(f"fresh: the first convolution {stem}, since {key} {misfit}")
+    if heads and heads[0] in fresh:
+        names = [name or "the network's own parameters" for name in heads]
+        key, misfit = next(iter(fresh[heads[0]].items()))
+        lines.append(f"fresh: the classifier {shortened(names)}, since {key} {misfit}")
     if padded:
         shortcuts = sorted({name.rpartition(".")[0] for name in padded})
         lines.append(f"fresh: the shortcuts {' and '.join(shortcuts)}, since the file's have no "
