@@ -109,7 +109,7 @@ def open_checkpoint(path, model=None):
 
 def left_lines(path, names):
     """A line on the tensors of a file that are none of the network's."""
-    return [f"left in {path}: {counted(len(names), 'tensor')} beside the network "
+    return [f"left in {path}: {counted(len(names), 'tensor')} that the network does not have "
             f"({shortened(names)})"] if names else []
 
 

@@ -54,8 +54,10 @@ MEMBERS = (
 def kind_of(path):
     """TORCH, OLD_TORCH or SAFETENSORS: as what the weights in a file are read. Raises InputError,
     which says what another file is, and what to give instead."""
-    with open(path, "rb") as file:
-        head = file.read(512)
+    head = b""
+    if path.stat().st_size:  # a file of the system's may be empty, and reading it wait for ever
+        with open(path, "rb") as file:
+            head = file.read(512)
     if head.startswith(ZIP):
         what = _what_zip(path)
         if what is None:
@@ -95,6 +97,8 @@ def _what_else(path, head):
         return "is empty: copy or download it again"
     if head[257:262] == TAR:
         return _what_tar(path)
+    if head[8:9] == b"{" and head[6:8] == bytes(2):
+        return "is a .safetensors file that is not whole: copy or download it again"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     for place, sign, what in SIGNS:
         if head[place:].startswith(sign) or not place and text.startswith(sign):

@@ -234,7 +234,8 @@ def named_like(state):
     for tensor in [tensor for tensor in tensors if tensor.ndim > 1 and tensor.numel()][-1:]:
         count += (1000 - len(tensor)) * (1 + tensor[0].numel())  # as if it were for ImageNet
     near = sorted(known, key=lambda name: abs(known[name] - count))[:NEAREST]
-    return next((name for name in near if _is_like(state, name)), None)
+    with_more = [name for name in ARGUMENTS if name not in near]  # outputs, in their own files
+    return next((name for name in [*near, *with_more] if _is_like(state, name)), None)
 
 
 def _is_like(state, name):

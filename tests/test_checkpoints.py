@@ -524,7 +524,7 @@ def test_what_stands_beside_the_network_is_named_and_left(tmp_path):
     state, path = build_model("resnet-56", 4).state_dict(), tmp_path / "last.ckpt"
     metrics = {"criterion.weight": torch.ones(4), "val_acc.tp": torch.zeros(4)}
     torch.save({"state_dict": {**{f"model.{key}": t for key, t in state.items()}, **metrics}}, path)
-    says = f"left in {path}: 2 tensors beside the network (criterion.weight, val_acc.tp)"
+    says = f"left in {path}: 2 tensors that the network does not have (criterion.weight, val_acc.tp)"
     network, _, lines = open_checkpoint(path)
     assert lines == [says] and torch.equal(network.linear.weight, state["linear.weight"])
     assert says in initialise(build_model("resnet-56", 4), path)
@@ -571,6 +571,7 @@ def test_shortcuts_without_weights_are_option_a(tmp_path):
 
 
 OWN = """import random
+import numpy
 import torch
 class Last(torch.nn.Sequential):
     def __init__(self, num_classes=10):
@@ -578,7 +579,7 @@ class Last(torch.nn.Sequential):
         super().__init__(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3 * num_classes, 1),
                          nn.Conv2d(3 * num_classes, num_classes, 1, bias=False),
                          nn.BatchNorm2d(num_classes), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.drawn = random.random()
+        self.drawn = random.random() + numpy.random.rand()
 """
 
 
@@ -659,6 +660,7 @@ KINDS = {
     "page.pth": (b"\n<!DOCTYPE html>", "a web page"), "words.pth": (b"hello\n", "it is text"),
     "index.pth": (b'{"weight_map": {}}', "it is JSON"), "a.bz2": (b"BZh91AY", "packed by bzip2"),
     "pickle.pth": (pickle.dumps({"a": 1}), "a pickle that torch.save did not write"),
+    "half.safetensors": (struct.pack("<Q", 9999) + b'{"a": ', "a .safetensors file that is not whole"),
     "noise.pth": (bytes(range(200, 256)), "no kind of weights that is known here")}
 
 
