@@ -87,7 +87,8 @@ def load_network(job, phase):
     path = job.file(phase, 0)
     again = (f"the same command with --only_train={phase}, without --pretrained=True and the "
              "pruning flags, trains it")
-    network, record = open_trained(job, phase, f"--pretrained=True needs {path}; {again}", again)
+    missing = f"--pretrained=True needs {path}; {again}; {weights.begin_text(job.flags.model)}"
+    network, record = open_trained(job, phase, missing, again)
     job.network = network.to(job.device)
     accuracy = {**(record.accuracy or {}), "best": train.evaluate(network, job.data.test_batches())}
     print(f"  {path}: test {tables.accuracy_text(accuracy['best'])}")
@@ -120,9 +121,10 @@ def open_network(job, path, missing):
     Raises InputError; `missing` is what to say where there is no such file."""
     if not path.is_file():
         raise InputError(missing)
-    network, record = checkpoint.load_checkpoint(path, job.flags.model)
+    network, record, taken = checkpoint.open_checkpoint(path, job.flags.model)
     checkpoint.check_holds(path, network, record, model=job.flags.model, width=job.flags.width)
-    return network, record, [*checkpoint.code_notes(path, network, record),
+    return network, record, [*(f"Note: {line}" for line in taken),
+                             *checkpoint.code_notes(path, network, record),
                              *checkpoint.check_data(path, network, record, job.data)]
 
 
@@ -220,7 +222,8 @@ def fresh_network(job, like=None):
                                               flags.width, job.data.image_size)
     print_notes([*networks.look_at(network, job.data.image_size, flags.pruning_type), *lines])
     if flags.init:
-        print_notes(weights.initialise(network, job.init_file, classes, job.data.normalize))
+        print_notes(weights.initialise(network, job.init_file, classes, job.data.normalize,
+                                       flags.classifier))
     return network.to(job.device)
 
 

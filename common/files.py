@@ -49,8 +49,11 @@ def digest_of(path):
     if not os.path.isfile(path):
         raise InputError(f"there is no file {path}")
     try:
+        digest = hashlib.sha256()
         with open(path, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()[:16]
+            while block := file.read(2 ** 20):  # a signal comes in between
+                digest.update(block)
+        return digest.hexdigest()[:16]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 

@@ -127,10 +127,16 @@ class Experiment:
         "images they have", type=one_of("balanced", False), metavar="{balanced,False}")
     init: str = flag(
         "training", None, "begin with the weights in this file, as far as they fit: a network of "
-        "this suite, a published one, or torchvision's; in the architecture of a pruned one. "
+        "this suite, a published one, or torchvision's; in the architecture of a pruned one. Of "
+        "several state dicts in a file FILE:KEY takes the one under that key (model.pth:ema). "
         "DEFAULT: torchvision's own weights, downloaded, and their normalisation",
         shown="fresh weights", type=location, metavar="FILE|DEFAULT",
         marks=[CONTROL_MAY_DIFFER])
+    classifier: str = flag(
+        "training", False, "keep: begin with the classifier in the file, too, because its classes "
+        "are those of the images, in the same order (sorted by name); otherwise it begins fresh "
+        "unless the file names the same classes", type=one_of("keep", False),
+        metavar="{keep,False}", only_with="init", marks=[CONTROL_MAY_DIFFER])
     choose: str = flag(
         "training", "best", "the epoch that a training ends with: best (the highest accuracy on "
         "the validation images, or the test images where there are none) or last",

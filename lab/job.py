@@ -24,6 +24,7 @@ from lab.experiment import comparable, words_of
 from lab.measure import measured
 from lab.networks import code_of
 from lab.plan import Plan, Recording, recording_of
+from lab.reader import file_and_part
 from lab.record import FIELDS, JOBS, Record, read_result
 from lab.resume import State, damaged, read_resume_file, write_resume_file
 from lab.tables import accuracy_text, budget_text
@@ -63,7 +64,7 @@ class Job(Plan):
             data = data or load_data(**flags.images)
         self.data = data.hold_out(flags.val_percent, flags.seed)
         self.writers.insert(0, Console(flags.eb_epsilon, self.data))
-        self.init = digest_of(self.init_file) if flags.init else None
+        self.init = digest_of(file_and_part(self.init_file)[0]) if flags.init else None
         self.code = code_of(flags.model)
         self._check()
         require_same("the command, the schedules or the images", self.identity)
@@ -82,7 +83,7 @@ class Job(Plan):
         if len(data.train) < 2 * processes()[1]:
             raise InputError(f"{len(data.train)} training images are less than two for each of "
                              f"the {processes()[1]} processes")
-        if flags.init and Path(self.init_file).resolve() in [
+        if flags.init and Path(file_and_part(self.init_file)[0]).resolve() in [
                 path.resolve() for path in self.recording.outputs]:
             raise InputError(f"--init={flags.init} would be replaced by this very run; copy it "
                              "first")

@@ -28,6 +28,9 @@ from lab.experiment import ONLY_PRUNED, SET_BY_SWEEP, Experiment, make_parser, p
 from lab.job import MAIN
 from lab.tables import accuracy_text
 
+OF_INIT = {"init", *(each.name for each in fields(Experiment)
+                     if each.metadata["only_with"] == "init")}
+
 
 def read_sweep(name):
     """The cells of a sweep, in order: one dict of flags for each experiment.
@@ -102,7 +105,8 @@ def command_of(cell):
     needs = needs_of(cell)
     if needs and cell.get("init") == "DEFAULT" and "normalize" not in cell:
         cell = {**cell, "normalize": parse(command_of(needs[0])).normalize}  # which --init decides
-    command = [f"--{name}={value}" for name, value in cell.items() if name != "init" or not needs]
+    command = [f"--{name}={value}" for name, value in cell.items()
+               if not needs or name not in OF_INIT]
     if needs and cell.get("control") != "scratch":
         command.append("--pretrained=True")
     return [*command, "--resume=True", "--wait=True"]

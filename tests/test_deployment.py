@@ -534,7 +534,8 @@ def test_weights_find_their_layers_in_whatever_order_a_network_defines_them():
     theirs = Backwards()
     torch.save({"net": theirs.state_dict(), "classes": ["a", "b", "c"], "normalize": [.1] * 6}, "net.pth")
     lines = initialise(Backwards(), "net.pth", ["a", "b", "d"], [.5] * 6)
-    assert len(lines) == 3 and "classifier fc is for other classes" in lines[1].replace(", since fc", "")
+    assert len(lines) == 3
+    assert "the classifier fc, since the classifier is for other classes (a, b, c)" in lines[1]
     assert lines[2] == ("its images were normalised in another way; --normalize=0.1,0.1,0.1,0.1,0.1,0.1 "
                         "fits it")
     state = {key: value for key, value in theirs.state_dict().items() if "hidden" not in key}
@@ -639,14 +640,35 @@ def test_another_network_is_no_beginning(flags, capsys):
         assert wrong in capsys.readouterr().err
 
 
+def test_a_run_begins_with_a_classifier_that_the_user_vouches_for(flags, capsys):
+    theirs = narrow("vgg", num_classes=3)
+    torch.save({"state_dict": narrow("vgg", num_classes=3, seed=1).state_dict(),
+                "state_dict_ema": theirs.state_dict()}, "net.pth")
+    begin = [*flags, "--only_train=base", "--init=net.pth:state_dict_ema"]
+    assert main.main(begin) == 0
+    assert "the file does not name; --classifier=keep takes it" in capsys.readouterr().out
+    assert main.main([*begin, "--classifier=keep"]) == 0
+    out = capsys.readouterr().out
+    assert "from net.pth:state_dict_ema: 100.0% of the weights" in out and "fresh" not in out
+    assert measure.main(["--model_path=net.pth:state_dict_ema", "--layers=True"]) == 2  # of width 1/8
+    torch.save({"net": narrow("vgg", width=1).state_dict(), "ema": narrow("vgg", width=1).state_dict()},
+               "two.pth")
+    assert measure.main(["--model_path=two.pth", "--layers=True", "--compression=True"]) == 0
+    assert "Note: two.pth has several state dicts: that under net is taken" in capsys.readouterr().out
+    assert measure.main(["--model_path=two.pth:ema", "--layers=True", "--compression=True"]) == 0
+    assert "several" not in capsys.readouterr().out and Path("two_ema_layers.csv").is_file()
+
+
 def test_a_sweep_trains_its_base_networks_from_the_weights(flags, folder, capsys):
     torch.save(narrow("vgg", num_classes=3).state_dict(), "net.pth")
     Path("sweep.json").write_text(json.dumps({
-        **dict(flag[2:].split("=") for flag in flags), "init": "net.pth", "pruning_type": "l1",
+        **dict(flag[2:].split("=") for flag in flags), "init": "net.pth", "classifier": "keep",
+        "pruning_type": "l1",
         "prune_percent": 20, "control": [False, "scratch"]}))
     assert main.main(["--sweep=sweep.json", "--print_config=True"]) == 0
     base, cell, scratch = json.loads(capsys.readouterr().out)["order"]
     assert "--init=net.pth" in base and "--init" not in cell + scratch
+    assert "--classifier=keep" in base and "--classifier" not in cell + scratch
     assert "--pretrained=True" in cell and "--control=scratch" in scratch
 
 

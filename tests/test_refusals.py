@@ -52,7 +52,8 @@ BOOLEANS = ("ebt", "pretrained", "resume", "skip_bad_images", "wait", "eb_detect
 CHOICES = {"ranking": "global", "select": "best, False", "choose": "last", "budget": "macs", "residual": "coupled", "model": "vgg", "preset": "paper", "optimizer": "adam", "pruning_type": "orthoreg",
            "device": "cuda", "only_train": "base, ortho, False", "amp": "bfloat16, float16, False",
            "control": "unpruned, scratch, False", "normalize": "half, cifar, imagenet",
-           "latency_runtime": "onnxruntime", "augment": "crop", "class_weights": "balanced, False"}
+           "latency_runtime": "onnxruntime", "augment": "crop", "class_weights": "balanced, False",
+           "classifier": "keep, False"}
 
 
 def test_no_flag_is_forgotten():
@@ -195,6 +196,17 @@ def test_what_is_no_sweep_and_no_folder_of_results(shell, tmp_path, monkeypatch)
     ((*PRUNE, "--eb_samples=9"), "--eb_samples only works with --eb_detect=True"),
     ((*PRUNE, "--sweep=paper"), "leave out --data_path"),
     ((*PRUNE, "--pretrained=True"), "--only_train=base"),
+    ((*PRUNE, "--pretrained=True", "--model=resnet50"), "torchvision's own weights: --init=DEFAULT"),
+    ((*PRUNE, "--pretrained=True", "--model=vgg"), "to begin with weights of others: --init=FILE"),
+    ((*PRUNE, "--classifier=keep"), "--classifier only works with --init"),
+    *(((*PRUNE, f"--model={name}"), says) for name, says in (
+        ("torchvision:resnet50", "have their names there, --model=resnet50"),
+        ("torchvision.models.resnet18", "have their names there, --model=resnet18"),
+        ("fasterrcnn_resnet50_fpn", "prune classifiers only; its backbone is --model=resnet50. From Python"),
+        ("torchvision:deeplabv3_resnet101", "prune classifiers only; its backbone is --model=resnet101"),
+        ("yolov8", "prune classifiers only. From Python, pruner.prune takes"), ("r3d_18", "no classifier"),
+        ("quantized_resnet18", "--model=resnet18 is the same network in floating point"),
+        ("resnet51", "did you mean resnet50"))),
     ((*PRUNE[::2], "--prune_percent=1", "--n_rounds=5"), "fewer rounds"),
     (("--pruning_type=grasp", "--prune_percent=25", "--data_path=digits", "--imp_samples=9"),
      "less than one for each of the 10 classes"),
