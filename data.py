@@ -24,7 +24,7 @@ from common.images import describe
 from common.pixels import FilePixels
 from common.seeds import seed_of
 from common.sources import COUNTS, NAMED
-from common.terminal import counted, megabytes, shortened
+from common.terminal import counted, megabytes, printable, shortened
 from config import NORMALIZATIONS
 
 HALF = NORMALIZATIONS["half"]
@@ -70,7 +70,7 @@ class ImageData:
             return f"{megabytes(whole)} in memory"
         # Two batches that were read ahead, and the one in use with what is made of it.
         largest = max(batch_size * kept[:1].numel(), 3 * EVAL_PIXELS["cuda"])
-        return (f"{megabytes(whole)} in {kept.file.name}, of which at most "
+        return (f"{megabytes(whole)} in {printable(kept.file.name)}, of which at most "
                 f"{megabytes(min(whole, 10 * largest))} in memory at a time")
 
     @property

@@ -3,6 +3,7 @@ import itertools
 import os
 import pickle
 import shutil
+import signal
 import struct
 import unicodedata
 
@@ -250,6 +251,150 @@ def test_images_that_need_more_memory_than_they_may_are_read_from_their_file(
     assert full.fingerprint == load_data(root, 16, True).fingerprint
     assert "0.0 GB are free; XDG_CACHE_HOME may name a larger disk" in capsys.readouterr().out
     assert not list((tmp_path / "cache/orthoreg").iterdir())
+
+
+@pytest.fixture
+def cached(tmp_path, digits, monkeypatch):
+    """(a folder of images, one of them no image, whose decoded images are kept; the cache's folder)."""
+    root = write_folder(tmp_path / "images", digits)
+    (root / "train/one/bad.png").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "CACHE_FROM", 10)
+    load_data(root, 16, skip_bad_images=True)
+    return root, tmp_path / "cache/orthoreg"
+
+
+@pytest.fixture
+def soon():
+    """Waiting for ever is an error."""
+    signal.setitimer(signal.ITIMER_REAL, 20)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def test_images_rewritten_with_their_size_and_time_are_not_taken_from_the_cache(cached):
+    root, _ = cached
+    known = load_data(root, 16, skip_bad_images=True).fingerprint
+    one, two = (sorted((root / "train" / name).iterdir())[0] for name in ("one", "two"))
+    size, before = max(one.stat().st_size, two.stat().st_size), one.stat()
+    one.write_bytes(one.read_bytes().ljust(size, b"\0"))  # what follows a PNG's end is not looked at
+    os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert load_data(root, 16, skip_bad_images=True).fingerprint == known
+    one.write_bytes(two.read_bytes().ljust(size, b"\0"))  # as rsync --times, cp --preserve and unpacking do
+    os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert one.stat().st_size == size and one.stat().st_mtime_ns == before.st_mtime_ns
+    changed = load_data(root, 16, skip_bad_images=True)
+    assert changed.train.images[0].tolist() == load_data(root, 16, True).train.images[24].tolist()
+    assert changed.fingerprint != known
+
+
+def test_images_that_change_while_they_are_decoded_are_not_kept(tmp_path, digits, monkeypatch, capsys):
+    root, read = write_folder(tmp_path / "images", digits), cache.read_into
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "CACHE_FROM", 10)
+    one, two = (sorted((root / "train" / name).iterdir())[0] for name in ("one", "two"))
+    content = one.read_bytes()
+
+    def slow(*args):
+        one.write_bytes(two.read_bytes())
+        return read(*args)
+
+    monkeypatch.setattr(cache, "read_into", slow)
+    load_data(root, 16)
+    assert "images were changed meanwhile" in capsys.readouterr().out
+    one.write_bytes(content)
+    monkeypatch.setattr(cache, "read_into", read)
+    assert load_data(root, 16).fingerprint == load_data(root, 16, memory=10**9).fingerprint
+    monkeypatch.setattr(cache, "CACHE_FROM", 1000)  # as they are
+    known = load_data(root, 16).fingerprint
+    monkeypatch.setattr(cache, "CACHE_FROM", 10)
+    assert load_data(root, 16).fingerprint == known
+
+
+@pytest.mark.parametrize("suffix", [".bytes", ".json", ".key"])
+def test_a_flipped_bit_of_the_cache_changes_no_image_and_no_note(suffix, cached, capsys):
+    root, folder = cached
+    whole, (kept,) = load_data(root, 16, skip_bad_images=True), folder.glob(f"*{suffix}")
+    content, random, noticed = kept.read_bytes(), np.random.RandomState(0), 0
+    for bit in random.randint(0, 8 * len(content), 30):
+        spoiled = bytearray(content)
+        spoiled[bit // 8] ^= 1 << bit % 8
+        kept.write_bytes(spoiled)
+        capsys.readouterr()
+        again = load_data(root, 16, skip_bad_images=True)
+        lines = capsys.readouterr().out.splitlines()
+        assert again.fingerprint == whole.fingerprint and again.notes == whole.notes
+        assert len(lines) <= 1 and all("are damaged" in line and "decoded again" in line for line in lines)
+        noticed += len(lines)
+        assert kept.read_bytes() == content or suffix == ".json"
+        assert load_data(root, 16, skip_bad_images=True).notes == whole.notes
+        assert not capsys.readouterr().out
+        kept.write_bytes(content)
+    assert noticed == {".bytes": 30, ".key": 0}.get(suffix, noticed) and (noticed or suffix == ".key")
+
+
+def test_bytes_that_are_damaged_are_never_trained_on_and_the_same_command_decodes_them_again(cached):
+    """Images that stay in their file are checked when they are first read."""
+    root, folder = cached
+    whole = load_data(root, 16, skip_bad_images=True)
+    kept, = folder.glob("*.bytes")
+    content = kept.read_bytes()
+    for place, batches in ((-1, "test_batches"), (40 * 768 + 5, "test_batches"), (0, "train_batches")):
+        kept.write_bytes(content)
+        large = load_data(root, 16, skip_bad_images=True, memory=1000)
+        spoiled = bytearray(content)
+        spoiled[place] ^= 1
+        with open(kept, "r+b") as file:  # while a run reads it
+            file.write(spoiled)
+        os.utime(kept, ns=(1, large.test.images.stamp[1]))  # as if nobody had written to it
+        with pytest.raises(InputError, match="changed on the disk.*same command decodes them again"):
+            list(large.test_batches() if batches == "test_batches" else large.train_batches(8, (0,)))
+        again = load_data(root, 16, skip_bad_images=True, memory=1000)
+        assert again.fingerprint == whole.fingerprint, "so that --resume=True goes on"
+        assert kept.read_bytes() == content
+
+
+STRANGE = {
+    "a pipe": os.mkfifo, "an endless device": lambda path: path.symlink_to("/dev/zero"),
+    "a terminal": lambda path: path.symlink_to("/dev/tty"), "a link to itself": lambda path: path.symlink_to(path),
+    "a link to nowhere": lambda path: path.symlink_to("gone"), "a folder": os.mkdir,
+    "nothing": lambda path: path.touch(), "a large file": lambda path: os.truncate(path.touch() or path, 1 << 40),
+    **{text[:20]: lambda path, text=text: path.write_text(text) for text in (
+        "[]", "{}", "3", '"text"', "null", "[" * 100_000, '{"white": 3, "unreadable": [], "remarks": {}}',
+        '{"unreadable": [], "white": {}, "remarks": [], "sums": 7, "checksum": 1}', "\0" * 100, "ä ö")}}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.parametrize("suffix", [".bytes", ".json", ".key"])
+def test_what_is_no_file_of_the_cache_is_decoded_again(suffix, kind, cached, soon, capsys):
+    root, folder = cached
+    whole, (kept,) = load_data(root, 16, skip_bad_images=True), folder.glob(f"*{suffix}")
+    kept.unlink()
+    STRANGE[kind](kept)
+    other = folder / "another.key"  # of another folder: it is looked at, too
+    STRANGE[kind](other)
+    for memory in (1000, None):
+        capsys.readouterr()
+        again = load_data(root, 16, skip_bad_images=True, memory=memory)
+        assert again.fingerprint == whole.fingerprint and again.notes == whole.notes
+        lines = capsys.readouterr().out.splitlines()
+        assert all("damaged" in line or "could not be kept" in line for line in lines), lines
+    assert kind == "a folder" or kept.is_file() and not kept.is_symlink() and not lines
+
+
+def test_the_cache_folders_name_is_printed_without_control_characters(tmp_path, digits, monkeypatch, capsys):
+    root, place = write_folder(tmp_path / "images", digits), tmp_path / "a\x1b[31mb\udcff"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+    large = load_data(root, 16, memory=1000)
+    assert r"a\x1b[31mb\udcff" in large.place_text(8)
+    kept, = (place / "orthoreg").glob("*.bytes")
+    kept.write_bytes(b"")
+    load_data(root, 16, memory=1000)
+    shutil.rmtree(place)
+    place.touch()
+    load_data(root, 16, memory=1000)
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and said.count(r"a\x1b[31mb\udcff") == 2 and "are damaged" in said
 
 
 def test_what_killed_runs_left_in_the_cache_goes(tmp_path, digits, monkeypatch):
