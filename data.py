@@ -19,7 +19,7 @@ import torch
 from common.batches import EVAL_PIXELS, Batches, Split, plain_batches
 from common.cache import read_or_recall
 from common.errors import InputError
-from common.folders import composed, find_parts, find_test, share_of
+from common.folders import composed, find_parts, find_test, share_of, what_to_do
 from common.images import describe
 from common.pixels import FilePixels
 from common.seeds import seed_of
@@ -262,8 +262,9 @@ def _folder_at(data_path):
             return Path(data_path)
     except (OSError, ValueError):  # a link to itself, a name that cannot be
         pass
+    more = what_to_do(data_path) if data_path and os.path.isfile(data_path) else ""
     raise InputError(f"--data_path: {str(data_path)!r} is neither a folder nor CIFAR100, CIFAR10 "
-                     "or digits")
+                     f"or digits{more}")
 
 
 def _read_folder(root, found, classes, size, skip_bad_images, white, memory=None):

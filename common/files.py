@@ -42,7 +42,7 @@ def to_csv(rows):
     for row in rows:
         table.writerow({name: f"'{value}" if isinstance(value, str) and value[:1] in FORMULA
                         else value for name, value in row.items()})
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="backslashreplace")  # a file's name may be no text
 
 
 def digest_of(path):

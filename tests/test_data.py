@@ -316,7 +316,7 @@ def test_a_flipped_bit_of_the_cache_changes_no_image_and_no_note(suffix, cached,
     root, folder = cached
     whole, (kept,) = load_data(root, 16, skip_bad_images=True), folder.glob(f"*{suffix}")
     content, random, noticed = kept.read_bytes(), np.random.RandomState(0), 0
-    for bit in random.randint(0, 8 * len(content), 30):
+    for bit in random.randint(0, 8 * len(content), 12):
         spoiled = bytearray(content)
         spoiled[bit // 8] ^= 1 << bit % 8
         kept.write_bytes(spoiled)
@@ -330,7 +330,7 @@ def test_a_flipped_bit_of_the_cache_changes_no_image_and_no_note(suffix, cached,
         assert load_data(root, 16, skip_bad_images=True).notes == whole.notes
         assert not capsys.readouterr().out
         kept.write_bytes(content)
-    assert noticed == {".bytes": 30, ".key": 0}.get(suffix, noticed) and (noticed or suffix == ".key")
+    assert noticed == {".bytes": 12, ".key": 0}.get(suffix, noticed) and (noticed or suffix == ".key")
 
 
 def test_bytes_that_are_damaged_are_never_trained_on_and_the_same_command_decodes_them_again(cached):
