@@ -14,7 +14,6 @@ import shutil
 import tempfile
 import time
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.util import find_spec
 from itertools import chain
@@ -30,7 +29,7 @@ from common.machine import cores, memory
 from common.pixels import FilePixels, in_memory
 from common.seeds import seed_of
 from common.terminal import print_notes
-from common.threads import ahead
+from common.threads import ahead, readers
 
 CACHE_FROM = 2000  # images of a folder; fewer are decoded in a second
 VERSION = 5  # of what is kept, and of how images are read
@@ -110,7 +109,7 @@ def _stamp(file):
 
 def _content(kind, parts):
     """A digest of the content of all files, in order."""
-    with ThreadPoolExecutor(cores()) as pool:
+    with readers(cores()) as pool:
         return _digest(chain([kind], *(chain([name], (
             future.result() for future in ahead(pool, _file_digest, paths, 64)))
             for name, paths in parts.items())))[:32]
@@ -120,8 +119,11 @@ def _file_digest(path):
     if not os.path.isfile(path):
         return ""
     try:
-        with open(path, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()
+        with open_regular(path) as file:
+            digest = hashlib.sha256()
+            while some := file.read(1 << 22):
+                digest.update(some)
+            return digest.hexdigest()
     except OSError as error:
         return repr(error.errno)
 

@@ -97,7 +97,21 @@ def exit_with(code):
             os._exit(code)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if code and _is_a_thread_left():
+        _flush()
+        os._exit(code)
     sys.exit(code)
+
+
+def _is_a_thread_left():
+    """Whether a thread does not end soon: the file that it reads may never answer."""
+    until = time.monotonic() + 1
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0, until - time.monotonic()))
+            if thread.is_alive():
+                return True
+    return False
 
 
 def _out_of_memory(error):

@@ -5,7 +5,6 @@ import struct
 import sys
 import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import lru_cache
 from itertools import chain
@@ -19,7 +18,7 @@ from common.errors import InputError
 from common.machine import cores, memory
 from common.processes import number_in, processes
 from common.terminal import counted, progress
-from common.threads import ahead
+from common.threads import ahead, readers
 
 LARGEST = 1_000_000_000  # bytes of one image when it is decoded
 LARGE = 100_000_000  # larger ones are decoded one at a time
@@ -97,48 +96,44 @@ def read_into(rows, parts, size, white=None):
     """As `read_images`, but image i of a part is assigned to rows[name][i]; one that cannot be read
     is not. The result's `parts` are empty. No more than a few images are held at a time."""
     unreadable, deep, remarks, largest = {}, [], {}, {}
-    pool = ThreadPoolExecutor(cores())
 
     def read(places):
         return [(name, i, _picture_or_error(parts[name][i], size, *white))
                 for name, i, *white in places]
 
-    def pictures(places, title):
+    def pictures(pool, places, title):
         """(name, i, Picture or what was raised) of each (name, i), or (name, i, white)."""
         handful = [places[k:k + HANDFUL] for k in range(0, len(places), HANDFUL)]
         futures = ahead(pool, read, handful, 3 * cores())
         return progress(chain.from_iterable(future.result() for future in futures), title,
                         total=len(places))
 
-    try:
-        with _own_limits:
-            for part, paths in parts.items():
-                places = [(part, i) for i in range(len(paths))]
-                for name, i, picture in pictures(places, f"reading {part} images"):
-                    if isinstance(picture, Exception):
-                        unreadable[paths[i]] = _reason(picture)
-                        continue
-                    if picture.kind:
-                        deep.append((name, i, picture.kind))
-                        largest[picture.kind] = max(largest.get(picture.kind, 0), picture.largest)
-                    if picture.kind in (None, "colour"):
-                        rows[name][i] = picture.pixels
-                    for remark in picture.remarks:
-                        count, first = remarks.get(remark, (0, paths[i]))
-                        remarks[remark] = count + 1, first
-            white = {**_whites(largest), **{kind: value for kind, value in (white or {}).items()
-                                            if kind in largest}}
-            # Their rule is only known now. 16-bit colours have been read by the widest one.
-            again = [(name, i, white[kind]) for name, i, kind in deep
-                     if kind != "colour" or white[kind] < WIDEST[kind]]
-            if again:
-                for name, i, picture in pictures(again, "reading deep pixels"):
-                    if isinstance(picture, Exception):
-                        unreadable[parts[name][i]] = _reason(picture)
-                    else:
-                        rows[name][i] = picture.pixels
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # a file may never answer
+    with _own_limits, readers(cores()) as pool:
+        for part, paths in parts.items():
+            places = [(part, i) for i in range(len(paths))]
+            for name, i, picture in pictures(pool, places, f"reading {part} images"):
+                if isinstance(picture, Exception):
+                    unreadable[paths[i]] = _reason(picture)
+                    continue
+                if picture.kind:
+                    deep.append((name, i, picture.kind))
+                    largest[picture.kind] = max(largest.get(picture.kind, 0), picture.largest)
+                if picture.kind in (None, "colour"):
+                    rows[name][i] = picture.pixels
+                for remark in picture.remarks:
+                    count, first = remarks.get(remark, (0, paths[i]))
+                    remarks[remark] = count + 1, first
+        white = {**_whites(largest), **{kind: value for kind, value in (white or {}).items()
+                                        if kind in largest}}
+        # Their rule is only known now. 16-bit colours have been read by the widest one.
+        again = [(name, i, white[kind]) for name, i, kind in deep
+                 if kind != "colour" or white[kind] < WIDEST[kind]]
+        if again:
+            for name, i, picture in pictures(pool, again, "reading deep pixels"):
+                if isinstance(picture, Exception):
+                    unreadable[parts[name][i]] = _reason(picture)
+                else:
+                    rows[name][i] = picture.pixels
     return Images({}, unreadable, white, remarks)
 
 
@@ -251,9 +246,10 @@ def read_image(path, size, white=None):
 def _only_pixels(path):
     """A PNG without its texts, profiles and dates; None where the file is none, or is cut short."""
     with open(path, "rb") as file:
+        if file.read(8) != MAGIC[0] or os.path.getsize(path) > LARGEST:
+            return None
+        file.seek(0)
         content = file.read()
-    if not content.startswith(MAGIC[0]):
-        return None
     kept, place = [MAGIC[0]], 8
     while place + 12 <= len(content):
         length, = struct.unpack(">I", content[place:place + 4])

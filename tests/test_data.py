@@ -272,9 +272,14 @@ def cached(tmp_path, digits, monkeypatch):
 @pytest.fixture
 def soon():
     """Waiting for ever is an error."""
+    def late(*_):
+        raise TimeoutError("it waits for ever")
+
+    before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, 20)
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def test_images_rewritten_with_their_size_and_time_are_not_taken_from_the_cache(cached):
