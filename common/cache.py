@@ -180,11 +180,13 @@ def _keep(folder, content, parts, size, white):
                     for name, start in starts.items()}
             read = read_into(rows, parts, size, white)
             os.fsync(file.fileno())
+            written = os.fstat(file.fileno()).st_mtime_ns
         os.replace(name, folder / f"{content}.bytes")
     finally:
         with suppress(OSError):
             os.unlink(name)
     description = _by_place(read, parts) | {
+        "written": written,
         "sums": {name: base64.b64encode(each.sums).decode() for name, each in rows.items()}}
     write_atomically({folder / f"{content}.json": json.dumps(
         description | {"checksum": _checksum(description)}).encode()})
@@ -220,25 +222,30 @@ def _recall(folder, content, parts, size, most):
     is said."""
     path = folder / f"{content}.bytes"
     try:
-        read, sums = _described(path.with_suffix(".json"), parts)
+        read, sums, written = _described(path.with_suffix(".json"), parts)
         file = open_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
         return _say_damaged(path, error)
-    starts = _starts(parts, size)
+    starts, status = _starts(parts, size), os.fstat(file.fileno())
     length = starts.pop(None)
-    if os.fstat(file.fileno()).st_size != length:
+    if status.st_size != length:
         file.close()
         return _say_damaged(path, "it was cut short")
     pixels = {name: FilePixels(file, start, sums[name], size) for name, start in starts.items()}
-    if length > most:
-        return read._replace(parts=pixels)
     try:
-        with file:
-            return read._replace(parts={name: in_memory(each, "cpu")
-                                        for name, each in pixels.items()})
+        if length <= most:
+            with file:
+                return read._replace(parts={name: in_memory(each, "cpu")
+                                            for name, each in pixels.items()})
+        if status.st_mtime_ns != written:  # by somebody else: all images are checked now
+            for each in pixels.values():
+                for _ in each.chunks():
+                    pass
+        return read._replace(parts=pixels)
     except InputError as error:
+        file.close()
         return _say_damaged(path, error.__cause__)
 
 
@@ -249,14 +256,15 @@ def _say_damaged(path, reason):
 
 
 def _described(path, parts):
-    """(Images without pixels, {part: checksums}) from the file beside decoded images. Raises
-    FileNotFoundError, and other errors where it holds something else."""
+    """(Images without pixels, {part: checksums}, when they were written) from the file beside
+    decoded images. Raises FileNotFoundError, and other errors where it holds something else."""
     count = sum(map(len, parts.values()))
     try:
         kept = json.loads(_read(path, 1_000_000 + 1000 * count))
     except RecursionError:
         kept = None
-    description = {key: kept[key] for key in ("unreadable", "white", "remarks", "sums")}
+    description = {key: kept[key] for key in ("unreadable", "white", "remarks", "written",
+                                              "sums")}
     if kept["checksum"] != _checksum(description):
         raise ValueError(f"{path.name} has changed on the disk")
     sums = {name: np.frombuffer(base64.b64decode(each), "<u4")
@@ -264,7 +272,7 @@ def _described(path, parts):
     if {name: len(each) for name, each in sums.items()} != {
             name: len(paths) for name, paths in parts.items()}:
         raise ValueError(f"{path.name} is of other images")
-    return _by_path(kept, parts), sums
+    return _by_path(kept, parts), sums, kept["written"]
 
 
 def _by_place(images, parts):

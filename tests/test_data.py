@@ -343,7 +343,7 @@ def test_a_flipped_bit_of_the_cache_changes_no_image_and_no_note(suffix, cached,
     assert noticed == {".bytes": 12, ".key": 0}.get(suffix, noticed) and (noticed or suffix == ".key")
 
 
-def test_bytes_that_are_damaged_are_never_trained_on_and_the_same_command_decodes_them_again(cached):
+def test_bytes_that_are_damaged_are_never_trained_on_and_the_same_command_decodes_them_again(cached, capsys):
     """Images that stay in their file are checked when they are first read."""
     root, folder = cached
     whole = load_data(root, 16, skip_bad_images=True)
@@ -362,6 +362,10 @@ def test_bytes_that_are_damaged_are_never_trained_on_and_the_same_command_decode
         again = load_data(root, 16, skip_bad_images=True, memory=1000)
         assert again.fingerprint == whole.fingerprint, "so that --resume=True goes on"
         assert kept.read_bytes() == content
+    capsys.readouterr()
+    kept.write_bytes(spoiled)  # between two runs: known by its time, and put right at once
+    assert load_data(root, 16, skip_bad_images=True, memory=1000).fingerprint == whole.fingerprint
+    assert "are damaged" in capsys.readouterr().out and kept.read_bytes() == content
 
 
 STRANGE = {
