@@ -5,11 +5,11 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 
 from common.errors import Diverged, InputError
 from common.processes import processes
-from common.terminal import one_line
+from common.terminal import Escaping, one_line
 
 # Ctrl-C, kill, a cluster's warning before it kills, and a terminal that was closed.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
@@ -34,7 +34,8 @@ def run_command(prog, body):
         if hasattr(stream, "reconfigure"):  # a file name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
-        code, line = _outcome(body)
+        with redirect_stdout(Escaping(sys.stdout)) if sys.stdout else nullcontext():
+            code, line = _outcome(body)
     except Exception:
         if count > 1:  # do not wait for the other processes, who may be waiting for this one
             traceback.print_exc()
