@@ -226,7 +226,9 @@ def _recall(folder, content, parts, size, most):
         file = open_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (LookupError, TypeError):
+        return _say_damaged(path, f"{content}.json holds something else")
+    except (OSError, ValueError) as error:
         return _say_damaged(path, error)
     starts, status = _starts(parts, size), os.fstat(file.fileno())
     length = starts.pop(None)
