@@ -5,11 +5,11 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 
 from common.errors import Diverged, InputError
 from common.processes import processes
-from common.terminal import one_line
+from common.terminal import Escaping, one_line
 
 # Ctrl-C, kill, a cluster's warning before it kills, and a terminal that was closed.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
@@ -34,7 +34,8 @@ def run_command(prog, body):
         if hasattr(stream, "reconfigure"):  # a file name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
-        code, line = _outcome(body)
+        with redirect_stdout(Escaping(sys.stdout)) if sys.stdout else nullcontext():
+            code, line = _outcome(body)
     except Exception:
         if count > 1:  # do not wait for the other processes, who may be waiting for this one
             traceback.print_exc()
@@ -97,7 +98,21 @@ def exit_with(code):
             os._exit(code)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if code and _is_a_thread_left():
+        _flush()
+        os._exit(code)
     sys.exit(code)
+
+
+def _is_a_thread_left():
+    """Whether a thread does not end soon: the file that it reads may never answer."""
+    until = time.monotonic() + 1
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0, until - time.monotonic()))
+            if thread.is_alive():
+                return True
+    return False
 
 
 def _out_of_memory(error):

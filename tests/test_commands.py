@@ -32,6 +32,21 @@ def run_main(*flags):
     return main.main([f"--image_size={SIZE}", "--preset=test", *flags])
 
 
+def test_control_characters_in_the_names_of_files_reach_no_terminal(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config, "PRESETS", {**config.PRESETS, "test": short_preset()})
+    monkeypatch.setenv("XDG_CACHE_HOME", "c\x1b]0;x\x07d")
+    images = write_folder(tmp_path / "im\x1b[31mgs", digits, classes=("one", "t\nw\x1b[7mo", "=three"))
+    assert run_main("--width=0.125", f"--data_path={images}", "--ebt=True", "--only_train=base",
+                    "--memory=0.00001") == 0
+    path = "pretrained/ebt/im\x1b[31mgs/vgg-w0.125.pth"
+    assert measure.main([f"--model_path={path}", "--test_acc=True", "--per_class=True",
+                         f"--predict={images}/test"]) == 0
+    said = "".join(capsys.readouterr())
+    assert "\x1b" not in said and "\x07" not in said
+    assert r"saved pretrained/ebt/im\x1b[31mgs/vgg-w0.125.pth" in said and r"c\x1b]0;x\x07d/orthoreg/" in said
+
+
 def process(script, *flags, cwd):
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     return subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=cwd,

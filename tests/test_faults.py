@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 import torch
 
+import config
 import main
 import train as train_module
 from common.errors import Diverged, InputError
 from common.files import UMASK
+from common.pixels import FilePixels
 from config import Recipe
-from conftest import ROOT, copy_suite, files, narrow, write_folder
+from conftest import ROOT, copy_suite, files, narrow, short_preset, write_folder
 from data import ImageData
 from lab.checkpoint import load_checkpoint
 from lab.experiment import DEFAULTS
@@ -420,6 +422,60 @@ def test_closed_streams_and_a_second_signal(flags, tmp_path):
         time.sleep(.02)
     run.communicate(timeout=60)
     assert run.returncode == 130
+
+
+@pytest.mark.parametrize("reads", ["images.read_image", "cache._file_digest"])
+def test_a_signal_ends_a_run_whose_file_never_answers(reads, folder, tmp_path):
+    """As on a network drive that is gone. Threads that wait for it must not keep the process alive."""
+    script = f"""
+import os
+from common import cache, command, images
+from data import load_data
+cache.CACHE_FROM = 10
+{reads} = lambda *_: os.read(os.pipe()[0], 1)
+print("reading", flush=True)
+command.exit_with(command.run_command("main.py", lambda: load_data({str(folder)!r}, 16)))"""
+    run = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)})
+    try:
+        assert run.stdout.readline() == "reading\n"
+        time.sleep(.5)
+        run.terminate()
+        _, error = run.communicate(timeout=20)
+    finally:
+        run.kill()
+    assert (run.returncode, error) == (130, "main.py: interrupted\n")
+
+
+def test_decoded_images_that_somebody_writes_to_during_a_run(folder, tmp_path, monkeypatch, capsys):
+    """A line, then the same command goes on, and ends with the same bits."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(config.PRESETS, "test", short_preset(epochs=2))
+    job = ["--preset=test", "--image_size=16", "--width=0.125", f"--data_path={folder}", "--memory=0.00001", *TICKET]
+    for name in ("whole", "spoiled"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    assert main.main(job) == 0
+    monkeypatch.chdir(tmp_path / "spoiled")
+    kept, = (tmp_path / "cache/orthoreg").glob("*.bytes")
+    content, steps = kept.read_bytes(), itertools.count()
+    read = FilePixels.read
+
+    def spoil(self, *rows):
+        if next(steps) == 20:
+            with open(kept, "r+b") as file:
+                file.write(bytes(len(content)))
+        return read(self, *rows)
+
+    monkeypatch.setattr(FilePixels, "read", spoil)
+    capsys.readouterr()
+    assert main.main(job) == 2 and next(steps) > 20
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "it was changed" in error and "--resume=True" in error
+    assert main.main([*job, "--resume=True"]) == 0
+    out = capsys.readouterr().out
+    assert "goes on" in out and kept.read_bytes() == content
+    assert results(tmp_path / "spoiled") == results(tmp_path / "whole")
 
 
 def test_no_permission_is_one_line(flags, tmp_path, folder, monkeypatch, capsys):
