@@ -21,7 +21,8 @@ from common.processes import processes
 from common.terminal import megabytes, print_notes, print_table
 from config import MODELS
 from imp_estimator import ESTIMATORS, PLAIN
-from lab.experiment import normalization
+from lab import hints
+from lab.experiment import Experiment, normalization
 from lab.record import GROUPS_IN
 
 # Loaded by what uses them, after the flags have been read.
@@ -110,7 +111,8 @@ class Measurement:
 
 
 def make_parser():
-    parser = Parser(prog="eval.py", description=__doc__)
+    trains = {each.name: "it is a flag of main.py" for each in fields(Experiment)}
+    parser = Parser(prog="eval.py", description=__doc__, hints=trains | hints.EVAL)
     parser.add_flags(Measurement)
     return parser
 

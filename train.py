@@ -411,7 +411,7 @@ class _Loop:
             raise
         except Diverged as error:
             raise Diverged(f"{error} in {self.label}, epoch {epoch} of {self.epochs}, at "
-                           f"learning rate {rate:g}; a lower rate in config.py may help") from None
+                           f"learning rate {rate:g}; a lower --lr may help") from None
         with uninterrupted():
             row = {"epoch": epoch, "lr": rate,
                    "seconds": training.sums["seconds"] + time.monotonic() - began, "train": train,

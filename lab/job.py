@@ -24,6 +24,7 @@ from lab.experiment import comparable, words_of
 from lab.measure import measured
 from lab.networks import code_of
 from lab.plan import Plan, Recording, recording_of
+from lab.presets import recipe_text
 from lab.record import FIELDS, JOBS, Record, read_result
 from lab.resume import State, damaged, read_resume_file, write_resume_file
 from lab.tables import accuracy_text, budget_text
@@ -298,13 +299,21 @@ class Job(Plan):
         print(f"  device  {device}\n"
               f"  recipe  preset {flags.preset}, {flags.optimizer}, batch {flags.batch_size} "
               f"({counted(steps, 'step')} in an epoch), seed {flags.seed}")
+        print_notes(self._recipes_in_words(), indent=10)
         if words := [] if flags.only_train else words_of(asdict(flags), flags.control):
             print(f"  cut     {', '.join(words)}")
         self._say_if_few_steps(steps)
         if flags.eb_detect and not self.seeks_ticket:
-            print(f"  Note: --eb_detect needs {EarlyBird.older + 1} epochs or more, and preset "
-                  f"{flags.preset} has fewer: no ticket can be found, and none is looked for")
+            print(f"  Note: --eb_detect needs {EarlyBird.older + 1} epochs or more (--epochs), and "
+                  "the first training has fewer: no ticket can be found, and none is looked for")
         self._say_if_resumed()
+
+    def _recipes_in_words(self):
+        """A line for each kind of training of the job: its epochs and rates."""
+        trained = {step.phase: self.recipe(step.phase) for step in self.recording.steps
+                   if hasattr(step.action, "keeps_itself")}
+        return [f"{phase}: {recipe_text(recipe, self.flags.optimizer)}"
+                for phase, recipe in trained.items()]
 
     def _say_if_few_steps(self, steps):
         """A note where the shortest training has too few steps to learn from; steps: in an epoch.
@@ -316,7 +325,7 @@ class Job(Plan):
         if not epochs or steps * epochs >= enough:
             return
         smaller = max(2, images * epochs // (2 * enough))
-        advice, more = "a preset with more epochs (config.py) helps", images // smaller * epochs
+        advice, more = "more --epochs help", images // smaller * epochs
         if smaller < flags.batch_size and more > steps * epochs:
             advice = f"--batch_size={smaller} makes it {more:,}; {advice}, too"
         print(f"  Note: {counted(epochs, 'epoch')} of {counted(steps, 'step')} are "

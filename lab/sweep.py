@@ -53,7 +53,9 @@ def read_sweep(name):
     parser.place = f"--sweep={name}: "
     for key, values in settings.items():
         if key not in allowed:
-            raise InputError(f"--sweep={name}: {key!r} is no flag that a sweep can set")
+            hint = None if hasattr(Experiment, key) else parser.hint(f"--{key}")
+            hint = hint or f"{key!r} is no flag that a sweep can set"
+            raise InputError(f"--sweep={name}: {hint}")
         if values == []:
             raise InputError(f"--sweep={name}: {key!r} has no value")
         choices[key] = [getattr(parser.parse_args([f"--{key}={value}"]), key)
