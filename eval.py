@@ -11,13 +11,14 @@ import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from common.command import exit_with, explained, run_command, uninterrupted
+from common.command import exit_with, run_command
 from common.device import DEVICES, environment, pick_device
 from common.errors import InputError
 from common.files import to_csv, to_json, write_atomically
 from common.flags import Parser, boolean, check_needed, flag, integer, location, switch
 from common.libraries import lazy, load
 from common.processes import processes
+from common.signals import explained, uninterrupted
 from common.terminal import megabytes, print_notes, print_table
 from config import MODELS
 from imp_estimator import ESTIMATORS, PLAIN

@@ -11,13 +11,14 @@ import sys
 import time
 from dataclasses import asdict, replace
 
-from common.command import exit_with, explained, run_command, uninterrupted
+from common.command import exit_with, run_command
 from common.device import pick_device
 from common.errors import InputError
 from common.files import to_json
 from common.libraries import lazy, load
 from common.processes import leave_processes
 from common.seeds import seed_of
+from common.signals import explained, uninterrupted
 from common.terminal import heading, print_notes
 from config import MOMENTUM
 from lab.experiment import CONTROL_MAY_DIFFER, DEFAULTS, Experiment, Sweep, marked, parse

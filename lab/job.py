@@ -16,6 +16,7 @@ from common.processes import (
     processes,
     require_same,
 )
+from common.signals import explained
 from common.terminal import counted, print_notes, printable
 from config import MOMENTUM, title_of
 from data import load_data
@@ -159,7 +160,7 @@ class Job(Plan):
             if as_first(self.flags.resume and self._say_if_finished()):
                 return None
             self.kept = self.network is not None
-            try:
+            with explained(self._how_to_go_on):
                 notes = self._replaced()
                 self._introduce()
                 print_notes(notes)
@@ -167,8 +168,6 @@ class Job(Plan):
                 if self.kept:
                     self._take_up()
                 self.drive(self)
-            except KeyboardInterrupt as stop:
-                raise self._how_to_go_on(stop) from stop
             if is_first():
                 self.resume_file.unlink(missing_ok=True)
         return self.state.records
@@ -263,16 +262,17 @@ class Job(Plan):
                 writer.epoch(title, (phase, number), history, epochs, self.network)
         return report
 
-    def _how_to_go_on(self, stop):
+    def _how_to_go_on(self):
+        """What to do after a signal, in words; none where nothing is kept."""
         if not self.kept:
-            return stop
+            return ""
         if processes()[1] > 1:
-            return KeyboardInterrupt("the last epoch's state is saved, the same torchrun command "
-                                     "goes on from it with --resume=True")
+            return ("the last epoch's state is saved, the same torchrun command goes on from it "
+                    "with --resume=True")
         again = ["python", os.path.relpath(MAIN), *self.argv]
         if not self.flags.resume:
             again.append("--resume=True")
-        return KeyboardInterrupt(f"the state is saved; to go on: {shlex.join(again)}")
+        return f"the state is saved; to go on: {shlex.join(again)}"
 
     # ---------------------------------------------------------------------------- what it says
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from common.command import uninterrupted
 from common.errors import InputError
 from common.files import remove_irregular
 from common.flags import marked
 from common.machine import cores
+from common.signals import uninterrupted
 from common.terminal import counted
 from config import SWEEPS
 from data import load_data
