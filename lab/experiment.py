@@ -287,7 +287,7 @@ class Experiment:
         """The arguments of `pruner.select_filters`, beside the percent."""
         return {**{name: getattr(self, name) for name in (
             "budget", "round_to", "residual", "ranking", "per_cost", "pruning_type")},
-                "image_size": image_size}
+                "image_size": image_size, "below_one": True}
 
     @property
     def estimator(self):
