@@ -250,7 +250,7 @@ def estimate_importance(job, number):
 def prune_filters(job, number):
     """Remove the lowest scored filters until the round's target is met."""
     flags, target, began = job.flags, job.targets[number - 1], time.monotonic()
-    goal = f"remove filters until {target:.4g}%{tables.budget_text(flags.budget)} are gone"
+    goal = tables.goal_text(f"{target:.4g}%", flags.budget)
     if flags.score_steps > 1:
         goal += f", in {flags.score_steps} steps"
     heading(round_title(job, number, 2, goal))

@@ -28,7 +28,7 @@ from lab.plan import Plan, Recording, recording_of
 from lab.presets import recipe_text
 from lab.record import FIELDS, JOBS, Record, read_result
 from lab.resume import State, damaged, read_resume_file, write_resume_file
-from lab.tables import accuracy_text, budget_text
+from lab.tables import accuracy_text, goal_text
 from lab.weights import initialise, network_like, weights_file
 from lab.writers import Console, Csv, TensorBoard
 from train import EarlyBird
@@ -278,8 +278,8 @@ class Job(Plan):
 
     def _introduce(self):
         flags, data = self.flags, self.data
-        goals = ", ".join(f"{target:.4g}%" for target in self.targets)
-        goal = f"prune to {goals}{budget_text(flags.budget)} by {flags.pruning_type}"
+        goals = ", then ".join(f"{target:.4g}%" for target in self.targets)
+        goal = f"{goal_text(goals, flags.budget)}, by {flags.pruning_type}"
         if flags.only_train:
             goal = f"train the {flags.only_train} network"
         elif flags.control:

@@ -48,9 +48,11 @@ class Console(Writer):
         chance, now = self.data.chance, history[-1]["train"]["top1"]
         spread = 300 * (chance / 100 * (1 - chance / 100) / len(self.data.train)) ** .5
         if len(history) == math.ceil(epochs / 3) < epochs and now <= chance + spread:
-            print(f"  Note: nothing has been learnt yet: of the training images {now:.1f}% are "
-                  f"right, and {chance:.1f}% would be with one answer for all. What may help: a "
-                  "lower rate or a warm-up (config.py), --init, another --normalize", flush=True)
+            print(f"  Note: nothing has been learnt yet that could not be chance: {now:.1f}% of "
+                  f"the training images are right. One answer for all gets {chance:.1f}%, and with "
+                  f"{len(self.data.train):,} images up to {min(100, chance + spread):.1f}% may be "
+                  "luck. What may help: a lower --lr, more --epochs, a warm-up (config.py), "
+                  "--init, another --normalize", flush=True)
 
     def saved(self, path):
         beside = f"{path.stem}.csv (every epoch)"

@@ -534,7 +534,7 @@ def test_a_classifier_for_classes_of_other_names_stays_fresh():
         assert any("classifier is for other classes (cat, dog, fox)" in line for line in lines) == fresh
     save_checkpoint("net.pth", model, {})
     lines = initialise(narrow("vgg", 3, seed=1), "net.pth", names)
-    assert any("classifier is for classes that the file does not name" in line for line in lines)
+    assert any("classifier was trained for classes that the file does not name" in line for line in lines)
 
 
 class Backwards(nn.Module):
