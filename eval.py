@@ -284,6 +284,7 @@ def measure_network(args, model, record, size):
         print_table([("parameters", f"{ours['parameters']:,}"),
                      ("MACs (multiply-adds)", f"{ours['macs']:,}"),
                      ("FLOPs (2 per MAC)", f"{ours['flops']:,}")])
+        print_notes(measure.uncounted_lines(model, size))
     if args.compression:
         twin, ours = (models.measure_cost(model, size, filters)
                       for filters in (models.all_filters(model), None))
