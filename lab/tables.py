@@ -28,9 +28,7 @@ def goal_text(percents, budget):
     """What a pruning is to remove, in words. percents: a text, as "25%, 50%"."""
     if budget == "latency":
         return f"remove filters until a batch takes {percents} less time"
-    if budget == "filters":
-        return f"remove {percents} of the filters"
-    return f"remove filters until {percents} of the {BUDGETS[budget]} are gone"
+    return f"remove filters until {percents}{budget_text(budget)} are gone"
 
 
 def budget_text(budget):

@@ -51,7 +51,7 @@ class Console(Writer):
             print(f"  Note: nothing has been learnt yet that could not be chance: {now:.1f}% of "
                   f"the training images are right. One answer for all gets {chance:.1f}%, and with "
                   f"{len(self.data.train):,} images up to {min(100, chance + spread):.1f}% may be "
-                  "luck. What may help: a lower --lr, more --epochs, a warm-up (config.py), "
+                  "luck. What may help: another --lr, more --epochs, a warm-up (config.py), "
                   "--init, another --normalize", flush=True)
 
     def saved(self, path):

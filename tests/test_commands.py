@@ -412,7 +412,7 @@ def test_more_than_a_constant_answer_may_be_luck_and_the_note_says_how_much(righ
 
 
 def test_what_is_asked_for_is_said_in_the_words_of_the_budget(capsys):
-    assert tables.goal_text("50%", "filters") == "remove 50% of the filters"
+    assert tables.goal_text("50%", "filters") == "remove filters until 50% are gone"
     assert tables.goal_text("50%", "macs") == "remove filters until 50% of the multiply-adds are gone"
     assert tables.goal_text("50%", "latency") == "remove filters until a batch takes 50% less time"
     for name in ("mobilenet", "vgg"):  # the number of filters is that of the list, or a line says why
