@@ -389,7 +389,8 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
 
     def body():
-        flags = parse(argv, __doc__)
+        with explained("nothing had been done yet; give the same command again"):
+            flags = parse(argv, __doc__)
         with explained(after_a_signal(flags)), uninterrupted():  # libraries must load as a whole
             load(torch, train, jobs)
         if flags.print_config:
