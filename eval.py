@@ -11,17 +11,19 @@ import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from common.command import exit_with, explained, run_command, uninterrupted
+from common.command import exit_with, run_command
 from common.device import DEVICES, environment, pick_device
 from common.errors import InputError
 from common.files import to_csv, to_json, write_atomically
 from common.flags import Parser, boolean, check_needed, flag, integer, location, switch
 from common.libraries import lazy, load
 from common.processes import processes
+from common.signals import explained, uninterrupted
 from common.terminal import megabytes, print_notes, print_table
 from config import MODELS
 from imp_estimator import ESTIMATORS, PLAIN
-from lab.experiment import normalization
+from lab import hints
+from lab.experiment import Experiment, normalization
 from lab.record import GROUPS_IN
 
 # Loaded by what uses them, after the flags have been read.
@@ -111,7 +113,8 @@ class Measurement:
 
 
 def make_parser():
-    parser = Parser(prog="eval.py", description=__doc__)
+    trains = {each.name: "it is a flag of main.py" for each in fields(Experiment)}
+    parser = Parser(prog="eval.py", description=__doc__, hints=trains | hints.EVAL)
     parser.add_flags(Measurement)
     return parser
 
@@ -283,6 +286,7 @@ def measure_network(args, model, record, size):
         print_table([("parameters", f"{ours['parameters']:,}"),
                      ("MACs (multiply-adds)", f"{ours['macs']:,}"),
                      ("FLOPs (2 per MAC)", f"{ours['flops']:,}")])
+        print_notes(measure.uncounted_lines(model, size))
     if args.compression:
         twin, ours = (models.measure_cost(model, size, filters)
                       for filters in (models.all_filters(model), None))

@@ -10,13 +10,14 @@ import sys
 import time
 from dataclasses import asdict, replace
 
-from common.command import exit_with, explained, run_command, uninterrupted
+from common.command import exit_with, run_command
 from common.device import pick_device
 from common.errors import InputError
 from common.files import to_json
 from common.libraries import lazy, load
 from common.processes import leave_processes
 from common.seeds import seed_of
+from common.signals import explained, uninterrupted
 from common.terminal import heading, print_notes
 from config import MOMENTUM
 from lab.experiment import CONTROL_MAY_DIFFER, DEFAULTS, Experiment, Sweep, marked, parse
@@ -92,6 +93,7 @@ def load_network(job, phase):
     job.network = network.to(job.device)
     accuracy = {**(record.accuracy or {}), "best": train.evaluate(network, job.data.test_batches())}
     print(f"  {path}: test {tables.accuracy_text(accuracy['best'])}")
+    print_notes(measure.uncounted_lines(network, job.data.image_size))
     if record.pruned:
         print("  Note: it is pruned already; percents count the unpruned network's filters")
     record = replace(record, accuracy=accuracy, image_size=job.data.image_size)
@@ -220,7 +222,8 @@ def fresh_network(job, like=None):
     else:
         network, lines = weights.network_like(job.init_file, flags.model, len(classes),
                                               flags.width, job.data.image_size)
-    print_notes([*networks.look_at(network, job.data.image_size, flags.pruning_type), *lines])
+    print_notes([*networks.look_at(network, job.data.image_size, flags.pruning_type),
+                 *measure.uncounted_lines(network, job.data.image_size), *lines])
     if flags.init:
         print_notes(weights.initialise(network, job.init_file, classes, job.data.normalize,
                                        flags.classifier))
@@ -252,7 +255,7 @@ def estimate_importance(job, number):
 def prune_filters(job, number):
     """Remove the lowest scored filters until the round's target is met."""
     flags, target, began = job.flags, job.targets[number - 1], time.monotonic()
-    goal = f"remove filters until {target:.4g}%{tables.budget_text(flags.budget)} are gone"
+    goal = tables.goal_text(f"{target:.4g}%", flags.budget)
     if flags.score_steps > 1:
         goal += f", in {flags.score_steps} steps"
     heading(round_title(job, number, 2, goal))
@@ -389,7 +392,8 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
 
     def body():
-        flags = parse(argv, __doc__)
+        with explained("nothing had been done yet; give the same command again"):
+            flags = parse(argv, __doc__)
         with explained(after_a_signal(flags)), uninterrupted():  # libraries must load as a whole
             load(torch, train, jobs)
         if flags.print_config:

@@ -110,7 +110,8 @@ class Batches:
         device = self.split.device
         scale, shift = _scale_and_shift(self.normalize, device)
         augmented = None if self.seed is None else AUGMENTATIONS[self.augment](self, device)
-        for part, (images, labels) in zip(self.parts, self._read()):
+        # The reader is asked for one more, so that it ends here, where a signal is heard.
+        for (images, labels), part in zip(self._read(), self.parts):
             if augmented:
                 images = augmented(images, part)
             else:

@@ -1,20 +1,16 @@
-"""How a command ends: exit codes, signals, one line for what went wrong."""
+"""How a command ends: exit codes, one line for what went wrong."""
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import nullcontext, redirect_stdout, suppress
 
 from common.errors import Diverged, InputError
 from common.processes import processes
+from common.signals import SIGNALS, answered
 from common.terminal import Escaping, one_line
-
-# Ctrl-C, kill, a cluster's warning before it kills, and a terminal that was closed.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
-           if hasattr(signal, name)]  # not on Windows
-PATIENCE = 3  # seconds in which a second signal does not disturb the answer to the first
 
 
 def run_command(prog, body):
@@ -50,7 +46,7 @@ def run_command(prog, body):
 def _outcome(body):
     """(exit code, what to say of it) of `body()`; what nobody has foreseen is raised."""
     try:
-        with _signals():
+        with answered():
             body()
         if sys.stdout:  # None where the caller closed it
             sys.stdout.flush()
@@ -118,57 +114,6 @@ def _is_a_thread_left():
 def _out_of_memory(error):
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(
         text in str(error) for text in ("can't allocate memory", "not enough memory"))
-
-
-# .depth: of uninterrupted blocks; .signal: one came meanwhile; .last: when one came
-_inside = threading.local()
-
-
-@contextmanager
-def _signals():
-    """SIGNALS raise KeyboardInterrupt, at the end of an `uninterrupted` block."""
-    def interrupt(_number, _frame):
-        if time.monotonic() - _inside.last < PATIENCE:
-            return  # the last one is being answered
-        _inside.last = time.monotonic()
-        if getattr(_inside, "depth", 0):
-            _inside.signal = True
-        else:
-            raise KeyboardInterrupt
-
-    _inside.signal, _inside.last, previous = False, -PATIENCE, {}
-    if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.getsignal(number) for number in SIGNALS}
-    for number, handler in previous.items():
-        if handler is not signal.SIG_IGN:  # as a shell sets it for commands in the background
-            signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():  # further ones must not disturb the last line
-            signal.signal(number, handler if _inside.last < 0 else signal.SIG_IGN)
-
-
-@contextmanager
-def explained(words):
-    """A signal that comes inside, and is not explained further inside, is explained in words."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        raise (stop if str(stop) else KeyboardInterrupt(words)) from stop
-
-
-@contextmanager
-def uninterrupted():
-    """What is inside is done wholly or not at all: a signal waits for its end."""
-    _inside.depth = getattr(_inside, "depth", 0) + 1
-    try:
-        yield
-    finally:
-        _inside.depth -= 1
-    if not _inside.depth and getattr(_inside, "signal", False):
-        _inside.signal = False
-        raise KeyboardInterrupt
 
 
 def _have_met():

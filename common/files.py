@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
-from common.command import uninterrupted
 from common.errors import InputError
 from common.libraries import lazy
+from common.signals import uninterrupted
 from common.terminal import print_notes
 
 filelock = lazy("filelock")

@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 
 from common.errors import InputError
+from common.libraries import optional
 from common.machine import cores, memory
 from common.processes import number_in, processes
 from common.terminal import counted, progress
@@ -45,8 +46,7 @@ TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSP
 @lru_cache
 def formats():
     """The formats that Pillow can read here, and suffixes: ([names], {suffix})."""
-    with suppress(ImportError):  # optional
-        import pillow_heif
+    if pillow_heif := optional("pillow_heif"):
         pillow_heif.register_heif_opener()
     Image.init()
     names = sorted(set(Image.OPEN) - NOT_READ, key=lambda name: (name not in COMMON, name))

@@ -88,7 +88,7 @@ def write_report(folder, device=None, model=None):
             print(f"Not timed: {len(reasons)} of {counted(len(timed), 'network')}, the first since "
                   f"{printable(reasons[0])}")
     sections = grouped(results, lambda result: (
-        result[1], result[0].data, result[0].job, result[0].flags["preset"],
+        result[1], result[0].data, result[0].job, result[0].recipes,
         result[0].flag("budget")))
     lines, written, pyplot = ["# Comparison of pruning methods"], [], plots.load_pyplot()
     for number, key in enumerate(sorted(sections), 1):
@@ -132,7 +132,7 @@ def csv_row(result):
     """A result as a flat dict, a line of report.csv."""
     record, run_in = result
     words = {"folder": run_in, "data": record.data, "job": record.job,
-             "preset": record.flags["preset"], "network": record.network, "method": record.method}
+             "preset": record.recipes, "network": record.network, "method": record.method}
     now, unpruned = (record.pruning or {}).get("milliseconds") or (None, None)
     return {**{name: printable(str(word)) for name, word in words.items()},
             "seed": record.flags["seed"], "budget": record.flag("budget"),
@@ -154,8 +154,8 @@ def row(cells):
     return f"| {' | '.join(map(text, cells))} |"
 
 
-def _title(run_in, data, job, preset, budget):
-    title = f"## {text(data)}, {JOBS[job]} job, preset {text(preset)}"
+def _title(run_in, data, job, recipes, budget):
+    title = f"## {text(data)}, {JOBS[job]} job, preset {text(recipes)}"
     if budget != "filters":
         title += f", percents{budget_text(budget)}"
     return title if run_in == "." else f"{title}, in {text(run_in)}"

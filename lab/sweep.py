@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from common.command import uninterrupted
 from common.errors import InputError
 from common.files import remove_irregular
 from common.flags import marked
 from common.machine import cores
+from common.signals import uninterrupted
 from common.terminal import counted
 from config import SWEEPS
 from data import load_data
@@ -56,7 +56,9 @@ def read_sweep(name):
     parser.place = f"--sweep={name}: "
     for key, values in settings.items():
         if key not in allowed:
-            raise InputError(f"--sweep={name}: {key!r} is no flag that a sweep can set")
+            hint = None if hasattr(Experiment, key) else parser.hint(f"--{key}")
+            hint = hint or f"{key!r} is no flag that a sweep can set"
+            raise InputError(f"--sweep={name}: {hint}")
         if values == []:
             raise InputError(f"--sweep={name}: {key!r} has no value")
         choices[key] = [getattr(parser.parse_args([f"--{key}={value}"]), key)

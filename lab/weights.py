@@ -216,7 +216,7 @@ def _not_for(ours, theirs):
     if theirs is None and len(ours) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in ours):
         return None  # ImageNet's classes, which all files have in this order
     if not isinstance(theirs, (list, tuple)):
-        return "is for classes that the file does not name"
+        return "was trained for classes that the file does not name"
     same = list(map(composed, map(str, theirs))) == list(map(composed, ours))
     return None if same else f"is for other classes ({shortened(theirs)})"
 

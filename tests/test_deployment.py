@@ -203,8 +203,26 @@ def test_the_script_of_the_readme_names_the_class(small, tmp_path, capsys, monke
     assert measure.main(["--model_path=net.pth", "--predict=x.png", "--device=cpu"]) == 0
     likeliest = capsys.readouterr().out.splitlines()[-2].split()[1]
     monkeypatch.setattr(sys, "argv", ["run.py", "n.onnx", "x.png"])
-    exec(python_of("lab/README.md", "### Run an export"), {})
+    script = python_of("lab/README.md", "### Run an export")
+    exec(script, {})
     assert capsys.readouterr().out.splitlines()[-1] == likeliest
+    # It sees the very images that eval.py measures: large, turned, transparent, with a palette.
+    noise = np.random.RandomState(0).randint(0, 256, (500, 700, 3), np.uint8)
+    photo, turned = Image.fromarray(noise).resize((1400, 1000)), Image.Exif()
+    turned[0x0112] = 6
+    photo.save("large.jpg")
+    photo.save("turned.jpg", exif=turned)
+    photo.convert("CMYK").save("print.jpg")
+    photo.convert("L").resize((97, 61)).save("grey.jpg")
+    clear = photo.resize((300, 200)).convert("RGBA")
+    clear.putalpha(clear.getchannel("R"))
+    clear.save("clear.png")
+    clear.quantize(16).save("palette.png")
+    for name in ("large.jpg", "turned.jpg", "print.jpg", "grey.jpg", "clear.png", "palette.png"):
+        monkeypatch.setattr(sys, "argv", ["run.py", "n.onnx", name])
+        exec(script, names := {})
+        seen = (names["pixels"][0] * 255).round().astype("uint8").transpose(1, 2, 0)
+        assert (seen == decode(name, seen.shape[0])).all(), name
 
 
 class Halves(nn.Module):
@@ -516,7 +534,7 @@ def test_a_classifier_for_classes_of_other_names_stays_fresh():
         assert any("classifier is for other classes (cat, dog, fox)" in line for line in lines) == fresh
     save_checkpoint("net.pth", model, {})
     lines = initialise(narrow("vgg", 3, seed=1), "net.pth", names)
-    assert any("classifier is for classes that the file does not name" in line for line in lines)
+    assert any("classifier was trained for classes that the file does not name" in line for line in lines)
 
 
 class Backwards(nn.Module):

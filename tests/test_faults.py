@@ -1,6 +1,7 @@
 """Nothing is lost: whatever ends a run, and wherever, --resume=True ends with the same bits."""
 import copy
 import csv
+import errno
 import itertools
 import json
 import os
@@ -9,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +22,12 @@ import torch
 import config
 import main
 import train as train_module
+from common.command import run_command
 from common.errors import Diverged, InputError
 from common.files import UMASK
+from common.libraries import need
 from common.pixels import FilePixels
+from common.signals import SIGNALS, explained
 from config import Recipe
 from conftest import ROOT, copy_suite, files, narrow, short_preset, write_folder
 from data import ImageData
@@ -476,6 +482,106 @@ def test_decoded_images_that_somebody_writes_to_during_a_run(folder, tmp_path, m
     out = capsys.readouterr().out
     assert "goes on" in out and kept.read_bytes() == content
     assert results(tmp_path / "spoiled") == results(tmp_path / "whole")
+
+
+class Waits:
+    """An object that takes a while to be taken away."""
+
+    def __del__(self):
+        time.sleep(.4)
+
+
+def reader():
+    try:
+        yield 1
+    finally:  # as a pool of threads that is shut down
+        time.sleep(.4)
+
+
+def let_pass():
+    try:
+        time.sleep(.4)
+    except BaseException:
+        pass
+
+
+LIBRARIES = {"converts": "raise ImportError('initialization failed') from error", "hides": "pass",
+             "fails": "raise ImportError('no such symbol')"}
+
+
+@pytest.mark.parametrize("where", ["generator", "__del__", "weakref", "let pass", *LIBRARIES])
+def test_a_signal_is_not_lost_wherever_it_comes(where, tmp_path, monkeypatch, capsys):
+    """Neither where Python ignores what is raised nor where a library makes something of it."""
+    for name, does in LIBRARIES.items():
+        (tmp_path / f"library_that_{name}.py").write_text(
+            f"import time\ntry:\n    time.sleep(.4)\nexcept BaseException as error:\n    {does}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    after = []
+
+    def body():
+        with explained("how to go on"):
+            thing = reader() if where == "generator" else Waits()
+            if where == "generator":
+                next(thing)
+            if where == "weakref":
+                thing = type("Thing", (), {})()
+                watch = weakref.ref(thing, lambda _: time.sleep(.4))
+                assert watch() is thing
+            threading.Timer(.1, os.kill, [os.getpid(), signal.SIGTERM]).start()
+            if where in LIBRARIES:
+                need("--export=x.onnx", f"library_that_{where}")
+            elif where == "let pass":
+                let_pass()
+                return
+            del thing
+            for _ in range(30):
+                time.sleep(.05)
+            after.append("went on")
+
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        assert run_command("main.py", body) == 130
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        sys.modules.pop(f"library_that_{where}", None)
+    error = capsys.readouterr().err
+    assert error == "main.py: interrupted: how to go on\n" and not after
+
+
+def test_what_stops_a_stopped_run_from_being_kept_is_said(capsys):
+    """An error that follows a signal is no signal."""
+    def body():
+        with explained("the state is saved"):
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                raise InputError("cannot write x: the disk is full") from OSError()
+    assert run_command("main.py", body) == 2
+    assert capsys.readouterr().err == "main.py: error: cannot write x: the disk is full\n"
+
+
+def test_a_disk_that_fills_under_tensorboard_is_one_line(flags, tmp_path, monkeypatch, capfd):
+    pytest.importorskip("tensorboard")
+    from tensorboard.summary.writer.record_writer import RecordWriter
+    write, count = RecordWriter.write, itertools.count()
+
+    def full(self, content):
+        if next(count) > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(self, content)
+    monkeypatch.setattr(RecordWriter, "write", full)
+    monkeypatch.chdir(tmp_path)
+    job = ["--preset=quick", *flags[1:], "--ebt=True", "--only_train=base", "--epochs=2"]
+    hook = threading.excepthook
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # not pytest's
+    assert main.main([*job, "--tensorboard=True"]) == 2
+    time.sleep(.2)
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and "No space left on device" in error, error
+    assert "pretrained/ebt/shapes/vgg-w0.125.tensorboard/round-0-base" in error
+    assert hook is not threading.excepthook
+    assert main.main([*job, "--resume=True"]) == 0
 
 
 def test_no_permission_is_one_line(flags, tmp_path, folder, monkeypatch, capsys):
