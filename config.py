@@ -294,4 +294,4 @@ RANKINGS = {"global": "one list of all layers' scores as they are",
                         "network's answers change without their lowest, measured for each"}
 
 BUDGETS = {"filters": "filters", "macs": "multiply-adds", "params": "parameters",
-           "latency": "milliseconds for a batch"}
+           "latency": "time for a batch"}

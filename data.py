@@ -19,12 +19,12 @@ import torch
 from common.batches import EVAL_PIXELS, Batches, Split, plain_batches
 from common.cache import read_or_recall
 from common.errors import InputError
-from common.folders import composed, find_parts, find_test, share_of
+from common.folders import composed, find_parts, find_test, share_of, what_to_do
 from common.images import describe
 from common.pixels import FilePixels
 from common.seeds import seed_of
 from common.sources import COUNTS, NAMED
-from common.terminal import counted, megabytes, shortened
+from common.terminal import counted, megabytes, printable, shortened
 from config import NORMALIZATIONS
 
 HALF = NORMALIZATIONS["half"]
@@ -70,7 +70,7 @@ class ImageData:
             return f"{megabytes(whole)} in memory"
         # Two batches that were read ahead, and the one in use with what is made of it.
         largest = max(batch_size * kept[:1].numel(), 3 * EVAL_PIXELS["cuda"])
-        return (f"{megabytes(whole)} in {kept.file.name}, of which at most "
+        return (f"{megabytes(whole)} in {printable(kept.file.name)}, of which at most "
                 f"{megabytes(min(whole, 10 * largest))} in memory at a time")
 
     @property
@@ -262,8 +262,9 @@ def _folder_at(data_path):
             return Path(data_path)
     except (OSError, ValueError):  # a link to itself, a name that cannot be
         pass
+    more = what_to_do(data_path) if data_path and os.path.isfile(data_path) else ""
     raise InputError(f"--data_path: {str(data_path)!r} is neither a folder nor CIFAR100, CIFAR10 "
-                     "or digits")
+                     f"or digits{more}")
 
 
 def _read_folder(root, found, classes, size, skip_bad_images, white, memory=None):

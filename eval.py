@@ -11,24 +11,26 @@ import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from common.command import exit_with, explained, run_command, uninterrupted
+from common.command import exit_with, run_command
 from common.device import DEVICES, environment, pick_device
 from common.errors import InputError
 from common.files import to_csv, to_json, write_atomically
 from common.flags import Parser, boolean, check_needed, flag, integer, location, switch
 from common.libraries import lazy, load
 from common.processes import processes
+from common.signals import explained, uninterrupted
 from common.terminal import megabytes, print_notes, print_table
 from config import MODELS
 from imp_estimator import ESTIMATORS, PLAIN
-from lab.experiment import normalization
+from lab import hints
+from lab.experiment import Experiment, normalization
 from lab.record import GROUPS_IN
 
 # Loaded by what uses them, after the flags have been read.
 data, models, torch, train = map(lazy, ("data", "models", "torch", "train"))
-checkpoint, classes, exports, groups, measure, networks, predict, report, tables = map(
+checkpoint, classes, exports, groups, measure, networks, predict, reader, report, tables = map(
     lazy, ("lab.checkpoint", "lab.classes", "lab.export", "lab.groups", "lab.measure",
-           "lab.networks", "lab.predict", "lab.report", "lab.tables"))
+           "lab.networks", "lab.predict", "lab.reader", "lab.report", "lab.tables"))
 
 ASKS = "asks"  # mark of a flag that asks for something to be measured or written
 
@@ -36,7 +38,8 @@ ASKS = "asks"  # mark of a flag that asks for something to be measured or writte
 @dataclass(frozen=True)
 class Measurement:
     """One command line: the value of every flag."""
-    model_path: str = flag("network", None, "the checkpoint", type=location, metavar="FILE",
+    model_path: str = flag("network", None, "the checkpoint; of several state dicts in a file "
+                           "FILE:KEY takes the one under that key", type=location, metavar="FILE",
                            shown="required, except with --report")
     model: str = flag("network", None, "what the file should hold: " + ", ".join(MODELS)
                       + ", or as in main.py; FILE.py:NAME lets that file build it", "-m",
@@ -110,7 +113,8 @@ class Measurement:
 
 
 def make_parser():
-    parser = Parser(prog="eval.py", description=__doc__)
+    trains = {each.name: "it is a flag of main.py" for each in fields(Experiment)}
+    parser = Parser(prog="eval.py", description=__doc__, hints=trains | hints.EVAL)
     parser.add_flags(Measurement)
     return parser
 
@@ -133,7 +137,7 @@ def measure_all(args):
         device = pick_device(args.device) if args.latency else None
         return report.write_report(args.report, device, args.model)
     device = pick_device(args.device)
-    model, record = checkpoint.load_checkpoint(args.model_path, args.model)
+    model, record, taken = checkpoint.open_checkpoint(args.model_path, args.model)
     checkpoint.check_holds(args.model_path, model, record, args.model, args.pruned,
                            args.num_classes)
     record, assumed = settle(args, record)
@@ -141,7 +145,8 @@ def measure_all(args):
     if any((args.train_acc, args.test_acc, args.per_class, args.group_check, args.export)):
         images = load_images(args, model, record)
     introduce(args, model, record, size)
-    print_notes([*checkpoint.code_notes(args.model_path, model, record), *assumed,
+    print_notes([*(f"Note: {line}" for line in taken),
+                 *checkpoint.code_notes(args.model_path, model, record), *assumed,
                  *(images.notes if images else ())])
     measure_network(args, model, record, size)
     model.to(device)
@@ -281,11 +286,12 @@ def measure_network(args, model, record, size):
         print_table([("parameters", f"{ours['parameters']:,}"),
                      ("MACs (multiply-adds)", f"{ours['macs']:,}"),
                      ("FLOPs (2 per MAC)", f"{ours['flops']:,}")])
+        print_notes(measure.uncounted_lines(model, size))
     if args.compression:
         twin, ours = (models.measure_cost(model, size, filters)
                       for filters in (models.all_filters(model), None))
-        ratio = measure.measure_compression(model, os.path.getsize(args.model_path), record.plain(),
-                                            size)
+        ratio = measure.measure_compression(
+            model, os.path.getsize(reader.file_and_part(args.model_path)[0]), record.plain(), size)
         print("Compression")
         print_table([("", "unpruned", "here", "ratio"),
                      *((name, f"{twin[key]:,}", f"{ours[key]:,}", f"{ratio[key]:.2f}x")
@@ -305,7 +311,8 @@ def measure_network(args, model, record, size):
 
 def stem(path):
     """What stands before the suffix in the names of files that belong to a checkpoint."""
-    return str(path).removesuffix(".pth")
+    file, part = reader.file_and_part(path)
+    return "_".join(filter(None, [file.removesuffix(".pth"), part]))
 
 
 def export(args, model, record, images):

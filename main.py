@@ -10,13 +10,14 @@ import sys
 import time
 from dataclasses import asdict, replace
 
-from common.command import exit_with, explained, run_command, uninterrupted
+from common.command import exit_with, run_command
 from common.device import pick_device
 from common.errors import InputError
 from common.files import to_json
 from common.libraries import lazy, load
 from common.processes import leave_processes
 from common.seeds import seed_of
+from common.signals import explained, uninterrupted
 from common.terminal import heading, print_notes
 from config import MOMENTUM
 from lab.experiment import CONTROL_MAY_DIFFER, DEFAULTS, Experiment, Sweep, marked, parse
@@ -87,10 +88,12 @@ def load_network(job, phase):
     path = job.file(phase, 0)
     again = (f"the same command with --only_train={phase}, without --pretrained=True and the "
              "pruning flags, trains it")
-    network, record = open_trained(job, phase, f"--pretrained=True needs {path}; {again}", again)
+    missing = f"--pretrained=True needs {path}; {again}; {weights.begin_text(job.flags.model)}"
+    network, record = open_trained(job, phase, missing, again)
     job.network = network.to(job.device)
     accuracy = {**(record.accuracy or {}), "best": train.evaluate(network, job.data.test_batches())}
     print(f"  {path}: test {tables.accuracy_text(accuracy['best'])}")
+    print_notes(measure.uncounted_lines(network, job.data.image_size))
     if record.pruned:
         print("  Note: it is pruned already; percents count the unpruned network's filters")
     record = replace(record, accuracy=accuracy, image_size=job.data.image_size)
@@ -120,9 +123,10 @@ def open_network(job, path, missing):
     Raises InputError; `missing` is what to say where there is no such file."""
     if not path.is_file():
         raise InputError(missing)
-    network, record = checkpoint.load_checkpoint(path, job.flags.model)
+    network, record, taken = checkpoint.open_checkpoint(path, job.flags.model)
     checkpoint.check_holds(path, network, record, model=job.flags.model, width=job.flags.width)
-    return network, record, [*checkpoint.code_notes(path, network, record),
+    return network, record, [*(f"Note: {line}" for line in taken),
+                             *checkpoint.code_notes(path, network, record),
                              *checkpoint.check_data(path, network, record, job.data)]
 
 
@@ -218,9 +222,11 @@ def fresh_network(job, like=None):
     else:
         network, lines = weights.network_like(job.init_file, flags.model, len(classes),
                                               flags.width, job.data.image_size)
-    print_notes([*networks.look_at(network, job.data.image_size, flags.pruning_type), *lines])
+    print_notes([*networks.look_at(network, job.data.image_size, flags.pruning_type),
+                 *measure.uncounted_lines(network, job.data.image_size), *lines])
     if flags.init:
-        print_notes(weights.initialise(network, job.init_file, classes, job.data.normalize))
+        print_notes(weights.initialise(network, job.init_file, classes, job.data.normalize,
+                                       flags.classifier))
     return network.to(job.device)
 
 
@@ -249,7 +255,7 @@ def estimate_importance(job, number):
 def prune_filters(job, number):
     """Remove the lowest scored filters until the round's target is met."""
     flags, target, began = job.flags, job.targets[number - 1], time.monotonic()
-    goal = f"remove filters until {target:.4g}%{tables.budget_text(flags.budget)} are gone"
+    goal = tables.goal_text(f"{target:.4g}%", flags.budget)
     if flags.score_steps > 1:
         goal += f", in {flags.score_steps} steps"
     heading(round_title(job, number, 2, goal))
@@ -386,7 +392,8 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
 
     def body():
-        flags = parse(argv, __doc__)
+        with explained("nothing had been done yet; give the same command again"):
+            flags = parse(argv, __doc__)
         with explained(after_a_signal(flags)), uninterrupted():  # libraries must load as a whole
             load(torch, train, jobs)
         if flags.print_config:

@@ -9,6 +9,7 @@ import itertools
 import math
 import reprlib
 import statistics
+from numbers import Real
 
 import torch
 
@@ -18,7 +19,7 @@ from common.modes import evaluating
 from common.processes import shared, sum_over_processes
 from common.surgery import CannotCut, MaskedGraph, cut_channels, first_difference, same
 from common.terminal import progress
-from config import RANKINGS
+from config import BUDGETS, RANKINGS
 from imp_estimator import ESTIMATORS, check_per_cost
 from models import (
     NETWORKS,
@@ -31,6 +32,8 @@ from models import (
     remains_of,
     signature,
 )
+
+COUNTED = [name for name in BUDGETS if name != "latency"]  # which is measured
 
 # ---------------------------------------------------------------------------------- selection
 
@@ -85,6 +88,8 @@ def max_percent(model, budget="filters", image_size=32, round_to=1, residual="si
 
 def _percent_gone(structure, budget, image_size):
     """A function: which numbers are alive -> percent that is gone of the unpruned network."""
+    _check_budget(budget)
+
     def cost(alive):
         if budget == "filters":
             return structure.count_filters(alive)
@@ -97,12 +102,13 @@ def _percent_gone(structure, budget, image_size):
 
 def select_filters(model, scores, percent, budget="filters", round_to=1, image_size=32,
                    residual="single", ranking="global", per_cost=False, pruning_type=None,
-                   layer_times=None, losses=None):
+                   layer_times=None, losses=None, below_one=False):
     """Choose the filters to keep when `percent` of the unpruned network's filters are gone.
 
     scores: layer name -> 1-D tensor, one score per filter that `model` has now; low goes first.
     percent: counted over all prunable layers of the unpruned network, carried depthwise filters
-        included; filters that earlier rounds removed count as gone.
+        included; filters that earlier rounds removed count as gone. 50 is half. Between 0 and 1 it
+        is refused, as a share that somebody has taken for a percent, unless below_one.
     budget: what the percent is of: "filters", "macs" (multiply-adds of an image of `image_size`) or
         "params" (parameters). round_to: widths go up to the next multiple of it, by the highest
         scored filters that would have gone; as many go as the rounded widths allow.
@@ -126,7 +132,8 @@ def select_filters(model, scores, percent, budget="filters", round_to=1, image_s
     Raises ValueError where the scores do not fit the network, or an argument has no such value.
     """
     as_in_paper, ranking = ranking == "paper", ranking_of(ranking, pruning_type)
-    _check_choice(percent, residual, ranking, per_cost, pruning_type, losses)
+    _check_amount(percent, below_one, budget, round_to)
+    _check_choice(residual, ranking, per_cost, pruning_type, losses)
     groups, remains = {g.name: g for g in filter_groups(model)}, remains_of(model)
     values = _values_of(groups, scores)
     costs = None
@@ -161,12 +168,30 @@ def ranking_of(ranking, pruning_type):
     return ESTIMATORS[pruning_type].ranking
 
 
-def _check_choice(percent, residual, ranking, per_cost, pruning_type, losses):
+def _check_amount(percent, below_one, budget, round_to):
+    """Raise ValueError where it is not clear how much `select_filters` is to remove."""
+    if not isinstance(percent, Real) or not 0 <= percent <= 100:
+        raise ValueError(f"percent is {percent!r}; it must be a number from 0 to 100")
+    if 0 < percent < 1 and not below_one:
+        raise ValueError(f"percent is {percent:g}, less than one percent; for this share of all "
+                         f"give percent={100 * percent:g}")
+    if type(round_to) is not int or round_to < 1:
+        raise ValueError(f"round_to is {round_to!r}; it must be an integer from 1 up")
+    _check_budget(budget)
+
+
+def _check_budget(budget):
+    if budget not in COUNTED:
+        also = ("; measured time needs lab.latency.select_by_time, as main.py --budget=latency does"
+                if budget == "latency" else "")
+        raise ValueError(f"budget is {budget!r}; it must be one of {', '.join(COUNTED)}{also}")
+
+
+def _check_choice(residual, ranking, per_cost, pruning_type, losses):
     """Raise ValueError where arguments of `select_filters` have no such value, or contradict each
     other."""
-    if residual not in ("single", "coupled") or not 0 <= percent <= 100:
-        raise ValueError(f"residual is {residual!r}, percent {percent}; they must be single or "
-                         "coupled, and from 0 to 100")
+    if residual not in ("single", "coupled"):
+        raise ValueError(f"residual is {residual!r}; it must be single or coupled")
     if ranking not in RANKINGS:
         raise ValueError(f"there is no ranking {ranking!r}; there are {', '.join(RANKINGS)}, paper")
     if per_cost and pruning_type not in ESTIMATORS:
@@ -184,9 +209,12 @@ def _values_of(groups, scores):
     values = {}
     for name, group in groups.items():
         count, score = group.conv.out_channels, scores.get(name)
-        if score is None or tuple(score.shape) != (count,):
-            raise ValueError(f"{name} has {count} filters; its scores are "
-                             f"{'missing' if score is None else f'of shape {tuple(score.shape)}'}")
+        if score is None:
+            raise ValueError(f"{name} has {count} filters; its scores are missing")
+        if not isinstance(score, torch.Tensor) or tuple(score.shape) != (count,):
+            shape = tuple(getattr(score, "shape", ())) or type(score).__name__
+            raise ValueError(f"{name} has {count} filters; its scores are of shape {shape}, and "
+                             f"must be a tensor of {count}")
         values[name] = score.detach().cpu().double().tolist()
     return values
 
@@ -521,8 +549,11 @@ def _keep_whole_at(model, error):
 def _pruned(model, kept, images):
     remains, filters = remains_of(model), {}
     for group in filter_groups(model):
-        given, count = kept.get(group.name), len(group.channels)
-        index = [] if given is None else torch.as_tensor(given).tolist()
+        count = len(group.channels)
+        if kept.get(group.name) is None:
+            raise ValueError(f"what to keep of {group.name} is missing: every layer that can be "
+                             f"pruned needs an entry, and one that stays whole range({count})")
+        index = torch.as_tensor(kept[group.name]).tolist()
         if not index or sorted(set(index)) != index or not 0 <= index[0] <= index[-1] < count:
             raise ValueError(f"{group.name}: keep at least one of its {count} filters, as rising "
                              "indices")

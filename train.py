@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.accuracy import Tally
-from common.command import uninterrupted
 from common.device import autocast
 from common.errors import Diverged
 from common.modes import evaluating
 from common.processes import processes, shared, sum_over_processes
 from common.seeds import seed_of
+from common.signals import uninterrupted
 from common.terminal import epoch_line, progress
 from config import MOMENTUM
 from models import filter_matrix, load_weights, unused_parameters
@@ -412,7 +412,7 @@ class _Loop:
             raise
         except Diverged as error:
             raise Diverged(f"{error} in {self.label}, epoch {epoch} of {self.epochs}, at "
-                           f"learning rate {rate:g}; a lower rate in config.py may help") from None
+                           f"learning rate {rate:g}; a lower --lr may help") from None
         with uninterrupted():
             row = {"epoch": epoch, "lr": rate,
                    "seconds": training.sums["seconds"] + time.monotonic() - began, "train": train,

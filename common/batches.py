@@ -1,7 +1,6 @@
 """Splits of a data set -> batches on the device, augmented or not."""
 import copy
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +8,7 @@ from torch.nn import functional as F
 
 from common.pixels import FilePixels, moved
 from common.seeds import seed_of
-from common.threads import ahead
+from common.threads import ahead, readers
 
 EVAL_PIXELS = {"cuda": 1 << 20}  # in a batch that is not trained on; elsewhere a quarter
 HALF = (.5,) * 6  # means and standard deviations of red, green and blue that give -1..1
@@ -111,7 +110,8 @@ class Batches:
         device = self.split.device
         scale, shift = _scale_and_shift(self.normalize, device)
         augmented = None if self.seed is None else AUGMENTATIONS[self.augment](self, device)
-        for part, (images, labels) in zip(self.parts, self._read()):
+        # The reader is asked for one more, so that it ends here, where a signal is heard.
+        for (images, labels), part in zip(self._read(), self.parts):
             if augmented:
                 images = augmented(images, part)
             else:
@@ -125,7 +125,7 @@ class Batches:
         if not self.split.is_elsewhere:
             yield from (self.split.read(order[part]) for part in self.parts)
             return
-        with ThreadPoolExecutor(1) as pool:
+        with readers(1) as pool:
             for future in ahead(pool, lambda part: self.split.read(order[part]), self.parts, 2):
                 yield future.result()
 

@@ -1,17 +1,19 @@
 """Decoded images are kept in the user's cache folder, so that a data set is decoded only once.
 
-A small file for each folder of images says which decoded images belong to it as long as no file's
-name, size or time changes. The decoded images are named by the content of their files: the same
-images in another place are found, too. They are rows of bytes in one file (.bytes), beside which
-another (.json) says what they are.
+A small file for each folder of images (.key) says which decoded images belong to it as long as no
+file's name, size or times change. The decoded images are named by the content of their files: the
+same images in another place are found, too. They are rows of bytes in one file (.bytes), beside
+which another (.json) says what they are, with a checksum of each image and one of itself. What does
+not fit its checksum, or is no file, is decoded again.
 """
+import base64
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+import zlib
 from contextlib import suppress
 from importlib.util import find_spec
 from itertools import chain
@@ -21,15 +23,16 @@ import numpy as np
 import PIL
 
 from common.errors import InputError
-from common.files import write_atomically
+from common.files import open_regular, write_atomically
 from common.images import Images, bytes_of, copies, read_images, read_into
 from common.machine import cores, memory
 from common.pixels import FilePixels, in_memory
 from common.seeds import seed_of
-from common.threads import ahead
+from common.terminal import print_notes
+from common.threads import ahead, readers
 
 CACHE_FROM = 2000  # images of a folder; fewer are decoded in a second
-VERSION = 4  # of what is kept, and of how images are read
+VERSION = 5  # of what is kept, and of how images are read
 MEMORY = 4  # the part of the machine's memory that images may take, 1 / MEMORY
 STALE = 3600  # seconds after which a file that nobody has written to belongs to a dead run
 
@@ -47,28 +50,30 @@ def read_or_recall(root, parts, size, white=None, most=None):
         return read_images(parts, size, white)
     more = ["heif"] if find_spec("pillow_heif") else []  # what else can be read
     kind = repr((VERSION, PIL.__version__, size, white, *more))
-    stamps = _digest(chain([kind], *(chain([name], (
-        repr((os.path.relpath(path, root), *_stamp(path))) for path in paths))
-        for name, paths in parts.items())))
+    stamps = _stamps(kind, root, parts)
     folder = _folder()
     index = folder / f"{seed_of(str(root.resolve()), size, *parts):016x}.key"
-    known, content = _read_index(index)
-    if known == stamps and (images := _recall(folder, content, parts, size, most)):
+    known, old = _read_index(index)
+    if known == stamps and (images := _recall(folder, old, parts, size, most)):
         return images
-    old, content = content, _content(kind, parts)
-    images = _recall(folder, content, parts, size, most)
+    content, images = _content(kind, parts), None
+    if (known, old) != (stamps, content):  # else it has been looked at
+        images = _recall(folder, content, parts, size, most)
     try:
         if not images:
             _keep(folder, content, parts, size, white)
+            if _stamps(kind, root, parts) != stamps:
+                _remove(folder, content)
+                raise OSError("images were changed meanwhile")
             images = _recall(folder, content, parts, size, most)
         write_atomically({index: f"{stamps} {content}".encode()})
         if old not in (None, content) and all(
                 _read_index(other)[1] != old for other in folder.glob("*.key")):
-            for suffix in (".bytes", ".json"):
-                (folder / f"{old}{suffix}").unlink(missing_ok=True)
+            _remove(folder, old)
     except (OSError, InputError) as error:
-        print(f"The decoded images could not be kept in {folder} "
-              f"({getattr(error, 'strerror', None) or error}); the next run decodes them again")
+        print_notes([f"The decoded images could not be kept in {folder} "
+                     f"({getattr(error, 'strerror', None) or error}); the next run decodes them "
+                     "again"], indent=0)
     return images or read_images(parts, size, white)
 
 
@@ -85,17 +90,26 @@ def _digest(texts):
     return digest.hexdigest()
 
 
+def _stamps(kind, root, parts):
+    """A digest of what the system knows of all files, in order."""
+    start = os.path.join(root, "")
+    return _digest(chain([kind], *(chain([name], (
+        repr((path.removeprefix(start), *_stamp(path))) for path in paths))
+        for name, paths in parts.items())))
+
+
 def _stamp(file):
     try:
         status = os.stat(file)
     except OSError:
-        return None, None, False
-    return status.st_size, status.st_mtime_ns, os.access(file, os.R_OK)
+        return None, None, None, False
+    # Tools that copy set the time of the content; that of the last change nobody can set.
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, os.access(file, os.R_OK)
 
 
 def _content(kind, parts):
     """A digest of the content of all files, in order."""
-    with ThreadPoolExecutor(cores()) as pool:
+    with readers(cores()) as pool:
         return _digest(chain([kind], *(chain([name], (
             future.result() for future in ahead(pool, _file_digest, paths, 64)))
             for name, paths in parts.items())))[:32]
@@ -105,32 +119,47 @@ def _file_digest(path):
     if not os.path.isfile(path):
         return ""
     try:
-        with open(path, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()
+        with open_regular(path) as file:
+            digest = hashlib.sha256()
+            while some := file.read(1 << 22):
+                digest.update(some)
+            return digest.hexdigest()
     except OSError as error:
         return repr(error.errno)
 
 
 def _read_index(index):
     try:
-        stamps, content = index.read_text().split()
+        stamps, content = _read(index, 1000).decode().split()
         return stamps, content if content.isalnum() else None
     except (OSError, ValueError):
         return None, None
+
+
+def _read(path, most):
+    """The bytes of a file. Raises OSError, and ValueError where there are more than `most`."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise ValueError(f"{path.name} is too large")
+        return file.read()
 
 
 # ------------------------------------------------------------------------------ decoded images
 
 
 class _Rows:
-    """What `read_into` assigns images to: rows of a file, from byte `start`."""
+    """What `read_into` assigns images to: rows of a file, from byte `start`, and their checksums.
+    """
 
-    def __init__(self, file, start):
+    def __init__(self, file, start, count, size):
         self.file, self.start = file, start
+        self.sums = np.full(count, zlib.crc32(bytes(bytes_of(1, size))), "<u4")
 
     def __setitem__(self, number, image):
+        image = np.ascontiguousarray(image)
         self.file.seek(self.start + number * image.nbytes)
-        self.file.write(np.ascontiguousarray(image).data)
+        self.file.write(image.data)
+        self.sums[number] = zlib.crc32(image)
 
 
 def _keep(folder, content, parts, size, white):
@@ -147,14 +176,24 @@ def _keep(folder, content, parts, size, white):
     try:
         with open(handle, "r+b", buffering=0) as file:
             file.truncate(needed)
-            read = read_into({name: _Rows(file, start) for name, start in starts.items()}, parts,
-                             size, white)
+            rows = {name: _Rows(file, start, len(parts[name]), size)
+                    for name, start in starts.items()}
+            read = read_into(rows, parts, size, white)
             os.fsync(file.fileno())
+            written = os.fstat(file.fileno()).st_mtime_ns
         os.replace(name, folder / f"{content}.bytes")
     finally:
         with suppress(OSError):
             os.unlink(name)
-    write_atomically({folder / f"{content}.json": json.dumps(_by_place(read, parts)).encode()})
+    description = _by_place(read, parts) | {
+        "written": written,
+        "sums": {name: base64.b64encode(each.sums).decode() for name, each in rows.items()}}
+    write_atomically({folder / f"{content}.json": json.dumps(
+        description | {"checksum": _checksum(description)}).encode()})
+
+
+def _checksum(description):
+    return zlib.crc32(json.dumps(description, sort_keys=True).encode())
 
 
 def _starts(parts, size):
@@ -173,26 +212,69 @@ def _remove_stale(folder):
                 file.unlink()
 
 
+def _remove(folder, content):
+    for suffix in (".bytes", ".json"):
+        (folder / f"{content}{suffix}").unlink(missing_ok=True)
+
+
 def _recall(folder, content, parts, size, most):
-    """The Images that are kept under a name; None where they are not there, or of no use."""
-    file = None
-    with suppress(Exception):
-        read = _by_path(json.loads((folder / f"{content}.json").read_bytes()), parts)
-        file = open(folder / f"{content}.bytes", "rb", buffering=0)
-        starts = _starts(parts, size)
-        length = starts.pop(None)
-        if os.fstat(file.fileno()).st_size == length:
-            pixels = {name: FilePixels(file, start, len(parts[name]), size)
-                      for name, start in starts.items()}
-            if length > most:
-                return read._replace(parts=pixels)
-            read = read._replace(parts={name: in_memory(each, "cpu")
-                                        for name, each in pixels.items()})
-            file.close()
-            return read
-    if file:
+    """The Images that are kept under a name; None where they are not there, or are damaged, which
+    is said."""
+    path = folder / f"{content}.bytes"
+    try:
+        read, sums, written = _described(path.with_suffix(".json"), parts)
+        file = open_regular(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (LookupError, TypeError):
+        return _say_damaged(path, f"{content}.json holds something else")
+    except (OSError, ValueError) as error:
+        return _say_damaged(path, error)
+    starts, status = _starts(parts, size), os.fstat(file.fileno())
+    length = starts.pop(None)
+    if status.st_size != length:
         file.close()
-    return None
+        return _say_damaged(path, "it was cut short")
+    pixels = {name: FilePixels(file, start, sums[name], size) for name, start in starts.items()}
+    try:
+        if length <= most:
+            with file:
+                return read._replace(parts={name: in_memory(each, "cpu")
+                                            for name, each in pixels.items()})
+        if status.st_mtime_ns != written:  # by somebody else: all images are checked now
+            for each in pixels.values():
+                for _ in each.chunks():
+                    pass
+        return read._replace(parts=pixels)
+    except InputError as error:
+        file.close()
+        return _say_damaged(path, error.__cause__)
+
+
+def _say_damaged(path, reason):
+    print_notes([f"Note: the decoded images in {path} are damaged "
+                 f"({getattr(reason, 'strerror', None) or reason}), and are decoded again"],
+                indent=0)
+
+
+def _described(path, parts):
+    """(Images without pixels, {part: checksums}, when they were written) from the file beside
+    decoded images. Raises FileNotFoundError, and other errors where it holds something else."""
+    count = sum(map(len, parts.values()))
+    try:
+        kept = json.loads(_read(path, 1_000_000 + 1000 * count))
+    except RecursionError:
+        kept = None
+    description = {key: kept[key] for key in ("unreadable", "white", "remarks", "written",
+                                              "sums")}
+    if kept["checksum"] != _checksum(description):
+        raise ValueError(f"{path.name} has changed on the disk")
+    sums = {name: np.frombuffer(base64.b64decode(each), "<u4")
+            for name, each in kept["sums"].items()}
+    if {name: len(each) for name, each in sums.items()} != {
+            name: len(paths) for name, paths in parts.items()}:
+        raise ValueError(f"{path.name} is of other images")
+    return _by_path(kept, parts), sums, kept["written"]
 
 
 def _by_place(images, parts):

@@ -1,20 +1,16 @@
-"""How a command ends: exit codes, signals, one line for what went wrong."""
+"""How a command ends: exit codes, one line for what went wrong."""
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext, redirect_stdout, suppress
 
 from common.errors import Diverged, InputError
 from common.processes import processes
-from common.terminal import one_line
-
-# Ctrl-C, kill, a cluster's warning before it kills, and a terminal that was closed.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
-           if hasattr(signal, name)]  # not on Windows
-PATIENCE = 3  # seconds in which a second signal does not disturb the answer to the first
+from common.signals import SIGNALS, answered
+from common.terminal import Escaping, one_line
 
 
 def run_command(prog, body):
@@ -34,7 +30,8 @@ def run_command(prog, body):
         if hasattr(stream, "reconfigure"):  # a file name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
-        code, line = _outcome(body)
+        with redirect_stdout(Escaping(sys.stdout)) if sys.stdout else nullcontext():
+            code, line = _outcome(body)
     except Exception:
         if count > 1:  # do not wait for the other processes, who may be waiting for this one
             traceback.print_exc()
@@ -49,7 +46,7 @@ def run_command(prog, body):
 def _outcome(body):
     """(exit code, what to say of it) of `body()`; what nobody has foreseen is raised."""
     try:
-        with _signals():
+        with answered():
             body()
         if sys.stdout:  # None where the caller closed it
             sys.stdout.flush()
@@ -97,63 +94,26 @@ def exit_with(code):
             os._exit(code)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if code and _is_a_thread_left():
+        _flush()
+        os._exit(code)
     sys.exit(code)
+
+
+def _is_a_thread_left():
+    """Whether a thread does not end soon: the file that it reads may never answer."""
+    until = time.monotonic() + 1
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0, until - time.monotonic()))
+            if thread.is_alive():
+                return True
+    return False
 
 
 def _out_of_memory(error):
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(
         text in str(error) for text in ("can't allocate memory", "not enough memory"))
-
-
-# .depth: of uninterrupted blocks; .signal: one came meanwhile; .last: when one came
-_inside = threading.local()
-
-
-@contextmanager
-def _signals():
-    """SIGNALS raise KeyboardInterrupt, at the end of an `uninterrupted` block."""
-    def interrupt(_number, _frame):
-        if time.monotonic() - _inside.last < PATIENCE:
-            return  # the last one is being answered
-        _inside.last = time.monotonic()
-        if getattr(_inside, "depth", 0):
-            _inside.signal = True
-        else:
-            raise KeyboardInterrupt
-
-    _inside.signal, _inside.last, previous = False, -PATIENCE, {}
-    if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.getsignal(number) for number in SIGNALS}
-    for number, handler in previous.items():
-        if handler is not signal.SIG_IGN:  # as a shell sets it for commands in the background
-            signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():  # further ones must not disturb the last line
-            signal.signal(number, handler if _inside.last < 0 else signal.SIG_IGN)
-
-
-@contextmanager
-def explained(words):
-    """A signal that comes inside, and is not explained further inside, is explained in words."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        raise (stop if str(stop) else KeyboardInterrupt(words)) from stop
-
-
-@contextmanager
-def uninterrupted():
-    """What is inside is done wholly or not at all: a signal waits for its end."""
-    _inside.depth = getattr(_inside, "depth", 0) + 1
-    try:
-        yield
-    finally:
-        _inside.depth -= 1
-    if not _inside.depth and getattr(_inside, "signal", False):
-        _inside.signal = False
-        raise KeyboardInterrupt
 
 
 def _have_met():

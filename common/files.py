@@ -12,9 +12,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
-from common.command import uninterrupted
 from common.errors import InputError
 from common.libraries import lazy
+from common.signals import uninterrupted
+from common.terminal import print_notes
 
 filelock = lazy("filelock")
 
@@ -41,7 +42,7 @@ def to_csv(rows):
     for row in rows:
         table.writerow({name: f"'{value}" if isinstance(value, str) and value[:1] in FORMULA
                         else value for name, value in row.items()})
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="backslashreplace")  # a file's name may be no text
 
 
 def digest_of(path):
@@ -49,10 +50,27 @@ def digest_of(path):
     if not os.path.isfile(path):
         raise InputError(f"there is no file {path}")
     try:
+        digest = hashlib.sha256()
         with open(path, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()[:16]
+            while block := file.read(2 ** 20):  # a signal comes in between
+                digest.update(block)
+        return digest.hexdigest()[:16]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def open_regular(path):
+    """A file, open for reading. Raises OSError where it cannot be read, or is none: a pipe waits
+    for its other end, and a device may never end."""
+    return open(path, "rb", buffering=0, opener=_regular)
+
+
+def _regular(path, flags):
+    handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError("it is no file")
+    return handle
 
 
 def write_atomically(contents):
@@ -203,5 +221,5 @@ def _open_itself(path, flags):
 
 @lru_cache
 def _say_unlocked(folder):
-    print(f"  Note: the file system of {folder} has no locks, so nothing keeps another run from "
-          "writing the same files at the same time")
+    print_notes([f"Note: the file system of {folder} has no locks, so nothing keeps another run "
+                 "from writing the same files at the same time"])

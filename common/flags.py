@@ -1,6 +1,7 @@
 """Command lines from frozen dataclasses: each field that `flag` makes is a flag of its name."""
 import argparse
 import ast
+import difflib
 import os
 import re
 from dataclasses import field, fields
@@ -11,13 +12,14 @@ from common.terminal import one_line
 from common.version import VERSION, commit_of_suite
 
 LONGEST = 4096  # bytes of a path
+NEAR = 0.75  # how alike a flag and a misspelt one are, see difflib.SequenceMatcher.ratio
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that refuses in one line on standard error, with exit code 2.
 
-    hints: name of a flag that does not exist -> what to use instead. place: what a refusal begins
-    with, where the flags are those of a file.
+    hints: name of a flag that does not exist -> what to use instead, in words, or a flag alone.
+    place: what a refusal begins with, where the flags are those of a file.
     """
     place = ""
 
@@ -35,11 +37,29 @@ class Parser(argparse.ArgumentParser):
         if message.endswith("expected one argument"):
             message = (f"{name} needs True or False: {name}=True" if name in self.switches
                        else f"{name} needs a value: {name}=...")
-        for word in message.split() if message.startswith("unrecognized arguments") else ():
-            unknown = word.partition("=")[0].lstrip("-")
-            if unknown in self.hints:
-                message = f"there is no --{unknown}: {self.hints[unknown]}"
+        if message.startswith("unrecognized arguments: "):
+            words = message.partition(": ")[2].split()
+            message = next(filter(None, map(self.hint, words)), message)
         self.exit(2, f"{self.prog}: error: {one_line(self.place + message)}\n")
+
+    def hint(self, word):
+        """What to write instead of a word that is no flag; None where nobody knows."""
+        given, _, value = word.partition("=")
+        name = given.lstrip("-").replace("-", "_").lower()
+        flags = {option[2:].lower(): option for option in self._option_string_actions
+                 if option.startswith("--")}
+        if not given.startswith("-"):  # as in epochs=20
+            if value and name in flags:
+                return f"flags begin with --: {flags[name]}={value}"
+            return None
+        answers = self.hints | flags
+        near = difflib.get_close_matches(name, answers, n=1, cutoff=NEAR)
+        if not near:
+            return None
+        answer = answers[near[0]]
+        if answer in flags.values():
+            answer = f"did you mean {answer}?"
+        return f"there is no {given}: {answer}"
 
     def parse_args(self, args=None, namespace=None):
         for word in args or ():  # argparse would take it for the end of the flags

@@ -5,9 +5,10 @@ images per class; or one folder of images per class, of which a share becomes th
 """
 import hashlib
 import os
+import shlex
 import unicodedata
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,11 @@ PARTS = {"train": ("train", "training"), "test": ("test", "testing"),
          "validation": ("val", "valid", "validation")}
 ANNOTATIONS = "val_annotations.txt"  # of a Tiny-ImageNet: image, tab, class, ...
 DEEPEST = 50  # folders within folders
+UNPACK = {".zip": "python -m zipfile -e", **dict.fromkeys(
+    (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2"), "python -m tarfile -e")}
+SHARDS = (".parquet", ".arrow", ".tfrecord", ".npz", ".npy", ".h5", ".hdf5", ".mat", ".mdb")
+TABLES = (".csv", ".tsv", ".xlsx", ".jsonl", ".json")  # that may name classes
+LINES = 'lab/README.md ("Images from tables") has three lines that'
 
 # What systems put beside a user's files, besides names that begin with a dot or an @.
 SYSTEM = {"__MACOSX", "__pycache__", "#recycle", "#snapshot", "lost+found", "$RECYCLE.BIN",
@@ -47,7 +53,7 @@ def find_parts(root, test_percent=0):
     if len(train) < 2:
         search.tell()
         raise InputError(f"{place} needs two or more folders, one for the images of each class; it "
-                         f"has {len(train)}")
+                         f"has {len(train)}{what_to_do(place)}")
     if test_percent and found:
         there = " and ".join(f"{folders[part].name}/" for part in found)
         raise InputError(f"--test_percent={test_percent} is for folders without test images; "
@@ -93,7 +99,8 @@ def find_test(root, classes=None):
     if not any(files.values()):
         search.tell()
         raise InputError(f"{root} has no test images of the network's classes ({shortened(classes)}"
-                         "): it needs a folder for each class, in test/ or in itself")
+                         f"): it needs a folder for each class, in test/ or in itself"
+                         f"{what_to_do(root)}")
     search.notes.append(f"Note: all images in {root} are measured; where the network was trained "
                         "on some of them, the accuracy is too high")
     return Found({"test": files}, search.told())
@@ -108,7 +115,7 @@ def split(classes, percent, root, notes):
     train, test = {}, {}
     for name, files in classes.items():
         ranked = sorted(files, key=lambda file: hashlib.sha256(
-            composed(os.path.relpath(file, root)).encode(errors="surrogateescape")).digest())
+            _nfc(os.path.relpath(file, root)).encode(errors="surrogateescape")).digest())
         chosen = set(ranked[:share_of(len(files), percent)])
         test[name] = [file for file in files if file in chosen]
         train[name] = [file for file in files if file not in chosen]
@@ -151,12 +158,43 @@ def _no_training(root, folders):
     found = f"; it has {names}" if names else ""
     return InputError(f"{root} has no folder train/{found}. It needs train/ and test/, each with "
                       "one folder of images per class, or --test_percent and one folder of images "
-                      "per class")
+                      f"per class{what_to_do(root)}")
+
+
+def what_to_do(path):
+    """How images that are in no folders get there: what a message about a folder, or a file, ends
+    with; "" where nothing is known."""
+    files = [str(path)] if os.path.isfile(path) else _files_around(path)
+    for file in files:
+        for suffix, command in UNPACK.items():
+            if file.lower().endswith(suffix):
+                return (f". {os.path.basename(file)} is an archive: unpack it, as by {command} "
+                        f"{shlex.quote(file)} {shlex.quote(file[:-len(suffix)])}")
+    shard = next((file for file in files if file.lower().endswith(SHARDS)), None)
+    if shard:
+        return f". {LINES} write the images in files such as {os.path.basename(shard)} into folders"
+    images = list(filter(is_image, files))
+    loose = [file for file in images if os.path.dirname(file) == str(path)]
+    said = f". {os.path.basename(loose[0])} and others are in no folder of a class" if loose else ""
+    table = next((file for file in files if file.lower().endswith(TABLES)), None)
+    if table and images:
+        said += (f". If {os.path.basename(table)} has the classes of images, {LINES} bring them "
+                 "into folders")
+    return said
+
+
+def _files_around(folder):
+    """The first files in a folder, in its folders, and, if it is a part of a data set, beside it.
+    """
+    near = [folder.parent] if folder.name.lower() in chain(*PARTS.values()) else []
+    return [file for place in (folder, *_visible_folders(folder), *near)
+            for file in sorted(_files_in(place))]
 
 
 def _files_in(folder):
     with suppress(OSError), os.scandir(folder) as entries:
-        yield from (entry.path for entry in islice(entries, 100) if not _is_folder(entry))
+        yield from (entry.path for entry in islice(entries, 100) if not _is_folder(entry)
+                    and not _hidden(entry.name))
 
 
 def _is_class(folder):
@@ -178,8 +216,20 @@ def _of_system(name):
 
 
 def composed(name):
-    """A name as most systems write it: accents within their letters (Unicode's form NFC)."""
+    """The name of a class as text: accents within their letters, as most systems write them; what
+    is no character, as in a folder's name in Latin-1, as an escape."""
+    return _nfc(name).encode(errors="backslashreplace").decode()
+
+
+def _nfc(name):
     return unicodedata.normalize("NFC", name)
+
+
+def _require_alive(path):
+    """Raise InputError where a path is a link whose end is not there."""
+    if os.path.islink(path) and not os.path.exists(path):
+        raise InputError(f"{path} is a link to {os.readlink(path)}, which is not there; mend or "
+                         "remove the link")
 
 
 class _Search:
@@ -187,6 +237,7 @@ class _Search:
 
     def __init__(self):
         self.notes, self.others, self.system, self.loose = [], [], [], []
+        self.within = {}  # class -> the folders in its folder, where that holds no images
 
     def tell(self):
         print_notes(self.told(), indent=0)
@@ -207,13 +258,23 @@ class _Search:
         if self.loose:
             self.notes.insert(0, f"Left out: {counted(len(self.loose), 'image')} in no folder of a "
                               f"class; the first is {self.loose[0]}")
-        self.others, self.system, self.loose = [], [], []
+        if len(set(chain(*self.within.values()))) > 1:  # not one that all have, as images/
+            folders = [f"{name}/{inner}/" for name, names in self.within.items()
+                       for inner in names]
+            self.notes.append(
+                f"Note: {shortened(f'{name}/' for name in self.within)} hold folders of images, "
+                f"not images: {shortened(folders)}. If these are the classes, move them up; as it "
+                f"is, all images below {next(iter(self.within))}/ are of one class")
+        self.others, self.system, self.loose, self.within = [], [], [], {}
         return self.notes
 
     def part_folders(self, root, classes=()):
         """{part: its folder} in a data set; none where there are folders of these classes."""
         classes = {composed(name) for name in classes}
         found, passed = {}, []
+        for path in root.iterdir():
+            if path.name.lower() in chain(*PARTS.values()):
+                _require_alive(path)
         for folder in _visible_folders(root):
             part = next((part for part, names in PARTS.items() if folder.name.lower() in names),
                         None)
@@ -247,11 +308,16 @@ class _Search:
             if not _is_folder(entry):
                 if is_image(entry.path):
                     self.loose.append(entry.path)
-                elif entry.name != ANNOTATIONS:
+                    continue
+                _require_alive(entry.path)
+                if entry.name != ANNOTATIONS:
                     self.others.append(entry.path)
                 continue
-            files = self.images(entry.path, real)
-            classes.setdefault(composed(entry.name), []).extend(files)
+            files, name = self.images(entry.path, real), composed(entry.name)
+            classes.setdefault(name, []).extend(files)
+            inner = [file[len(entry.path) + 1:].partition(os.sep) for file in files]
+            if inner and all(separator for _, separator, _ in inner):
+                self.within.setdefault(name, list(dict.fromkeys(first for first, *_ in inner)))
         return classes
 
     def labelled(self, folder, names):
@@ -298,13 +364,15 @@ class _Search:
             elif is_image(entry.path):
                 files.append(entry.path)
             else:
+                if "." not in entry.name:  # it may have been a folder of images
+                    _require_alive(entry.path)
                 self.others.append(entry.path)
         return files
 
     def entries(self, folder):
         """What is in a folder, sorted, without hidden things and those of systems."""
         with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: (composed(entry.name), entry.name))
+            found = sorted(entries, key=lambda entry: (_nfc(entry.name), entry.name))
         for entry in found:
             if _hidden(entry.name):
                 continue

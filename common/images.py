@@ -2,9 +2,9 @@
 import io
 import os
 import struct
+import sys
 import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import lru_cache
 from itertools import chain
@@ -15,10 +15,11 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 
 from common.errors import InputError
+from common.libraries import optional
 from common.machine import cores, memory
 from common.processes import number_in, processes
 from common.terminal import counted, progress
-from common.threads import ahead
+from common.threads import ahead, readers
 
 LARGEST = 1_000_000_000  # bytes of one image when it is decoded
 LARGE = 100_000_000  # larger ones are decoded one at a time
@@ -26,10 +27,16 @@ COMMON = {"JPEG", "PNG"}  # tried first
 # They run other programs, or are containers of something else.
 NOT_READ = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"}
 HANDFUL = 16  # images that a thread reads at a time: handing over costs as much as a small one
+CLEAR = "colours that are transparent everywhere, read without transparency"
 MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
 PIXELS = b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"  # chunks of a PNG that say what it shows
 # The value of white in deep pixels, by how many bits cameras and scanners use.
 WHITES = 1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0
+WIDEST = {"integer": 65535.0, "colour": 65535.0}  # white where nothing is known of a data set
+# Of 16-bit colours Pillow reads the upper byte. Taken in the other order, it reads the lower one.
+OTHER_BYTE = {f"{bands};16{order}": f"{bands};16{other}" for bands in ("RGB", "RGBX", "RGBA")
+              for order, other in {"B": "L", "L": "B", "N": "BL"[sys.byteorder == "big"]}.items()}
+NO_ALPHA = {"BMP", "DIB", "TGA"}  # whose fourth byte often is none: 0 everywhere
 TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
          6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}  # EXIF's orientation
 
@@ -39,8 +46,7 @@ TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSP
 @lru_cache
 def formats():
     """The formats that Pillow can read here, and suffixes: ([names], {suffix})."""
-    with suppress(ImportError):  # optional
-        import pillow_heif
+    if pillow_heif := optional("pillow_heif"):
         pillow_heif.register_heif_opener()
     Image.init()
     names = sorted(set(Image.OPEN) - NOT_READ, key=lambda name: (name not in COMMON, name))
@@ -68,8 +74,8 @@ class Images(NamedTuple):
     """What image files hold.
 
     parts: name -> uint8 tensor N x size x size x 3, or a FilePixels. unreadable: path -> reason;
-    its pixels mean nothing. white: kind of deep pixels ("integer", "float") -> the value that
-    became white. remarks: what was done with some -> (how many, the first).
+    its pixels mean nothing. white: kind of deep pixels ("integer", "float", or "colour" of 16 bits)
+    -> the value that became white. remarks: what was done with some -> (how many, the first).
     """
     parts: dict
     unreadable: dict
@@ -90,50 +96,50 @@ def read_into(rows, parts, size, white=None):
     """As `read_images`, but image i of a part is assigned to rows[name][i]; one that cannot be read
     is not. The result's `parts` are empty. No more than a few images are held at a time."""
     unreadable, deep, remarks, largest = {}, [], {}, {}
-    pool = ThreadPoolExecutor(cores())
 
     def read(places):
-        return [(name, i, _picture_or_error(parts[name][i], size)) for name, i in places]
+        return [(name, i, _picture_or_error(parts[name][i], size, *white))
+                for name, i, *white in places]
 
-    def pictures(places, title):
-        """(name, i, Picture or what was raised) of each (name, i)."""
+    def pictures(pool, places, title):
+        """(name, i, Picture or what was raised) of each (name, i), or (name, i, white)."""
         handful = [places[k:k + HANDFUL] for k in range(0, len(places), HANDFUL)]
         futures = ahead(pool, read, handful, 3 * cores())
         return progress(chain.from_iterable(future.result() for future in futures), title,
                         total=len(places))
 
-    try:
-        with _own_limits:
-            for part, paths in parts.items():
-                places = [(part, i) for i in range(len(paths))]
-                for name, i, picture in pictures(places, f"reading {part} images"):
-                    if isinstance(picture, Exception):
-                        unreadable[paths[i]] = _reason(picture)
-                        continue
-                    if picture.kind:
-                        deep.append((name, i))
-                        largest[picture.kind] = max(largest.get(picture.kind, 0), picture.largest)
-                    else:
-                        rows[name][i] = picture.pixels
-                    for remark in picture.remarks:
-                        count, first = remarks.get(remark, (0, paths[i]))
-                        remarks[remark] = count + 1, first
-            white = {**_whites(largest), **{kind: value for kind, value in (white or {}).items()
-                                            if kind in largest}}
-            if deep:  # their rule is only known now
-                for name, i, picture in pictures(deep, "reading deep pixels"):
-                    if isinstance(picture, Exception):
-                        unreadable[parts[name][i]] = _reason(picture)
-                    else:
-                        rows[name][i] = _to_bytes(picture, white[picture.kind])
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # a file may never answer
+    with _own_limits, readers(cores()) as pool:
+        for part, paths in parts.items():
+            places = [(part, i) for i in range(len(paths))]
+            for name, i, picture in pictures(pool, places, f"reading {part} images"):
+                if isinstance(picture, Exception):
+                    unreadable[paths[i]] = _reason(picture)
+                    continue
+                if picture.kind:
+                    deep.append((name, i, picture.kind))
+                    largest[picture.kind] = max(largest.get(picture.kind, 0), picture.largest)
+                if picture.kind in (None, "colour"):
+                    rows[name][i] = picture.pixels
+                for remark in picture.remarks:
+                    count, first = remarks.get(remark, (0, paths[i]))
+                    remarks[remark] = count + 1, first
+        white = {**_whites(largest), **{kind: value for kind, value in (white or {}).items()
+                                        if kind in largest}}
+        # Their rule is only known now. 16-bit colours have been read by the widest one.
+        again = [(name, i, white[kind]) for name, i, kind in deep
+                 if kind != "colour" or white[kind] < WIDEST[kind]]
+        if again:
+            for name, i, picture in pictures(pool, again, "reading deep pixels"):
+                if isinstance(picture, Exception):
+                    unreadable[parts[name][i]] = _reason(picture)
+                else:
+                    rows[name][i] = picture.pixels
     return Images({}, unreadable, white, remarks)
 
 
-def _picture_or_error(path, size):
+def _picture_or_error(path, size, *white):
     try:
-        return read_image(path, size)
+        return read_image(path, size, *white)
     except Exception as error:  # Pillow raises many kinds for what is no image
         return error
 
@@ -144,10 +150,10 @@ def decode(path, size, white=None):
     """
     with _own_limits:
         picture = read_image(path, size)
-    if not picture.kind:
-        return picture.pixels
-    known = {**_whites({picture.kind: picture.largest}), "integer": 65535.0, **(white or {})}
-    return _to_bytes(picture, known[picture.kind])
+        if not picture.kind:
+            return picture.pixels
+        known = {**_whites({picture.kind: picture.largest}), **WIDEST, **(white or {})}
+        return read_image(path, size, known[picture.kind]).pixels
 
 
 def _reason(error):
@@ -162,10 +168,9 @@ def _whites(largest):
             for kind, value in largest.items()}
 
 
-def _to_bytes(picture, white):
+def _to_bytes(pixels, white):
     # A hair above, since resizing leaves 254.9999 of 255.
-    grey = (picture.pixels * (255 / white) + 0.01).clip(0, 255).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
+    return (pixels * (255 / white) + 0.01).clip(0, 255).astype(np.uint8)
 
 
 def describe(images):
@@ -173,7 +178,8 @@ def describe(images):
     lines = [f"Note: {counted(count, 'image')} with {remark}; the first is {first}"
              for remark, (count, first) in images.remarks.items()]
     for kind, white in images.white.items():
-        name = "16- or 32-bit pixels" if kind == "integer" else "floating-point pixels"
+        name = {"integer": "16- or 32-bit pixels", "colour": "colours of 16 bits"}.get(
+            kind, "floating-point pixels")
         lines.append(f"Note: {name} are read as 0 = black to {white:,.10g} = white, in all images")
     return lines
 
@@ -182,8 +188,9 @@ def describe(images):
 
 
 class Picture(NamedTuple):
-    """An image of the wanted size. pixels: uint8, size x size x 3; or of deep ones, of a `kind`,
-    float32, size x size, and `largest` is their largest value. remarks: what was done with it."""
+    """An image of the wanted size. pixels: uint8, size x size x 3; None of deep grey pixels whose
+    white is not given. kind, largest: of deep pixels, see `Images`, and their largest value; of
+    colours the largest that the upper bytes allow. remarks: what was done with it."""
     pixels: np.ndarray
     remarks: list
     kind: str = None
@@ -217,12 +224,13 @@ class _OwnLimits:
 _own_limits, _large = _OwnLimits(), threading.Lock()  # for all threads
 
 
-def read_image(path, size):
-    """The Picture of a file. Raises what Pillow raises where it cannot be read."""
+def read_image(path, size, white=None):
+    """The Picture of a file. white: the value of deep pixels that becomes white, where that is
+    known. Raises what Pillow raises where it cannot be read."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError("it is no file")
     try:
-        return _read(path, size, [])
+        return _read(path, size, white, [])
     except (FileNotFoundError, PermissionError):
         raise
     except Exception:
@@ -230,17 +238,18 @@ def read_image(path, size):
         if content is None:
             raise
         with suppress(Exception):
-            return _read(content, size, ["texts, EXIF or colour profiles that are damaged or too "
-                                         "long, read without them"])
+            return _read(content, size, white, ["texts, EXIF or colour profiles that are damaged "
+                                                "or too long, read without them"])
         raise
 
 
 def _only_pixels(path):
     """A PNG without its texts, profiles and dates; None where the file is none, or is cut short."""
     with open(path, "rb") as file:
+        if file.read(8) != MAGIC[0] or os.path.getsize(path) > LARGEST:
+            return None
+        file.seek(0)
         content = file.read()
-    if not content.startswith(MAGIC[0]):
-        return None
     kept, place = [MAGIC[0]], 8
     while place + 12 <= len(content):
         length, = struct.unpack(">I", content[place:place + 4])
@@ -250,14 +259,16 @@ def _only_pixels(path):
     return io.BytesIO(b"".join(kept))
 
 
-def _read(file, size, remarks):
+def _read(file, size, white, remarks):
     with Image.open(file, formats=formats()[0]) as image:
         image.draft(None, (drafted_size(size),) * 2)  # a half, a quarter or an eighth of a JPEG
         if _bytes_of(image) > LARGE:
             _require_bounded(image)
-            with _large if _bytes_of(image) > LARGE else nullcontext():
-                return _picture(image, size, remarks)
-        return _picture(image, size, remarks)
+        with _large if _bytes_of(image) > LARGE else nullcontext():
+            if white and white < WIDEST["colour"] and _has_deep_colours(image):
+                with Image.open(file, formats=formats()[0]) as low:
+                    return Picture(_deep_colours(image, low, size, white), remarks)
+            return _picture(image, size, white, remarks)
 
 
 def drafted_size(size):
@@ -278,17 +289,22 @@ def _require_bounded(image):
                          f"{LARGEST / 1e9:.0f} GB is the most: scale it down")
 
 
-def _picture(image, size, remarks):
+def _picture(image, size, white, remarks):
     with suppress(Exception):
         if getattr(image, "is_animated", False):
             remarks.append("several frames or pages, of which the first was read")
-    if ";16" in _raw_mode(image) and not image.mode.startswith("I"):
+    kind = "colour" if _has_deep_colours(image) else None
+    if not kind and ";16" in _raw_mode(image) and not image.mode.startswith("I"):
         remarks.append("colours of 16 bits, of which the upper 8 were read: dark where a camera "
                        "uses fewer than 16")
+    opaque = _is_opaque(image, remarks)
     image.load()
     image = _turned(image, remarks)
     if image.mode.startswith(("I", "F")):
-        return _deep_picture(image, size, remarks)
+        return _deep_picture(image, size, white, remarks)
+    largest = 256 * max(high for _, high in image.getextrema()[:3]) + 255 if kind else 0
+    if opaque:
+        image = image.convert("RGB")
     if image.mode == "LAB":
         image = ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"),
                                           ImageCms.createProfile("sRGB"), outputMode="RGB")
@@ -297,7 +313,18 @@ def _picture(image, size, remarks):
     if image.mode != "L":  # one band is resized as three are
         image = image.convert("RGB")
     image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    return Picture(np.array(image.convert("RGB")), remarks)
+    return Picture(np.array(image.convert("RGB")), remarks, kind, float(largest))
+
+
+def _is_opaque(image, remarks):
+    """Whether the fourth band of an image is no transparency, although Pillow takes it for that."""
+    if image.mode == "RGBA" and image.format == "TIFF" and 338 not in image.tag_v2:  # ExtraSamples
+        remarks.append("a fourth band that the file does not call transparency, left out")
+        return True
+    if image.mode == "RGBA" and image.format in NO_ALPHA and not image.getextrema()[3][1]:
+        remarks.append(CLEAR)
+        return True
+    return False
 
 
 def _raw_mode(image):
@@ -324,12 +351,42 @@ def _on_white(image, remarks):
         return image
     *colours, alpha = layered.getextrema()
     if alpha[1] == 0 and any(low < high for low, high in colours):
-        remarks.append("colours that are transparent everywhere, read without transparency")
+        remarks.append(CLEAR)
         return layered.convert("RGB")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layered)
 
 
-def _deep_picture(image, size, remarks):
+def _has_deep_colours(image):
+    """Whether both bytes of an image's 16-bit colours can be read."""
+    return _raw_mode(image) in OTHER_BYTE and "transparency" not in image.info
+
+
+def _deep_colours(image, low, size, white):
+    """The bytes of 16-bit colours. low: the same image, not loaded yet, for the lower bytes."""
+    opaque = _is_opaque(image, [])
+    low.tile = list(map(_with_other_byte, low.tile))
+    image, low = (_turned(each, []) for each in (image, low))
+    alpha = None if opaque or image.mode != "RGBA" else image.getchannel("A")
+    fitted = []
+    for upper, lower in zip(image.split()[:3], low.split()):
+        band = np.asarray(upper, np.float32) * 256 + np.asarray(lower)
+        if alpha:
+            band = white + (band - white) * (np.asarray(alpha) / np.float32(255))
+        fitted.append(ImageOps.fit(Image.fromarray(band), (size, size), Image.Resampling.BILINEAR))
+    return _to_bytes(np.stack(fitted, axis=2), white)
+
+
+def _with_other_byte(tile):
+    """A part of a file, in Pillow's words, of which the other byte of 16 bits is read."""
+    *place, arguments = tile
+    if isinstance(arguments, str):
+        arguments = OTHER_BYTE[arguments]
+    else:
+        arguments = (OTHER_BYTE[arguments[0]], *arguments[1:])
+    return tile._make((*place, arguments)) if hasattr(tile, "_make") else (*place, arguments)
+
+
+def _deep_picture(image, size, white, remarks):
     """Pixels of more than 8 bits, all of them grey."""
     tags = getattr(image, "tag_v2", {})
     kind = "float" if image.mode == "F" else "integer"
@@ -344,15 +401,18 @@ def _deep_picture(image, size, remarks):
         remarks.append("pixels that are no numbers, read as black")
         grey[strange] = 0
     if (grey < 0).any():
-        remarks.append("negative pixels, read as black")
+        remarks.append("negative pixels, read as black; lab/README.md (\"Images\") has two lines "
+                       "that move them up")
     if tags.get(262) == 0:  # PhotometricInterpretation: 0 is white
         if kind == "integer" and tags.get(258, (0,))[0] == 16:
             grey = 65535 - grey
         else:
             remarks.append("0 for white, whose brightness stays turned over")
-    grey = grey.clip(0)
-    fitted = ImageOps.fit(Image.fromarray(grey), (size, size), Image.Resampling.BILINEAR)
-    return Picture(np.asarray(fitted), remarks, kind, float(grey.max()))
+    grey, pixels = grey.clip(0), None
+    if white:
+        fitted = ImageOps.fit(Image.fromarray(grey), (size, size), Image.Resampling.BILINEAR)
+        pixels = np.repeat(_to_bytes(np.asarray(fitted), white)[..., None], 3, axis=2)
+    return Picture(pixels, remarks, kind, float(grey.max()))
 
 
 # ----------------------------------------------------------------------------------------- memory

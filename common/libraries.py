@@ -4,9 +4,11 @@
     need("--export=x.onnx", "onnx", "onnxruntime")    # InputError says what to install
 """
 import importlib
+import sys
 from types import ModuleType
 
 from common.errors import InputError
+from common.signals import uninterrupted
 
 
 class lazy(ModuleType):
@@ -18,13 +20,30 @@ class lazy(ModuleType):
     """
 
     def __getattr__(self, attribute):
-        return getattr(importlib.import_module(self.__name__), attribute)
+        return getattr(_imported(self.__name__), attribute)
 
 
 def load(*modules):
     """Load lazy modules now."""
     for module in modules:
-        importlib.import_module(module.__name__)
+        _imported(module.__name__)
+
+
+def optional(name):
+    """A module, imported now; None where it is missing."""
+    try:
+        return _imported(name)
+    except ImportError:
+        return None
+
+
+def _imported(name):
+    """A module. A signal waits until it is loaded: many libraries make an ImportError of it, or
+    stay half loaded."""
+    if name in sys.modules:
+        return importlib.import_module(name)  # waits where another thread loads it
+    with uninterrupted():
+        return importlib.import_module(name)
 
 
 def need(purpose, *packages):
@@ -34,9 +53,7 @@ def need(purpose, *packages):
     """
     missing = []
     for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError:
+        if not optional(package):
             missing.append("scikit-learn" if package.startswith("sklearn") else package)
     if missing:
         raise InputError(f"{purpose} needs {' and '.join(missing)}: pip install "

@@ -7,26 +7,31 @@ cut short would kill it.)
 import copy
 import os
 import threading
+import zlib
+from contextlib import suppress
+from itertools import compress
 
 import numpy as np
 import torch
 
 from common.errors import InputError
 
-CHUNK = 1 << 26  # bytes that are read at once where all are
+CHUNK = 1 << 22  # bytes that are read at once where all are: few enough for a processor's cache
 
 
 class FilePixels:
     """uint8 images, N x size x size x 3, in an open file, from byte `start`.
 
+    sums: uint32, the CRC-32 of each image, which is checked when the image is first read.
     pixels[rows] are some of them, still in the file; `read` gives a tensor. The file may be removed
-    meanwhile; where it is changed, reading raises InputError.
+    meanwhile. Where it is damaged or changed, reading removes it and raises InputError.
     """
     device = torch.device("cpu")
 
-    def __init__(self, file, start, count, size):
-        self.file, self.start, self.size, self.rows = file, start, size, torch.arange(count)
+    def __init__(self, file, start, sums, size):
+        self.file, self.start, self.size, self.rows = file, start, size, torch.arange(len(sums))
         self.lock, self.stamp = threading.Lock(), _stamp(file)
+        self.sums, self.checked = sums, np.zeros(len(sums), bool)
 
     @property
     def shape(self):
@@ -60,12 +65,25 @@ class FilePixels:
                         raise OSError("it was cut short")
             if _stamp(self.file) != self.stamp:
                 raise OSError("it was changed")
+            self._check(numbers, images)
         except (OSError, ValueError) as error:
+            with suppress(OSError):
+                os.unlink(self.file.name)  # or the next start would find it
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"{self.file.name}, with the decoded images, cannot be read any more "
                              f"({reason}); the same command decodes them again, and goes on with "
                              "--resume=True") from error
         return torch.from_numpy(images)
+
+    def _check(self, numbers, images):
+        """Raise OSError where images that nobody has read yet are not those that were written."""
+        new = ~self.checked[numbers]
+        if not new.any():
+            return
+        found = [zlib.crc32(image) for image in compress(images, new)]
+        if found != self.sums[numbers[new]].tolist():
+            raise OSError("its bytes have changed on the disk")
+        self.checked[numbers] = True
 
     def chunks(self):
         """All images, some at a time."""

@@ -10,7 +10,9 @@ from torchvision import datasets
 
 from common.errors import InputError
 from common.images import require_memory
-from common.libraries import need
+from common.libraries import lazy, need
+
+sklearn_datasets = lazy("sklearn.datasets")  # optional
 
 FOLDER = "data"  # where CIFAR is looked for and downloaded to
 
@@ -56,8 +58,7 @@ def cifar10(image_size):
 
 def digits(image_size):
     need("--data_path=digits", "sklearn.datasets")
-    from sklearn.datasets import load_digits  # optional
-    drawn = load_digits()
+    drawn = sklearn_datasets.load_digits()
     grey = torch.from_numpy(drawn.images / 16 * 255).float()[..., None].expand(-1, -1, -1, 3)
     pixels, labels = _resized(grey, image_size), torch.from_numpy(drawn.target).long()
     order = torch.from_numpy(np.random.RandomState(0).permutation(len(labels)))

@@ -70,6 +70,20 @@ def one_line(text, word=200, line=1000):
     return _cut(printable(" ".join(words)), line)
 
 
+class Escaping:
+    """A text stream in which control characters, as the names of files may hold them, are escapes.
+    """
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        return self.stream.write("\n".join(map(printable, text.split("\n"))))
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
 def printable(text):
     """A text with control characters, and what is no character, as escapes."""
     return "".join(letter if letter.isprintable() else

@@ -1,6 +1,18 @@
 """Work that threads do ahead of who needs it."""
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
+
+
+@contextmanager
+def readers(count):
+    """Threads that read files. Nobody waits for their end, since a file may never answer."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def ahead(pool, function, items, most):

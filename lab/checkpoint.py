@@ -15,10 +15,10 @@ from common.copies import copy_of
 from common.errors import InputError
 from common.files import to_json, write_atomically
 from common.folders import composed
-from common.terminal import shortened
+from common.terminal import counted, shortened
 from config import NORMALIZATIONS, title_of
-from lab.networks import build_network, code_of, in_file, same_network
-from lab.reader import is_plain, read_network, read_safely, unwrapped
+from lab.networks import build_network, classes_in, code_of, in_file, named_like, same_network
+from lab.reader import is_plain, read_safely, read_weights, unwrapped
 from lab.record import Record
 from models import (
     NETWORKS,
@@ -81,25 +81,40 @@ def load_checkpoint(path, model=None):
     fills in what the network itself says.
     Raises InputError where there is no such file or it holds something else.
     """
-    content = read_network(path)
+    return open_checkpoint(path, model)[:2]
+
+
+def open_checkpoint(path, model=None):
+    """The same, and lines on what of the file is taken, and what is left in it."""
+    found = read_weights(path)
+    content = {**found.entries, "net": found.state}
+    ours, left = {"model", "num_classes", "cfg"} <= content.keys(), []
     if "widths" in content:
         raise InputError(f"{path} was written by save_network, from Python: load_network(path, "
                          "network) reads it")
-    ours = {"model", "num_classes", "cfg"} <= content.keys()
     try:
-        model = rebuild(content, model) if ours else (
-            _rebuild_published(content) if model in (None, *NETWORKS)
-            else _rebuild_other(content, model))
-        own = {key: value for key, value in network_content(model).items() if key != "net"}
+        if ours:
+            network = rebuild(content, model)
+        elif model in (None, *NETWORKS):
+            network, left = _rebuild_published(content)
+        else:
+            network, left = _rebuild_other(content, model)
+        own = {key: value for key, value in network_content(network).items() if key != "net"}
         # Entries of a published file that happen to be called like ours mean something else.
         entries = {key: value for key, value in content.items()
                    if ours and key != "net" and is_plain(value)}
         record = Record.read(entries | own)
         if record.flags is not None and record.normalize is None:  # before there was a choice
             record = replace(record, normalize=list(NORMALIZATIONS["half"]))
-        return model, record
+        return network, record, [*found.lines, *left_lines(path, left)]
     except NOT_AS_WRITTEN as error:
-        raise InputError(f"{path} cannot be used: {error or 'it is damaged'}"[:300]) from error
+        raise InputError(f"{path} cannot be used: {error or 'it is damaged'}"[:400]) from error
+
+
+def left_lines(path, names):
+    """A line on the tensors of a file that are none of the network's."""
+    return [f"left in {path}: {counted(len(names), 'tensor')} that the network does not have "
+            f"({shortened(names)})"] if names else []
 
 
 def rebuild(content, own=None):
@@ -219,33 +234,68 @@ def misfit_of(key, tensor, wanted, finite=True):
 
 
 def _rebuild_other(content, name):
-    """A whole network of torchvision, timm or a user's own file, whose classes are as many as its
-    last weights have rows."""
-    last = [tensor for tensor in content["net"].values() if getattr(tensor, "ndim", 0) == 2]
-    if not last:
-        raise ValueError("it has no linear layer, whose rows would say how many classes there are")
-    whole = build_network(name, len(last[-1]))
-    return rebuild({"model": name, "num_classes": len(last[-1]), "cfg": widths_of(whole),
-                    "net": unwrapped(content["net"], whole.state_dict().keys())}, own=name)
+    """(a whole network of torchvision, timm or a user's own file, names that stand beside it). As
+    many classes as the file's classifier has."""
+    wanted = build_network(name, 2).state_dict().keys()
+    state, left = _network_in(content["net"], wanted)
+    classes = classes_in(state, name)
+    whole = build_network(name, classes)
+    return rebuild({"model": name, "num_classes": classes, "cfg": widths_of(whole), "net": state},
+                   own=name), left
+
+
+def _network_in(state, wanted):
+    """(the part of a state dict that has the `wanted` names, names that stand beside it: outside of
+    its prefix, or below none of the network's own children)."""
+    part, left = unwrapped(state, wanted)
+    children = {key.partition(".")[0] for key in wanted}
+    beside = [key for key in part if key.partition(".")[0] not in children]
+    if len(beside) == len(part):  # another network
+        return part, left
+    return {key: part[key] for key in part if key not in beside}, [*left, *beside]
 
 
 def _rebuild_published(content):
-    def weights(keys):
-        return {key for key in keys if not key.endswith("num_batches_tracked")}
-
+    """(one of the four networks, names that stand beside it)."""
     with torch.device("meta"):
         networks = [build_model(name) for name in NETWORKS]
-    states = [unwrapped(content["net"], n.state_dict().keys()) for n in networks]
-    twin, state = next(((n, state) for n, state in zip(networks, states)
-                        if weights(n.state_dict()) == weights(state)), (None, None))
+    wanted = [_weights(network.state_dict()) for network in networks]
+    found = [_network_in(content["net"], names) for names in wanted]
+    twin, state, left = next(
+        ((network, state, left) for network, names, (state, left) in zip(networks, wanted, found)
+         if names == _weights(state)), (None, None, None))
     if twin is None:
-        raise ValueError(f"its weights are those of none of {', '.join(NETWORKS)}"
-                         f"{_nearest(networks, states)}")
+        raise ValueError(_which_network(content["net"], networks, [state for state, _ in found]))
     name = twin.origin.name
     widths = PUBLISHED[name](twin, content["cfg"]) if "cfg" in content else {}
     head = [key for key in twin.state_dict() if key.endswith(".bias")][-1]
     model = rebuild({"model": name, "num_classes": len(state[head]), "cfg": widths, "net": state})
-    return _without_zeros(model)
+    return _without_zeros(model), left
+
+
+def _weights(keys):
+    return {key for key in keys if not key.endswith("num_batches_tracked")}
+
+
+def _which_network(state, networks, states):
+    """In words, what a state dict is that is none of the four networks'."""
+    for network, part in zip(networks, states):
+        if without_shortcuts(_weights(network.state_dict()), _weights(part)):
+            return (f"it is {title_of(network.origin.name)} of option A, whose shortcuts have no "
+                    "weights, and this suite's have (option B); --init=FILE begins with the rest "
+                    "of it")
+    if name := named_like(state):
+        return f"its weights are those of torchvision's {name}: --model={name} takes them"
+    return (f"its weights are those of none of {', '.join(NETWORKS)}"
+            f"{_nearest(networks, states)}; --model names another network")
+
+
+def without_shortcuts(wanted, names):
+    """Whether names are the wanted ones of a ResNet without its shortcuts' weights: it pads with
+    zeros instead, option A of He et al. 2016, section 4.2."""
+    missing = wanted - names
+    return bool(missing) and names <= wanted and missing == {
+        key for key in wanted if ".shortcut." in key}
 
 
 def _nearest(networks, states):

@@ -3,7 +3,7 @@ import torch
 
 from common.files import to_csv, write_atomically
 from common.modes import evaluating
-from common.terminal import counted, print_table
+from common.terminal import counted, print_table, printable
 from lab.plots import load_pyplot, save_figure
 
 MOST = 20  # classes in the table; of more, those with the lowest accuracy
@@ -86,7 +86,7 @@ def draw(matrix, classes, path):
     axis.set_xlabel("answer")
     axis.set_ylabel("class")
     if count <= NAMED:
-        names = [name if len(name) < 20 else f"{name[:18]}…" for name in classes]
+        names = [name if len(name) < 20 else f"{name[:18]}…" for name in map(printable, classes)]
         axis.set_xticks(range(count), names, rotation=90)
         axis.set_yticks(range(count), names)
         for row in range(count):

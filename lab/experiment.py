@@ -33,7 +33,8 @@ from config import (
     penalty_of,
 )
 from imp_estimator import ESTIMATORS, check_per_cost, has_penalty
-from lab.presets import check_preset
+from lab import hints
+from lab.presets import check_preset, scaled
 
 networks = lazy("lab.networks")  # --help asks for the four alone
 
@@ -112,6 +113,15 @@ class Experiment:
     preset: str = flag(
         "training", "paper", "learning rates, epochs and batch size, see PRESETS in config.py: "
         + ", ".join(PRESETS), choices=PRESETS, metavar="NAME")
+    epochs: int = flag(
+        "training", None, "epochs of every training: the plain one, the one with the penalty, and "
+        "each retraining (orthoreg, before a further round: as many without the penalty, then with "
+        "it). A warm-up, and when rates fall, keep their proportions", shown="the preset's",
+        type=integer(1, 100_000), metavar="N")
+    lr: float = flag(
+        "training", None, "the learning rate that every training begins with; the preset's later "
+        "rates keep their proportions to it", shown="the preset's", type=positive(1e6),
+        metavar="RATE")
     optimizer: str = flag(
         "training", "sgd", "the optimizer; adam takes the preset's adam_lr",
         choices=("sgd", "adam"))
@@ -127,10 +137,16 @@ class Experiment:
         "images they have", type=one_of("balanced", False), metavar="{balanced,False}")
     init: str = flag(
         "training", None, "begin with the weights in this file, as far as they fit: a network of "
-        "this suite, a published one, or torchvision's; in the architecture of a pruned one. "
+        "this suite, a published one, or torchvision's; in the architecture of a pruned one. Of "
+        "several state dicts in a file FILE:KEY takes the one under that key (model.pth:ema). "
         "DEFAULT: torchvision's own weights, downloaded, and their normalisation",
         shown="fresh weights", type=location, metavar="FILE|DEFAULT",
         marks=[CONTROL_MAY_DIFFER])
+    classifier: str = flag(
+        "training", False, "keep: begin with the classifier in the file, too, because its classes "
+        "are those of the images, in the same order (sorted by name); otherwise it begins fresh "
+        "unless the file names the same classes", type=one_of("keep", False),
+        metavar="{keep,False}", only_with="init", marks=[CONTROL_MAY_DIFFER])
     choose: str = flag(
         "training", "best", "the epoch that a training ends with: best (the highest accuracy on "
         "the validation images, or the test images where there are none) or last",
@@ -277,7 +293,7 @@ class Experiment:
         """The arguments of `pruner.select_filters`, beside the percent."""
         return {**{name: getattr(self, name) for name in (
             "budget", "round_to", "residual", "ranking", "per_cost", "pruning_type")},
-                "image_size": image_size}
+                "image_size": image_size, "below_one": True}
 
     @property
     def estimator(self):
@@ -290,7 +306,9 @@ class Experiment:
 
     @property
     def schedule(self):
-        return getattr(PRESETS[self.preset], self.job)
+        """The job's recipes: the preset's, scaled by --epochs and --lr."""
+        schedule = getattr(PRESETS[self.preset], self.job)
+        return scaled(schedule, self.epochs, self.lr, self.optimizer)
 
     @property
     def penalised(self):
@@ -395,9 +413,7 @@ class Sweep:
 
 
 def make_parser(description=None):
-    hint = "rates and epochs are those of --preset, see PRESETS in config.py"
-    parser = Parser(prog="main.py", description=description,
-                    hints=dict.fromkeys(("epochs", "epoch", "lr", "learning_rate"), hint))
+    parser = Parser(prog="main.py", description=description, hints=hints.MAIN)
     parser.add_flags(Experiment)
     parser.add_flags(Sweep)
     return parser

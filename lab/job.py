@@ -16,6 +16,7 @@ from common.processes import (
     processes,
     require_same,
 )
+from common.signals import explained
 from common.terminal import counted, print_notes, printable
 from config import MOMENTUM, title_of
 from data import load_data
@@ -24,9 +25,11 @@ from lab.experiment import comparable, words_of
 from lab.measure import measured
 from lab.networks import code_of
 from lab.plan import Plan, Recording, recording_of
+from lab.presets import recipe_text
+from lab.reader import file_and_part
 from lab.record import FIELDS, JOBS, Record, read_result
 from lab.resume import State, damaged, read_resume_file, write_resume_file
-from lab.tables import accuracy_text, budget_text
+from lab.tables import accuracy_text, goal_text
 from lab.weights import initialise, network_like, weights_file
 from lab.writers import Console, Csv, TensorBoard
 from train import EarlyBird
@@ -63,7 +66,7 @@ class Job(Plan):
             data = data or load_data(**flags.images)
         self.data = data.hold_out(flags.val_percent, flags.seed)
         self.writers.insert(0, Console(flags.eb_epsilon, self.data))
-        self.init = digest_of(self.init_file) if flags.init else None
+        self.init = digest_of(file_and_part(self.init_file)[0]) if flags.init else None
         self.code = code_of(flags.model)
         self._check()
         require_same("the command, the schedules or the images", self.identity)
@@ -82,7 +85,7 @@ class Job(Plan):
         if len(data.train) < 2 * processes()[1]:
             raise InputError(f"{len(data.train)} training images are less than two for each of "
                              f"the {processes()[1]} processes")
-        if flags.init and Path(self.init_file).resolve() in [
+        if flags.init and Path(file_and_part(self.init_file)[0]).resolve() in [
                 path.resolve() for path in self.recording.outputs]:
             raise InputError(f"--init={flags.init} would be replaced by this very run; copy it "
                              "first")
@@ -158,7 +161,7 @@ class Job(Plan):
             if as_first(self.flags.resume and self._say_if_finished()):
                 return None
             self.kept = self.network is not None
-            try:
+            with explained(self._how_to_go_on):
                 notes = self._replaced()
                 self._introduce()
                 print_notes(notes)
@@ -166,8 +169,6 @@ class Job(Plan):
                 if self.kept:
                     self._take_up()
                 self.drive(self)
-            except KeyboardInterrupt as stop:
-                raise self._how_to_go_on(stop) from stop
             if is_first():
                 self.resume_file.unlink(missing_ok=True)
         return self.state.records
@@ -262,23 +263,24 @@ class Job(Plan):
                 writer.epoch(title, (phase, number), history, epochs, self.network)
         return report
 
-    def _how_to_go_on(self, stop):
+    def _how_to_go_on(self):
+        """What to do after a signal, in words; none where nothing is kept."""
         if not self.kept:
-            return stop
+            return ""
         if processes()[1] > 1:
-            return KeyboardInterrupt("the last epoch's state is saved, the same torchrun command "
-                                     "goes on from it with --resume=True")
+            return ("the last epoch's state is saved, the same torchrun command goes on from it "
+                    "with --resume=True")
         again = ["python", os.path.relpath(MAIN), *self.argv]
         if not self.flags.resume:
             again.append("--resume=True")
-        return KeyboardInterrupt(f"the state is saved; to go on: {shlex.join(again)}")
+        return f"the state is saved; to go on: {shlex.join(again)}"
 
     # ---------------------------------------------------------------------------- what it says
 
     def _introduce(self):
         flags, data = self.flags, self.data
-        goals = ", ".join(f"{target:.4g}%" for target in self.targets)
-        goal = f"prune to {goals}{budget_text(flags.budget)} by {flags.pruning_type}"
+        goals = ", then ".join(f"{target:.4g}%" for target in self.targets)
+        goal = f"{goal_text(goals, flags.budget)}, by {flags.pruning_type}"
         if flags.only_train:
             goal = f"train the {flags.only_train} network"
         elif flags.control:
@@ -298,13 +300,21 @@ class Job(Plan):
         print(f"  device  {device}\n"
               f"  recipe  preset {flags.preset}, {flags.optimizer}, batch {flags.batch_size} "
               f"({counted(steps, 'step')} in an epoch), seed {flags.seed}")
+        print_notes(self._recipes_in_words(), indent=10)
         if words := [] if flags.only_train else words_of(asdict(flags), flags.control):
             print(f"  cut     {', '.join(words)}")
         self._say_if_few_steps(steps)
         if flags.eb_detect and not self.seeks_ticket:
-            print(f"  Note: --eb_detect needs {EarlyBird.older + 1} epochs or more, and preset "
-                  f"{flags.preset} has fewer: no ticket can be found, and none is looked for")
+            print(f"  Note: --eb_detect needs {EarlyBird.older + 1} epochs or more (--epochs), and "
+                  "the first training has fewer: no ticket can be found, and none is looked for")
         self._say_if_resumed()
+
+    def _recipes_in_words(self):
+        """A line for each kind of training of the job: its epochs and rates."""
+        trained = {step.phase: self.recipe(step.phase) for step in self.recording.steps
+                   if hasattr(step.action, "keeps_itself")}
+        return [f"{phase}: {recipe_text(recipe, self.flags.optimizer)}"
+                for phase, recipe in trained.items()]
 
     def _say_if_few_steps(self, steps):
         """A note where the shortest training has too few steps to learn from; steps: in an epoch.
@@ -316,7 +326,7 @@ class Job(Plan):
         if not epochs or steps * epochs >= enough:
             return
         smaller = max(2, images * epochs // (2 * enough))
-        advice, more = "a preset with more epochs (config.py) helps", images // smaller * epochs
+        advice, more = "more --epochs help", images // smaller * epochs
         if smaller < flags.batch_size and more > steps * epochs:
             advice = f"--batch_size={smaller} makes it {more:,}; {advice}, too"
         print(f"  Note: {counted(epochs, 'epoch')} of {counted(steps, 'step')} are "

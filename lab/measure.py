@@ -11,14 +11,23 @@ import torch
 import train
 from common.libraries import lazy
 from common.modes import evaluating
+from common.terminal import shortened
 from lab.checkpoint import checkpoint_bytes
 from lab.networks import unpruned_twin
-from models import all_filters, dense_widths, filter_groups, measure_cost, remains_of
+from models import (
+    NETWORKS,
+    all_filters,
+    dense_widths,
+    filter_groups,
+    measure_cost,
+    remains_of,
+)
 
-benchmark = lazy("torch.utils.benchmark")
+benchmark, flop_counter = lazy("torch.utils.benchmark"), lazy("torch.utils.flop_counter")
 
 LATENCY_TURNS = 5
 LAYER_RUNS = 10
+LEAST_MISSED = 0.001  # share of the multiply-adds that may go uncounted without a word
 
 
 def measured(record, path, network, file_bytes):
@@ -75,6 +84,55 @@ def measure_layers(network, image_size=32):
     return [{"layer": name, "kept": outputs(modules[name]), "total": outputs(twin[name]),
              "macs": after[name], "unpruned_macs": before[name],
              "orthogonality": degrees.get(name)} for name in after]
+
+
+def uncounted_lines(network, image_size):
+    """A line where a network makes multiply-adds that `measure_cost` does not count, as those of
+    F.conv2d, einsum or attention: how many, and in which modules; none where all are counted."""
+    if type(network) in NETWORKS.values():
+        return []
+    counted = measure_cost(network, image_size)["layer_macs"]
+    made = _multiply_adds(network, image_size)
+    missed = {name: macs - counted.get(name, 0) for name, macs in made.items()}
+    missed = {name: macs for name, macs in missed.items() if macs > 0}
+    share = sum(missed.values()) / max(1, sum(made.values()))
+    if share < LEAST_MISSED:
+        return []
+    places = shortened([name or type(network).__name__ for name in missed])
+    return [f"Note: {100 * share:.3g}% of its multiply-adds are not counted, neither in MACs and "
+            f"FLOPs nor by --budget=macs: those of {places}. Only convolutions and linear layers "
+            "that are modules are counted; --budget=latency measures all"]
+
+
+def _multiply_adds(network, image_size):
+    """{module: multiply-adds that it makes for one image, without those of the modules in it}; none
+    where the network does not take such an image."""
+    image = noise(1, image_size).to(next(network.parameters()).device)
+    counter = flop_counter.FlopCounterMode(display=False, custom_mapping={
+        torch.ops.torchvision.deform_conv2d: _deformed,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention})
+    try:  # with gradients, since attention without them is one operation that nobody can count
+        with evaluating(network), torch.enable_grad(), torch.random.fork_rng([]), counter:
+            network(image)
+    except Exception:  # a network may do anything
+        return {}
+    counts = {name: sum(operations.values()) // 2
+              for name, operations in counter.get_flop_counts().items() if name != "Global"}
+    own = dict(counts)
+    for name, count in counts.items():
+        outer = name.rpartition(".")[0]
+        if outer in own:
+            own[outer] -= count
+    return {name.partition(".")[2]: count for name, count in own.items()}
+
+
+def _deformed(_images, weight, *_, out_shape=None, **__):
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+def _attention(queries, keys, values, *_, **__):
+    *outer, length, width = queries
+    return 2 * math.prod(outer) * length * keys[-2] * (width + values[-1])
 
 
 def noise(batch_size, image_size):

@@ -7,7 +7,8 @@
 import ast
 import difflib
 import hashlib
-from contextlib import contextmanager
+import re
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,9 +18,11 @@ import pruner
 from common.errors import InputError
 from common.libraries import lazy, need
 from common.made import made_class
+from common.seeds import forked_random_state
 from config import MODELS, NORMALIZATIONS
 from imp_estimator import check_suits
 from lab import own
+from lab.reader import unwrapped
 from lab.trial import try_out
 from models import (
     NETWORKS,
@@ -34,6 +37,11 @@ from models import (
 timm, zoo = lazy("timm"), lazy("torchvision.models")  # timm is optional
 
 MOST = 8  # lines about what stays
+TORCHVISION = re.compile(r"^(torchvision([:./]models)?[:./]|tv[:./])")
+# In names of networks that detect, segment, or follow motion, by which people ask for them.
+NO_CLASSIFIER = re.compile(r"yolo|rcnn|retinanet|\bssd|detr\b|fcos|deeplab|lraspp|^fcn_|unet\b|"
+                           r"segmentation|detection|mask2?former|\bsam\b|raft_")
+NEAREST = 5  # networks of torchvision that a file without a name is held against
 
 # Without further outputs in training; their own initialisation takes a minute.
 ARGUMENTS = {"googlenet": {"aux_logits": False, "init_weights": False},
@@ -185,7 +193,7 @@ def _type_lines(origin):
     """A line where a user's network has weights of another type than the suite trains."""
     if not in_file(origin.name):
         return []
-    with torch.random.fork_rng(devices=[]):
+    with forked_random_state():
         given = _as_given(origin.name, origin.num_classes)
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in given.parameters()
              if tensor.is_floating_point() and tensor.dtype != torch.float32}
@@ -209,6 +217,78 @@ def default_normalization(name):
     prepare = default_weights(name).transforms()
     values = (*prepare.mean, *prepare.std)
     return next((key for key, known in NORMALIZATIONS.items() if known == values), values)
+
+
+def shapes_of(name, num_classes):
+    """{name: shape} of all tensors of a network that is built for so many classes, which leaves the
+    random generators as they are. Raises InputError where it cannot be built."""
+    return _shapes_of(name, num_classes, Path(name).resolve() if in_file(name) else None)
+
+
+@lru_cache
+def _shapes_of(name, num_classes, _place):
+    with forked_random_state():
+        if not in_file(name):
+            with suppress(Exception), torch.device("meta"):  # no weights are made, but not all can
+                return _shapes(name, num_classes)
+        return _shapes(name, num_classes)
+
+
+def _shapes(name, num_classes):
+    build = build_model if name in NETWORKS else _as_given
+    network = build(name, num_classes)
+    return {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+
+
+def classifier_of(name):
+    """The layers that follow num_classes, a set of dotted names: those of which a tensor has
+    another shape where the network is built for another number of classes. Raises InputError where
+    it cannot be built for 2 and for 3."""
+    two, three = shapes_of(name, 2), shapes_of(name, 3)
+    return {key.rpartition(".")[0] for key in two if two[key] != three.get(key)}
+
+
+def classes_in(state, name):
+    """How many classes a network has, by the tensors of it that follow them. Raises InputError
+    where it cannot be built, ValueError where none of these is there."""
+    two, three = shapes_of(name, 2), shapes_of(name, 3)
+    followers = [key for key in two if two[key] != three.get(key)]
+    if not followers:
+        raise ValueError("no layer of it follows num_classes")
+    for key in followers:
+        for place, (small, large) in enumerate(zip(two[key], three.get(key, ()))):
+            shape = getattr(state.get(key), "shape", ())
+            if small != large and place < len(shape):
+                return 2 + (shape[place] - small) // (large - small)
+    raise ValueError(f"it has no {followers[0]}, which says how many classes there are")
+
+
+def named_like(state):
+    """The network of torchvision whose names and shapes a state dict has, but for the classifier;
+    None where there is none."""
+    known = {}
+    for name in zoo.list_models(module=zoo):
+        with suppress(AttributeError, KeyError):
+            known[name] = zoo.get_model_weights(name).DEFAULT.meta["num_params"]
+    tensors = [tensor for key, tensor in state.items() if isinstance(tensor, torch.Tensor)
+               and not key.rpartition(".")[2].startswith(("running_", "num_batches"))]
+    count = sum(tensor.numel() for tensor in tensors)
+    for tensor in [tensor for tensor in tensors if tensor.ndim > 1 and tensor.numel()][-1:]:
+        count += (1000 - len(tensor)) * (1 + tensor[0].numel())  # as if it were for ImageNet
+    near = sorted(known, key=lambda name: abs(known[name] - count))[:NEAREST]
+    with_more = [name for name in ARGUMENTS if name not in near]  # outputs, in their own files
+    return next((name for name in [*near, *with_more] if _is_like(state, name)), None)
+
+
+def _is_like(state, name):
+    shapes, classifier = shapes_of(name, 1000), classifier_of(name)
+    try:
+        part, _ = unwrapped(state, shapes.keys())
+    except ValueError:
+        return False
+    return all(key in part and (tuple(part[key].shape) == shape
+                                or key.rpartition(".")[0] in classifier)
+               for key, shape in shapes.items() if not key.endswith("num_batches_tracked"))
 
 
 def unpruned_twin(network):
@@ -250,6 +330,21 @@ def _factory(name):
 
 
 def _unknown(name, names):
+    bare = TORCHVISION.sub("", name)
+    if bare != name and bare in zoo.list_models(module=zoo):
+        return InputError(f"--model={name}: networks of torchvision have their names there, "
+                          f"--model={bare}")
+    if (whole := bare.removeprefix("quantized_")) != bare:
+        return InputError(f"--model={name} is quantised, so it can be neither trained nor "
+                          f"pruned; --model={whole} is the same network in floating point")
+    if bare in zoo.list_models() or NO_CLASSIFIER.search(bare.lower()):
+        inside = max((known for known in zoo.list_models(module=zoo) if known in bare),
+                     key=len, default=None)
+        backbone = f"; its backbone is --model={inside}" if inside else ""
+        return InputError(
+            f"--model={name} is no classifier, and the commands prune classifiers only{backbone}. "
+            "From Python, pruner.prune takes any network that gives one row of numbers for each "
+            "image (lab/README.md, From Python)")
     near = difflib.get_close_matches(name, names, 3, 0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else (
         f"there are {', '.join(MODELS)}, torchvision's networks, timm:NAME and FILE.py:NAME")

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.files import write_atomically
-from common.libraries import need
+from common.libraries import lazy, need, optional
 from common.terminal import one_line, printable
 from imp_estimator import ESTIMATORS
 from lab.record import by_network, grouped
+
+matplotlib = lazy("matplotlib")  # optional
 
 WEIGHTS = "osD^v<>pPX*"  # markers, three for each power of ten
 PLOTS = {}  # file name -> (caption, function, columns, sharey), in the order of this file
@@ -34,11 +36,9 @@ def load_pyplot():
     except InputError as error:
         print(f"Tables only: {error}")
         return None
-    import matplotlib  # optional, as its pyplot
     matplotlib.use("Agg")
     matplotlib.rcParams["text.parse_math"] = False  # a name with $ is no formula
-    from matplotlib import pyplot
-    return pyplot
+    return optional("matplotlib.pyplot")
 
 
 def plot_section(pyplot, records, folder, suffix=""):

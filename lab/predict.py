@@ -4,7 +4,7 @@ import torch
 from common.errors import InputError
 from common.files import to_csv, write_atomically
 from common.folders import image_files
-from common.images import describe, read_images
+from common.images import WIDEST, describe, read_images
 from common.modes import evaluating
 from common.terminal import counted, print_notes, print_table, printable
 from data import HALF, Split, plain_batches, stored_size
@@ -29,7 +29,7 @@ def print_predictions(model, record, path, image_size, skip_bad_images, table):
     """Name the classes of the image, or of all below the folder, at `path`; also as CSV, in the
     file `table`. Raises InputError."""
     rows = []
-    files, white = image_files(path), {"integer": 65535.0, **(record.white or {})}
+    files, white = image_files(path), {**WIDEST, **(record.white or {})}
     classes = record.classes or [f"class {k}" for k in range(model.origin.num_classes)]
     stored = stored_size(image_size, record.flag("augment"))
     print(f"Predictions for {counted(len(files), 'image')}, brought to {image_size} x {image_size}")

@@ -1,5 +1,8 @@
-"""Checks of what a user wrote in config.py."""
+"""The presets of config.py: checked, scaled by --epochs and --lr, and in words."""
+from dataclasses import replace
+
 from common.errors import InputError
+from common.terminal import counted
 from config import (
     MOMENTUM,
     PENALTY,
@@ -70,3 +73,63 @@ def _check_recipe(where, recipe):
                          )
     if recipe.schedule == "cosine" and len(recipe.lr) != 1:
         raise InputError(f"{where}: lr has {len(recipe.lr)} values; schedule='cosine' takes one")
+
+
+def scaled(schedule, epochs=None, lr=None, optimizer="sgd"):
+    """A schedule whose trainings all have so many epochs, and begin with this rate of `optimizer`.
+
+    What else a recipe says of epochs (when its rate falls, how long it rises) and its later rates
+    keep their proportions. None leaves them as they are; a training without epochs gets none.
+    """
+    recipes = {phase: recipe for phase, recipe in vars(schedule).items() if recipe}
+    if epochs is not None:
+        recipes = {phase: _of_length(recipe, epochs) for phase, recipe in recipes.items()}
+    if lr is not None:
+        recipes = {phase: _from_rate(recipe, lr, optimizer) for phase, recipe in recipes.items()}
+    return replace(schedule, **recipes)
+
+
+def _of_length(recipe, epochs):
+    before = sum(recipe.epochs)
+    if not before:
+        return recipe
+    return replace(recipe, epochs=apportioned(epochs, recipe.epochs),
+                   warmup=recipe.warmup * epochs / before)
+
+
+def _from_rate(recipe, lr, optimizer):
+    name = "adam_lr" if optimizer == "adam" else "lr"
+    rates = recipe.lr_of(optimizer)
+    first = next((rate for rate, count in zip(rates, recipe.epochs) if count), None)
+    if first is None:
+        return recipe
+    # 15 digits: 0.01 x 0.1 is 0.001
+    return replace(recipe, **{name: [float(f"{lr * (rate / first):.15g}") for rate in rates]})
+
+
+def apportioned(total, shares):
+    """Whole numbers that add up to `total`, in proportion to `shares`: each is rounded down, and
+    what is missing goes to the largest remainders, of equal ones to the first."""
+    parts = [total * share // sum(shares) for share in shares]
+    remainders = [total * share % sum(shares) for share in shares]
+    order = sorted(range(len(shares)), key=lambda i: -remainders[i])
+    for i in order[:total - sum(parts)]:
+        parts[i] += 1
+    return parts
+
+
+def recipe_text(recipe, optimizer):
+    """How long a training takes at which rates, in words."""
+    rates = recipe.lr_of(optimizer)
+    parts = [(count, rate) for count, rate in zip(recipe.epochs, rates) if count]
+    if not parts:
+        return "no epochs"
+    (count, rate), *later = parts
+    text = f"{counted(count, 'epoch')} at rate {rate:.4g}"
+    for count, rate in later:
+        text += f", {count:,} at {rate:.4g}"
+    if recipe.schedule == "cosine":
+        text += ", falling to 0"
+    if recipe.warmup:
+        text += f" (rising in the first {recipe.warmup:.3g})"
+    return text

@@ -1,12 +1,11 @@
 """What is in a file of weights, whoever wrote it. Nothing in a file is ever run."""
 import json
-import mmap
 import reprlib
 import struct
-import tarfile
 import warnings
 import zipfile
-from contextlib import suppress
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +13,8 @@ import torch
 from common.errors import InputError
 from common.libraries import lazy, need
 from common.terminal import shortened
+from lab.formats import SAFETENSORS, TORCH, kind_of
+from lab.pickles import ENDLESS, Count, Refused
 
 safetensors, safetensors_torch = lazy("safetensors"), lazy("safetensors.torch")  # optional
 
@@ -21,9 +22,20 @@ safetensors, safetensors_torch = lazy("safetensors"), lazy("safetensors.torch") 
 WRAPPINGS = ("net", "state_dict", "model", "model_ema", "module", "model_state_dict", "model_state",
              "state_dict_ema", "ema_state_dict", "params_ema", "params", "weights", "network",
              "ema")
-BEGINNINGS = {b"\x1f\x8b": "packed by gzip: unpack it first", b"<": "a web page, not weights",
-              b"{": "a .safetensors file or JSON, by how it begins; name it so"}
 COUNTERS = "total_ops", "total_params", "n_averaged"  # beside weights, of thop and of averages
+DEEPEST = 4  # dicts in dicts in which a state dict is looked for
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file holds of a network, whoever wrote it.
+
+    state: the state dict. entries: what stands beside it, where the file is a dict of several
+    things. lines: which of several state dicts it is, and how to have the others.
+    """
+    state: dict
+    entries: dict
+    lines: list
 
 
 def read_safely(path):
@@ -35,91 +47,163 @@ def read_safely(path):
     return content
 
 
-def read_network(path):
-    """The same for files of others: the state dict, wherever it is, is put under "net", without
-    counters. Raises InputError."""
-    content = state = read_content(path)
-    while isinstance(state, dict):
-        inside = next((state[key] for key in WRAPPINGS if isinstance(state.get(key), dict)), None)
-        if inside is None:
-            break
-        state = inside
-    if not isinstance(state, dict) or not any(
-            isinstance(value, torch.Tensor) for value in state.values()):
-        keys = shortened(map(reprlib.repr, content), 5) if isinstance(content, dict) else ""
+def file_and_part(path):
+    """(file, part) of FILE:PART, which names one of several state dicts in a file; without that
+    the part is None."""
+    file, _, part = str(path).rpartition(":")
+    if part and file and not Path(path).exists() and Path(file).is_file():
+        return file, part
+    return str(path), None
+
+
+def read_weights(path):
+    """The Weights in a file of others: its state dict, wherever it is, without counters.
+
+    path: FILE, or FILE:PART, where PART says which state dict, by the keys that lead to it
+    (`model.ema`), or by what stands before the names in it (`student`). Raises InputError.
+    """
+    file, part = file_and_part(path)
+    content = read_content(file)
+    places = dict(_state_dicts(content))
+    place = _usual(places)
+    if part is not None:
+        place, state = _named(places, place, part)
+        if not state:
+            raise InputError(f"{file} has no {shortened([part])}{_has(places, content)}")
+        return Weights(_without_counters(state), content if place == part else {}, [])
+    if place is None:
         raise InputError(f"{path} holds no state dict, neither bare nor under "
-                         f"{shortened(WRAPPINGS, 5)}" + (f"; it has {keys}" if keys else ""))
-    state = {str(key): tensor for key, tensor in state.items()
-             if str(key).rpartition(".")[2] not in COUNTERS}
-    return {**(content if state is not content else {}), "net": state}
+                         f"{shortened(WRAPPINGS, 5)}{_has(places, content)}")
+    others = [name for name in places if name != place and _is_network(places[name])]
+    lines = []
+    if others:
+        lines = [f"{file} has several state dicts: that under {place} is taken; {file}:{others[0]} "
+                 f"takes the one under {others[0]}" + (
+                     f", and so do {shortened(others[1:])}" if others[1:] else "")]
+    return Weights(_without_counters(places[place]), content if place else {}, lines)
+
+
+def _named(places, usual, part):
+    """(where it is, the state dict) that a part of a file names: a place, or what stands before
+    the names of the one at a place, or at the usual one."""
+    for place in sorted(places, key=len, reverse=True):
+        if part == place:
+            return place, places[place]
+        if place and part.startswith(place + "."):
+            return place, _below(places[place], part[len(place) + 1:] + ".")
+    return usual, _below(places.get(usual, {}), part + ".")
+
+
+def _has(places, content):
+    """What a file has instead, in words."""
+    keys = shortened(map(reprlib.repr, content), 5) if isinstance(content, dict) else ""
+    found = [name for name in places if name and _is_network(places[name])]
+    take = f"; FILE:{shortened(found[:1])} takes the weights there" if found else ""
+    return f"; it has {keys}{take}" if keys else take
+
+
+def _state_dicts(content, place="", deepest=DEEPEST):
+    """(the keys that lead to it, the state dict) of all that hold a tensor. What an optimizer
+    remembers is none."""
+    if not isinstance(content, dict) or "param_groups" in content:
+        return
+    if any(isinstance(value, torch.Tensor) for value in content.values()):
+        yield place, content
+    for key, value in content.items() if deepest else ():
+        yield from _state_dicts(value, f"{place}.{key}" if place else str(key), deepest - 1)
+
+
+def _usual(places):
+    """The place of the state dict that is taken unless another one is named: the first of the usual
+    ones; the file itself where there is none; None where there is neither."""
+    ranked = [[WRAPPINGS.index(key) for key in place.split(".")] for place in places
+              if place and set(place.split(".")) <= set(WRAPPINGS)]
+    if ranked:
+        return ".".join(WRAPPINGS[number] for number in min(ranked))
+    return "" if "" in places else None
+
+
+def _is_network(state):
+    """Whether a state dict has matrices or kernels, as networks have, and metrics have not."""
+    return any(isinstance(value, torch.Tensor) and value.ndim > 1 for value in state.values())
+
+
+def _without_counters(state):
+    return {str(key): tensor for key, tensor in state.items()
+            if str(key).rpartition(".")[2] not in COUNTERS}
+
+
+def _below(state, prefix):
+    return {str(key)[len(prefix):]: tensor for key, tensor in state.items()
+            if str(key).startswith(prefix)}
 
 
 def unwrapped(state, wanted):
-    """A state dict without what stands before its names, as in module._orig_mod.conv1.weight, where
-    without it more of the `wanted` names are there. Raises ValueError where two parts of it would
-    do equally well."""
-    prefixes = {key[:-len(name)] for name in wanted for key in state
-                if key.endswith(name) and (key == name or key[-len(name) - 1] == ".")}
-    parts = {prefix: {key[len(prefix):]: tensor for key, tensor in state.items()
-                      if key.startswith(prefix)} for prefix in sorted(prefixes)}
-    fits = {prefix: len(part.keys() & wanted) for prefix, part in parts.items()}
+    """(the part of a state dict below the one prefix, as in module._orig_mod.conv1.weight, below
+    which most of the `wanted` names are; the names that stand beside it). Raises ValueError where
+    two parts of it would do equally well."""
+    fits = Counter(key[:start] for key in state for start in _beginnings(key)
+                   if key[start:] in wanted)
     best = [prefix for prefix in fits if fits[prefix] == max(fits.values())]
-    if len(best) > 1:
-        raise ValueError(f"it holds several networks, under {' and '.join(best)}")
-    if not best or not best[0]:
-        return state
-    return parts[best[0]] | {key: tensor for key, tensor in state.items()
-                             if not key.startswith(best[0])}
+    outer = [prefix for prefix in best
+             if not any(prefix != other and prefix.startswith(other) for other in best)]
+    if len(outer) > 1 and 2 * fits[outer[0]] > len(wanted):
+        raise ValueError(f"it holds several networks, under {' and '.join(sorted(outer))}; "
+                         f"FILE:{min(outer).rstrip('.')} takes the first")
+    if len(outer) != 1 or not outer[0]:
+        return state, []
+    return _below(state, outer[0]), [key for key in state if not key.startswith(outer[0])]
+
+
+def _beginnings(key):
+    """Where names may begin in a dotted one."""
+    return [0, *(place + 1 for place, letter in enumerate(key) if letter == ".")]
 
 
 def read_content(path):
     """What torch.save wrote to a file, or what a .safetensors file holds, its weights under "net".
 
     Nothing in it is run: tensors, plain values, NumPy's numbers, which are read as Python's, and
-    containers, which are read as dicts or lists, are all that it may hold. Raises InputError.
+    containers, which are read as dicts or lists, are all that it may hold. What is to be built is
+    counted before, see lab/pickles.py. Raises InputError.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"no checkpoint at {path}: it is a folder; name a file in it")
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
     try:
-        if path.suffix.lower() == ".safetensors":
+        kind = kind_of(path)
+        if kind == SAFETENSORS:
             return _read_safetensors(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(STAND_INS):
             warnings.simplefilter("ignore")
-            _check_archive(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            (_count_archive if kind == TORCH else _count_old)(path)
+            with open(path, "rb") as file:  # its name means nothing
+                content = torch.load(file, map_location="cpu", weights_only=True)
             _require_bounded(content)
     except PermissionError as error:
         raise InputError(f"{path} may not be read: {error.strerror}") from error
     except InputError:
         raise
     except Exception as error:  # torch.load documents no closed set of errors
-        raise InputError(f"{path} is not a readable checkpoint: {_why(path)}") from error
+        raise InputError(f"{path} is not a readable checkpoint: {_why(path, error)}") from error
     return content
 
 
-def _why(path):
+def _why(path, error):
     """Why a file cannot be read safely, in words."""
-    trust = "if you trust it, load it in Python with torch.load(..., weights_only=False), and save"
     try:
-        if tarfile.is_tarfile(path):
-            return f"it is a tar file, as PyTorch wrote until 2017; {trust} it again"
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # it is damaged, or torch older than that function
         unknown = []
-    unknown = sorted(set(unknown) - {f"{kind.__module__}.{kind.__qualname__}"
-                                      for kind in STAND_INS})
+    unknown = sorted(set(unknown) - STAND_IN_NAMES)
     if unknown:
-        return (f"it holds {shortened(unknown)}, which would not be safe to load; "
-                f"{trust} its state dict")
-    with open(path, "rb") as file:
-        head = file.read(9)
-    with suppress(Exception), zipfile.ZipFile(path) as archive:
-        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-            return "it is a TorchScript archive; save the state dict of what torch.jit.load gives"
-    for start, kind in BEGINNINGS.items():
-        if head.startswith(start) or head[8:].startswith(start):
-            return f"it is {kind}"
+        return (f"it holds {shortened(unknown)}, which would not be safe to load; if you trust it, "
+                "load it in Python with torch.load(..., weights_only=False), and save its state "
+                "dict")
+    if isinstance(error, Refused):
+        return str(error)
     return "it is damaged, or holds more than tensors and plain values"
 
 
@@ -142,18 +226,36 @@ def _read_safetensors(path):
     return {**entries, "net": state}
 
 
-def _check_archive(path):
-    """Raise where a record is damaged, which torch.load does not look for, or where a small file
-    would fill the memory: by a packed record, or a bytearray of any size, neither of which
-    torch.save writes, but torch.load accepts."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() or any(record.compress_type != zipfile.ZIP_STORED
-                                        for record in archive.infolist()):
-                raise ValueError("damaged")
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if content.find(b"bytearray") >= 0:
-            raise ValueError("a bytearray")
+def _count_archive(path):
+    """Raise ValueError where a small archive would fill the memory or take for ever: by packed
+    records, by one record under many names, which torch.load all accepts, or by what its pickle
+    would build; and where a record is damaged, which torch.load does not look for."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        names = {record.filename.lower() for record in records}  # torch.load reads A as a
+        if len(names) < len(records) or sum(record.file_size for record in records) > size or any(
+                record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise Refused("its records overlap or are packed, and torch.save writes neither")
+        pickles = [record for record in records if record.filename.lower().endswith("/data.pkl")]
+        if len(pickles) != 1 or archive.testzip():
+            raise ValueError("damaged")
+        count = Count(STAND_IN_NAMES)
+        with archive.open(pickles[0]) as file:
+            count.read(file)
+    if count.bytes > size:
+        raise Refused("it names tensors that are larger than the file")
+
+
+def _count_old(path):
+    """The same of a file as torch.save wrote it before 1.6: a number, a version, the machine, the
+    content and the tensors' names, five pickles, and then the tensors."""
+    count = Count(STAND_IN_NAMES)
+    with open(path, "rb") as file:
+        for _ in range(5):
+            count.read(file)
+    if count.bytes > path.stat().st_size:
+        raise Refused("it names tensors that are larger than the file")
 
 
 class _Number:
@@ -218,6 +320,9 @@ STAND_INS = NUMPY_NUMBERS + _stand_ins(_Bag, """
     """)
 
 
+STAND_IN_NAMES = {f"{kind.__module__}.{kind.__qualname__}" for kind in STAND_INS}
+
+
 def is_plain(value):
     """Whether a value is made of what JSON knows."""
     if isinstance(value, dict):
@@ -233,7 +338,7 @@ def _require_bounded(value, depth=50, items=2_000_000):
     if isinstance(value, (dict, list, tuple)):
         items -= len(value)
         if depth == 0 or items < 0:
-            raise ValueError("endless")
+            raise Refused(ENDLESS)
         for item in value.values() if isinstance(value, dict) else value:
             items = _require_bounded(item, depth - 1, items)
     return items

@@ -131,8 +131,11 @@ class _ReportedFlags(TypedDict):
     distill: float
 
 
-class _Weight(TypedDict):
+class _Given(TypedDict):
+    """Flags that may not be given."""
     penalty: float | None
+    epochs: int | None
+    lr: float | None
 
 
 class _ReportedEnvironment(TypedDict):
@@ -243,7 +246,7 @@ class Record:
         if times and not (len(times) == 2 and all(0 < time < 1e9 for time in times)):
             raise ValueError("milliseconds are not two times")
         for network in filter(None, (record, record.unpruned)):
-            check(_Weight, {"penalty": network.flag("penalty")}, "flags")
+            check(_Given, {name: network.flag(name) for name in _Given.__annotations__}, "flags")
             if not all("test" in epoch or "validation" in epoch for epoch in network.epochs):
                 raise ValueError("an epoch has no accuracy")
         return record
@@ -261,6 +264,13 @@ class Record:
         return first | self.plain()
 
     # ---------------------------------------------------------------------- what reports ask for
+
+    @property
+    def recipes(self):
+        """The preset, and how --epochs and --lr have scaled it, in words."""
+        given = {name: self.flag(name) for name in ("epochs", "lr")}
+        return self.flags["preset"] + "".join(
+            f", {name} {value:g}" for name, value in given.items() if value is not None)
 
     def flag(self, name):
         """The value of a flag, also of one that is newer than the file."""

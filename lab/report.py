@@ -121,8 +121,7 @@ def blocks(results, checks=()):
     """What a report has, as a list of (lines of Markdown, the records that its plots show, what
     their names end in). results: of `read_results`; checks: of `read_group_checks`."""
     sections = grouped(results, lambda result: (
-        result[1], result[0].data, result[0].job, result[0].flags["preset"],
-        result[0].flag("budget")))
+        result[1], result[0].data, result[0].job, result[0].recipes, result[0].flag("budget")))
     controls = [result for result in results if result[0].control == "unpruned"]
     found = []
     for number, key in enumerate(sorted(sections), 1):
@@ -145,7 +144,7 @@ def _borrowed(records, controls):
 
 def _training_of(record):
     """What shaped the training of a record's unpruned network."""
-    return (record.network, record.data, record.fingerprint, record.job, record.flags["preset"],
+    return (record.network, record.data, record.fingerprint, record.job, record.recipes,
             record.flags["seed"], json.dumps(record.schedule))
 
 
@@ -167,7 +166,7 @@ def csv_row(result):
     """A result as a flat dict, a line of report.csv."""
     record, run_in = result
     words = {"folder": run_in, "data": record.data, "job": record.job,
-             "preset": record.flags["preset"], "network": record.network, "method": record.method}
+             "preset": record.recipes, "network": record.network, "method": record.method}
     now, unpruned = (record.pruning or {}).get("milliseconds") or (None, None)
     return {**{name: printable(str(word)) for name, word in words.items()},
             "seed": record.flags["seed"], "budget": record.flag("budget"),
@@ -192,8 +191,8 @@ def row(cells):
     return f"| {' | '.join(map(text, cells))} |"
 
 
-def _title(run_in, data, job, preset, budget):
-    title = f"## {text(data)}, {JOBS[job]} job, preset {text(preset)}"
+def _title(run_in, data, job, recipes, budget):
+    title = f"## {text(data)}, {JOBS[job]} job, preset {text(recipes)}"
     if budget != "filters":
         title += f", percents{budget_text(budget)}"
     return title if run_in == "." else f"{title}, in {text(run_in)}"

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from common.command import uninterrupted
 from common.errors import InputError
 from common.files import remove_irregular
 from common.flags import marked
 from common.machine import cores
+from common.signals import uninterrupted
 from common.terminal import counted
 from config import SWEEPS
 from data import load_data
@@ -27,6 +27,9 @@ from imp_estimator import ESTIMATORS, PLAIN, has_penalty
 from lab.experiment import ONLY_PRUNED, SET_BY_SWEEP, Experiment, make_parser, parse
 from lab.job import MAIN
 from lab.tables import accuracy_text
+
+OF_INIT = {"init", *(each.name for each in fields(Experiment)
+                     if each.metadata["only_with"] == "init")}
 
 
 def read_sweep(name):
@@ -53,7 +56,9 @@ def read_sweep(name):
     parser.place = f"--sweep={name}: "
     for key, values in settings.items():
         if key not in allowed:
-            raise InputError(f"--sweep={name}: {key!r} is no flag that a sweep can set")
+            hint = None if hasattr(Experiment, key) else parser.hint(f"--{key}")
+            hint = hint or f"{key!r} is no flag that a sweep can set"
+            raise InputError(f"--sweep={name}: {hint}")
         if values == []:
             raise InputError(f"--sweep={name}: {key!r} has no value")
         choices[key] = [getattr(parser.parse_args([f"--{key}={value}"]), key)
@@ -102,7 +107,8 @@ def command_of(cell):
     needs = needs_of(cell)
     if needs and cell.get("init") == "DEFAULT" and "normalize" not in cell:
         cell = {**cell, "normalize": parse(command_of(needs[0])).normalize}  # which --init decides
-    command = [f"--{name}={value}" for name, value in cell.items() if name != "init" or not needs]
+    command = [f"--{name}={value}" for name, value in cell.items()
+               if not needs or name not in OF_INIT]
     if needs and cell.get("control") != "scratch":
         command.append("--pretrained=True")
     return [*command, "--resume=True", "--wait=True"]

@@ -20,8 +20,15 @@ def accuracy_text(figures):
         if key in figures:
             text += f", {name} {figures[key]:.2f}%"
     if "unanswered" in figures:
-        text += f"; {counted(figures['unanswered'], 'class', 'classes')} never answered"
+        text += f"; {counted(figures['unanswered'], 'class', 'classes')} never predicted"
     return text
+
+
+def goal_text(percents, budget):
+    """What a pruning is to remove, in words. percents: a text, as "25%, 50%"."""
+    if budget == "latency":
+        return f"remove filters until a batch takes {percents} less time"
+    return f"remove filters until {percents}{budget_text(budget)} are gone"
 
 
 def budget_text(budget):
@@ -46,6 +53,10 @@ def print_pruning(before, after, target, achieved, image_size, budget="filters",
     in_all = (f"removed {dense - has:,} of {dense:,} filters" if had == dense else
               f"removed {had - has:,} filters in this round, {dense - has:,} of {dense:,} in all")
     print(f"  {in_all}: {achieved:.2f}%{budget_text(budget)} (asked for: {target:.4g}%)")
+    carried = dense - sum(group.dense for group in filter_groups(after))
+    if carried:
+        print(f"  {carried:,} of the {dense:,} follow others, as depthwise filters do, and are not "
+              "listed")
     _print_limits(after, achieved, target, budget, round_to, residual)
     if has == had:
         reason = ": the network is already as small as that" if achieved >= target else ""
@@ -145,13 +156,14 @@ def print_summary(records):
     def percent(name):
         return lambda r: "" if r is base else f"{getattr(r, name):.2f}%"
 
+    # The file of a pruned network that a control begins with holds its last round's alone.
+    counts_base = base.epochs and last.control != "scratch"
+
     def epochs(r):
-        if last.control == "scratch":  # the file of the pruned one holds its last round's alone
-            return "" if r is base else str(len(r.epochs))
-        if not base.epochs:
-            after = sum(len(each.epochs) for each in records[1:records.index(r) + 1])
-            return f"unknown + {after}" if after else "unknown"
-        return str(sum(len(each.epochs) for each in records[:records.index(r) + 1]))
+        if r is base and not counts_base:
+            return ""
+        first = 0 if counts_base else 1
+        return str(sum(len(each.epochs) for each in records[first:records.index(r) + 1]))
 
     def after_pruning(r):
         return "" if r.after_pruning is None else f"{r.after_pruning:.2f}%"
@@ -176,7 +188,9 @@ def print_summary(records):
     if any(map(after_bn, records)):
         rows.append(row("the same, BatchNorms re-estimated", after_bn))
     if len(records) > 1:
-        rows.append(row("epochs of training, in all", epochs))
+        known = counts_base or last.control == "scratch"
+        rows.append(row("epochs of training, in all" if known else "further epochs of training",
+                        epochs))
     rows += [row("filters", relative("filters")), row("parameters", relative("parameters")),
              row("MACs (multiply-adds)", relative("macs")), row("FLOPs", relative("flops")),
              row("file size", lambda r: megabytes(r.compression["file_bytes"])),
@@ -207,8 +221,8 @@ def _print_notes(records):
                    last.chosen_on, f"  The best epoch was chosen on the {last.chosen_on} images."))
     for record in records:
         if unanswered := record.accuracy["best"].get("unanswered"):
-            print(f"  The {_title(record)} network never predicts "
-                  f"{counted(unanswered, 'class', 'classes')} of {record.num_classes}.")
+            print(f"  The {_title(record)} network never predicts {unanswered} of "
+                  f"{record.num_classes} classes; eval.py --per_class=True says which.")
     after = sum(len(record.epochs) for record in records[1:])
     if after and not last.control:
         print(f"  The pruned network was trained {counted(after, 'epoch')} longer than the "

@@ -1,8 +1,5 @@
 """One step of training of a copy of a network, so that what would stop a training, or spoil it, is
 known before it begins."""
-import random
-
-import numpy
 import torch
 from torch.nn import functional as F
 
@@ -10,6 +7,7 @@ from common.copies import copy_of
 from common.errors import InputError
 from common.graph import first_line
 from common.modes import evaluating
+from common.seeds import forked_random_state
 from models import unused_parameters
 
 
@@ -23,9 +21,8 @@ def try_out(network, image_size):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 3, image_size, image_size, generator=generator)
     labels = torch.arange(len(images)) % classes
-    states = random.getstate(), numpy.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with forked_random_state():
             twin = copy_of(network).train()
             F.cross_entropy(twin(images), labels).backward()
             twin = copy_of(twin)  # what it holds after a pass can be copied, too
@@ -34,9 +31,6 @@ def try_out(network, image_size):
     except Exception as error:  # of the user's own code
         raise InputError(f"--model={name}: a step of training fails: {first_line(error)}"
                          ) from error
-    finally:
-        random.setstate(states[0])
-        numpy.random.set_state(states[1])
     return [*_unused(network), *_batchwise(answers, alone), *_no_logits(answers)]
 
 

@@ -10,12 +10,27 @@ from common.errors import InputError
 from common.folders import composed
 from common.terminal import counted, shortened
 from config import MODELS, title_of
-from lab.checkpoint import load_checkpoint, misfit_of, normalization_name
-from lab.networks import build_network, default_weights, fresh_like, same_network
-from lab.reader import read_network, unwrapped
+from lab.checkpoint import (
+    left_lines,
+    load_checkpoint,
+    misfit_of,
+    normalization_name,
+    without_shortcuts,
+)
+from lab.networks import (
+    build_network,
+    classifier_of,
+    default_weights,
+    fresh_like,
+    same_network,
+)
+from lab.reader import read_weights, unwrapped
 from models import dense_widths, filter_count, load_weights, remains_of
 
 DEFAULT = "DEFAULT"  # --init: torchvision's own weights
+CLASSIFIER = "the classifier"  # as a key of what does not fit
+KEEP = ("--classifier=keep takes it, where its classes are those of the images, in the same order "
+        "(by name)")
 
 
 def weights_file(init, model):
@@ -38,12 +53,20 @@ def weights_file(init, model):
     return str(path)
 
 
+def begin_text(model):
+    """How a training begins with weights of others, which other programs call pretrained."""
+    with suppress(InputError):
+        default_weights(model)
+        return f"to begin with torchvision's own weights: --init={DEFAULT}"
+    return "to begin with weights of others: --init=FILE"
+
+
 def network_like(path, model, num_classes, width=1.0, image_size=None):
     """(a network with fresh weights for `num_classes`, lines): as small as the one in the file,
     where that is a pruned one of the same `model`. image_size: see `models.remains_of`. Raises
     InputError."""
     pruned = None
-    if path and read_network(path).get("cfg") is not None:
+    if path and read_weights(path).entries.get("cfg") is not None:
         with suppress(InputError):  # files of others may have a cfg of another kind
             pruned, _ = load_checkpoint(path, model)
     if pruned and same_network(pruned.origin.name, model):
@@ -63,65 +86,126 @@ def network_like(path, model, num_classes, width=1.0, image_size=None):
     return network, []
 
 
-def initialise(model, path, classes=None, normalize=None):
+def initialise(model, path, classes=None, normalize=None, classifier=False):
     """Give `model`, in place, the weights of a file, layer by layer, whatever wrote them.
 
     The file is a state dict, bare or wrapped (see lab/reader.py); its names are this suite's, the
-    published ones, or torchvision's. What stays fresh: a classifier for other classes, and
-    torchvision's 7 x 7 stem with its BatchNorm. BatchNorms that stand elsewhere, as in its VGG, are
-    folded into the convolutions before them. classes: the names of the model's; the classifier of a
-    file with other names, or without names, stays fresh. normalize: of the model's images.
-    Returns lines that say so. Raises InputError where another convolution does not fit.
+    published ones, or torchvision's. What stays fresh: a classifier for other classes, shortcuts
+    where the file's have no weights, and torchvision's 7 x 7 stem with its BatchNorm. BatchNorms
+    that stand elsewhere, as in its VGG, are folded into the convolutions before them. classes: the
+    names of the model's; the classifier of a file with other names, or without names, stays fresh,
+    unless classifier is "keep": the file's classes are these, in this order. normalize: of the
+    model's images.
+    Returns lines that say so. Raises InputError where another convolution does not fit, or a
+    classifier that is to be kept.
     """
-    content = read_network(path)
+    found = read_weights(path)
     try:
-        state = unwrapped(content["net"], model.state_dict().keys())
+        state, left = unwrapped(found.state, model.state_dict().keys())
     except ValueError as error:
         raise InputError(f"--init={path}: {error}") from error
-    if content.get("cfg") is not None:  # published files have filters of zeros, which go
+    if found.entries.get("cfg") is not None:  # published files have filters of zeros, which go
         with suppress(InputError):
-            state = load_checkpoint(path, model.origin.name)[0].state_dict()
-    (state, folded), taken, fresh = _our_names(state, model), {}, {}
-    layers = {name: module for name, module in model.named_modules() if module._parameters}
-    stem, stem_norm, head = _ends(model, layers)
+            state, left = load_checkpoint(path, model.origin.name)[0].state_dict(), []
+    state, folded, unused = _our_names(state, model)
+    taken, fresh = {}, {}
+    layers = {name: module for name, module in model.named_modules()
+              if module._parameters or module._buffers}
+    heads = _classifier(model, layers)
+    stem, stem_norm = _stem(layers, heads)
+    misfits = {name: _misfits(name, module, state) for name, module in layers.items()}
+    _judge_classifier(misfits, heads, found.entries.get("classes"), classes, classifier, path)
+    padded = _without_shortcuts(model, state)
     for name, module in layers.items():
-        own = {f"{name}.{part}": tensor for part, tensor in module.state_dict().items()
-               if part != "num_batches_tracked"}
-        misfits = {key: misfit for key, tensor in own.items()
-                   if (misfit := misfit_of(key, state.get(key), tensor))}
-        if name == head and not misfits and (why := _not_for(classes, content.get("classes"))):
-            misfits = {name: why}
         # Statistics of a stem that stays fresh are of no use.
-        if not misfits and not (name == stem_norm and stem in fresh):
-            taken |= {key: state[key] for key in own}
+        if not misfits[name] and not (name == stem_norm and stem in fresh):
+            taken |= {key: state[key] for key in _tensors(name, module)}
             continue
-        fresh[name] = misfits
-        if isinstance(module, torch.nn.Conv2d) and name not in (stem, head):
+        fresh[name] = misfits[name]
+        if isinstance(module, torch.nn.Conv2d) and name not in (stem, *heads, *padded):
             raise InputError(f"--init={path} does not fit {title_of(model.origin.name)}: "
-                             + _why(name, misfits, model))
+                             + _why(name, misfits[name], model))
     load_weights(model, taken, strict=False)
-    share = sum(map(torch.Tensor.numel, taken.values())) / sum(
-        tensor.numel() for tensor in model.state_dict().values() if tensor.is_floating_point())
-    titles = {stem: "first convolution", head: "classifier"}
-    lines = [f"from {path}: {math.floor(1000 * share) / 10}% of the weights", *folded,
-             *_fresh_lines(fresh, layers, bool(folded), titles)]
-    theirs = content.get("normalize")
+    share = _numbers(taken) / _numbers(model.state_dict())
+    lines = [f"from {path}: {math.floor(1000 * share) / 10}% of the weights", *found.lines, *folded,
+             *left_lines(path, [*left, *unused]),
+             *_fresh_lines(fresh, layers, bool(folded), stem, heads, padded)]
+    theirs = found.entries.get("normalize")
     if isinstance(theirs, list) and normalize and theirs != list(normalize):
         lines.append("its images were normalised in another way; --normalize="
                      f"{normalization_name(theirs)} fits it")
     return lines
 
 
-def _ends(model, layers):
-    """(the first convolution, its BatchNorm or None, the classifier: the last linear layer that
-    gives as many numbers as there are classes), wherever a network defines them."""
-    names = list(layers)
-    stem = next(name for name in names if isinstance(layers[name], torch.nn.Conv2d))
+def _tensors(name, module):
+    """{key in the network's state dict: tensor} of a layer, of those that weights are for."""
+    return {f"{name}.{part}" if name else part: tensor
+            for part, tensor in module.state_dict().items()
+            if "." not in part and part != "num_batches_tracked"}
+
+
+def _misfits(name, module, state):
+    """{key: why} of the tensors of a layer that a state dict cannot fill."""
+    misfits = {}
+    for key, tensor in _tensors(name, module).items():
+        part = key.rpartition(".")[2]
+        finite = part in module._parameters or part.startswith("running_")  # masks may be infinite
+        if misfit := misfit_of(key, state.get(key), tensor, finite):
+            misfits[key] = misfit
+    return misfits
+
+
+def _numbers(tensors):
+    return sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
+
+
+def _stem(layers, heads):
+    """(the first convolution, its BatchNorm or None), wherever a network defines them."""
+    names = [name for name in layers if name not in heads]
+    stem = next((name for name in names if isinstance(layers[name], torch.nn.Conv2d)), None)
+    if stem is None:
+        return None, None
     behind = names[min(names.index(stem) + 1, len(names) - 1)]
-    fitting = [name for name in names if isinstance(layers[name], torch.nn.Linear)
+    return stem, behind if isinstance(layers[behind], torch.nn.BatchNorm2d) else None
+
+
+def _classifier(model, layers):
+    """The layers that follow the number of classes. Of a network that cannot be built again, the
+    last linear one with as many outputs."""
+    with suppress(InputError):
+        if following := classifier_of(model.origin.name):
+            return [name for name in layers if name in following]
+    fitting = [name for name in layers if isinstance(layers[name], torch.nn.Linear)
                and layers[name].out_features == model.origin.num_classes]
-    return (stem, behind if isinstance(layers[behind], torch.nn.BatchNorm2d) else None,
-            (fitting or names)[-1])
+    return (fitting or list(layers))[-1:]
+
+
+def _judge_classifier(misfits, heads, theirs, ours, classifier, path):
+    """Note in `misfits` why a classifier stays fresh, all of whose layers go together. Raises
+    InputError where it is to be kept and cannot be."""
+    wrong = {key: misfit for name in heads for key, misfit in misfits[name].items()}
+    why = "is for another number of classes" if wrong else _not_for(ours, theirs)
+    if classifier != "keep":
+        for name in heads if why else ():
+            misfits[name] = misfits[name] or {CLASSIFIER: why if wrong else f"{why}; {KEEP}"}
+    elif ours and wrong:
+        key, misfit = next(iter(wrong.items()))
+        raise InputError(f"--classifier=keep: the classifier in {path} is not for {len(ours)} "
+                         f"classes: {key} {misfit}")
+    elif ours and why and isinstance(theirs, (list, tuple)) and (
+            sorted(map(composed, map(str, theirs))) == sorted(map(composed, ours))):
+        raise InputError(f"--classifier=keep: {path} has these classes in another order "
+                         f"({shortened(theirs)}) than the images ({shortened(ours)})")
+
+
+def _without_shortcuts(model, state):
+    """The shortcuts of one of the four for which a file has no weights, since it pads instead."""
+    if model.origin.name not in MODELS:
+        return []
+    own = {key for key in model.state_dict() if not key.endswith("num_batches_tracked")}
+    names = {key for key in state if key in own}
+    return sorted({key.rpartition(".")[0] for key in own - names}) if (
+        without_shortcuts(own, names | {f"linear.{part}" for part in ("weight", "bias")})) else []
 
 
 def _not_for(ours, theirs):
@@ -132,7 +216,7 @@ def _not_for(ours, theirs):
     if theirs is None and len(ours) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in ours):
         return None  # ImageNet's classes, which all files have in this order
     if not isinstance(theirs, (list, tuple)):
-        return "is for classes that the file does not name"
+        return "was trained for classes that the file does not name"
     same = list(map(composed, map(str, theirs))) == list(map(composed, ours))
     return None if same else f"is for other classes ({shortened(theirs)})"
 
@@ -144,14 +228,23 @@ def _why(name, misfits, model):
     return f"{key} {misfit} (--width={model.origin.width:g})"
 
 
-def _fresh_lines(fresh, layers, folded, titles):
+def _fresh_lines(fresh, layers, folded, stem, heads, padded):
     lines = []
-    for name, title in titles.items():
-        if name in fresh:
-            key, misfit = next(iter(fresh[name].items()))
-            lines.append(f"fresh: the {title} {name}, since {key} {misfit}")
-    norms = [name for name in fresh if isinstance(layers[name], torch.nn.BatchNorm2d)]
-    others = [name for name in fresh if name not in (*norms, *titles)]
+    if stem in fresh:
+        key, misfit = next(iter(fresh[stem].items()))
+        lines.append(f"fresh: the first convolution {stem}, since {key} {misfit}")
+    if heads and heads[0] in fresh:
+        names = [name or "the network's own parameters" for name in heads]
+        key, misfit = next(iter(fresh[heads[0]].items()))
+        lines.append(f"fresh: the classifier {shortened(names)}, since {key} {misfit}")
+    if padded:
+        shortcuts = sorted({name.rpartition(".")[0] for name in padded})
+        lines.append(f"fresh: the shortcuts {' and '.join(shortcuts)}, since the file's have no "
+                     "weights (option A)")
+    titled = {stem, *heads, *padded}
+    norms = [name for name in fresh
+             if isinstance(layers[name], torch.nn.BatchNorm2d) and name not in titled]
+    others = [name for name in fresh if name not in (*norms, *titled)]
     if others:
         lines.append(f"fresh: {counted(len(others), 'layer')} ({shortened(others)})")
     if norms and not folded:  # else they leave what the convolutions give as it is
@@ -162,21 +255,22 @@ def _fresh_lines(fresh, layers, folded, titles):
 
 def _our_names(state, model):
     """(a state dict under the names that `model` has for the same layers, lines on what was done to
-    its weights)."""
+    its weights, names in it that the model does not have)."""
+    own = model.state_dict().keys()
     if model.origin.name not in MODELS:
-        return state, []
+        return state, [], [key for key in state if key not in own]
     renamed = {}
     for key, tensor in state.items():
         key = key.replace(".downsample.", ".shortcut.")
         renamed["linear" + key[2:] if key.startswith("fc.") else key] = tensor
     if model.origin.name != "vgg" or "features.2.running_mean" in renamed:
-        return renamed, []
+        return renamed, [], [key for key in renamed if key not in own]
     # Its layers are numbered; with BatchNorms elsewhere, or none, the order is still the same.
     theirs = sorted(int(key.split(".")[1]) for key, tensor in renamed.items() if re.fullmatch(
         r"features\.\d{1,3}\.weight", key) and getattr(tensor, "ndim", 0) == 4)
     convolutions = list(dense_widths(model))
     if len(theirs) != len(convolutions):
-        return renamed, []
+        return renamed, [], []
     ours, norms, broken = {}, 0, []
     for name, number in zip(convolutions, theirs):
         weight, bias = (renamed.get(f"features.{number}.{part}") for part in ("weight", "bias"))
@@ -196,7 +290,7 @@ def _our_names(state, model):
     if broken:
         lines.append(f"left out: {counted(len(broken), 'BatchNorm')} that cannot be used "
                      f"({shortened(broken)})")
-    return ours, lines
+    return ours, lines, []
 
 
 def _folded(weight, bias, scale, shift, mean, variance, epsilon=1e-5):

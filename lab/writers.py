@@ -5,12 +5,16 @@ each can catch up.
 """
 import math
 import secrets
+import threading
 
+from common.errors import InputError
 from common.files import check_writable, remove_irregular, to_csv
-from common.libraries import need
+from common.libraries import lazy, need
 from common.terminal import epoch_line
 from lab.measure import layer_widths, measure_orthogonality
 from lab.record import flat_rows
+
+tensorboard = lazy("torch.utils.tensorboard")  # needs the optional tensorboard
 
 
 class Writer:
@@ -44,9 +48,11 @@ class Console(Writer):
         chance, now = self.data.chance, history[-1]["train"]["top1"]
         spread = 300 * (chance / 100 * (1 - chance / 100) / len(self.data.train)) ** .5
         if len(history) == math.ceil(epochs / 3) < epochs and now <= chance + spread:
-            print(f"  Note: nothing has been learnt yet: of the training images {now:.1f}% are "
-                  f"right, and {chance:.1f}% would be with one answer for all. What may help: a "
-                  "lower rate or a warm-up (config.py), --init, another --normalize", flush=True)
+            print(f"  Note: nothing has been learnt yet that could not be chance: {now:.1f}% of "
+                  f"the training images are right. One answer for all gets {chance:.1f}%, and with "
+                  f"{len(self.data.train):,} images up to {min(100, chance + spread):.1f}% may be "
+                  "luck. What may help: another --lr, more --epochs, a warm-up (config.py), "
+                  "--init, another --normalize", flush=True)
 
     def saved(self, path):
         beside = f"{path.stem}.csv (every epoch)"
@@ -71,6 +77,7 @@ class TensorBoard(Writer):
     def __init__(self, folder):
         need("--tensorboard=True", "tensorboard")
         self.folder, self.known, self.logs = folder, None, {}
+        threading.excepthook = _without_tensorboard(threading.excepthook)
 
     def resume(self, known):
         self.known = known
@@ -79,6 +86,14 @@ class TensorBoard(Writer):
         check_writable(self.folder / "events")
 
     def epoch(self, title, phase, history, epochs, network):
+        try:
+            self._log(phase, history, network)
+        except OSError as error:
+            raise InputError(f"cannot write TensorBoard's files in {self._folder(phase)} "
+                             f"({error.strerror or error}); the same command with --resume=True "
+                             "and without --tensorboard=True does without them") from error
+
+    def _log(self, phase, history, network):
         if phase not in self.logs:
             self.logs[phase] = self._open(phase)
         log, known = self.logs[phase]
@@ -95,8 +110,7 @@ class TensorBoard(Writer):
 
     def _open(self, phase):
         """(a log for a training, how many of its epochs its files have)."""
-        from torch.utils.tensorboard import SummaryWriter  # needs the optional tensorboard
-        folder = self.folder / f"round-{phase[1]}-{phase[0]}"
+        folder = self._folder(phase)
         for place in (self.folder, folder):  # nothing is written through a link
             remove_irregular(place)
         files = list(folder.glob("events.out.tfevents.*"))
@@ -104,8 +118,20 @@ class TensorBoard(Writer):
         if self.known is None:
             for old in files:
                 old.unlink()
-        return SummaryWriter(folder, purge_step=known + 1,
-                             filename_suffix=f".{secrets.token_hex(8)}"), known
+        return tensorboard.SummaryWriter(folder, purge_step=known + 1,
+                                         filename_suffix=f".{secrets.token_hex(8)}"), known
+
+    def _folder(self, phase):
+        return self.folder / f"round-{phase[1]}-{phase[0]}"
 
     def saved(self, path):
         print(f"  TensorBoard's files are in {self.folder}")
+
+
+def _without_tensorboard(hook):
+    """A threading.excepthook that leaves out the threads by which TensorBoard writes: what they
+    raise is raised again where the log is used next."""
+    def said(args):
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            hook(args)
+    return said

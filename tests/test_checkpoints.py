@@ -1,12 +1,15 @@
 """Published checkpoints load, and nothing that a checkpoint holds does harm."""
 import argparse
 import collections
+import copy
 import functools
 import gzip
 import io
 import itertools
 import os
 import pickle
+import random
+import struct
 import tarfile
 import types
 import zipfile
@@ -22,7 +25,9 @@ from hypothesis import strategies as st
 from common.errors import InputError
 from conftest import WIDTH, files, narrow
 from imp_estimator import cal_importance
-from lab.checkpoint import checkpoint_bytes, load_checkpoint, save_checkpoint
+from lab import networks
+from lab.checkpoint import checkpoint_bytes, load_checkpoint, open_checkpoint, save_checkpoint
+from lab.reader import read_content, unwrapped
 from lab.weights import initialise, network_like
 from models import build_model, filter_count, filter_groups
 from pruner import prune, select_filters
@@ -415,10 +420,8 @@ def test_what_cannot_be_read_safely_is_named(tmp_path):
     torch.save({"model_state_dict": state}, path)
     assert initialise(build_model("vgg", 4, 1 / 8), path) == [f"from {path}: 100.0% of the weights"]
     torch.save({"nets": state, "epoch": 3}, path)
-    with pytest.raises(InputError, match="no state dict, neither bare nor under .*; it has 'nets', 'epoch'"):
-        load_checkpoint(path)
-    torch.save({"net": {**state, "criterion.weight": torch.ones(3)}}, path)
-    with pytest.raises(InputError, match="for vgg criterion.weight is none of its weights"):
+    with pytest.raises(InputError, match="no state dict, neither bare nor under .*; it has 'nets', "
+                                         "'epoch'; FILE:nets takes the weights there"):
         load_checkpoint(path)
     for content, says in ((gzip.compress(b"x"), "packed by gzip"), (b"<!DOCTYPE html>", "a web page")):
         path.write_bytes(content)
@@ -468,3 +471,305 @@ def test_a_bare_file_of_torchvision_is_measured_where_its_network_is_named(tmp_p
     model, record = load_checkpoint(path, "resnet18")
     assert record.num_classes == 5
     assert torch.equal(model.fc.weight, theirs.fc.weight)
+
+
+# ------------------------------------------------------------------------- which weights are taken
+
+
+def shifted(state, by):
+    return {key: tensor + by if tensor.is_floating_point() else tensor
+            for key, tensor in state.items()}
+
+
+OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(2, 2)}}, "param_groups": [{"lr": .1}]}
+
+
+@pytest.mark.parametrize("usual, other", [
+    ("state_dict", "state_dict_ema"), ("model", "model_ema"), ("net", "ema"),
+    ("state_dict", "callbacks.EMA.weights")])
+def test_of_several_copies_it_is_said_which_is_taken_and_how_to_have_the_others(usual, other, tmp_path):
+    first, path = build_model("vgg", 4).state_dict(), tmp_path / "net.pth"
+    second = shifted(first, .5)
+    content = {usual: first, "epoch": 3, "optimizer": OPTIMIZER}
+    inside = functools.reduce(lambda value, key: {key: value}, reversed(other.split(".")), second)
+    torch.save({**content, **inside}, path)
+    said = f"several state dicts: that under {usual} is taken; {path}:{other} takes the one under {other}"
+    network, _, lines = open_checkpoint(path)
+    assert len(lines) == 1 and said in lines[0]
+    assert torch.equal(network.classifier.bias, first["classifier.bias"])
+    network, _, lines = open_checkpoint(f"{path}:{other}")
+    assert not lines and torch.equal(network.classifier.bias, second["classifier.bias"])
+    fresh = build_model("vgg", 4)
+    assert said in "\n".join(initialise(fresh, path))
+    assert torch.equal(fresh.classifier.bias, first["classifier.bias"])
+    assert initialise(fresh, f"{path}:{other}") == [f"from {path}:{other}: 100.0% of the weights"]
+    assert torch.equal(fresh.classifier.bias, second["classifier.bias"])
+    with pytest.raises(InputError, match="net.pth has no emma; it has "):
+        initialise(fresh, f"{path}:emma")
+    torch.save(content, path)  # what an optimizer remembers is no copy
+    assert open_checkpoint(path)[2] == []
+
+
+def test_one_of_two_networks_in_a_state_dict_is_taken_by_its_prefix(tmp_path):
+    state, path = build_model("vgg", 4).state_dict(), tmp_path / "net.pth"
+    torch.save({f"{who}.{key}": tensor for who, by in (("student", 0), ("teacher", 1))
+                for key, tensor in shifted(state, by).items()}, path)
+    with pytest.raises(InputError, match="FILE:student takes the first"):
+        initialise(build_model("vgg", 4), path)
+    taken = load_checkpoint(f"{path}:teacher")[0]
+    assert torch.equal(taken.classifier.bias, state["classifier.bias"] + 1)
+
+
+def test_what_stands_beside_the_network_is_named_and_left(tmp_path):
+    state, path = build_model("resnet-56", 4).state_dict(), tmp_path / "last.ckpt"
+    metrics = {"criterion.weight": torch.ones(4), "val_acc.tp": torch.zeros(4)}
+    torch.save({"state_dict": {**{f"model.{key}": t for key, t in state.items()}, **metrics}}, path)
+    says = f"left in {path}: 2 tensors that the network does not have (criterion.weight, val_acc.tp)"
+    network, _, lines = open_checkpoint(path)
+    assert lines == [says] and torch.equal(network.linear.weight, state["linear.weight"])
+    assert says in initialise(build_model("resnet-56", 4), path)
+    state["layer1.9.conv1.weight"] = state["layer1.8.conv1.weight"]  # a block more: another network
+    torch.save(state, path)
+    with pytest.raises(InputError, match="for resnet-56 layer1.9.conv1.weight is none of its weights"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("name, classes, prefix", [
+    ("resnet18", 1000, ""), ("resnet18", 3, "module."), ("squeezenet1_1", 7, ""),
+    ("mobilenet_v2", 10, "model.")])
+def test_a_file_of_torchvision_says_which_network_it_needs(name, classes, prefix, tmp_path):
+    state, path = getattr(torchvision.models, name)(num_classes=classes).state_dict(), tmp_path / "net.pth"
+    torch.save({prefix + key: tensor for key, tensor in state.items()}, path)
+    with pytest.raises(InputError, match=f"torchvision's {name}: --model={name} takes them"):
+        load_checkpoint(path)
+    network, record = load_checkpoint(path, name)
+    assert record.num_classes == classes and len(network.state_dict()) == len(state)
+
+
+def test_an_unknown_network_is_not_called_several():
+    state = torchvision.models.resnet18().state_dict()
+    for wanted in (build_model(name).state_dict() for name in ("vgg", "mobilenet", "resnet-56")):
+        assert unwrapped(state, wanted.keys()) == (state, [])
+
+
+def test_shortcuts_without_weights_are_option_a(tmp_path):
+    theirs, path = build_model("resnet-56", 4), tmp_path / "net.pth"
+    state = {key: tensor for key, tensor in theirs.state_dict().items() if "shortcut" not in key}
+    torch.save({"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}, path)
+    with pytest.raises(InputError, match="it is ResNet-56 of option A, .* --init=FILE begins with"):
+        load_checkpoint(path)
+    ours = build_model("resnet-56", 4)
+    lines = initialise(ours, path)
+    assert lines[1:] == ["fresh: the shortcuts layer2.0.shortcut and layer3.0.shortcut, since the "
+                         "file's have no weights (option A)"]
+    assert all(torch.equal(ours.state_dict()[key], tensor) for key, tensor in state.items()
+               if not key.endswith("num_batches_tracked"))
+    del state["layer2.0.conv1.weight"]  # another layer is missing: that is no option
+    torch.save(state, path)
+    with pytest.raises(InputError, match="it has no layer2.0.conv1"):
+        initialise(build_model("resnet-56", 4), path)
+
+
+OWN = """import random
+import numpy
+import torch
+class Last(torch.nn.Sequential):
+    def __init__(self, num_classes=10):
+        nn = torch.nn
+        super().__init__(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3 * num_classes, 1),
+                         nn.Conv2d(3 * num_classes, num_classes, 1, bias=False),
+                         nn.BatchNorm2d(num_classes), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.drawn = random.random() + numpy.random.rand()
+"""
+
+
+def test_what_follows_the_number_of_classes_is_the_classifier(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my.py").write_text(OWN)
+    name = "my.py:Last"
+    theirs = networks.build_network(name, 10)
+    save_checkpoint("net.pth", theirs, {"classes": list("abcdefghij")})
+    for classes, kept in ((list("abcdefghij"), True), (list("abc"), False), (list("klmnopqrst"), False)):
+        ours = networks.build_network(name, len(classes))
+        lines = initialise(ours, "net.pth", classes)
+        assert torch.equal(ours[0].weight, theirs[0].weight)
+        assert (ours[3].weight.shape == theirs[3].weight.shape
+                and torch.equal(ours[3].weight, theirs[3].weight)) == kept
+        assert any("fresh: the classifier 2, 3, 4, since" in line for line in lines) != kept
+    assert networks.classifier_of(name) == {"2", "3", "4"}
+    assert networks.classifier_of("vgg") == {"classifier"}
+    assert networks.classifier_of("squeezenet1_1") == {"classifier.1"}
+    torch.save({"model." + key: tensor for key, tensor in theirs.state_dict().items()}, "bare.pth")
+    assert load_checkpoint("bare.pth", name)[1].num_classes == 10
+
+
+def test_finding_the_classifier_draws_no_random_numbers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my.py").write_text(OWN)
+    for name in ("my.py:Last", "vgg", "regnet_y_400mf"):
+        torch.manual_seed(3), np.random.seed(3), random.seed(3)
+        wanted = torch.rand(2), np.random.rand(), random.random()
+        torch.manual_seed(3), np.random.seed(3), random.seed(3)
+        networks._shapes_of.cache_clear()
+        networks.classifier_of(name)
+        assert torch.equal(torch.rand(2), wanted[0])
+        assert (np.random.rand(), random.random()) == wanted[1:]
+
+
+def test_a_classifier_is_kept_where_the_user_says_so(tmp_path):
+    theirs, path, classes = build_model("vgg", 3, 1 / 8), tmp_path / "net.pth", ["a", "b", "c"]
+    torch.save(theirs.state_dict(), path)
+    fresh = build_model("vgg", 3, 1 / 8)
+    assert "; --classifier=keep takes it" in "\n".join(initialise(fresh, path, classes))
+    assert not torch.equal(fresh.classifier.weight, theirs.classifier.weight)
+    assert initialise(fresh, path, classes, classifier="keep") == [f"from {path}: 100.0% of the weights"]
+    assert torch.equal(fresh.classifier.weight, theirs.classifier.weight)
+    initialise(build_model("vgg", 2, 1 / 8), path, (), classifier="keep")  # the classes are not known yet
+    with pytest.raises(InputError, match="is not for 4 classes: classifier.weight is 3 x 64 instead of 4"):
+        initialise(build_model("vgg", 4, 1 / 8), path, list("abcd"), classifier="keep")
+    save_checkpoint(path, theirs, {"classes": ["c", "b", "a"]})
+    with pytest.raises(InputError, match=r"these classes in another order \(c, b, a\)"):
+        initialise(fresh, path, classes, classifier="keep")
+    save_checkpoint(path, theirs, {"classes": ["Aal", "Bär", "Chow"]})  # other names of the same
+    assert len(initialise(fresh, path, classes, classifier="keep")) == 1
+
+
+# ------------------------------------------------------------- what a file is, by its first bytes
+
+
+def zipped(*names):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+    return buffer.getvalue()
+
+
+KINDS = {
+    "a.onnx": (b"\x08\x0a\x12\x07pytorch\x1a\x062.14.1", "a network in ONNX; give the checkpoint"),
+    "a.pt2": (zipped("a/models/model.json", "a/archive_format"), "torch.export wrote .* give the checkpoint"),
+    "a.pt": (zipped("a/data.pkl", "a/constants.pkl"), "a TorchScript archive; save the state dict"),
+    "a.keras": (zipped("config.json", "model.weights.h5"), "a network of Keras"),
+    "a.npz": (zipped("conv1.npy"), "NumPy's arrays"), "a.zip": (zipped("net.pth"), "unpack it first"),
+    "a.h5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file .* as Keras writes"),
+    "a.tflite": (b"\x1c\0\0\0TFL3" + bytes(99), "a network of TensorFlow Lite"),
+    "a.pb": (b"\x08\x01\x12\x05hello", "a network of TensorFlow"),
+    "lfs.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS.* `git lfs pull`"),
+    "empty.pth": (b"", "it is empty: copy or download it again"),
+    "zeros.pth": (bytes(9999), "nothing but zeros"), "half.pth": (WHOLE[:-400], "it is damaged"),
+    "page.pth": (b"\n<!DOCTYPE html>", "a web page"), "words.pth": (b"hello\n", "it is text"),
+    "index.pth": (b'{"weight_map": {}}', "it is JSON"), "a.bz2": (b"BZh91AY", "packed by bzip2"),
+    "pickle.pth": (pickle.dumps({"a": 1}), "a pickle that torch.save did not write"),
+    "half.safetensors": (struct.pack("<Q", 9999) + b'{"a": ', "a .safetensors file that is not whole"),
+    "noise.pth": (bytes(range(200, 256)), "no kind of weights that is known here")}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("suffix", ["", ".safetensors"])
+def test_what_is_no_checkpoint_is_called_what_it_is(name, suffix, tmp_path):
+    content, says = KINDS[name]
+    (tmp_path / (name + suffix)).write_bytes(content)
+    with pytest.raises(InputError, match=f"is not a readable checkpoint: .*{says}"):
+        load_checkpoint(tmp_path / (name + suffix))
+
+
+def test_weights_are_read_whatever_their_file_is_called(tmp_path):
+    network = build_model("vgg", 4, 1 / 8)
+    save_checkpoint(tmp_path / "net.safetensors", network, {})
+    torch.save({"model": network.state_dict()}, tmp_path / "old.onnx", _use_new_zipfile_serialization=False)
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file({key: tensor.contiguous() for key, tensor in network.state_dict().items()},
+                          tmp_path / "net.pth")
+    for name in ("net.safetensors", "old.onnx", "net.pth"):
+        lines = initialise(build_model("vgg", 4, 1 / 8), tmp_path / name)
+        assert lines[0].endswith("100.0% of the weights")
+
+
+# --------------------------------------------------------- little bytes that would be endless work
+
+
+TWICE = b")" + b"q\x00h\x00\x86" * 45  # a tuple of the same tuple twice, 45 times: 2 ** 45 items
+ENDLESS_PICKLES = {
+    "a key": b"}" + TWICE + b"K\x01s.", "keys": b"}(" + TWICE + b"K\x01u.",
+    "a set": b"cbuiltins\nset\n]" + TWICE + b"a\x85R.",
+    "a counter": b"ccollections\nCounter\n]" + TWICE + b"a\x85R.",
+    "a deep key": b"})" + b"\x85" * 200_000 + b"K\x01s.",  # a hash of it overflows the stack
+    "bytes": b"c_codecs\nencode\nq\x01X\x04\0\0\0aaaaX\x06\0\0\0latin1\x86R"
+             + b"q\x02h\x01h\x02X\x03\0\0\0hex\x86R" * 40 + b".",
+    "copies": b"](" + b"K\x01" * 50_000 + b"eq\x01](" + b"cbuiltins\nset\nh\x01\x85R" * 1000 + b"e.",
+    "memory": b"ctorch\nTensor\nJ\xff\xff\xff\x7f\x85R.",
+    "memory by others": b"ctorch._tensor\n_rebuild_from_type_v2\n(cbuiltins\nbytearray\nctorch\nTensor\n"
+                        b"J\xff\xff\xff\x7f\x85}tR.",
+    "itself": b"]q\x01" + b"h\x01a" * 1000 + b"."}
+
+
+def archived(pickled, records=()):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in (("a/data.pkl", pickled), ("a/byteorder", "little"), ("a/version", "3"), *records):
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("form", ["archive", "old"])
+@pytest.mark.parametrize("kind", ENDLESS_PICKLES)
+def test_what_would_be_endless_is_refused_before_it_is_built(kind, form, tmp_path, monkeypatch):
+    path, pickled = tmp_path / "net.pth", b"\x80\x02" + ENDLESS_PICKLES[kind]
+    path.write_bytes(archived(pickled) if form == "archive" else b"".join((
+        b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x02M\xe9\x03.", b"\x80\x02}.", pickled,
+        b"\x80\x02].")))
+    if kind != "itself":  # which is found afterwards
+        monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it would be built"))
+    with pytest.raises(InputError, match="net.pth is not a readable checkpoint: it (holds|calls|encodes)"):
+        read_content(path)
+
+
+def tensor_under(key, count):
+    """The instructions for a tensor of numbers in the record of this name."""
+    return (b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX"
+            + struct.pack("<I", len(key)) + key.encode() + b"X\x03\0\0\0cpuJ" + struct.pack("<i", count)
+            + b"tQK\0J" + struct.pack("<i", count) + b"\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtR")
+
+
+def record_under_many_names(names):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02}.")
+        archive.writestr("a/data/0", bytes(100_000))
+        for name in names:
+            archive.filelist.append(copy.copy(archive.getinfo("a/data/0")))
+            archive.filelist[-1].filename = name
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("content", [
+    record_under_many_names(["a/data/0"] * 20_000),
+    record_under_many_names([f"a/data/{number}" for number in range(1, 20_000)]),
+    # PyTorch finds data/abc where data/ABC is asked for, and reads it once for each spelling.
+    archived(b"\x80\x02](" + b"".join(
+        tensor_under("".join(letters), 1000) for letters in itertools.product(*["aA"] * 8)) + b"e.",
+        [("a/data/" + "a" * 8, bytes(4000))])], ids=["one name", "names", "spellings"])
+def test_one_record_is_not_read_as_many(content, tmp_path, monkeypatch):
+    path = tmp_path / "net.pth"
+    path.write_bytes(content)
+    for reads in ((torch, "load"), (zipfile.ZipFile, "testzip")):
+        if content.count(b"storage") == 0 or reads[0] is torch:
+            monkeypatch.setattr(*reads, lambda *_, **__: pytest.fail("it would be read"))
+    with pytest.raises(InputError, match="records overlap|larger than the file"):
+        read_content(path)
+
+
+def test_what_torch_saves_beside_weights_is_no_endless_work(tmp_path):
+    content = {"net": build_model("resnet-56", 4).state_dict(), "random": random.getstate(),
+               "numpy": [np.float64(1.5), np.int32(3)], "names": {"a", "b"}, "size": torch.Size([2, 3]),
+               "shared": [torch.zeros(3)] * 3, "empty": [torch.zeros(0), torch.zeros(0)],
+               "half": torch.ones(3, dtype=torch.bfloat16), "bits": torch.ones(3, dtype=torch.uint16),
+               "parameter": torch.nn.Parameter(torch.ones(2)), "counts": collections.Counter("abca"),
+               "history": [{"epoch": number, "top1": number / 7} for number in range(5000)]}
+    for modern in (True, False):
+        if not modern:
+            del content["bits"]  # which that form does not know
+        torch.save(content, tmp_path / "net.pth", _use_new_zipfile_serialization=modern)
+        read = read_content(tmp_path / "net.pth")
+        assert read["random"] == content["random"] and read["history"] == content["history"]
+        assert read.keys() == content.keys()

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,11 +19,15 @@ import main
 from config import MODELS, Preset
 from conftest import ROOT, WIDTH, files, narrow, short_preset, write_folder
 from data import load_data
-from imp_estimator import ESTIMATORS
+from imp_estimator import ESTIMATORS, cal_importance
+from lab import tables
 from lab.checkpoint import load_checkpoint
 from lab.experiment import make_parser
 from lab.plan import Plan
-from models import filter_count, filter_groups, widths_of
+from lab.record import Record
+from lab.writers import Console
+from models import all_filters, filter_count, filter_groups, widths_of
+from pruner import prune, select_filters
 from train import evaluate
 
 SIZE = 16
@@ -30,6 +35,21 @@ SIZE = 16
 
 def run_main(*flags):
     return main.main([f"--image_size={SIZE}", "--preset=test", *flags])
+
+
+def test_control_characters_in_the_names_of_files_reach_no_terminal(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config, "PRESETS", {**config.PRESETS, "test": short_preset()})
+    monkeypatch.setenv("XDG_CACHE_HOME", "c\x1b]0;x\x07d")
+    images = write_folder(tmp_path / "im\x1b[31mgs", digits, classes=("one", "t\nw\x1b[7mo", "=three"))
+    assert run_main("--width=0.125", f"--data_path={images}", "--ebt=True", "--only_train=base",
+                    "--memory=0.00001") == 0
+    path = "pretrained/ebt/im\x1b[31mgs/vgg-w0.125.pth"
+    assert measure.main([f"--model_path={path}", "--test_acc=True", "--per_class=True",
+                         f"--predict={images}/test"]) == 0
+    said = "".join(capsys.readouterr())
+    assert "\x1b" not in said and "\x07" not in said
+    assert r"saved pretrained/ebt/im\x1b[31mgs/vgg-w0.125.pth" in said and r"c\x1b]0;x\x07d/orthoreg/" in said
 
 
 def process(script, *flags, cwd):
@@ -392,3 +412,37 @@ def test_a_training_that_has_learnt_nothing_says_so(capsys, monkeypatch, tmp_pat
         assert run_main(*job, "--batch_size=32", "--class_weights=balanced") == 0
         out = capsys.readouterr().out
         assert out.count("nothing has been learnt yet") == notes, out
+
+
+@pytest.mark.parametrize("right, says", [
+    (62.7, ["62.7% of the training images are right", "One answer for all gets 48.0%",
+            "with 64 images up to 66.7% may be luck"]), (67.0, []), (40.0, ["40.0%"])])
+def test_more_than_a_constant_answer_may_be_luck_and_the_note_says_how_much(right, says, capsys):
+    data = SimpleNamespace(chance=48.0, train=range(64))
+    history = [{"epoch": 1, "lr": .1, "seconds": 1.0, "train": {"loss": 1.0, "top1": right},
+                "test": {"top1": 50.0}}]
+    Console(None, data).epoch("base", ("base", 0), history, 3, None)
+    out = capsys.readouterr().out
+    assert all(words in out for words in says) and ("Note" in out) == bool(says)
+
+
+def test_what_is_asked_for_is_said_in_the_words_of_the_budget(capsys):
+    assert tables.goal_text("50%", "filters") == "remove filters until 50% are gone"
+    assert tables.goal_text("50%", "macs") == "remove filters until 50% of the multiply-adds are gone"
+    assert tables.goal_text("50%", "latency") == "remove filters until a batch takes 50% less time"
+    for name in ("mobilenet", "vgg"):  # the number of filters is that of the list, or a line says why
+        model = narrow(name)
+        small = prune(model, select_filters(model, cal_importance(model, "l1"), 50))
+        tables.print_pruning(model, small, 50, 50.0, 16)
+        dense, listed = filter_count(model)[1], sum(map(len, all_filters(model).values()))
+        line = f"{dense - listed:,} of the {dense:,} follow others, as depthwise filters do"
+        assert (line in capsys.readouterr().out) == (dense > listed) == (name == "mobilenet")
+
+
+def test_classes_that_are_never_predicted_are_called_so_everywhere(capsys):
+    figures = {"top1": 10.0, "unanswered": 1}
+    assert tables.accuracy_text(figures).endswith("1 class never predicted")
+    assert tables.accuracy_text({**figures, "unanswered": 2}).endswith("2 classes never predicted")
+    tables._print_notes([Record(accuracy={"best": figures, "chosen_on": "test"}, num_classes=10)])
+    assert ("The unpruned network never predicts 1 of 10 classes; eval.py --per_class=True says "
+            "which.") in capsys.readouterr().out

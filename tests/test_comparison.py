@@ -70,6 +70,87 @@ def test_results_may_lie_elsewhere_and_be_moved(flags, tmp_path, capsys):
     assert "\n  c/pretrained/ebt/shapes/vgg-w0.125.pth: test" in capsys.readouterr().out
 
 
+# ------------------------------------------------------------------------------ --epochs and --lr
+
+
+def epochs_of(path):
+    return {training: [(each["epoch"], each["lr"]) for each in epochs]
+            for training, epochs in record(path)["history"].items()}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_epochs_and_lr_shape_all_trainings_of_a_job_and_stand_in_its_record(
+        optimizer, flags, monkeypatch, tmp_path, capsys):
+    """The plan shows what results; file names stay; the record tells such a run from others."""
+    recipe = Recipe(lr=[.02, .002], epochs=[6, 2], weight_decay=0, adam_lr=[.001, .0001])
+    schedule = config.Schedule(base=recipe, ortho=recipe, retrain=recipe)
+    monkeypatch.setitem(config.PRESETS, "test", config.Preset(schedule, schedule, 16))
+    job = [*flags, "--pruning_type=orthoreg", "--prune_percent=30", f"--optimizer={optimizer}"]
+    scaled = [*job, "--epochs=4", "--lr=0.01"]
+    assert main.main(scaled) == 0
+    out = capsys.readouterr().out
+    for phase in ("ortho", "retrain"):
+        assert f"  {phase}: 3 epochs at rate 0.01, 1 at 0.001\n" in out
+    path = tmp_path / "pruned_nets/ebt/shapes/vgg-w0.125_orthoreg_30_0.pth"
+    rates = [(1, .01), (2, .01), (3, .01), (4, .001)]
+    assert epochs_of(path) == {"retrain": rates}
+    assert record(path)["base"]["history"]["ortho"][3]["lr"] == .001
+    assert {name: record(path)["flags"][name] for name in ("epochs", "lr")} == {
+        "epochs": 4, "lr": .01}
+    assert main.main([*scaled, "--resume=True"]) == 0
+    assert "This run is finished" in capsys.readouterr().out
+    assert main.main([*job, "--print_config=True"]) == 0
+    steps = json.loads(capsys.readouterr().out)["steps"]
+    assert [step["epochs"] for step in steps if "epochs" in step] == [[6, 2], [6, 2]]
+    lines = report.describe_section([Record.read_result(record(path))])
+    assert not any("differ" in line for line in lines)
+    assert Record.read_result(record(path)).recipes == "test, epochs 4, lr 0.01"
+
+
+def test_a_stopped_run_keeps_its_epochs_and_rate(flags, tmp_path, capsys, monkeypatch):
+    job = [*flags, "--only_train=base", "--epochs=3", "--lr=0.03"]
+    assert main.main([*job, "--out=whole"]) == 0
+    evaluate, calls = train_module.evaluate, itertools.count()
+
+    def stop(*args):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+    monkeypatch.setattr(train_module, "evaluate", stop)
+    assert main.main(job) == 130
+    assert "--epochs=3 --lr=0.03 --resume=True" in capsys.readouterr().err
+    for other in (["--epochs=4", "--lr=0.03"], ["--epochs=3"]):
+        assert main.main([*flags, "--only_train=base", *other, "--resume=True"]) == 2
+        error = capsys.readouterr().err
+        assert "--epochs was 3 and is 4" in error or "--lr was 0.03 and is None" in error
+    assert main.main([*job, "--resume=True"]) == 0
+    whole, resumed = (load_checkpoint(folder / "pretrained/ebt/shapes/vgg-w0.125.pth")[0]
+                      for folder in (tmp_path / "whole", tmp_path))
+    assert all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
+
+
+def test_rounds_have_as_many_epochs_in_each_training(flags, tmp_path):
+    job = [flag for flag in flags if flag != "--ebt=True"]
+    assert main.main([*job, "--pruning_type=orthoreg", "--prune_percent=40", "--n_rounds=2",
+                      "--epochs=2"]) == 0
+    folder = tmp_path / "pruned_nets/iterative/shapes"
+    first, last = (epochs_of(folder / f"vgg-w0.125_orthoreg_{name}_0.pth")
+                   for name in ("25_ortho", "40"))
+    assert {name: len(epochs) for name, epochs in first.items()} == {"between": 2, "ortho": 2}
+    assert {name: len(epochs) for name, epochs in last.items()} == {"retrain": 2}
+
+
+def test_a_sweep_takes_epochs_and_lr_to_the_networks_that_its_cells_need(tmp_path):
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({"preset": "test", "ebt": True, "pruning_type": ["l1", "fisher"],
+                                "prune_percent": 50, "epochs": 3, "lr": 0.05}))
+    cells, runs = sweeps.plan(Sweep(str(path)))
+    assert len(cells) == 2 and len(runs) == 3
+    for run in runs:
+        flags = parse(sweeps.command_of(run))
+        assert (flags.epochs, flags.lr) == (3, .05) and sum(flags.schedule.base.epochs) == 3
+
+
 # --------------------------------------------------------------------------- validation images
 
 

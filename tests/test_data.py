@@ -2,9 +2,13 @@
 import itertools
 import os
 import pickle
+import re
 import shutil
+import signal
 import struct
 import unicodedata
+import zlib
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -13,10 +17,12 @@ from torchvision import datasets
 
 from common import cache, images
 from common.errors import InputError
+from common.files import to_csv
 from common.folders import find_parts
 from common.seeds import seed_of
-from conftest import write_folder
+from conftest import ROOT, write_folder
 from data import folder_of, load_data, load_test
+from lab.classes import print_classes
 
 
 def test_digits_are_the_real_ones_in_a_fixed_split():
@@ -252,6 +258,159 @@ def test_images_that_need_more_memory_than_they_may_are_read_from_their_file(
     assert not list((tmp_path / "cache/orthoreg").iterdir())
 
 
+@pytest.fixture
+def cached(tmp_path, digits, monkeypatch):
+    """(a folder of images, one of them no image, whose decoded images are kept; the cache's folder)."""
+    root = write_folder(tmp_path / "images", digits)
+    (root / "train/one/bad.png").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "CACHE_FROM", 10)
+    load_data(root, 16, skip_bad_images=True)
+    return root, tmp_path / "cache/orthoreg"
+
+
+@pytest.fixture
+def soon():
+    """Waiting for ever is an error."""
+    def late(*_):
+        raise TimeoutError("it waits for ever")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, 20)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_images_rewritten_with_their_size_and_time_are_not_taken_from_the_cache(cached):
+    root, _ = cached
+    known = load_data(root, 16, skip_bad_images=True).fingerprint
+    one, two = (sorted((root / "train" / name).iterdir())[0] for name in ("one", "two"))
+    size, before = max(one.stat().st_size, two.stat().st_size), one.stat()
+    one.write_bytes(one.read_bytes().ljust(size, b"\0"))  # what follows a PNG's end is not looked at
+    os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert load_data(root, 16, skip_bad_images=True).fingerprint == known
+    one.write_bytes(two.read_bytes().ljust(size, b"\0"))  # as rsync --times, cp --preserve and unpacking do
+    os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert one.stat().st_size == size and one.stat().st_mtime_ns == before.st_mtime_ns
+    changed = load_data(root, 16, skip_bad_images=True)
+    assert changed.train.images[0].tolist() == load_data(root, 16, True).train.images[24].tolist()
+    assert changed.fingerprint != known
+
+
+def test_images_that_change_while_they_are_decoded_are_not_kept(tmp_path, digits, monkeypatch, capsys):
+    root, read = write_folder(tmp_path / "images", digits), cache.read_into
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "CACHE_FROM", 10)
+    one, two = (sorted((root / "train" / name).iterdir())[0] for name in ("one", "two"))
+    content = one.read_bytes()
+
+    def slow(*args):
+        one.write_bytes(two.read_bytes())
+        return read(*args)
+
+    monkeypatch.setattr(cache, "read_into", slow)
+    load_data(root, 16)
+    assert "images were changed meanwhile" in capsys.readouterr().out
+    one.write_bytes(content)
+    monkeypatch.setattr(cache, "read_into", read)
+    assert load_data(root, 16).fingerprint == load_data(root, 16, memory=10**9).fingerprint
+    monkeypatch.setattr(cache, "CACHE_FROM", 1000)  # as they are
+    known = load_data(root, 16).fingerprint
+    monkeypatch.setattr(cache, "CACHE_FROM", 10)
+    assert load_data(root, 16).fingerprint == known
+
+
+@pytest.mark.parametrize("suffix", [".bytes", ".json", ".key"])
+def test_a_flipped_bit_of_the_cache_changes_no_image_and_no_note(suffix, cached, capsys):
+    root, folder = cached
+    whole, (kept,) = load_data(root, 16, skip_bad_images=True), folder.glob(f"*{suffix}")
+    content, random, noticed = kept.read_bytes(), np.random.RandomState(0), 0
+    for bit in random.randint(0, 8 * len(content), 12):
+        spoiled = bytearray(content)
+        spoiled[bit // 8] ^= 1 << bit % 8
+        kept.write_bytes(spoiled)
+        capsys.readouterr()
+        again = load_data(root, 16, skip_bad_images=True)
+        lines = capsys.readouterr().out.splitlines()
+        assert again.fingerprint == whole.fingerprint and again.notes == whole.notes
+        assert len(lines) <= 1 and all("are damaged" in line and "decoded again" in line for line in lines)
+        noticed += len(lines)
+        assert kept.read_bytes() == content or suffix == ".json"
+        assert load_data(root, 16, skip_bad_images=True).notes == whole.notes
+        assert not capsys.readouterr().out
+        kept.write_bytes(content)
+    assert noticed == {".bytes": 12, ".key": 0}.get(suffix, noticed) and (noticed or suffix == ".key")
+
+
+def test_bytes_that_are_damaged_are_never_trained_on_and_the_same_command_decodes_them_again(cached, capsys):
+    """Images that stay in their file are checked when they are first read."""
+    root, folder = cached
+    whole = load_data(root, 16, skip_bad_images=True)
+    kept, = folder.glob("*.bytes")
+    content = kept.read_bytes()
+    for place, batches in ((-1, "test_batches"), (40 * 768 + 5, "test_batches"), (0, "train_batches")):
+        kept.write_bytes(content)
+        large = load_data(root, 16, skip_bad_images=True, memory=1000)
+        spoiled = bytearray(content)
+        spoiled[place] ^= 1
+        with open(kept, "r+b") as file:  # while a run reads it
+            file.write(spoiled)
+        os.utime(kept, ns=(1, large.test.images.stamp[1]))  # as if nobody had written to it
+        with pytest.raises(InputError, match="changed on the disk.*same command decodes them again"):
+            list(large.test_batches() if batches == "test_batches" else large.train_batches(8, (0,)))
+        again = load_data(root, 16, skip_bad_images=True, memory=1000)
+        assert again.fingerprint == whole.fingerprint, "so that --resume=True goes on"
+        assert kept.read_bytes() == content
+    capsys.readouterr()
+    kept.write_bytes(spoiled)  # between two runs: known by its time, and put right at once
+    assert load_data(root, 16, skip_bad_images=True, memory=1000).fingerprint == whole.fingerprint
+    assert "are damaged" in capsys.readouterr().out and kept.read_bytes() == content
+
+
+STRANGE = {
+    "a pipe": os.mkfifo, "an endless device": lambda path: path.symlink_to("/dev/zero"),
+    "a terminal": lambda path: path.symlink_to("/dev/tty"), "a link to itself": lambda path: path.symlink_to(path),
+    "a link to nowhere": lambda path: path.symlink_to("gone"), "a folder": os.mkdir,
+    "nothing": lambda path: path.touch(), "a large file": lambda path: os.truncate(path.touch() or path, 1 << 40),
+    **{text[:20]: lambda path, text=text: path.write_text(text) for text in (
+        "[]", "{}", "3", '"text"', "null", "[" * 100_000, '{"white": 3, "unreadable": [], "remarks": {}}',
+        '{"unreadable": [], "white": {}, "remarks": [], "sums": 7, "checksum": 1}', "\0" * 100, "ä ö")}}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.parametrize("suffix", [".bytes", ".json", ".key"])
+def test_what_is_no_file_of_the_cache_is_decoded_again(suffix, kind, cached, soon, capsys):
+    root, folder = cached
+    whole, (kept,) = load_data(root, 16, skip_bad_images=True), folder.glob(f"*{suffix}")
+    kept.unlink()
+    STRANGE[kind](kept)
+    other = folder / "another.key"  # of another folder: it is looked at, too
+    STRANGE[kind](other)
+    for memory in (1000, None):
+        capsys.readouterr()
+        again = load_data(root, 16, skip_bad_images=True, memory=memory)
+        assert again.fingerprint == whole.fingerprint and again.notes == whole.notes
+        lines = capsys.readouterr().out.splitlines()
+        assert all("damaged" in line or "could not be kept" in line for line in lines), lines
+    assert kind == "a folder" or kept.is_file() and not kept.is_symlink() and not lines
+
+
+def test_the_cache_folders_name_is_printed_without_control_characters(tmp_path, digits, monkeypatch, capsys):
+    root, place = write_folder(tmp_path / "images", digits), tmp_path / "a\x1b[31mb\udcff"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+    large = load_data(root, 16, memory=1000)
+    assert r"a\x1b[31mb\udcff" in large.place_text(8)
+    kept, = (place / "orthoreg").glob("*.bytes")
+    kept.write_bytes(b"")
+    load_data(root, 16, memory=1000)
+    shutil.rmtree(place)
+    place.touch()
+    load_data(root, 16, memory=1000)
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and said.count(r"a\x1b[31mb\udcff") == 2 and "are damaged" in said
+
+
 def test_what_killed_runs_left_in_the_cache_goes(tmp_path, digits, monkeypatch):
     root, folder = write_folder(tmp_path / "images", digits), tmp_path / "cache/orthoreg"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -300,6 +459,14 @@ def flat_test(root):
     shutil.copy(next((root / "val/one").iterdir()), root / "test")
 
 
+def deepen(root, *names, classes=("one", "three", "two")):
+    """Move the images of classes into folders within their folders, in turn."""
+    for part, name in itertools.product(("train", "test"), classes):
+        for image, inner in zip(sorted((root / part / name).iterdir()), itertools.cycle(names)):
+            (root / part / name / inner).mkdir(exist_ok=True)
+            image.rename(root / part / name / inner / image.name)
+
+
 def decomposed(root):
     (root / "train/one").rename(root / "train" / unicodedata.normalize("NFD", "é"))
     (root / "test/one").rename(root / "test" / unicodedata.normalize("NFC", "é"))
@@ -335,6 +502,14 @@ SHAPES = {
     "a loose image": (lambda root: shutil.copy(next((root / "train/one").iterdir()), root / "train"),
                       (36, 18, 0), ["Left out: 1 image in no folder of a class"]),
     "systems": (thumbnails, (36, 18, 0), ["Left out: 7 folders that a system made"]),
+    "classes within folders": (lambda root: deepen(root, "x", "y"), (36, 18, 0), [
+        "Note: one/, three/, two/ hold folders of images, not images: one/x/, one/y/, three/x/, ..."]),
+    "one class within": (lambda root: deepen(root, "x", "y", classes=("two",)), (36, 18, 0), [
+        "Note: two/ hold folders of images, not images: two/x/, two/y/. If these are the classes, move them up"]),
+    "one folder within each": (lambda root: deepen(root, "images"), (36, 18, 0), []),
+    "links that lead nowhere": (
+        lambda root: [(root / place).symlink_to("gone") for place in ("notes", "train/one/notes.txt")],
+        (36, 18, 0), ["Left out: 1 file that is no image"]),
     "decomposed": (decomposed, (36, 18, 0), [])}
 
 
@@ -354,6 +529,117 @@ def test_what_a_folder_holds_is_found_and_said(shape, tmp_path, digits):
         assert images.chosen_on == "validation"
         with pytest.raises(InputError, match="has validation images of its own"):
             images.hold_out(10, 0)
+
+
+def nowhere(root, *places):
+    for place in places:
+        shutil.rmtree(root / place, ignore_errors=True)
+        (root / place).symlink_to(place if place.endswith("itself") else "/no/such/folder")
+
+
+@pytest.mark.parametrize("places", [
+    ("train/three",), ("test/three",), ("train/three", "test/three"), ("train/one/more",), ("train/itself",),
+    ("train",), ("Val",), ("test",)])
+def test_a_link_that_leads_nowhere_where_a_folder_may_have_been_is_refused(places, tmp_path, digits):
+    root = write_folder(tmp_path / "images", digits)
+    nowhere(root, *places)
+    with pytest.raises(InputError, match=f"{places[0]} is a link to .* is not there; mend or remove the link"):
+        load_data(root, 16, skip_bad_images=True)
+
+
+def flat(root):
+    """All images in one folder, without folders of classes."""
+    for image in list(root.rglob("*.png")):
+        image.rename(root / f"{image.parent.name}-{image.parent.parent.name}-{image.name}")
+    shutil.rmtree(root / "train")
+    shutil.rmtree(root / "test")
+
+
+def table_beside(root):
+    flat(root)
+    (root / "train").mkdir()
+    for image in root.glob("*.png"):
+        image.rename(root / "train" / image.name)
+    (root / "train.csv").write_text("file,label\n")
+
+
+def only(root, name):
+    shutil.rmtree(root)
+    root.mkdir()
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_bytes(b"")
+
+
+TABLES = {
+    "a list": (lambda root: [flat(root), (root / "labels.csv").write_text("file,label\n")], (
+        "one-test-", "are in no folder of a class", "If labels.csv has the classes", "Images from tables")),
+    "a list beside": (table_beside, ("are in no folder of a class", "If train.csv has", "Images from tables")),
+    "no list": (flat, ("one-test-", "are in no folder of a class")),
+    "shards": (lambda root: only(root, "data/train-00000-of-00001.parquet"), (
+        "images in files such as train-00000-of-00001.parquet", "Images from tables")),
+    "arrays": (lambda root: only(root, "x_train.npy"), ("files such as x_train.npy",)),
+    "zip": (lambda root: only(root, "my photos.zip"), (
+        "my photos.zip is an archive", "python -m zipfile -e '{root}/my photos.zip' '{root}/my photos'")),
+    "tar": (lambda root: only(root, "photos.tar.gz"), ("python -m tarfile -e {root}/photos.tar.gz {root}/photos",))}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("percent", [0, 20])
+def test_images_that_are_in_no_folders_are_named_with_what_brings_them_there(kind, percent, tmp_path, digits):
+    root, (change, says) = write_folder(tmp_path / "images", digits), TABLES[kind]
+    change(root)
+    with pytest.raises(InputError) as error:
+        load_data(root, 16, test_percent=percent)
+    assert all(text.format(root=root) in str(error.value) for text in says), error.value
+    for archive in (*root.glob("*.zip"), *root.glob("*.gz")):  # given as the folder itself
+        with pytest.raises(InputError, match=f"{archive.name} is an archive: unpack it"):
+            load_data(archive, 16)
+
+
+def test_the_three_lines_that_bring_images_from_tables_into_folders(tmp_path, digits, monkeypatch):
+    """As lab/README.md has them."""
+    monkeypatch.chdir(tmp_path)
+    section = (ROOT / "lab/README.md").read_text().split("### Images from tables")[1].split("\n## ")[0]
+    from_list, from_parquet, from_arrays = re.findall(r"```python\n(.*?)```", section, re.S)
+    root = write_folder(tmp_path / "photos", digits)
+    flat(root)
+    names = sorted(image.name for image in root.iterdir())
+    (root / "labels.csv").write_text("file,label\n" + "".join(f"{name},{name.split('-')[0]}\n" for name in names))
+    np.savez("photos.npz", x=digits.train.images[:30].numpy(), y=digits.train.labels[:30].numpy())
+    ways = {from_list: (len(names), ("one", "three", "two")), from_arrays: (30, digits.classes)}
+    if find_spec("pyarrow"):
+        import pyarrow
+        import pyarrow.parquet
+        (root / "data").mkdir()
+        table = {"image": [{"bytes": (root / name).read_bytes(), "path": name} for name in names],
+                 "label": [name.split("-")[0] for name in names]}
+        pyarrow.parquet.write_table(pyarrow.table(table), root / "data/train-0.parquet")
+        ways[from_parquet] = ways[from_list]
+    for lines, (count, classes) in ways.items():
+        assert lines.count("\n") == 3
+        exec(lines, {})
+        images = load_data("sorted", 16, test_percent=20)
+        assert len(images.train) + len(images.test) == count and images.classes == classes
+        shutil.rmtree("sorted")
+
+
+def test_a_class_whose_folder_has_no_text_for_a_name_gets_one(tmp_path, digits, capsys):
+    """A folder's name in Latin-1, as archives from elsewhere have it: in all that is written, too."""
+    root = write_folder(tmp_path / "images", digits)
+    for part in ("train", "test"):
+        os.rename(root / part / "two", os.fsencode(root / part) + b"/caf\xe9")
+        image = sorted((root / part / "one").iterdir())[0]
+        os.rename(image, os.fsencode(image.parent) + b"/\xe9.png")
+    data = load_data(root, 16)
+    assert data.classes == (r"caf\udce9", "one", "three")
+    for name in data.classes:
+        assert name.encode() and (data.train.labels.bincount() == 12).all()
+    for classes in (data.classes, ("caf\udce9", "one", "three")):  # also as older networks have it
+        assert torch.equal(load_test(root, classes, 16).test.labels, data.test.labels)
+    print_classes(torch.eye(3, dtype=torch.int64), data.classes, tmp_path / "net")
+    assert r"caf\udce9" in capsys.readouterr().out
+    assert r"caf\udce9" in (tmp_path / "net_classes.csv").read_text(encoding="utf-8")
+    assert to_csv([{"file": str(next((root / "test").glob("caf*")))}]).decode().endswith("caf\\udce9\n")
 
 
 def test_a_folder_of_classes_is_split_in_the_same_way_every_time(tmp_path, digits):
@@ -448,6 +734,95 @@ def test_deep_pixels_have_one_rule_for_a_data_set(tmp_path):
     read = images.read_images({"one": [str(twelve)]}, 8)
     assert read.white == {"integer": 4095} and read.parts["one"].max() == 249
     assert "0 = black to 4,095 = white" in images.describe(read)[0]
+
+
+def deep_png(path, pixels):
+    """Write colours of 16 bits, which Pillow cannot."""
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, bands = pixels.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[bands], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows))
+                     + chunk(b"IEND", b""))
+    return str(path)
+
+
+def tiff(path, pixels, order="<", packed=False, **tags):
+    """Write bands without saying what those after the third one are. tags: t339=..., or a value for each band."""
+    height, width, bands = pixels.shape
+    content = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+    content = zlib.compress(content) if packed else content
+    place, values = 8, {256: [width], 257: [height], 258: [8 * pixels.itemsize] * bands, 259: [8 if packed else 1],
+                        262: [2], 273: [0], 277: [bands], 278: [height], 279: [len(content)]}
+    values |= {int(name[1:]): value for name, value in tags.items()}
+    place += 2 + 12 * len(values) + 4
+    extra, entries = b"", b""
+    values[273] = [place + sum(2 * len(value) for value in values.values() if len(value) > 2)]
+    for tag, value in sorted(values.items()):
+        shorts = struct.pack(f"{order}{len(value)}H", *value)
+        if len(shorts) > 4:
+            shorts, extra = struct.pack(f"{order}I", place + len(extra)), extra + shorts
+        entries += struct.pack(f"{order}HHI", tag, 3, len(value)) + shorts.ljust(4, b"\0")
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(values))
+    path.write_bytes(head + entries + bytes(4) + extra + content)
+    return str(path)
+
+
+def test_colours_of_16_bits_have_the_same_rule_as_grey(tmp_path):
+    from PIL import Image, ImageOps
+    colours = np.random.RandomState(0).randint(0, 4096, (20, 16, 3)).astype(np.uint16)
+    colours[0, 0, 1] = 4000
+    paths = [deep_png(tmp_path / "x.png", colours), *(
+        tiff(tmp_path / f"{ord(order)}{packed}.tif", colours, order, packed)
+        for order in "<>" for packed in (False, True))]
+    read = images.read_images({"all": paths}, 8)
+    assert read.white == {"colour": 4095} and not read.remarks and not read.unreadable
+    assert "colours of 16 bits are read as 0 = black to 4,095 = white" in images.describe(read)[0]
+    wanted = np.stack([ImageOps.fit(Image.fromarray(colours[..., k].astype(np.float32)), (8, 8),
+                                    Image.Resampling.BILINEAR) for k in range(3)], 2) * 255 / 4095
+    for path, pixels in zip(paths, read.parts["all"]):
+        assert (np.abs(pixels.numpy() - wanted) <= 1).all(), path
+        assert np.array_equal(images.decode(path, 8, read.white), pixels)
+    clear = np.dstack([np.full((8, 8, 3), 2000, np.uint16), np.full((8, 8, 1), 32_896, np.uint16)])
+    half = images.read_images({"all": [deep_png(tmp_path / "a.png", clear)]}, 8, read.white)
+    assert np.abs(half.parts["all"][0].numpy() - (2000 * 255 / 4095 + 255) / 2).max() <= 1  # on white
+    # One that is brighter than 14 bits: the upper byte of all, to the bit, as ever.
+    bright = deep_png(tmp_path / "bright.png", colours * 16)
+    read = images.read_images({"all": [*paths, bright]}, 8)
+    upper = ImageOps.fit(Image.fromarray((colours >> 8).astype(np.uint8)), (8, 8), Image.Resampling.BILINEAR)
+    assert read.white == {"colour": 65_535} and np.array_equal(read.parts["all"][0], np.asarray(upper))
+    assert np.array_equal(images.decode(paths[0], 8), upper), "alone, where nothing is known of others"
+
+
+def test_a_fourth_band_is_transparency_only_where_the_file_says_so(tmp_path):
+    from PIL import Image
+    pixels = np.zeros((8, 8, 4), np.uint8) + np.array([200, 100, 50, 20], np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "said.tif")
+    assert images.decode(tmp_path / "said.tif", 8)[0, 0].tolist() == [251, 243, 239]
+    unsaid = tiff(tmp_path / "unsaid.tif", pixels), tiff(tmp_path / "deep.tif", pixels.astype(np.uint16) * 257, ">")
+    read = images.read_images({"all": list(unsaid)}, 8)
+    assert (read.parts["all"] == torch.tensor([200, 100, 50])).all()
+    assert "2 images with a fourth band that the file does not call transparency" in images.describe(read)[0]
+    pixels[..., 3] = 0  # nothing to see, as image viewers have it; but formats without transparency have a 0 there
+    Image.fromarray(pixels).save(tmp_path / "x.tga")
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    content = pixels[..., [2, 1, 0, 3]].tobytes()
+    head = struct.pack("<IiiHHIIiiII4I", 108, 8, 8, 1, 32, 3, len(content), 0, 0, 0, 0, 255 << 16, 255 << 8, 255, 255 << 24)
+    (tmp_path / "x.bmp").write_bytes(b"BM" + struct.pack("<IHHI", 122 + len(content), 0, 0, 122)
+                                     + head.ljust(108, b"\0") + content)
+    for name in ("x.tga", "x.bmp"):
+        read = images.read_images({"all": [str(tmp_path / name)]}, 8)
+        assert read.parts["all"][0, 0, 0].tolist() == [200, 100, 50]
+        assert "transparent everywhere, read without transparency" in images.describe(read)[0]
+    assert images.decode(tmp_path / "x.png", 8).min() == 255
+
+
+def test_negative_pixels_are_black_and_the_line_says_where_to_read_on(tmp_path):
+    path = tiff(tmp_path / "x.tif", np.full((8, 8, 1), -1000, np.int16).view(np.uint16), t262=[1], t339=[2])
+    read = images.read_images({"all": [path]}, 8)
+    assert read.parts["all"].max() == 0 and "negative pixels, read as black; lab/README.md" in images.describe(read)[0]
 
 
 def test_pixels_that_are_no_numbers_are_black_and_counted(tmp_path):

@@ -203,8 +203,26 @@ def test_the_script_of_the_readme_names_the_class(small, tmp_path, capsys, monke
     assert measure.main(["--model_path=net.pth", "--predict=x.png", "--device=cpu"]) == 0
     likeliest = capsys.readouterr().out.splitlines()[-2].split()[1]
     monkeypatch.setattr(sys, "argv", ["run.py", "n.onnx", "x.png"])
-    exec(python_of("lab/README.md", "### Run an export"), {})
+    script = python_of("lab/README.md", "### Run an export")
+    exec(script, {})
     assert capsys.readouterr().out.splitlines()[-1] == likeliest
+    # It sees the very images that eval.py measures: large, turned, transparent, with a palette.
+    noise = np.random.RandomState(0).randint(0, 256, (500, 700, 3), np.uint8)
+    photo, turned = Image.fromarray(noise).resize((1400, 1000)), Image.Exif()
+    turned[0x0112] = 6
+    photo.save("large.jpg")
+    photo.save("turned.jpg", exif=turned)
+    photo.convert("CMYK").save("print.jpg")
+    photo.convert("L").resize((97, 61)).save("grey.jpg")
+    clear = photo.resize((300, 200)).convert("RGBA")
+    clear.putalpha(clear.getchannel("R"))
+    clear.save("clear.png")
+    clear.quantize(16).save("palette.png")
+    for name in ("large.jpg", "turned.jpg", "print.jpg", "grey.jpg", "clear.png", "palette.png"):
+        monkeypatch.setattr(sys, "argv", ["run.py", "n.onnx", name])
+        exec(script, names := {})
+        seen = (names["pixels"][0] * 255).round().astype("uint8").transpose(1, 2, 0)
+        assert (seen == decode(name, seen.shape[0])).all(), name
 
 
 class Halves(nn.Module):
@@ -516,7 +534,7 @@ def test_a_classifier_for_classes_of_other_names_stays_fresh():
         assert any("classifier is for other classes (cat, dog, fox)" in line for line in lines) == fresh
     save_checkpoint("net.pth", model, {})
     lines = initialise(narrow("vgg", 3, seed=1), "net.pth", names)
-    assert any("classifier is for classes that the file does not name" in line for line in lines)
+    assert any("classifier was trained for classes that the file does not name" in line for line in lines)
 
 
 class Backwards(nn.Module):
@@ -534,7 +552,8 @@ def test_weights_find_their_layers_in_whatever_order_a_network_defines_them():
     theirs = Backwards()
     torch.save({"net": theirs.state_dict(), "classes": ["a", "b", "c"], "normalize": [.1] * 6}, "net.pth")
     lines = initialise(Backwards(), "net.pth", ["a", "b", "d"], [.5] * 6)
-    assert len(lines) == 3 and "classifier fc is for other classes" in lines[1].replace(", since fc", "")
+    assert len(lines) == 3
+    assert "the classifier fc, since the classifier is for other classes (a, b, c)" in lines[1]
     assert lines[2] == ("its images were normalised in another way; --normalize=0.1,0.1,0.1,0.1,0.1,0.1 "
                         "fits it")
     state = {key: value for key, value in theirs.state_dict().items() if "hidden" not in key}
@@ -639,14 +658,35 @@ def test_another_network_is_no_beginning(flags, capsys):
         assert wrong in capsys.readouterr().err
 
 
+def test_a_run_begins_with_a_classifier_that_the_user_vouches_for(flags, capsys):
+    theirs = narrow("vgg", num_classes=3)
+    torch.save({"state_dict": narrow("vgg", num_classes=3, seed=1).state_dict(),
+                "state_dict_ema": theirs.state_dict()}, "net.pth")
+    begin = [*flags, "--only_train=base", "--init=net.pth:state_dict_ema"]
+    assert main.main(begin) == 0
+    assert "the file does not name; --classifier=keep takes it" in capsys.readouterr().out
+    assert main.main([*begin, "--classifier=keep"]) == 0
+    out = capsys.readouterr().out
+    assert "from net.pth:state_dict_ema: 100.0% of the weights" in out and "fresh" not in out
+    assert measure.main(["--model_path=net.pth:state_dict_ema", "--layers=True"]) == 2  # of width 1/8
+    torch.save({"net": narrow("vgg", width=1).state_dict(), "ema": narrow("vgg", width=1).state_dict()},
+               "two.pth")
+    assert measure.main(["--model_path=two.pth", "--layers=True", "--compression=True"]) == 0
+    assert "Note: two.pth has several state dicts: that under net is taken" in capsys.readouterr().out
+    assert measure.main(["--model_path=two.pth:ema", "--layers=True", "--compression=True"]) == 0
+    assert "several" not in capsys.readouterr().out and Path("two_ema_layers.csv").is_file()
+
+
 def test_a_sweep_trains_its_base_networks_from_the_weights(flags, folder, capsys):
     torch.save(narrow("vgg", num_classes=3).state_dict(), "net.pth")
     Path("sweep.json").write_text(json.dumps({
-        **dict(flag[2:].split("=") for flag in flags), "init": "net.pth", "pruning_type": "l1",
+        **dict(flag[2:].split("=") for flag in flags), "init": "net.pth", "classifier": "keep",
+        "pruning_type": "l1",
         "prune_percent": 20, "control": [False, "scratch"]}))
     assert main.main(["--sweep=sweep.json", "--print_config=True"]) == 0
     base, cell, scratch = json.loads(capsys.readouterr().out)["order"]
     assert "--init=net.pth" in base and "--init" not in cell + scratch
+    assert "--classifier=keep" in base and "--classifier" not in cell + scratch
     assert "--pretrained=True" in cell and "--control=scratch" in scratch
 
 

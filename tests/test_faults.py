@@ -1,6 +1,7 @@
 """Nothing is lost: whatever ends a run, and wherever, --resume=True ends with the same bits."""
 import copy
 import csv
+import errno
 import itertools
 import json
 import os
@@ -9,19 +10,26 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import config
 import main
 import train as train_module
+from common.command import run_command
 from common.errors import Diverged, InputError
 from common.files import UMASK
+from common.libraries import need
+from common.pixels import FilePixels
+from common.signals import SIGNALS, explained
 from config import Recipe
-from conftest import ROOT, copy_suite, files, narrow, write_folder
+from conftest import ROOT, copy_suite, files, narrow, short_preset, write_folder
 from data import ImageData
 from lab.checkpoint import load_checkpoint
 from lab.experiment import DEFAULTS
@@ -420,6 +428,160 @@ def test_closed_streams_and_a_second_signal(flags, tmp_path):
         time.sleep(.02)
     run.communicate(timeout=60)
     assert run.returncode == 130
+
+
+@pytest.mark.parametrize("reads", ["images.read_image", "cache._file_digest"])
+def test_a_signal_ends_a_run_whose_file_never_answers(reads, folder, tmp_path):
+    """As on a network drive that is gone. Threads that wait for it must not keep the process alive."""
+    script = f"""
+import os
+from common import cache, command, images
+from data import load_data
+cache.CACHE_FROM = 10
+{reads} = lambda *_: os.read(os.pipe()[0], 1)
+print("reading", flush=True)
+command.exit_with(command.run_command("main.py", lambda: load_data({str(folder)!r}, 16)))"""
+    run = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)})
+    try:
+        assert run.stdout.readline() == "reading\n"
+        time.sleep(.5)
+        run.terminate()
+        _, error = run.communicate(timeout=20)
+    finally:
+        run.kill()
+    assert (run.returncode, error) == (130, "main.py: interrupted\n")
+
+
+def test_decoded_images_that_somebody_writes_to_during_a_run(folder, tmp_path, monkeypatch, capsys):
+    """A line, then the same command goes on, and ends with the same bits."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(config.PRESETS, "test", short_preset(epochs=2))
+    job = ["--preset=test", "--image_size=16", "--width=0.125", f"--data_path={folder}", "--memory=0.00001", *TICKET]
+    for name in ("whole", "spoiled"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    assert main.main(job) == 0
+    monkeypatch.chdir(tmp_path / "spoiled")
+    kept, = (tmp_path / "cache/orthoreg").glob("*.bytes")
+    content, steps = kept.read_bytes(), itertools.count()
+    read = FilePixels.read
+
+    def spoil(self, *rows):
+        if next(steps) == 20:
+            with open(kept, "r+b") as file:
+                file.write(bytes(len(content)))
+        return read(self, *rows)
+
+    monkeypatch.setattr(FilePixels, "read", spoil)
+    capsys.readouterr()
+    assert main.main(job) == 2 and next(steps) > 20
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "it was changed" in error and "--resume=True" in error
+    assert main.main([*job, "--resume=True"]) == 0
+    out = capsys.readouterr().out
+    assert "goes on" in out and kept.read_bytes() == content
+    assert results(tmp_path / "spoiled") == results(tmp_path / "whole")
+
+
+class Waits:
+    """An object that takes a while to be taken away."""
+
+    def __del__(self):
+        time.sleep(.4)
+
+
+def reader():
+    try:
+        yield 1
+    finally:  # as a pool of threads that is shut down
+        time.sleep(.4)
+
+
+def let_pass():
+    try:
+        time.sleep(.4)
+    except BaseException:
+        pass
+
+
+LIBRARIES = {"converts": "raise ImportError('initialization failed') from error", "hides": "pass",
+             "fails": "raise ImportError('no such symbol')"}
+
+
+@pytest.mark.parametrize("where", ["generator", "__del__", "weakref", "let pass", *LIBRARIES])
+def test_a_signal_is_not_lost_wherever_it_comes(where, tmp_path, monkeypatch, capsys):
+    """Neither where Python ignores what is raised nor where a library makes something of it."""
+    for name, does in LIBRARIES.items():
+        (tmp_path / f"library_that_{name}.py").write_text(
+            f"import time\ntry:\n    time.sleep(.4)\nexcept BaseException as error:\n    {does}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    after = []
+
+    def body():
+        with explained("how to go on"):
+            thing = reader() if where == "generator" else Waits()
+            if where == "generator":
+                next(thing)
+            if where == "weakref":
+                thing = type("Thing", (), {})()
+                watch = weakref.ref(thing, lambda _: time.sleep(.4))
+                assert watch() is thing
+            threading.Timer(.1, os.kill, [os.getpid(), signal.SIGTERM]).start()
+            if where in LIBRARIES:
+                need("--export=x.onnx", f"library_that_{where}")
+            elif where == "let pass":
+                let_pass()
+                return
+            del thing
+            for _ in range(30):
+                time.sleep(.05)
+            after.append("went on")
+
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        assert run_command("main.py", body) == 130
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        sys.modules.pop(f"library_that_{where}", None)
+    error = capsys.readouterr().err
+    assert error == "main.py: interrupted: how to go on\n" and not after
+
+
+def test_what_stops_a_stopped_run_from_being_kept_is_said(capsys):
+    """An error that follows a signal is no signal."""
+    def body():
+        with explained("the state is saved"):
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                raise InputError("cannot write x: the disk is full") from OSError()
+    assert run_command("main.py", body) == 2
+    assert capsys.readouterr().err == "main.py: error: cannot write x: the disk is full\n"
+
+
+def test_a_disk_that_fills_under_tensorboard_is_one_line(flags, tmp_path, monkeypatch, capfd):
+    pytest.importorskip("tensorboard")
+    from tensorboard.summary.writer.record_writer import RecordWriter
+    write, count = RecordWriter.write, itertools.count()
+
+    def full(self, content):
+        if next(count) > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(self, content)
+    monkeypatch.setattr(RecordWriter, "write", full)
+    monkeypatch.chdir(tmp_path)
+    job = ["--preset=quick", *flags[1:], "--ebt=True", "--only_train=base", "--epochs=2"]
+    hook = threading.excepthook
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # not pytest's
+    assert main.main([*job, "--tensorboard=True"]) == 2
+    time.sleep(.2)
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and "No space left on device" in error, error
+    assert "pretrained/ebt/shapes/vgg-w0.125.tensorboard/round-0-base" in error
+    assert hook is not threading.excepthook
+    assert main.main([*job, "--resume=True"]) == 0
 
 
 def test_no_permission_is_one_line(flags, tmp_path, folder, monkeypatch, capsys):

@@ -45,6 +45,21 @@ def test_no_more_goes_than_the_time_asks_for(name, how, monkeypatch):
     assert saved == most and saved.percent < 99.9
 
 
+def test_each_measurement_is_a_line_at_once(monkeypatch, capfd):
+    """Where output goes to a file, too, minutes of measuring are not silent."""
+    monkeypatch.setattr(latency, "measure_latency", time_by_macs)
+    model, lines = narrow("vgg"), []
+
+    class Clock(latency.Clock):
+        def saved_by(self, *args):
+            lines.append(capfd.readouterr().out.count("timed: without"))
+            return super().saved_by(*args)
+    clock = Clock(model, 16, 4, torch.device("cpu"))
+    latency.select_by_time(model, cal_importance(model, "random"), 50, clock)
+    assert lines == [0, *[1] * (latency.STEPS + 1)]
+    assert "ms, 5" in capfd.readouterr().out  # of the cut that was found
+
+
 def test_the_command_says_and_records_what_was_reached(folder, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(latency, "measure_latency", time_by_macs)
     job = ["--preset=test", "--image_size=16", "--model=mobilenet", "--width=0.25", f"--data_path={folder}",
@@ -58,7 +73,7 @@ def test_the_command_says_and_records_what_was_reached(folder, monkeypatch, caps
         assert figures["achieved_percent"] == pytest.approx(100 - left)
         assert percent <= figures["achieved_percent"] < percent + 3
         assert figures["milliseconds"] == [2 * record["macs"], 2 * record["base"]["macs"]]
-        assert f"{figures['achieved_percent']:.2f}% of the milliseconds for a batch (asked for: {percent}%)" in out
+        assert f"{figures['achieved_percent']:.2f}% of the time for a batch (asked for: {percent}%)" in out
         assert f"a batch of 2 takes {2 * record['macs']:.2f} ms" in out
     assert main.main([*job, "--pretrained=True", "--prune_percent=95", "--round_to=8"]) == 0
     assert "is the most that can be removed" in capsys.readouterr().out
@@ -82,7 +97,7 @@ def test_real_times(folder, capsys, tmp_path, monkeypatch):
                           f"--data_path={folder}", "--pruning_type=l1", "--budget=latency", "--prune_percent=20",
                           f"--latency_runtime={runtime}", "--round_to=8", "--latency_batch=8"]) == 0
         out = capsys.readouterr().out
-        assert "of the milliseconds for a batch (asked for: 20%)" in out and "measured in turn" in out
+        assert "of the time for a batch (asked for: 20%)" in out and "measured in turn" in out
 
 
 @pytest.mark.parametrize("flags, says", [

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from torch import nn
+from torch.nn import functional as F
 
 import config
 import eval as measure
@@ -17,7 +19,15 @@ from imp_estimator import ESTIMATORS, cal_importance
 from lab import networks
 from lab.checkpoint import load_checkpoint, save_checkpoint
 from lab.lowering import lower
-from models import filter_count, filter_groups, keep_whole, remains_of, widths_of
+from lab.measure import _multiply_adds, uncounted_lines
+from models import (
+    filter_count,
+    filter_groups,
+    keep_whole,
+    measure_cost,
+    remains_of,
+    widths_of,
+)
 from pruner import prune, select_filters
 from zoo import prune_all, removable_filters, settle
 
@@ -226,7 +236,7 @@ def test_a_torchvision_network_from_its_weights_to_an_export(flags, folder, tmp_
     assert run(*job) == 0
     out = capsys.readouterr().out  # its classifier may be for other classes: it names none
     assert f"from {place}/{file}: 99." in out
-    assert "since classifier.1 is for classes that the file does not name" in out
+    assert "since classifier.1 was trained for classes that the file does not name" in out
     path = "pruned_nets/ebt/shapes/mnasnet0_5_fisher_50_0.pth"
     assert measure.main([f"--model_path={path}", "--test_acc=True", "--flops=True",
                          "--compression=True", "--layers=True", "--eval_ortho=True",
@@ -411,6 +421,88 @@ def test_the_readmes_notebook(monkeypatch, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(torch.tensor(result[0]), small(batches[-1][0]), rtol=1e-3,
                                    atol=1e-3)
+
+
+class Uncounted(nn.Module):
+    """Multiply-adds that no convolution or linear layer makes. of: where they come from."""
+
+    def __init__(self, of=None, num_classes=10):
+        super().__init__()
+        self.of, self.stem, self.block = of, nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+        self.kernel = nn.Parameter(torch.randn(8, 8, 3, 3))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.offsets = nn.Conv2d(8, 18, 3) if of == "deformed" else None
+        self.deformed = torchvision.ops.DeformConv2d(8, 8, 3)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        x = self.block(torch.relu(self.stem(x)))
+        if self.of == "F.conv2d":
+            x = F.conv2d(x, self.kernel)
+        if self.of == "deformed":
+            x = self.deformed(x, self.offsets(x))
+        rows = x.flatten(2).transpose(1, 2)
+        if self.of == "attention":
+            rows = self.attention(rows, rows, rows)[0]
+        if self.of == "sdpa":
+            rows = F.scaled_dot_product_attention(rows[:, None], rows[:, None], rows[:, None])[:, 0]
+        if self.of == "einsum":
+            rows = torch.einsum("nld,de->nle", rows, self.kernel[:, :, 0, 0])
+        return self.head(rows.mean(1))
+
+
+@pytest.mark.parametrize("of, macs, place", [
+    ("F.conv2d", 12 * 12 * 8 * 8 * 9, "Uncounted"), ("deformed", 12 * 12 * 8 * 8 * 9, "deformed"),
+    ("attention", 196 * 8 * 8 * 4 + 2 * 196 * 196 * 8, "attention"),
+    ("sdpa", 2 * 196 * 196 * 8, "Uncounted"), ("einsum", 196 * 8 * 8, "Uncounted"), (None, 0, None)])
+def test_multiply_adds_that_are_not_counted_are_said(of, macs, place):
+    network = Uncounted(of).train()
+    before = torch.get_rng_state()
+    made = _multiply_adds(network, 16)
+    counted = measure_cost(network, 16)
+    assert sum(made.values()) == counted["macs"] + macs
+    lines = uncounted_lines(network, 16)
+    if of is None:
+        assert not lines
+    else:
+        share = f"{100 * macs / sum(made.values()):.3g}%"
+        assert f"Note: {share} of its multiply-adds are not counted" in lines[0]
+        assert f"those of {place}." in lines[0]
+    assert network.training and torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet18", "mobilenet_v2", "squeezenet1_0"])
+def test_networks_that_are_counted_whole_have_no_such_line(name):
+    network = networks.build_network(name, 10)
+    assert sum(_multiply_adds(network, 64).values()) == measure_cost(network, 64)["macs"]
+    assert not uncounted_lines(network, 64)
+
+
+def test_the_commands_say_what_is_not_counted(flags, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(textwrap.dedent("""
+        import torch
+        from torch import nn
+
+        class Net(nn.Module):
+            def __init__(self, num_classes):
+                super().__init__()
+                self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+                self.mix = nn.Parameter(torch.eye(8))
+                self.head = nn.Linear(8, num_classes)
+
+            def forward(self, x):
+                x = torch.relu(self.b(torch.relu(self.a(x))))
+                return self.head(torch.einsum("nchw,cd->ndhw", x, self.mix).mean((2, 3)))
+        """))
+    job = (*flags, "--ebt=True", "--model=mine.py:Net")
+    line = f"Note: {100 * 9216 / (42336 + 82944 + 24 + 9216):.3g}% of its multiply-adds are not"
+    assert run(*job, "--only_train=base") == 0
+    assert capsys.readouterr().out.count(line) == 1
+    assert run(*job, "--pretrained=True", "--pruning_type=l1", "--prune_percent=20") == 0
+    assert capsys.readouterr().out.count(line) == 1
+    assert measure.main(["--model_path=pretrained/ebt/shapes/mine.Net.pth", "--flops=True",
+                         "--model=mine.py:Net"]) == 0
+    assert line in capsys.readouterr().out
 
 
 def test_one_channel_and_an_odd_size_work_from_python():

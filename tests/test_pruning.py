@@ -1,5 +1,6 @@
 """Selection keeps to its budget, surgery changes the size and nothing else, files come back."""
 import os
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from common.files import write_atomically
 from conftest import masked, narrow
 from imp_estimator import cal_importance
 from lab.checkpoint import load_checkpoint, save_checkpoint
+from lab.experiment import parse
 from lab.networks import build_network
 from models import build_model, filter_count, filter_groups, measure_cost, widths_of
 from pruner import max_percent, prune, pruned_percent, round_targets, select_filters
@@ -131,8 +133,8 @@ def test_all_layers_are_ranked_together():
     scores = {g.name: torch.full((g.conv.out_channels,), 10.0) for g in filter_groups(model)}
     scores["features.3"][[1, 5]] = torch.tensor([1.0, 3.0])
     scores["features.28"][7] = 2.0
-    two = removed(model, select_filters(model, scores, 100 * 2 / 368))
-    three = removed(model, select_filters(model, scores, 100 * 3 / 368))
+    two = removed(model, select_filters(model, scores, 100 * 2 / 368, below_one=True))
+    three = removed(model, select_filters(model, scores, 100 * 3 / 368, below_one=True))
     assert {k: v for k, v in two.items() if v} == {"features.3": [1], "features.28": [7]}
     assert {k: v for k, v in three.items() if v} == {"features.3": [1, 5], "features.28": [7]}
 
@@ -141,7 +143,7 @@ def test_signed_scores_are_ranked_as_they_are():
     model = narrow("vgg")
     scores = {g.name: torch.ones(g.conv.out_channels) for g in filter_groups(model)}
     scores["features.0"][2], scores["features.0"][3] = -5.0, 0.0
-    gone = removed(model, select_filters(model, scores, 100 / 368))
+    gone = removed(model, select_filters(model, scores, 100 / 368, below_one=True))
     assert gone["features.0"] == [2]
 
 
@@ -186,8 +188,8 @@ def test_a_mobilenet_filter_carries_the_depthwise_filter_behind_it():
     scores = {g.name: torch.ones(g.conv.out_channels) for g in filter_groups(model)}
     scores["layers.3.conv2"][4] = 0.0
     total = filter_count(model)[1]
-    assert not any(removed(model, select_filters(model, scores, 100 / total)).values())
-    kept = select_filters(model, scores, 200 / total)
+    assert not any(removed(model, select_filters(model, scores, 100 / total, below_one=True)).values())
+    kept = select_filters(model, scores, 200 / total, below_one=True)
     assert {k: v for k, v in removed(model, kept).items() if v} == {"layers.3.conv2": [4]}
     small = prune(model, kept)
     assert small.layers[4].conv1.weight.shape[0] == model.layers[4].conv1.weight.shape[0] - 1
@@ -215,6 +217,40 @@ def test_rounds_count_from_the_unpruned_network(network):
 def test_round_targets(percent, rounds, expected):
     targets = round_targets(percent, rounds)
     assert targets == pytest.approx(expected, abs=0.05) and targets[-1] == percent
+
+
+@pytest.mark.parametrize("percent, how, says", [
+    (50, {"budget": "latency"}, "must be one of filters, macs, params; measured time needs"),
+    (50, {"budget": "flops"}, "budget is 'flops'"), (.5, {}, "give percent=50"),
+    (.29, {"budget": "macs"}, "give percent=29"), ("50", {}, "percent is '50'"),
+    (float("nan"), {}, "percent is nan"), (-1, {}, "from 0 to 100"), (101, {}, "from 0 to 100"),
+    (50, {"round_to": 0}, "round_to is 0"), (50, {"residual": "doubled"}, "single or coupled")])
+def test_how_much_is_to_go_is_never_guessed(percent, how, says):
+    model = narrow("vgg")
+    with pytest.raises(ValueError, match=re.escape(says)):
+        select_filters(model, random_scores(model), percent, **how)
+    with pytest.raises(ValueError, match="budget is 'latency'"):
+        pruned_percent(model, "latency")
+
+
+def test_plans_of_less_than_a_percent_are_no_shares(digits):
+    """A round, a step or a halving of a command may take less than one percent."""
+    model = narrow("vgg")
+    for percent in (0, 1, .3):
+        kept = select_filters(model, random_scores(model), percent, below_one=True)
+        assert sum(map(len, kept.values())) == round(368 * (1 - percent / 100))
+    choice = parse(["--pruning_type=l1", "--prune_percent=1", "--n_rounds=1"]).choice(16)
+    assert select_filters(model, random_scores(model), .3, **choice)
+
+
+def test_what_to_keep_is_said_of_every_layer():
+    model = narrow("vgg")
+    kept = select_filters(model, random_scores(model), 50)
+    for without in ({name: index for name, index in kept.items() if name != "features.3"},
+                    {**kept, "features.3": None}):
+        with pytest.raises(ValueError, match=r"keep of features.3 is missing: .* range\(8\)"):
+            prune(model, without)
+    assert prune(model, {**kept, "features.3": range(8)}).features[3].out_channels == 8
 
 
 def test_scores_that_do_not_fit_are_refused():

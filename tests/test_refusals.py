@@ -3,6 +3,7 @@ traceback, nothing written."""
 import collections
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import eval as measure
 from common.errors import InputError
 from conftest import ROOT, copy_suite, files, write_folder
 from data import load_data
-from lab import reader, report
+from lab import hints, reader, report
 from lab.checkpoint import load_checkpoint
 from lab.experiment import Experiment, Sweep, make_parser
 from lab.sweep import read_sweep
@@ -44,15 +46,16 @@ INTEGERS = {"image_size": (0, 1025), "num_classes": (1, -2), "batch_size": (1, 0
             "prune_percent": (-1, 96, 12.5), "pruning_percent": (-1, 96), "n_rounds": (0, 96),
             "imp_samples": (0, 10 ** 30), "rdt_projections": (-1, 1001), "val_percent": (-1, 51),
             "test_percent": (-1, 91), "eb_samples": (0,), "jobs": (0,), "cell": (0,), "round_to": (0, 1025),
-            "latency_batch": (0, 65537), "score_steps": (0, 101), "bn_images": (-1,)}
+            "latency_batch": (0, 65537), "epochs": (0, 100_001), "score_steps": (0, 101), "bn_images": (-1,)}
 NUMBERS = {"width": (0, -1, "nan", "inf", 17), "GraSP_T": (0, -200, "nan", "inf"),
-           "eb_epsilon": (0, 1.1, "nan"), "memory": (0, "nan", "inf")}
+           "eb_epsilon": (0, 1.1, "nan"), "lr": (0, -0.1, "nan", "inf"), "memory": (0, "nan", "inf")}
 BOOLEANS = ("ebt", "pretrained", "resume", "skip_bad_images", "wait", "eb_detect", "compile",
             "deterministic", "tensorboard", "print_config", "flip", "per_cost")
 CHOICES = {"ranking": "global", "select": "best, False", "choose": "last", "budget": "macs", "residual": "coupled", "model": "vgg", "preset": "paper", "optimizer": "adam", "pruning_type": "orthoreg",
            "device": "cuda", "only_train": "base, ortho, False", "amp": "bfloat16, float16, False",
            "control": "unpruned, scratch, False", "normalize": "half, cifar, imagenet",
-           "latency_runtime": "onnxruntime", "augment": "crop", "class_weights": "balanced, False"}
+           "latency_runtime": "onnxruntime", "augment": "crop", "class_weights": "balanced, False",
+           "classifier": "keep, False"}
 
 
 def test_no_flag_is_forgotten():
@@ -90,6 +93,41 @@ def test_every_flag_of_main(flag, value, says, shell, tmp_path):
     (("stray", "--model_path=x"), "stray")])
 def test_every_flag_of_eval(flags, says, shell, tmp_path):
     refused(shell, "eval.py", *flags, cwd=tmp_path, says=says)
+
+
+@pytest.mark.parametrize("make, words, says", [
+    *((make_parser, words, says) for words, says in (
+        ("--pruning_ratio=0.5", "there is no --pruning_ratio: --prune_percent=50 removes 50%"),
+        ("--sparsity=0.5", "--prune_percent=50"), ("--keep-ratio=0.5", "--prune_percent"),
+        ("--wandb", "--tensorboard=True"), ("--normalise=half", "did you mean --normalize?"),
+        ("--scheduler=cosine", "config.py"), ("--exclude=conv1", "models.keep_whole"),
+        ("--learning-rate=0.1", "did you mean --lr?"), ("-lr 0.1", "did you mean --lr?"),
+        ("--num_epochs 3", "did you mean --epochs?"), ("--arch resnet50", "did you mean --model?"),
+        ("-b 64", "--batch_size"), ("--prune-percent=50", "did you mean --prune_percent?"),
+        ("--warmup_epoch=2", "PRESETS"), ("--workers=4 --fp16", "leave it out"),
+        ("epochs=20", "flags begin with --: --epochs=20"), ("--test_acc=True", "eval.py"),
+        ("--unknown=1", "unrecognized arguments: --unknown=1"))),
+    (measure.make_parser, "--checkpoint=x", "did you mean --model_path?"),
+    (measure.make_parser, "--epochs=3", "it is a flag of main.py"),
+    (measure.make_parser, "--format=onnx", "--export=FILE.onnx"),
+    (measure.make_parser, "--latencies=True", "did you mean --latency?")])
+def test_the_names_of_other_tools_lead_to_the_flag_that_does_it(make, words, says, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        make().parse_args(words.split())
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1, error
+
+
+def test_hints_name_flags_that_exist_and_shadow_none(tmp_path):
+    flags = {make: {name for action in make()._actions for name in action.option_strings}
+             for make in (make_parser, measure.make_parser)}
+    for make, table in ((make_parser, hints.MAIN), (measure.make_parser, hints.EVAL)):
+        for name, hint in table.items():
+            assert set(re.findall(r"--[a-z]\w+", hint)) <= flags[make], hint
+            assert f"--{name}" not in flags[make] and name == name.lower()
+    (tmp_path / "s.json").write_text('{"sparsity": [0.5, 0.7]}')
+    with pytest.raises(InputError, match="there is no --sparsity: --prune_percent"):
+        read_sweep(tmp_path / "s.json")
 
 
 @pytest.mark.parametrize("flag, says", [
@@ -195,6 +233,17 @@ def test_what_is_no_sweep_and_no_folder_of_results(shell, tmp_path, monkeypatch)
     ((*PRUNE, "--eb_samples=9"), "--eb_samples only works with --eb_detect=True"),
     ((*PRUNE, "--sweep=paper"), "leave out --data_path"),
     ((*PRUNE, "--pretrained=True"), "--only_train=base"),
+    ((*PRUNE, "--pretrained=True", "--model=resnet50"), "torchvision's own weights: --init=DEFAULT"),
+    ((*PRUNE, "--pretrained=True", "--model=vgg"), "to begin with weights of others: --init=FILE"),
+    ((*PRUNE, "--classifier=keep"), "--classifier only works with --init"),
+    *(((*PRUNE, f"--model={name}"), says) for name, says in (
+        ("torchvision:resnet50", "have their names there, --model=resnet50"),
+        ("torchvision.models.resnet18", "have their names there, --model=resnet18"),
+        ("fasterrcnn_resnet50_fpn", "prune classifiers only; its backbone is --model=resnet50. From Python"),
+        ("torchvision:deeplabv3_resnet101", "prune classifiers only; its backbone is --model=resnet101"),
+        ("yolov8", "prune classifiers only. From Python, pruner.prune takes"), ("r3d_18", "no classifier"),
+        ("quantized_resnet18", "--model=resnet18 is the same network in floating point"),
+        ("resnet51", "did you mean resnet50"))),
     ((*PRUNE[::2], "--prune_percent=1", "--n_rounds=5"), "fewer rounds"),
     (("--pruning_type=grasp", "--prune_percent=25", "--data_path=digits", "--imp_samples=9"),
      "less than one for each of the 10 classes"),

@@ -491,7 +491,7 @@ def test_what_a_pruned_network_cannot_know_is_said():
     with pytest.raises(ValueError, match="prune its _orig_mod"):
         filter_groups(torch.compile(Written(relu_ignored)))
     model = Written(relu_ignored)
-    with pytest.raises(ValueError, match="b: keep at least one"):
+    with pytest.raises(ValueError, match="what to keep of b is missing"):
         prune(model, {"a": [0, 1]})
     with pytest.raises(ValueError, match="must be single or coupled"):
         select_filters(model, scores_like(model), 50, residual="doubled")
@@ -601,13 +601,14 @@ def test_coupled_writers_leave_together_by_the_sum_of_their_scores():
         scores[name][3], scores[name][5] = 1.0, 2.0
     scores[writers[0]][3], scores[writers[0]][5] = 3.0, 0.0
     count = sum(len(g.channels) for g in groups)
-    kept = select_filters(model, scores, 100 * len(writers) / count, residual="coupled")
+    kept = select_filters(model, scores, 100 * len(writers) / count, residual="coupled",
+                          below_one=True)
     gone = {n: set(range(16)) - set(kept[n].tolist()) for n in writers}
     assert all(filters == {3} for filters in gone.values())
     small = prune(model, kept)
     assert not any("_left_" in name for name, _ in small.named_buffers())  # no indexed additions
     assert {g.stream.width for g in filter_groups(small) if g.stream.name == "layer2"} == {15}
-    single = select_filters(model, scores, 100 / count)
+    single = select_filters(model, scores, 100 / count, below_one=True)
     assert 5 not in single[writers[0]] and all(5 in single[n] for n in writers[1:])
 
 

@@ -1,4 +1,5 @@
 """The penalty, the training loop and the batches that feed it."""
+import itertools
 import math
 import platform
 import subprocess
@@ -14,10 +15,11 @@ from torch.nn import functional as F
 from common.command import run_command
 from common.device import autocast
 from common.errors import Diverged, InputError
-from config import PRESETS, Recipe
+from config import PRESETS, Recipe, Schedule
 from conftest import ROOT, narrow
 from data import Batches, ImageData, Split
 from imp_estimator import cal_importance
+from lab.presets import apportioned, recipe_text, scaled
 from models import build_model, filter_groups
 from train import (
     OrthonormalityPenalty,
@@ -95,6 +97,51 @@ def test_training_with_the_penalty_makes_filters_more_orthogonal(digits):
         degrees[strength] = sum(degree_of_orthogonality(model).values()) / 10
         assert ("penalty" in result.history[0]["train"]) == bool(strength)
     assert degrees[1e-2] > degrees[0] + 0.1
+
+
+# -------------------------------------------------------------------------------- the recipes
+
+
+def test_epochs_and_lr_scale_every_training_of_every_preset():
+    """As many epochs in all, the first rate as it was given, everything else in proportion."""
+    for preset, job, optimizer in itertools.product(
+            PRESETS.values(), ("ebt", "iterative"), ("sgd", "adam")):
+        before = getattr(preset, job)
+        assert scaled(before, None, None, optimizer) == before  # to the bit
+        for epochs in (1, 2, 7, 20, 1000):
+            after = scaled(before, epochs, 0.01, optimizer)
+            for phase, recipe in vars(after).items():
+                old = getattr(before, phase)
+                if recipe is None:
+                    assert old is None
+                    continue
+                share = [epochs * count / sum(old.epochs) for count in old.epochs]
+                assert sum(recipe.epochs) == epochs == len(recipe.rates(optimizer))
+                assert all(abs(a - b) < 1 for a, b in zip(recipe.epochs, share)), phase
+                assert recipe.warmup == pytest.approx(old.warmup * epochs / sum(old.epochs))
+                assert recipe.warmup < epochs
+                rates, olds = recipe.lr_of(optimizer), old.lr_of(optimizer)
+                assert rates[0] == 0.01
+                assert rates == pytest.approx([0.01 * rate / olds[0] for rate in olds])
+                other = "sgd" if optimizer == "adam" else "adam"
+                assert recipe.lr_of(other) == old.lr_of(other)
+
+
+@pytest.mark.parametrize("total, shares, parts", [
+    (20, [24, 1], [19, 1]), (5, [24, 1], [5, 0]), (20, [80, 40, 40], [10, 5, 5]),
+    (1, [1, 1], [1, 0]), (2, [1, 1, 1], [1, 1, 0]), (10, [35, 35, 10], [5, 4, 1]),
+    (20, [24, 1, 0], [19, 1, 0]), (7, [3], [7])])
+def test_epochs_are_apportioned_in_whole_numbers_by_largest_remainders(total, shares, parts):
+    assert apportioned(total, shares) == parts
+
+
+def test_a_training_that_a_preset_leaves_out_stays_out():
+    none = Recipe(lr=[.1, .01], epochs=[0, 0], weight_decay=0, adam_lr=[1, 1])
+    late = Recipe(lr=[.1, .01], epochs=[0, 9], weight_decay=0, adam_lr=[1, 1])
+    after = scaled(Schedule(base=none, ortho=late, retrain=late), 20, .5)
+    assert after.base == none and sum(after.retrain.epochs) == 20
+    assert after.retrain.rates()[0] == .5 and after.between is None
+    assert recipe_text(after.base, "sgd") == "no epochs"
 
 
 # -------------------------------------------------------------------------------- the training
