@@ -236,7 +236,7 @@ def test_a_torchvision_network_from_its_weights_to_an_export(flags, folder, tmp_
     assert run(*job) == 0
     out = capsys.readouterr().out  # its classifier may be for other classes: it names none
     assert f"from {place}/{file}: 99." in out
-    assert "since classifier.1 was trained for classes that the file does not name" in out
+    assert "since the classifier was trained for classes that the file does not name; --classifier=keep" in out
     path = "pruned_nets/ebt/shapes/mnasnet0_5_fisher_50_0.pth"
     assert measure.main([f"--model_path={path}", "--test_acc=True", "--flops=True",
                          "--compression=True", "--layers=True", "--eval_ortho=True",
