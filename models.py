@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.structure import Structure
+from common.surgery import KEPT_INDEX
 
 # ------------------------------------------------------------------------------- the four networks
 
@@ -268,6 +269,9 @@ def _look_at(model, image_size=None, whole=()):
     origin = getattr(model, "origin", None)
     key = type(model), origin, tuple(sorted(dict(whole).items()))
     structure = _STRUCTURES.get(key)
+    if any(name.startswith(KEPT_INDEX) for name, _ in model.named_buffers(recurse=False)):
+        raise ValueError(f"{type(model).__name__} has been pickled after it was pruned, and no "
+                         "longer knows what it was pruned from; save_network keeps that")
     if not structure or _form(model) != _form(structure.skeleton):
         structure = Structure(model, image_size, whole)
         if not structure.filters:

@@ -216,6 +216,8 @@ def _values_of(groups, scores):
             raise ValueError(f"{name} has {count} filters; its scores are of shape {shape}, and "
                              f"must be a tensor of {count}")
         values[name] = score.detach().cpu().double().tolist()
+        if any(map(math.isnan, values[name])):
+            raise ValueError(f"a score of {name} is no number (NaN)")
     return values
 
 

@@ -22,7 +22,10 @@ def copy_of(network, memo=None, device=None):
         memo[id(tensor)] = tensor.detach() if device is None else tensor.detach().to(device)
     known = dict(memo)
     try:
-        return copy.deepcopy(network, memo)
+        twin = copy.deepcopy(network, memo)
+        for name in vars(network).keys() - vars(twin).keys():  # an fx.GraphModule leaves them out
+            twin.__dict__[name] = copy.deepcopy(vars(network)[name], memo)
+        return twin
     except Exception as error:  # whatever the user's own objects do
         place = _what_cannot_be_copied(network, known)
         raise ValueError(f"{type(network).__name__} cannot be copied{place}: "

@@ -29,6 +29,10 @@ MOVES = set("""broadcast_to cat channel_shuffle chunk clone concat concatenate c
 MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle)
 
 
+LAZY = ("it has lazy layers, whose weights have no size yet; call it once on a batch of images "
+        "before it is handed over")
+
+
 class _Sized:
     """Lets a network ask how many sizes a shape has, or parts a tensor was split into."""
 
@@ -134,6 +138,8 @@ def trace(model, shapes):
     """
     if hasattr(model, "_orig_mod"):
         raise ValueError("the network is compiled; prune its _orig_mod, and compile the result")
+    if any(map(nn.parameter.is_lazy, model.parameters())):
+        raise ValueError(f"{type(model).__name__}: {LAZY}")
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("the network is compiled by torch.jit; prune the module that it was made "
                          "from, and compile the result")
@@ -246,7 +252,7 @@ def _trace(model, tracer):
             raise ValueError("it draws random numbers itself; in a module of its own, such as "
                              "torchvision's StochasticDepth, it may")
         return graph
-    except Exception as error:  # a network may do anything
+    except (Exception, SystemExit) as error:  # a network may do anything
         inside = f" at {tracer.path}" if tracer.path else ""
         raise ValueError(f"{kind.__name__} cannot be traced{inside}: {_what_to_do(error)}"
                          f"{_line_of(error)}") from error
@@ -260,6 +266,9 @@ def _what_to_do(error):
     if isinstance(error, fx.proxy.TraceError) and "control flow" in str(error):
         return ("forward decides by the values of its images; torch.where, or a decision outside "
                 "of forward, lets it be pruned")
+    if isinstance(error, NameError) and "is not a member of this module" in str(error):
+        return ("a layer or parameter that it uses is no part of it, as those in a plain list are; "
+                "nn.ModuleList makes them so")
     return first_line(error)
 
 

@@ -15,6 +15,10 @@ from common.graph import compute_all, first_line, input_channels, title, trace
 SIZES = (64, 32, 96, 128, 224, 256, 299, 28)  # pixels of the images that a network is tried with
 
 
+class _NoLogits(ValueError):
+    """What a network gives is not what is looked for, whatever the size of its images."""
+
+
 class Structure:
     """What can be pruned in an unpruned network, from the graph of its operations.
 
@@ -68,6 +72,8 @@ class Structure:
             except ValueError as error:
                 failure = failure or error
         else:
+            if isinstance(failure, _NoLogits):
+                raise failure
             raise ValueError(f"{failure}; where it takes another size, filter_groups(network, "
                              "image_size=N) says which") from failure
         for node, value in values.items():
@@ -83,10 +89,10 @@ class Structure:
                              f"{title(error.node)}: {first_line(error)}") from error
         logits = list(values.values())[-1]
         if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != 2:
-            given = tuple(logits.shape) if isinstance(logits, torch.Tensor) else (
-                f"a {type(logits).__name__}")
-            raise ValueError(f"{self.kind.__name__} gives {given} for 2 images of {size} x {size}, "
-                             "not 2 rows of logits")
+            kind = "dict" if isinstance(logits, dict) else type(logits).__name__
+            given = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {kind}"
+            raise _NoLogits(f"{self.kind.__name__} gives {given} for 2 images of {size} x {size}, "
+                            "not 2 rows of logits; forward must return the logits alone")
         return values
 
     def _called(self, kind):

@@ -18,6 +18,8 @@ from common.graph import along, compute, decided, moves, name_of, title
 from common.layers import narrow
 from common.made import made_class
 
+KEPT_INDEX = "_left_"  # begins the names of buffers that say which channels an operation keeps
+
 
 class CannotCut(ValueError):
     """An operation cannot be made to compute with fewer channels. node: of the graph."""
@@ -64,7 +66,7 @@ class _Surgery:
 
     def __init__(self, structure, alive, model):
         self.structure, self.alive, self.model = structure, alive, model
-        for name in [name for name in model._buffers if name.startswith("_left_")]:
+        for name in [name for name in model._buffers if name.startswith(KEPT_INDEX)]:
             del model._buffers[name]
         self.graph, self.copies, self.values, self.changed = fx.Graph(), {}, {}, False
         self.graph.output(self.graph.graph_copy(structure.graph, self.copies))
@@ -200,7 +202,7 @@ class _Surgery:
 
     def _index(self, channels, before):
         """A node that gives these indices, which are a buffer of the network, but not in files."""
-        name = f"_left_{sum(each.startswith('_left_') for each in self.model._buffers)}"
+        name = f"{KEPT_INDEX}{sum(each.startswith(KEPT_INDEX) for each in self.model._buffers)}"
         device = next(self.model.parameters()).device
         self.model.register_buffer(name, channels.to(device), persistent=False)
         with self.graph.inserting_before(before):

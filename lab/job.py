@@ -270,7 +270,9 @@ class Job(Plan):
         if processes()[1] > 1:
             return ("the last epoch's state is saved, the same torchrun command goes on from it "
                     "with --resume=True")
-        again = ["python", os.path.relpath(MAIN), *self.argv]
+        package = __name__.removesuffix("lab.job")  # "" where it is not installed
+        again = ["-m", f"{package}main"] if package else [os.path.relpath(MAIN)]
+        again = ["python", *again, *self.argv]
         if not self.flags.resume:
             again.append("--resume=True")
         return f"the state is saved; to go on: {shlex.join(again)}"

@@ -7,6 +7,7 @@
 import ast
 import difflib
 import hashlib
+import os
 import re
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -16,6 +17,7 @@ import torch
 
 import pruner
 from common.errors import InputError
+from common.graph import LAZY, first_line
 from common.libraries import lazy, need
 from common.made import made_class
 from common.seeds import forked_random_state
@@ -102,6 +104,8 @@ def build_network(name, num_classes, width=1.0, widths=None, whole=(),
     if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
         raise InputError(f"--model={name} has weights on the meta device, which have no values; "
                          "build it on the CPU")
+    if any(map(torch.nn.parameter.is_lazy, network.parameters())):
+        raise InputError(f"--model={name}: {LAZY}")
     network = _in_memory(network.float().cpu())
     network.origin = Origin(name, num_classes)
     return network if widths is None else pruner.rebuild(network, widths, whole, image_size)
@@ -127,13 +131,15 @@ def _as_given(name, num_classes):
 
 @contextmanager
 def settings_kept():
-    """What a user's code changes of torch's settings is put back: the type and device of new
-    tensors, and whether gradients are computed."""
-    kind, device, grad = (torch.get_default_dtype(), torch.get_default_device(),
-                          torch.is_grad_enabled())
+    """What a user's code changes is put back: the type and device of new tensors, whether gradients
+    are computed, the folder that it runs in, and the suite's modules."""
+    kind, device, grad, place = (torch.get_default_dtype(), torch.get_default_device(),
+                                 torch.is_grad_enabled(), os.getcwd())
     try:
-        yield
+        with own.suite_kept():
+            yield
     finally:
+        os.chdir(place)
         torch.set_default_dtype(kind)
         torch.set_grad_enabled(grad)
         if torch.get_default_device() != device:
@@ -172,6 +178,10 @@ def look_at(network, image_size, pruning_type=None):
             check_suits(network, pruning_type)
     except ValueError as error:
         raise InputError(f"--model={name}: {error}") from error
+    except (Exception, SystemExit) as error:  # of the user's own code
+        raise InputError(f"--model={name} fails on noise: {type(error).__name__}: "
+                         f"{first_line(error)}; the suite trains in float32, so leave out casts to "
+                         "other types") from error
     structure = remains_of(network).structure
     if structure.outputs != network.origin.num_classes:
         raise InputError(f"--model={name} gives {structure.outputs} logits for "

@@ -7,6 +7,7 @@ import builtins
 import importlib
 import itertools
 import sys
+from contextlib import contextmanager
 from importlib.machinery import (
     BuiltinImporter,
     FrozenImporter,
@@ -109,8 +110,9 @@ class Project:
 
     def import_name(self, name, globals=None, locals=None, fromlist=(), level=0):
         """What `__import__` does, in the modules of this project."""
-        if level == 0 and name == "importlib":
-            return self.importlib
+        if level == 0 and name.partition(".")[0] == "importlib":
+            module = builtins.__import__(name, globals, locals, fromlist, 0)
+            return self.importlib if module is importlib else module
         if level or not self.has(name):
             return builtins.__import__(name, globals, locals, fromlist, level)
         own = f"{self.prefix}.{name}"
@@ -150,9 +152,36 @@ class _Importlib(ModuleType):
         return getattr(importlib, attribute)
 
     def import_module(self, name, package=None):
-        known = not name.startswith(".") and self.__project.has(name)
-        return importlib.import_module(f"{self.__project.prefix}.{name}" if known else name,
-                                       package)
+        project = self.__project
+        if not name.startswith("."):
+            return importlib.import_module(
+                f"{project.prefix}.{name}" if project.has(name) else name)
+        if package and project.has(package):
+            package = f"{project.prefix}.{package}"
+        return importlib.import_module(name, package)
+
+
+@contextmanager
+def suite_kept():
+    """Inside, a user's code may put modules of its own under names of the suite's."""
+    tops = {path.stem for path in ROOT.glob("*.py")} | {"lab", "common"}
+    if __name__ != "lab.own":  # installed: all names of the suite's have the package before them
+        tops = {__name__.partition(".")[0]}
+
+    def of_suite():
+        return {name: module for name, module in list(sys.modules.items())
+                if name.partition(".")[0] in tops}
+
+    before = of_suite()
+    try:
+        yield
+    finally:
+        for name, module in of_suite().items():
+            file = getattr(module, "__file__", None)
+            if name in before or file and Path(file).resolve().is_relative_to(ROOT):
+                continue  # loaded meanwhile, as lazy modules are
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 def load_file(file):

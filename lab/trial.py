@@ -8,6 +8,7 @@ from common.errors import InputError
 from common.graph import first_line
 from common.modes import evaluating
 from common.seeds import forked_random_state
+from common.terminal import shortened
 from models import unused_parameters
 
 
@@ -25,13 +26,16 @@ def try_out(network, image_size):
         with forked_random_state():
             twin = copy_of(network).train()
             F.cross_entropy(twin(images), labels).backward()
+            unreached = [name for name, parameter in twin.named_parameters()
+                         if parameter.requires_grad and parameter.grad is None]
             twin = copy_of(twin)  # what it holds after a pass can be copied, too
             with evaluating(twin), torch.no_grad():
                 answers, alone = twin(images), _alone(twin, images)
-    except Exception as error:  # of the user's own code
+    except (Exception, SystemExit) as error:  # of the user's own code
         raise InputError(f"--model={name}: a step of training fails: {first_line(error)}"
                          ) from error
-    return [*_unused(network), *_batchwise(answers, alone), *_no_logits(answers)]
+    return [*_unused(network), *_unreached(network, unreached), *_batchwise(answers, alone),
+            *_no_logits(answers)]
 
 
 def _alone(network, images):
@@ -44,8 +48,15 @@ def _alone(network, images):
 
 def _unused(network):
     layers = dict.fromkeys(name.rpartition(".")[0] or name for name in unused_parameters(network))
-    return [f"Note: forward does not use {', '.join(layers)}, so neither training nor pruning "
+    return [f"Note: forward does not use {shortened(layers)}, so neither training nor pruning "
             "changes it"] if layers else []
+
+
+def _unreached(network, names):
+    unused = set(unused_parameters(network))
+    layers = dict.fromkeys(name.rpartition(".")[0] or name for name in names if name not in unused)
+    return [f"Note: no gradient reaches {shortened(layers)}, as below torch.no_grad() or "
+            "checkpoint(use_reentrant=True), so training does not change it"] if layers else []
 
 
 def _batchwise(answers, alone):

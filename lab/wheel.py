@@ -14,6 +14,14 @@ from {PACKAGE}.common.version import VERSION as __version__  # noqa: F401
 """
 
 
+MAIN = f"""\"\"\"python -m {PACKAGE}: what main.py does.\"\"\"
+from {PACKAGE}.common.command import exit_with
+from {PACKAGE}.main import main
+
+exit_with(main())
+"""
+
+
 class BuildPy(build_py):
     """Copies the modules, as setuptools does, and lets them import each other by their new names.
     """
@@ -25,6 +33,7 @@ class BuildPy(build_py):
         for file in into.rglob("*.py"):
             file.write_text(renamed(file.read_text(), names))
         (into / "__init__.py").write_text(INIT)
+        (into / "__main__.py").write_text(MAIN)
 
 
 def suite_names(folder):

@@ -117,6 +117,23 @@ def test_a_file_in_the_suites_own_folder_may_use_the_suite(tmp_path, monkeypatch
     assert logits(built(tmp_path / "own.py")).shape == (2, 3)
 
 
+def test_what_a_file_puts_under_the_suites_names_or_changes_is_put_back(tmp_path):
+    head = """
+import importlib.util, os, sys
+import train
+assert importlib.import_module("train").MINE
+assert importlib.import_module(".inner", "pkg").MINE
+spec = importlib.util.spec_from_file_location("models", {file!r})
+sys.modules["models"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["models"])
+os.chdir("/")
+""".format(file=str(tmp_path / "train.py"))
+    write(tmp_path, {"train": "MINE = True", "pkg/inner": "from train import MINE", "own": net(head)})
+    before = os.getcwd()
+    assert logits(built(tmp_path / "own.py")).shape == (2, 3)
+    assert sys.modules["models"] is models and os.getcwd() == before
+
+
 @pytest.mark.parametrize("content, says", [
     ("import nothing_like_this", "No module named 'nothing_like_this'"),
     ("from models import nothing", "cannot import name 'nothing'"), ("1 +", "invalid syntax")])
@@ -213,6 +230,40 @@ KINDS = """
         8, track_running_stats=False)))
     scripted = lambda num_classes: torch.jit.script(Base(num_classes))
 
+    class Casts(Base):
+        def forward(self, x):
+            return super().forward(x.double())
+
+    class Exits(Base):
+        def forward(self, x):
+            raise SystemExit("bye")
+
+    class Lazy(Base):
+        def __init__(self, num_classes):
+            super().__init__(num_classes)
+            self.b = nn.LazyConv2d(8, 3)
+
+    class Listed(Base):
+        def __init__(self, num_classes):
+            super().__init__(num_classes)
+            self.more = [nn.Conv2d(3, 3, 3)]
+
+        def forward(self, x):
+            return super().forward(self.more[0](x))
+
+    class Dict(Base):
+        def forward(self, x):
+            return {"logits": super().forward(x)}
+
+    class Partly(Base):
+        def forward(self, x):
+            with torch.no_grad():
+                x = self.a(x)
+            return self.fc(self.b(self.n(x).relu()).relu().mean((2, 3)))
+
+    def graph_module(num_classes):
+        return torch.fx.symbolic_trace(Base(num_classes))
+
     def Settings(num_classes):
         torch.set_default_dtype(torch.float64)
         torch.set_grad_enabled(False)
@@ -247,6 +298,10 @@ def pruned(network, percent=50):
 
 
 @pytest.mark.parametrize("name, says", [
+    ("Casts", "Input type .double. and bias type .float. should be the same"), ("Exits", "bye"),
+    ("Lazy", "lazy layers, whose weights have no size yet; call it once"),
+    ("Listed", "no part of it, as those in a plain list are; nn.ModuleList"),
+    ("Dict", "gives a (immutable_)?dict for 2 images.*return the logits alone$"),
     ("frozen", "all of its parameters have requires_grad=False"),
     ("meta", "weights on the meta device, which have no values"),
     ("Held", "a step of training fails: Held cannot be copied because of held: .*keep that outside"),
@@ -269,7 +324,8 @@ def test_what_cannot_be_trained_or_pruned_is_known_before_the_training(name, say
     ("double", "Note: its float64 weights became float32"),
     ("batch_norm", "Note: its answers depend on the other images of a batch"),
     ("Softmax", "Note: it ends in a softmax.*returns the logits"),
-    ("Spare", "Note: forward does not use spare"), ("Base", "^$"), ("Kept", "^$"),
+    ("Spare", "Note: forward does not use spare"), ("graph_module", "^$"),
+    ("Partly", "Note: no gradient reaches a, as below"), ("Base", "^$"), ("Kept", "^$"),
     ("first_frozen", "^$"), ("spaced", "^$"), ("umlaut", "^$"), ("library", "^$"),
     ("One", "^$")])
 def test_what_can_be_trained_and_pruned_and_what_is_said_of_it(name, says, kinds):
@@ -385,6 +441,8 @@ def test_what_cannot_be_saved_or_loaded_is_said(tmp_path):
     with pytest.raises(ValueError, match="a network that was pickled does not know"):
         save_network(path, pickle.loads(pickle.dumps(small)))
     save_network(path, small)
+    with pytest.raises(ValueError, match="has been pickled after it was pruned.*save_network"):
+        pruned(pickle.loads(pickle.dumps(small)))
     with pytest.raises(InputError, match="is pruned itself"):
         load_network(path, small)
     with pytest.raises(InputError, match="written by save_network.*load_network.path, network. reads"):
