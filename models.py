@@ -270,8 +270,9 @@ def _look_at(model, image_size=None, whole=()):
     key = type(model), origin, tuple(sorted(dict(whole).items()))
     structure = _STRUCTURES.get(key)
     if any(name.startswith(KEPT_INDEX) for name, _ in model.named_buffers(recurse=False)):
-        raise ValueError(f"{type(model).__name__} has been pickled after it was pruned, and no "
-                         "longer knows what it was pruned from; save_network keeps that")
+        raise ValueError(f"{type(model).__name__} was pruned, and then pickled or given other "
+                         "layers, so it no longer knows what it was pruned from; save_network "
+                         "keeps that")
     if not structure or _form(model) != _form(structure.skeleton):
         structure = Structure(model, image_size, whole)
         if not structure.filters:
