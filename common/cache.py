@@ -23,7 +23,7 @@ import numpy as np
 import PIL
 
 from common.errors import InputError
-from common.files import open_regular, write_atomically
+from common.files import open_regular, sha256_of, write_atomically
 from common.images import Images, bytes_of, copies, read_images, read_into
 from common.machine import cores, memory
 from common.pixels import FilePixels, in_memory
@@ -120,10 +120,7 @@ def _file_digest(path):
         return ""
     try:
         with open_regular(path) as file:
-            digest = hashlib.sha256()
-            while some := file.read(1 << 22):
-                digest.update(some)
-            return digest.hexdigest()
+            return sha256_of(file)
     except OSError as error:
         return repr(error.errno)
 

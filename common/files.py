@@ -50,13 +50,18 @@ def digest_of(path):
     if not os.path.isfile(path):
         raise InputError(f"there is no file {path}")
     try:
-        digest = hashlib.sha256()
         with open(path, "rb") as file:
-            while block := file.read(2 ** 20):  # a signal comes in between
-                digest.update(block)
-        return digest.hexdigest()[:16]
+            return sha256_of(file)[:16]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def sha256_of(file):
+    """The digest of what is left to read in an open file, in hexadecimal."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 22):  # a signal comes in between
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def open_regular(path):
