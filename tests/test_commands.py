@@ -380,15 +380,24 @@ def test_the_weight_of_the_penalty_is_used_recorded_and_shows_in_names(flag, wei
     assert flags.base_file("", False).name == "vgg.pth"
 
 
+def code_with(word, page):
+    """The first block of Python on a page that has a word in it."""
+    blocks = [part.partition("```")[0] for part in page.split("```python\n")[1:]]
+    return next(block for block in blocks if word in block)
+
+
 def test_the_python_of_the_readme_runs_and_its_flags_exist(monkeypatch, tmp_path):
     text, more = (ROOT / "README.md").read_text(), (ROOT / "lab/README.md").read_text()
-    prune_it, keep_it = (next(part.split("```")[0] for part in page.split("```python\n")[1:] if word in part)
-                         for page, word in ((text, "build_model"), (more, "save_checkpoint")))
+    prune_it = code_with("build_model", text)
+    keep_it = code_with("save_checkpoint(", more)
     names = {}
     exec(prune_it, names)
     now, dense = filter_count(names["small"])
     assert now == dense // 2
     monkeypatch.chdir(tmp_path)
+    kept = {"net": names["model"], "small": names["small"]}
+    exec(code_with("load_network(", more), kept)
+    assert filter_count(kept["small"]) == (now, dense)
     monkeypatch.setitem(config.PRESETS, "quick", short_preset())
     names["small"] = narrow("vgg", num_classes=10)
     exec(keep_it, names)
