@@ -13,16 +13,7 @@ from numbers import Real
 
 import torch
 
-from common.copies import copy_of
-from common.graph import title
-from common.modes import evaluating
-from common.processes import shared, sum_over_processes
-from common.surgery import CannotCut, MaskedGraph, cut_channels, first_difference, same
-from common.terminal import progress
-from config import BUDGETS, RANKINGS
-from imp_estimator import ESTIMATORS, check_per_cost
-from models import (
-    NETWORKS,
+from channels.groups import (
     Remains,
     cost_of,
     filter_costs,
@@ -32,6 +23,15 @@ from models import (
     remains_of,
     signature,
 )
+from channels.surgery import CannotCut, MaskedGraph, cut_channels, first_difference, same
+from channels.trace import title
+from common.copies import copy_of
+from common.modes import evaluating
+from common.processes import shared, sum_over_processes
+from common.terminal import progress
+from config import BUDGETS, RANKINGS
+from imp_estimator import ESTIMATORS, check_per_cost
+from models import NETWORKS
 
 COUNTED = [name for name in BUDGETS if name != "latency"]  # which is measured
 
@@ -119,7 +119,7 @@ def select_filters(model, scores, percent, budget="filters", round_to=1, image_s
         "measured" scores only rank the filters of each layer; losses, of `measure_losses`, say what
         a layer is worth. These are divided by what the filters cost, as with per_cost.
     per_cost: rank by the change of the loss that a score stands for, divided by what the filter
-        costs in the budget's currency (`models.filter_costs`), so that the budget goes first where
+        costs in the budget's currency (`filter_costs`), so that the budget goes first where
         it buys most. It also needs pruning_type. layer_times: layer -> milliseconds, where that
         currency is measured time.
     What only leaves together, as the filters of a grouped convolution and their inputs, goes by the
@@ -571,7 +571,7 @@ def _pruned(model, kept, images):
 
 def explore(model, image_size=None):
     """Find out what can be pruned in an unpruned network by trying it: whatever an operation cannot
-    do without stays whole from now on. image_size: see `models.remains_of`. Raises ValueError where
+    do without stays whole from now on. image_size: see `remains_of`. Raises ValueError where
     nothing is left that can be pruned."""
     remains_of(model, image_size)
     now, dense = filter_count(model)
@@ -590,7 +590,7 @@ def explore(model, image_size=None):
 
 def rebuild(model, widths, whole=(), image_size=None):
     """`model`, which is unpruned, as small as `widths_of` said of another one. whole: see
-    `models.keep_whole`; image_size: `models.remains_of`."""
+    `keep_whole`; image_size: `remains_of`."""
     remains_of(model, image_size)
     if whole:
         keep_whole(model, whole)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from channels.groups import filter_matrix, load_weights, unused_parameters
 from common.accuracy import Tally
 from common.device import autocast
 from common.errors import Diverged
@@ -21,9 +22,8 @@ from common.modes import evaluating
 from common.processes import processes, shared, sum_over_processes
 from common.seeds import seed_of
 from common.signals import uninterrupted
-from common.terminal import epoch_line, progress
+from common.terminal import progress
 from config import MOMENTUM
-from models import filter_matrix, load_weights, unused_parameters
 from pruner import mask_distance
 
 # ------------------------------------------------------------------------------ orthonormality
@@ -330,6 +330,23 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
         loop.run_epoch(epoch)
     loop.end()
     return loop.training
+
+
+def epoch_line(label, history, epochs, epsilon=None):
+    """The last epoch of a history in a line. epochs: how many there will be; epsilon: a ticket's.
+    """
+    row = history[-1]
+    train, images = row["train"], "validation" if "validation" in row else "test"
+    penalty = f" + penalty {train['penalty']:.3f}" if "penalty" in train else ""
+    line = (f"  {label} {row['epoch']}/{epochs}  lr {row['lr']:.4g}  loss {train['loss']:.3f}"
+            f"{penalty}  train {train['top1']:.1f}%  {images} {row[images]['top1']:.1f}%  "
+            f"{row['seconds']:.1f} s")
+    distances = row.get("mask_distances")
+    if distances:
+        shares = ", ".join(f"{100 * distance:.0f}%" for distance in distances)
+        line += (f"; mask differs from the {len(distances)} before in {shares} of filters (ticket: "
+                 f"all 4 at most {100 * epsilon:.3g}%)")
+    return line
 
 
 def criterion_of(label_smoothing=0, class_weights=None):

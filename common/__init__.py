@@ -1,1 +1,1 @@
-"""What knows no pruning: flags, exit codes, files, processes, images, the terminal."""
+"""Flags, exit codes, files, processes, images, the terminal: what any suite could have."""

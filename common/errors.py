@@ -7,3 +7,8 @@ class InputError(Exception):
 
 class Diverged(Exception):
     """The training loss is not finite."""
+
+
+def first_line(error):
+    """The first line of an error's message; its class where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -94,20 +94,3 @@ def _cut(text, most):
     if len(text) <= most:
         return text
     return f"{text[:most // 2]}...({len(text):,} letters)...{text[-most // 4:]}"
-
-
-def epoch_line(label, history, epochs, epsilon=None):
-    """The last epoch of a history in a line. epochs: how many there will be; epsilon: a ticket's.
-    """
-    row = history[-1]
-    train, images = row["train"], "validation" if "validation" in row else "test"
-    penalty = f" + penalty {train['penalty']:.3f}" if "penalty" in train else ""
-    line = (f"  {label} {row['epoch']}/{epochs}  lr {row['lr']:.4g}  loss {train['loss']:.3f}"
-            f"{penalty}  train {train['top1']:.1f}%  {images} {row[images]['top1']:.1f}%  "
-            f"{row['seconds']:.1f} s")
-    distances = row.get("mask_distances")
-    if distances:
-        shares = ", ".join(f"{100 * distance:.0f}%" for distance in distances)
-        line += (f"; mask differs from the {len(distances)} before in {shares} of filters (ticket: "
-                 f"all 4 at most {100 * epsilon:.3g}%)")
-    return line

@@ -11,6 +11,14 @@ from dataclasses import replace
 import torch
 
 import pruner
+from channels.groups import (
+    dense_widths,
+    filter_count,
+    filter_groups,
+    load_weights,
+    remains_of,
+    widths_of,
+)
 from common.copies import copy_of
 from common.errors import InputError
 from common.files import to_json, write_atomically
@@ -20,16 +28,7 @@ from config import NORMALIZATIONS, title_of
 from lab.networks import build_network, classes_in, code_of, in_file, named_like, same_network
 from lab.reader import is_plain, read_safely, read_weights, unwrapped
 from lab.record import Record
-from models import (
-    NETWORKS,
-    build_model,
-    dense_widths,
-    filter_count,
-    filter_groups,
-    load_weights,
-    remains_of,
-    widths_of,
-)
+from models import NETWORKS, build_model
 
 # What using the content of a file can raise where it is not what this suite wrote.
 NOT_AS_WRITTEN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)

@@ -10,17 +10,16 @@ from pathlib import Path
 
 import torch
 
+from channels.groups import filter_groups
+from channels.lowering import lower
 from common.copies import copy_of
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.files import write_atomically
-from common.graph import first_line
 from common.images import drafted_size
 from common.libraries import lazy, need
 from data import HALF
 from lab.checkpoint import network_content, rebuild
-from lab.lowering import lower
 from lab.measure import LAYER_RUNS
-from models import filter_groups
 
 # Optional.
 onnx, onnxruntime, safetensors_torch = map(lazy, ("onnx", "onnxruntime", "safetensors.torch"))

@@ -11,12 +11,12 @@ import torch
 
 import imp_estimator
 import train
+from channels.groups import filter_groups
 from common.errors import InputError
 from common.terminal import print_table, progress
 from imp_estimator import ESTIMATORS, PLAIN
 from lab.plots import load_pyplot, method_style, save_figure
 from lab.record import grouped
-from models import filter_groups
 from pruner import Masked
 
 SIZES = tuple(2 ** k for k in range(9))

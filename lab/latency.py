@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 import torch
 
+from channels.groups import measure_cost
 from common.libraries import need
 from common.processes import as_first, is_first
 from lab.export import ONNX, runtime_of
 from lab.measure import layer_times, measure_latency, noise
 from lab.networks import unpruned_twin
-from models import measure_cost
 from pruner import max_percent, prune, pruned_percent, select_filters
 
 STEPS, ROUGH_STEPS = 7, 4  # halvings of the range that the cut is looked for in

@@ -9,19 +9,13 @@ from functools import partial
 import torch
 
 import train
+from channels.groups import all_filters, dense_widths, filter_groups, measure_cost, remains_of
 from common.libraries import lazy
 from common.modes import evaluating
 from common.terminal import shortened
 from lab.checkpoint import checkpoint_bytes
 from lab.networks import unpruned_twin
-from models import (
-    NETWORKS,
-    all_filters,
-    dense_widths,
-    filter_groups,
-    measure_cost,
-    remains_of,
-)
+from models import NETWORKS
 
 benchmark, flop_counter = lazy("torch.utils.benchmark"), lazy("torch.utils.flop_counter")
 

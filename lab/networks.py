@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 import pruner
-from common.errors import InputError
-from common.graph import LAZY, first_line
+from channels.groups import remains_of, share_structure, stays_text, widths_of
+from channels.trace import LAZY
+from common.errors import InputError, first_line
 from common.libraries import lazy, need
 from common.made import made_class
 from common.seeds import forked_random_state
@@ -26,15 +27,7 @@ from imp_estimator import check_suits
 from lab import own
 from lab.reader import unwrapped
 from lab.trial import try_out
-from models import (
-    NETWORKS,
-    Origin,
-    build_model,
-    remains_of,
-    share_structure,
-    stays_text,
-    widths_of,
-)
+from models import NETWORKS, Origin, build_model
 
 timm, zoo = lazy("timm"), lazy("torchvision.models")  # timm is optional
 
@@ -87,7 +80,7 @@ def build_network(name, num_classes, width=1.0, widths=None, whole=(),
     """A network with fresh weights, in channels-last memory; `origin` says how it was built.
 
     width: multiplies the widths of one of the four. widths: those of a pruned one, as
-    `models.widths_of` gives them. whole, image_size: see `pruner.rebuild`. A pruned one of the four
+    `widths_of` gives them. whole, image_size: see `pruner.rebuild`. A pruned one of the four
     is initialised in its small layers; others initialise themselves whole, and are cut. Raises
     InputError where the name is wrong, and ValueError where the widths are.
     """

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent  # of this suite
+PACKAGES = {"channels", "common", "lab"}
 _numbers = itertools.count(1)
 
 
@@ -164,7 +165,7 @@ class _Importlib(ModuleType):
 @contextmanager
 def suite_kept():
     """Inside, a user's code may put modules of its own under names of the suite's."""
-    tops = {path.stem for path in ROOT.glob("*.py")} | {"lab", "common"}
+    tops = {path.stem for path in ROOT.glob("*.py")} | PACKAGES
     if __name__ != "lab.own":  # installed: all names of the suite's have the package before them
         tops = {__name__.partition(".")[0]}
 
@@ -191,7 +192,7 @@ def load_file(file):
 
 def _of_suite(spec):
     where = spec.origin or next(iter(spec.submodule_search_locations))
-    return Path(where).resolve().parent in (ROOT, ROOT / "lab", ROOT / "common")
+    return Path(where).resolve().parent in (ROOT, *(ROOT / name for name in PACKAGES))
 
 
 def _holds_code(folders):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from channels.groups import filter_groups, load_weights
 from common.copies import copy_of
 from common.errors import InputError
 from common.files import to_json, write_atomically
@@ -13,7 +14,6 @@ from lab.checkpoint import NOT_AS_WRITTEN, network_content, rebuild, to_bytes
 from lab.experiment import comparable
 from lab.reader import is_plain, read_safely
 from lab.record import Epoch, Figures, Pruning, Record
-from models import filter_groups, load_weights
 from train import Training, epoch_sums
 
 

@@ -1,4 +1,5 @@
 """What the two commands print of a network: architecture, pruning, orthogonality, the result."""
+from channels.groups import all_filters, filter_count, filter_groups, measure_cost
 from common.device import environment
 from common.errors import InputError
 from common.terminal import counted, heading, megabytes, print_columns, print_table
@@ -6,7 +7,6 @@ from config import BUDGETS
 from lab.export import runtime_of
 from lab.measure import layer_widths, measure_latency, stream_widths
 from lab.networks import unpruned_twin
-from models import all_filters, filter_count, filter_groups, measure_cost
 from pruner import is_removable, round_up
 
 LATENCY_BATCHES = 1, 32, 128

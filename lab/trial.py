@@ -3,13 +3,12 @@ known before it begins."""
 import torch
 from torch.nn import functional as F
 
+from channels.groups import unused_parameters
 from common.copies import copy_of
-from common.errors import InputError
-from common.graph import first_line
+from common.errors import InputError, first_line
 from common.modes import evaluating
 from common.seeds import forked_random_state
 from common.terminal import shortened
-from models import unused_parameters
 
 
 def try_out(network, image_size):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from channels.groups import dense_widths, filter_count, load_weights, remains_of
 from common.errors import InputError
 from common.folders import composed
 from common.terminal import counted, shortened
@@ -25,7 +26,6 @@ from lab.networks import (
     same_network,
 )
 from lab.reader import read_weights, unwrapped
-from models import dense_widths, filter_count, load_weights, remains_of
 
 DEFAULT = "DEFAULT"  # --init: torchvision's own weights
 CLASSIFIER = "the classifier"  # as a key of what does not fit

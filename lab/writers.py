@@ -10,9 +10,9 @@ import threading
 from common.errors import InputError
 from common.files import check_writable, remove_irregular, to_csv
 from common.libraries import lazy, need
-from common.terminal import epoch_line
 from lab.measure import layer_widths, measure_orthogonality
 from lab.record import flat_rows
+from train import epoch_line
 
 tensorboard = lazy("torch.utils.tensorboard")  # needs the optional tensorboard
 

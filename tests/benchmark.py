@@ -36,19 +36,13 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from channels.groups import dense_widths, filter_count, filter_groups, measure_cost, widths_of  # noqa: E402
 from common.device import pick_device  # noqa: E402
 from config import MOMENTUM, PENALTY, PRESETS  # noqa: E402
 from data import ImageData, Split, load_data  # noqa: E402
 from imp_estimator import cal_importance  # noqa: E402
 from lab.networks import build_network  # noqa: E402
-from models import (  # noqa: E402
-    build_model,
-    dense_widths,
-    filter_count,
-    filter_groups,
-    measure_cost,
-    widths_of,
-)
+from models import build_model  # noqa: E402
 from pruner import prune, select_filters  # noqa: E402
 from train import OrthonormalityPenalty, train_epoch  # noqa: E402
 

@@ -14,9 +14,10 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from channels.groups import filter_groups  # noqa: E402
 from config import Preset, Recipe, Schedule  # noqa: E402
 from data import load_data  # noqa: E402
-from models import build_model, filter_groups  # noqa: E402
+from models import build_model  # noqa: E402
 from shell import Shell  # noqa: E402
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # workers share the cores
@@ -42,7 +43,7 @@ def copy_suite(folder):
     """The whole suite in a folder of its own, where its config.py can be edited."""
     for script in ROOT.glob("*.py"):
         shutil.copy(script, folder)
-    for package in ("common", "lab"):
+    for package in [path.parent.name for path in ROOT.glob("*/__init__.py")]:
         shutil.copytree(ROOT / package, folder / package,
                         ignore=shutil.ignore_patterns("__pycache__"))
 

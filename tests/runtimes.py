@@ -19,10 +19,11 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from channels.groups import measure_cost  # noqa: E402
 from conftest import narrow  # noqa: E402
 from imp_estimator import cal_importance  # noqa: E402
 from lab.export import export  # noqa: E402
-from models import NETWORKS, measure_cost  # noqa: E402
+from models import NETWORKS  # noqa: E402
 from pruner import prune, select_filters  # noqa: E402
 
 SIZE, BATCHES, TURNS, SECONDS = 32, (1, 32), 7, 0.25

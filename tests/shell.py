@@ -82,7 +82,7 @@ def _run(argv, cwd, output, die_at=None, stop=None, file_limit=None, fresh=False
             import resource
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
         if fresh:
-            suite = ("common", "config", "data", "eval", "imp_estimator", "lab", "main", "models",
+            suite = ("channels", "common", "config", "data", "eval", "imp_estimator", "lab", "main", "models",
                      "pruner", "train")
             for name in [name for name in sys.modules if name.split(".")[0] in suite]:
                 del sys.modules[name]

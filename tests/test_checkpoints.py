@@ -22,6 +22,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from channels.groups import filter_count, filter_groups
 from common.errors import InputError
 from conftest import WIDTH, files, narrow
 from imp_estimator import cal_importance
@@ -29,7 +30,7 @@ from lab import networks
 from lab.checkpoint import checkpoint_bytes, load_checkpoint, open_checkpoint, save_checkpoint
 from lab.reader import read_content, unwrapped
 from lab.weights import initialise, network_like
-from models import build_model, filter_count, filter_groups
+from models import build_model
 from pruner import prune, select_filters
 
 # ------------------------------------------------------------------------------------ published

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import config
 import main
 import train
+from channels.groups import filter_costs, filter_groups, group_norms, measure_cost
 from common.errors import InputError
 from conftest import WIDTH, narrow, short_preset, write_folder
 from imp_estimator import ESTIMATORS, cal_importance
@@ -22,7 +23,6 @@ from lab.experiment import parse
 from lab.export import runtime_of
 from lab.measure import layer_times
 from lab.record import Record
-from models import filter_costs, filter_groups, group_norms, measure_cost
 from pruner import (
     choices,
     kept_filters,

@@ -16,6 +16,7 @@ import torch
 import config
 import eval as measure
 import main
+from channels.groups import all_filters, filter_count, filter_groups, widths_of
 from config import MODELS, Preset
 from conftest import ROOT, WIDTH, files, narrow, short_preset, write_folder
 from data import load_data
@@ -26,7 +27,6 @@ from lab.experiment import make_parser
 from lab.plan import Plan
 from lab.record import Record
 from lab.writers import Console
-from models import all_filters, filter_count, filter_groups, widths_of
 from pruner import prune, select_filters
 from train import evaluate
 

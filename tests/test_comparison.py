@@ -23,6 +23,7 @@ import config
 import eval as measure
 import main
 import train as train_module
+from channels.groups import filter_count, filter_groups, measure_cost, widths_of
 from common.device import processor
 from common.errors import Diverged, InputError
 from config import Recipe
@@ -35,7 +36,6 @@ from lab.checkpoint import load_checkpoint, save_checkpoint
 from lab.experiment import Sweep, parse
 from lab.job import Job
 from lab.record import Record
-from models import filter_count, filter_groups, measure_cost, widths_of
 from pruner import Masked, kept_mask, mask_distance, prune, select_filters
 from train import EarlyBird, Training, fit
 

@@ -16,6 +16,7 @@ from torch import nn
 import config
 import eval as measure
 import main
+from channels.groups import dense_widths, filter_count, filter_groups, measure_cost
 from common.errors import InputError
 from common.images import decode
 from conftest import ROOT, WIDTH, files, narrow, short_preset
@@ -29,14 +30,7 @@ from lab.export import export
 from lab.measure import measure_latency
 from lab.networks import build_network
 from lab.weights import initialise, network_like
-from models import (
-    Origin,
-    build_model,
-    dense_widths,
-    filter_count,
-    filter_groups,
-    measure_cost,
-)
+from models import Origin, build_model
 from pruner import prune, select_filters
 from runtimes import RUNTIMES
 

@@ -15,11 +15,12 @@ from lab import plots
 from lab.experiment import make_parser, parse
 from lab.wheel import INIT, renamed, suite_names
 
-FLOORS = [("common",), ("config", "models"), ("data", "imp_estimator", "pruner", "train"), ("lab",),
+FLOORS = [("common",), ("channels",), ("config", "models"), ("data", "imp_estimator", "pruner", "train"), ("lab",),
           ("main", "eval")]  # each imports from its own floor and those before it
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-FILES = sorted(path for path in [*ROOT.glob("*.py"), *ROOT.glob("common/*.py"), *ROOT.glob("lab/*.py")]
-               if path.parent != ROOT or path.stem in FLOOR)  # not a user's own scripts
+PACKAGES = [path.parent.name for path in ROOT.glob("*/__init__.py")]
+FILES = sorted([path for path in ROOT.glob("*.py") if path.stem in FLOOR]  # not a user's own scripts
+               + [path for name in PACKAGES for path in ROOT.glob(f"{name}/*.py")])
 
 
 def name_of(path):
@@ -42,7 +43,7 @@ def imported(path):
         elif lazies and isinstance(node, ast.Call) and any(
                 isinstance(part, ast.Name) and part.id == "lazy" for part in ast.walk(node)):
             found |= {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
-    return {name for name in found if name in NAMES and name not in ("common", "lab")}
+    return {name for name in found if name in NAMES and name not in PACKAGES}
 
 
 def test_imports_run_down_only_and_never_in_a_circle():
@@ -53,6 +54,14 @@ def test_imports_run_down_only_and_never_in_a_circle():
             assert FLOOR[other.split(".")[0]] <= FLOOR[name.split(".")[0]], f"{name} imports {other}"
             assert other not in ("main", "eval"), f"{name} imports {other}"
     TopologicalSorter(graph).prepare()  # raises where they run in a circle
+
+
+def test_common_knows_no_pruning():
+    words = re.compile(r"prun|importance|estimator|retrain|orthonormal|\bfilters\b", re.I)
+    for path in ROOT.glob("common/*.py"):
+        found = [f"{path.name}:{number}: {line.strip()}" for number, line in enumerate(
+            path.read_text().splitlines(), 1) if words.search(line)]
+        assert not found, found
 
 
 def test_installed_all_is_in_one_package_that_works(tmp_path, monkeypatch):

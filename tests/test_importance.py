@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import config
+from channels.groups import filter_groups
 from conftest import narrow
 from imp_estimator import ESTIMATORS, _signs, cal_importance
-from models import NETWORKS, filter_groups
+from models import NETWORKS
 from pruner import prune, select_filters
 
 NEED_IMAGES = [name for name, method in ESTIMATORS.items() if method.needs_images]

@@ -7,10 +7,10 @@ import torch
 
 import config
 import main
+from channels.groups import filter_groups, measure_cost
 from conftest import narrow, short_preset
 from imp_estimator import cal_importance
 from lab import latency
-from models import filter_groups, measure_cost
 from pruner import max_percent, prune, select_filters
 
 

@@ -4,8 +4,9 @@ import copy
 import pytest
 import torch
 
+from channels.groups import filter_groups, measure_cost, widths_of
 from conftest import WIDTH, narrow
-from models import build_model, filter_groups, measure_cost, widths_of
+from models import build_model
 from pruner import rebuild
 
 PUBLISHED = {  # parameters, FLOPs, prunable layers, filters at 100 classes, one 32 x 32 image

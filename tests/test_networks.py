@@ -13,14 +13,8 @@ from torch.nn import functional as F
 import config
 import eval as measure
 import main
-import models
-from conftest import ROOT, files, short_preset, write_folder
-from imp_estimator import ESTIMATORS, cal_importance
-from lab import networks
-from lab.checkpoint import load_checkpoint, save_checkpoint
-from lab.lowering import lower
-from lab.measure import _multiply_adds, uncounted_lines
-from models import (
+from channels.groups import (
+    _STRUCTURES,
     filter_count,
     filter_groups,
     keep_whole,
@@ -28,6 +22,12 @@ from models import (
     remains_of,
     widths_of,
 )
+from channels.lowering import lower
+from conftest import ROOT, files, short_preset, write_folder
+from imp_estimator import ESTIMATORS, cal_importance
+from lab import networks
+from lab.checkpoint import load_checkpoint, save_checkpoint
+from lab.measure import _multiply_adds, uncounted_lines
 from pruner import prune, select_filters
 from zoo import prune_all, removable_filters, settle
 
@@ -173,9 +173,9 @@ def test_every_method_prunes_a_network_of_ones_own(flags, capsys):
     assert run(*tutorial, "--pruning_type=fisher", "--out=out") == 0  # `view` wants its own memory
     assert measure.main(["--model_path=out/pruned_nets/ebt/shapes/own.Tutorial_fisher_40_0.pth",
                          "--model=nets/own.py:Tutorial", "--test_acc=True", "--export=out/t.pt2"]) == 0
-    models._STRUCTURES.clear()  # as a new process would
+    _STRUCTURES.clear()  # as a new process would
     assert run(*tutorial, "--pruning_type=fisher", "--out=out", "--control=scratch") == 0
-    models._STRUCTURES.clear()
+    _STRUCTURES.clear()
     tutorial = tutorial[:-1]  # it takes images of 16 pixels, and no others
     assert run(*tutorial, "--only_train=base", "--out=again",
                "--init=out/pruned_nets/ebt/shapes/own.Tutorial_fisher_40_0.pth") == 0
@@ -343,7 +343,7 @@ def test_a_checkpoint_means_the_same_whatever_was_loaded_before_it(tmp_path):
     write("free.pth", False)
     write("whole.pth", True)
     for order in ("free.pth", "whole.pth"), ("whole.pth", "free.pth"):
-        models._STRUCTURES.clear()  # as a new process would
+        _STRUCTURES.clear()  # as a new process would
         for path in order:
             network = load_checkpoint(path, "nets/own.py:Net")[0]
             layers = [group.name for group in filter_groups(network)]

@@ -57,14 +57,14 @@ def logits(network):
 
 # ----------------------------------------------------------------------------------------- modules
 
-OURS = "models", "config", "train", "data", "pruner", "main", "common", "lab"
+OURS = "models", "config", "train", "data", "pruner", "main", "channels", "common", "lab"
 
 
 def test_names_of_the_suite_mean_the_users_files_at_import_at_building_and_at_running(tmp_path):
     head = "".join(f"import {name}\nassert {name}.MINE\n" for name in OURS)
     late = "import {0}, common.deep.far as far; assert {0}.MINE and far.MINE"
     write(tmp_path, {"own": net(head, late.format("models"), late.format("config")),
-                     "common/__init__": "MINE = True", "common/deep/far": "MINE = True",
+                     "channels/__init__": "MINE = True", "common/__init__": "MINE = True", "common/deep/far": "MINE = True",
                      "lab/__init__": "from models import MINE",
                      **dict.fromkeys(OURS[:6], "MINE = True")})
     before = {name: sys.modules.get(name) for name in OURS}, list(sys.path)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from channels.groups import filter_count, filter_groups, measure_cost, widths_of
 from common.errors import InputError
 from common.files import write_atomically
 from conftest import masked, narrow
@@ -13,7 +14,7 @@ from imp_estimator import cal_importance
 from lab.checkpoint import load_checkpoint, save_checkpoint
 from lab.experiment import parse
 from lab.networks import build_network
-from models import build_model, filter_count, filter_groups, measure_cost, widths_of
+from models import build_model
 from pruner import max_percent, prune, pruned_percent, round_targets, select_filters
 
 

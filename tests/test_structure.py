@@ -9,13 +9,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import FrozenBatchNorm2d
 
-from common import structure
-from conftest import WIDTH, narrow
-from imp_estimator import cal_importance
-from lab.lowering import lower
-from models import (
+from channels import structure
+from channels.groups import (
     all_filters,
-    build_model,
     filter_count,
     filter_groups,
     measure_cost,
@@ -23,6 +19,10 @@ from models import (
     stays_text,
     widths_of,
 )
+from channels.lowering import lower
+from conftest import WIDTH, narrow
+from imp_estimator import cal_importance
+from models import build_model
 from pruner import Masked, SelectAgain, check, cut, explore, prune, rebuild, select_filters
 from zoo import difference, removable_filters, settle
 

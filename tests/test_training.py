@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from channels.groups import filter_groups
 from common.command import run_command
 from common.device import autocast
 from common.errors import Diverged, InputError
@@ -20,7 +21,7 @@ from conftest import ROOT, narrow
 from data import Batches, ImageData, Split
 from imp_estimator import cal_importance
 from lab.presets import apportioned, recipe_text, scaled
-from models import build_model, filter_groups
+from models import build_model
 from train import (
     OrthonormalityPenalty,
     convolutions,

@@ -23,10 +23,10 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from channels.groups import all_filters, filter_groups, measure_cost, remains_of  # noqa: E402
 from common.errors import InputError  # noqa: E402
 from imp_estimator import cal_importance  # noqa: E402
 from lab.networks import build_network  # noqa: E402
-from models import all_filters, filter_groups, measure_cost, remains_of  # noqa: E402
 from pruner import Masked, cut, select_filters  # noqa: E402
 
 TIMM = """bat_resnext26ts convmixer_768_32 convnext_atto cspdarknet53 cspresnet50 cspresnext50

@@ -18,10 +18,10 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from common.channels import ADDS, CHANNELWISE, MULTIPLIES
-from common.graph import decided, name_of
-from common.surgery import indexed_add
-from models import filter_count, remains_of
+from channels.groups import filter_count, remains_of
+from channels.numbering import ADDS, CHANNELWISE, MULTIPLIES
+from channels.surgery import indexed_add
+from channels.trace import decided, name_of
 
 BLOCK, SMALL_BLOCK = 16, 8  # channels: with AVX-512; with AVX2, and of layers below 16 filters
 # A convolution that puts channels in place costs another pass over its images, so its MACs count

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from common.graph import as_real
+from channels.trace import as_real
 
 
 @dataclass(frozen=True)

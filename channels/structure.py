@@ -9,8 +9,9 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from common.channels import FILTER, SUM, Numbering, Sets
-from common.graph import compute_all, first_line, input_channels, title, trace
+from channels.numbering import FILTER, SUM, Numbering, Sets
+from channels.trace import compute_all, input_channels, title, trace
+from common.errors import first_line
 
 SIZES = (64, 32, 96, 128, 224, 256, 299, 28)  # pixels of the images that a network is tried with
 
@@ -23,7 +24,7 @@ class Structure:
     """What can be pruned in an unpruned network, from the graph of its operations.
 
     graph    fx.Graph; node.meta has, of each result, the "value" (on the meta device) and the
-             "numbers" of its channels (common/channels.py)
+             "numbers" of its channels (channels/numbering.py)
     layers   dotted name -> Layer, of all layers and parameters whose channels have numbers
     filters  convolution that can be pruned -> numbers of its filters
     locked   convolution that can be pruned -> for each filter, whether it is never pruned

@@ -1,12 +1,13 @@
 """Which channel each place of each tensor of a network belongs to, and which leave together.
 
-    numbering = Numbering(graph, skeleton)   # of common/graph.py, where all values are computed
+    numbering = Numbering(graph, skeleton)   # of channels/trace.py, where all values are computed
 """
 import torch
 from torch import nn
 from torch.fx import Node, map_arg
 
-from common.graph import (
+from channels.layers import Layer, can_be_cut, elsewhere
+from channels.trace import (
     LEAVES,
     along,
     as_real,
@@ -19,7 +20,6 @@ from common.graph import (
     spread,
     varies,
 )
-from common.layers import Layer, can_be_cut, elsewhere
 
 # Kinds of numbers: of what never leaves, a convolution's filters, an addition, the outputs of a
 # linear layer, and a learned scale or shift.

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from common.copies import copy_of
+from common.errors import first_line
 
 # Layers that are one operation of the graph, whatever the `forward` of a subclass does.
 LEAVES = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Linear, nn.GroupNorm,
@@ -280,10 +281,6 @@ def _line_of(error):
         if file.is_file() and torchs not in file.parents and ours not in file.parents:
             return f"; see {file.name}, line {frame.lineno}: {frame.line}"
     return ""
-
-
-def first_line(error):
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _either(graph, trained, evaluated, node):

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import fx, nn
 
-from common.channels import ADDS
-from common.graph import along, compute, decided, moves, name_of, title
-from common.layers import narrow
+from channels.layers import narrow
+from channels.numbering import ADDS
+from channels.trace import along, compute, decided, moves, name_of, title
 from common.made import made_class
 
 KEPT_INDEX = "_left_"  # begins the names of buffers that say which channels an operation keeps
