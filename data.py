@@ -7,6 +7,7 @@
 Order and augmentation of an epoch follow from its key alone: the same key gives the same batches,
 whatever ran before.
 """
+
 import hashlib
 import os
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,7 @@ CUT = 256 / 224  # images are kept at so many times the size where --augment=cro
 @dataclass(frozen=True)
 class ImageData:
     """A data set. `flip` says whether a mirrored image keeps its class."""
+
     name: str
     classes: tuple
     train: Split
@@ -70,8 +72,10 @@ class ImageData:
             return f"{megabytes(whole)} in memory"
         # Two batches that were read ahead, and the one in use with what is made of it.
         largest = max(batch_size * kept[:1].numel(), 3 * EVAL_PIXELS["cuda"])
-        return (f"{megabytes(whole)} in {printable(kept.file.name)}, of which at most "
-                f"{megabytes(min(whole, 10 * largest))} in memory at a time")
+        return (
+            f"{megabytes(whole)} in {printable(kept.file.name)}, of which at most "
+            f"{megabytes(min(whole, 10 * largest))} in memory at a time"
+        )
 
     @property
     def chosen_on(self):
@@ -90,8 +94,14 @@ class ImageData:
         return len(self.train) / (counts.count_nonzero() * counts.clamp_min(1).float())
 
     def to(self, device):
-        return replace(self, **{part: split.to(device) for part in ("train", "test", "validation")
-                                if (split := getattr(self, part))})
+        return replace(
+            self,
+            **{
+                part: split.to(device)
+                for part in ("train", "test", "validation")
+                if (split := getattr(self, part))
+            },
+        )
 
     def hold_out(self, percent, seed):
         """The same data with `percent` of each class's training images, drawn from `seed`, as
@@ -102,18 +112,22 @@ class ImageData:
         if self.validation:
             raise _has_validation(self.name, percent)
         labels, notes = self.train.labels.cpu(), list(self.notes)
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(
-            seed_of(seed, "validation")))
+        order = torch.randperm(
+            len(labels), generator=torch.Generator().manual_seed(seed_of(seed, "validation"))
+        )
         held = torch.zeros(len(labels), dtype=torch.bool)
         for k, name in enumerate(self.classes):
             members = order[labels[order] == k]
             count = share_of(len(members), percent)
             if count != round(len(members) * percent / 100):
-                notes.append(f"Note: --val_percent={percent} holds out {count} of the "
-                             f"{counted(len(members), 'training image')} of class {name!r}")
+                notes.append(
+                    f"Note: --val_percent={percent} holds out {count} of the "
+                    f"{counted(len(members), 'training image')} of class {name!r}"
+                )
             held[members[:count]] = True
-        train, validation = (Split(self.train.images[part], self.train.labels[part])
-                             for part in (~held, held))
+        train, validation = (
+            Split(self.train.images[part], self.train.labels[part]) for part in (~held, held)
+        )
         if not len(validation):
             raise InputError(f"--val_percent={percent} holds out nothing: no class has two images")
         return replace(self, train=train, validation=validation, notes=tuple(notes))
@@ -132,16 +146,26 @@ class ImageData:
             order = self._balanced(order, count or len(self.train))
         elif count:
             order = order[:count]
-        return Batches(self.train, order, batch_size, seed, self.flip, self.normalize,
-                       self.image_size, self.augment if augmented else "none")
+        return Batches(
+            self.train,
+            order,
+            batch_size,
+            seed,
+            self.flip,
+            self.normalize,
+            self.image_size,
+            self.augment if augmented else "none",
+        )
 
     def _balanced(self, order, count):
         labels = self.train.labels.cpu()
         each = min(count // len(self.classes), int(labels.bincount().min()))
         if not each:
-            raise InputError(f"{count} images are less than one for each of the "
-                             f"{len(self.classes)} classes; give a larger --imp_samples or "
-                             "--eb_samples")
+            raise InputError(
+                f"{count} images are less than one for each of the "
+                f"{len(self.classes)} classes; give a larger --imp_samples or "
+                "--eb_samples"
+            )
         chosen = torch.cat([order[labels[order] == k][:each] for k in range(len(self.classes))])
         return order[torch.isin(order, chosen)]
 
@@ -172,8 +196,17 @@ def folder_of(data_path):
     return named[name] if name in named else os.path.basename(os.path.realpath(data_path)) or "root"
 
 
-def load_data(data_path, image_size=32, skip_bad_images=False, test_percent=0, normalize=HALF,
-              white=None, augment="shift", flip=True, memory=None):
+def load_data(
+    data_path,
+    image_size=32,
+    skip_bad_images=False,
+    test_percent=0,
+    normalize=HALF,
+    white=None,
+    augment="shift",
+    flip=True,
+    memory=None,
+):
     """Read a data set: "CIFAR100", "CIFAR10", "digits", or a folder of image folders.
 
     A folder has `train/`, and `test/` or `val/` or both, each with one folder of images per class;
@@ -191,8 +224,14 @@ def load_data(data_path, image_size=32, skip_bad_images=False, test_percent=0, n
     if (name := str(data_path).lower()) in NAMED:  # a folder of that name is ./CIFAR100
         _require_own_test(data_path, test_percent)
         source = NAMED[name](stored)
-        return ImageData(source.name, source.classes, Split(*source.train), Split(*source.test),
-                         flip=flip and source.flip, **settled)
+        return ImageData(
+            source.name,
+            source.classes,
+            Split(*source.train),
+            Split(*source.test),
+            flip=flip and source.flip,
+            **settled,
+        )
     root = _folder_at(data_path)
     found = find_parts(root, test_percent)
     classes = _common_classes(root, found.parts, test_percent)
@@ -212,19 +251,24 @@ def count_images(data_path, test_percent=0, val_percent=0):
     if val_percent and "validation" in parts:
         raise _has_validation(folder_of(root), val_percent)
     classes = _common_classes(root, parts, test_percent)
-    return {"classes": len(classes), **{part: sum(map(len, files.values()))
-                                        for part, files in parts.items()}}
+    return {
+        "classes": len(classes),
+        **{part: sum(map(len, files.values())) for part, files in parts.items()},
+    }
 
 
 def _require_own_test(data_path, test_percent):
     if test_percent:
-        raise InputError(f"--test_percent={test_percent}: {data_path} has test images of its "
-                         "own; leave it out")
+        raise InputError(
+            f"--test_percent={test_percent}: {data_path} has test images of its own; leave it out"
+        )
 
 
 def _has_validation(name, val_percent):
-    return InputError(f"--val_percent={val_percent}: {name} has validation images of its own; "
-                      "leave out --val_percent")
+    return InputError(
+        f"--val_percent={val_percent}: {name} has validation images of its own; "
+        "leave out --val_percent"
+    )
 
 
 def normalization_of(value):
@@ -232,27 +276,39 @@ def normalization_of(value):
     return NORMALIZATIONS[value] if isinstance(value, str) else tuple(value)
 
 
-def load_test(data_path, classes=None, image_size=32, skip_bad_images=False, normalize=HALF,
-              white=None, augment="shift"):
+def load_test(
+    data_path,
+    classes=None,
+    image_size=32,
+    skip_bad_images=False,
+    normalize=HALF,
+    white=None,
+    augment="shift",
+):
     """The test images of a data set: an ImageData without training images. A folder may have test
     images alone. classes: those of a network, of which some may be missing; by default those that
     there are. Raises InputError."""
     if str(data_path).lower() in NAMED:
-        return replace(load_data(data_path, image_size, normalize=normalize, augment=augment),
-                       train=None)
+        return replace(
+            load_data(data_path, image_size, normalize=normalize, augment=augment), train=None
+        )
     root = _folder_at(data_path)
     found = find_test(root, classes)
     classes = tuple(map(composed, classes or sorted(found.parts["test"])))
     unknown = sorted(found.parts["test"].keys() - set(classes))
     if unknown:
-        raise InputError(f"{root}: class {unknown[0]!r} is none of the network's "
-                         f"({shortened(classes)})")
+        raise InputError(
+            f"{root}: class {unknown[0]!r} is none of the network's ({shortened(classes)})"
+        )
     missing = [name for name in classes if not found.parts["test"].get(name)]
     if missing:
-        found.notes.append(f"Note: {root} has no test images of "
-                           f"{counted(len(missing), 'class', 'classes')}: {shortened(missing)}")
-    images = _read_folder(root, found, classes, stored_size(image_size, augment), skip_bad_images,
-                          white)
+        found.notes.append(
+            f"Note: {root} has no test images of "
+            f"{counted(len(missing), 'class', 'classes')}: {shortened(missing)}"
+        )
+    images = _read_folder(
+        root, found, classes, stored_size(image_size, augment), skip_bad_images, white
+    )
     return replace(images, normalize=normalization_of(normalize), augment=augment, size=image_size)
 
 
@@ -263,27 +319,37 @@ def _folder_at(data_path):
     except (OSError, ValueError):  # a link to itself, a name that cannot be
         pass
     more = what_to_do(data_path) if data_path and os.path.isfile(data_path) else ""
-    raise InputError(f"--data_path: {str(data_path)!r} is neither a folder nor CIFAR100, CIFAR10 "
-                     f"or digits{more}")
+    raise InputError(
+        f"--data_path: {str(data_path)!r} is neither a folder nor CIFAR100, CIFAR10 or digits{more}"
+    )
 
 
 def _read_folder(root, found, classes, size, skip_bad_images, white, memory=None):
-    paths = {part: [path for name in classes for path in files.get(name, ())]
-             for part, files in found.parts.items()}
+    paths = {
+        part: [path for name in classes for path in files.get(name, ())]
+        for part, files in found.parts.items()
+    }
     read = read_or_recall(root, paths, size, white, memory)
     notes, splits = [*found.notes, *describe(read)], {}
     for part, files in found.parts.items():
-        labels = torch.tensor([k for k, name in enumerate(classes) for _ in files.get(name, ())],
-                              dtype=torch.long)
-        good = torch.tensor([path not in read.unreadable for path in paths[part]],
-                            dtype=torch.bool)
+        labels = torch.tensor(
+            [k for k, name in enumerate(classes) for _ in files.get(name, ())], dtype=torch.long
+        )
+        good = torch.tensor([path not in read.unreadable for path in paths[part]], dtype=torch.bool)
         pixels = read.parts[part]
         splits[part] = Split(pixels[good] if read.unreadable else pixels, labels[good])
     if read.unreadable:
         notes += _left_out(root, read.unreadable, sum(map(len, paths.values())), skip_bad_images)
         _require_images(root, splits, classes, found.parts)
-    return ImageData(folder_of(root.resolve()), classes, splits.get("train"), splits["test"],
-                     validation=splits.get("validation"), white=read.white, notes=tuple(notes))
+    return ImageData(
+        folder_of(root.resolve()),
+        classes,
+        splits.get("train"),
+        splits["test"],
+        validation=splits.get("validation"),
+        white=read.white,
+        notes=tuple(notes),
+    )
 
 
 def _common_classes(root, parts, test_percent=0):
@@ -291,12 +357,17 @@ def _common_classes(root, parts, test_percent=0):
     of the training images, may lack some. Raises InputError where they differ."""
     train = parts["train"]
     for part, files in parts.items():
-        differing = sorted(set(train) ^ set(files)) if part != "validation" else sorted(
-            set(files) - set(train))
+        differing = (
+            sorted(set(train) ^ set(files))
+            if part != "validation"
+            else sorted(set(files) - set(train))
+        )
         if differing:
             where = "train" if differing[0] in train else part
-            raise InputError(f"{root}: class {differing[0]!r} is only in {where} "
-                             f"({len(differing)} such classes); both must have the same classes")
+            raise InputError(
+                f"{root}: class {differing[0]!r} is only in {where} "
+                f"({len(differing)} such classes); both must have the same classes"
+            )
     for part in ("train",) if test_percent else ("train", "test"):
         for name in sorted(train):
             _require_image(root, name, part, len(parts[part][name]))
@@ -308,11 +379,16 @@ def _left_out(root, unreadable, total, skip_bad_images):
     count = f"{len(unreadable):,} of {total:,} images"
     if not skip_bad_images:
         path, reason = next(iter(unreadable.items()))
-        raise InputError(f"{root}: {count} cannot be read, the first is {path} ({reason}); mend "
-                         "or remove them, or --skip_bad_images=True leaves them out")
+        raise InputError(
+            f"{root}: {count} cannot be read, the first is {path} ({reason}); mend "
+            "or remove them, or --skip_bad_images=True leaves them out"
+        )
     more = [f"  and {len(unreadable) - 10:,} more"] if len(unreadable) > 10 else []
-    return [f"Left out: {count} cannot be read",
-            *(f"  {path}: {reason}" for path, reason in list(unreadable.items())[:10]), *more]
+    return [
+        f"Left out: {count} cannot be read",
+        *(f"  {path}: {reason}" for path, reason in list(unreadable.items())[:10]),
+        *more,
+    ]
 
 
 def _require_images(root, splits, classes, files):

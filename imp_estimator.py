@@ -12,6 +12,7 @@ In this file L is the mean cross-entropy over all images of `batches`, g its gra
 over a filter's weights and its bias, the rows of `models.filter_matrix`. Of several processes each
 takes some of the batches; sums over images are made sums over all processes.
 """
+
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class Estimator:
     penalty  whether it prunes the network that was trained with the penalty, or the plain one
     colour, marker  of its lines in plots
     """
+
     name: str
     score: Callable
     help: str
@@ -63,9 +65,11 @@ PLAIN = "fisher"  # stands for all methods that prune the plain network, where o
 
 def estimator(name, **about):
     """Register the function below as a pruning method; see `Estimator`."""
+
     def register(score):
         ESTIMATORS[name] = Estimator(name, score, **about)
         return score
+
     return register
 
 
@@ -100,13 +104,16 @@ def cal_importance(model, pruning_type, batches=None, *, temperature=200.0, proj
         raise ValueError(f"{pruning_type} is computed from images; give it batches")
     groups = models.filter_groups(model)
     with _as_evaluated(model):
-        scores = method.score(model, groups, batches, temperature=temperature,
-                              projections=projections, seed=seed)
+        scores = method.score(
+            model, groups, batches, temperature=temperature, projections=projections, seed=seed
+        )
     for group, score in zip(groups, scores, strict=True):
         if not score.isfinite().all():
-            raise ValueError(f"{pruning_type}: the scores of {group.name} are not finite: the "
-                             "network's weights or activations are too large; train it again at a "
-                             "lower rate")
+            raise ValueError(
+                f"{pruning_type}: the scores of {group.name} are not finite: the "
+                "network's weights or activations are too large; train it again at a "
+                "lower rate"
+            )
     _require_order(pruning_type, scores)
     return {group.name: score.detach().float() for group, score in zip(groups, scores)}
 
@@ -115,9 +122,11 @@ def _require_order(pruning_type, scores):
     """Raises ValueError where all filters have the same score."""
     values = torch.cat([score.detach().flatten() for score in scores])
     if len(values) > 1 and (values == values[0]).all():
-        raise ValueError(f"{pruning_type}: all {len(values):,} filters have the same score "
-                         f"({values[0]:g}), so it would be chance which of them go; maybe nothing "
-                         "has been trained yet, or the loss does not depend on them")
+        raise ValueError(
+            f"{pruning_type}: all {len(values):,} filters have the same score "
+            f"({values[0]:g}), so it would be chance which of them go; maybe nothing "
+            "has been trained yet, or the loss does not depend on them"
+        )
 
 
 def check_per_cost(pruning_type, ranking):
@@ -125,14 +134,19 @@ def check_per_cost(pruning_type, ranking):
     method = ESTIMATORS[pruning_type]
     if not method.change:
         those = ", ".join(name for name, each in ESTIMATORS.items() if each.change)
-        raise ValueError(f"{pruning_type} does not estimate the change of the loss, which is what "
-                         f"is divided by a filter's cost; these do: {those}")
+        raise ValueError(
+            f"{pruning_type} does not estimate the change of the loss, which is what "
+            f"is divided by a filter's cost; these do: {those}"
+        )
     if ranking == "measured":
-        raise ValueError("--ranking=measured divides by costs already; name another ranking, or "
-                         "leave out costs")
+        raise ValueError(
+            "--ranking=measured divides by costs already; name another ranking, or leave out costs"
+        )
     if "layer" in (ranking, ranking == "paper" and method.ranking):
-        raise ValueError("where the same share of each layer goes, costs change nothing; rank all "
-                         "layers in one list, or leave costs out")
+        raise ValueError(
+            "where the same share of each layer goes, costs change nothing; rank all "
+            "layers in one list, or leave costs out"
+        )
 
 
 def check_suits(model, pruning_type):
@@ -141,9 +155,11 @@ def check_suits(model, pruning_type):
         return
     for group in models.filter_groups(model):
         if not _has_scale(group):
-            raise ValueError(f"{pruning_type} judges filters by the scale of their BatchNorm, and "
-                             f"{group.name} has none of its own; another pruning type, such as "
-                             "tfo, needs none")
+            raise ValueError(
+                f"{pruning_type} judges filters by the scale of their BatchNorm, and "
+                f"{group.name} has none of its own; another pruning type, such as "
+                "tfo, needs none"
+            )
 
 
 @contextmanager
@@ -180,8 +196,13 @@ def _parameters(layers):
 def _per_filter(layers, values):
     """Sum `values`, one tensor for each of `_parameters`, over each filter."""
     values = iter(values)
-    return [sum(next(values).flatten(1).sum(1) if p.dim() > 1 else next(values)
-                for p in layer.parameters()) for layer in layers]
+    return [
+        sum(
+            next(values).flatten(1).sum(1) if p.dim() > 1 else next(values)
+            for p in layer.parameters()
+        )
+        for layer in layers
+    ]
 
 
 def _loss(model, images, labels, temperature=1.0):
@@ -194,8 +215,7 @@ def _mean_gradient(model, parameters, batches, temperature=1.0):
     total, count = [torch.zeros_like(p) for p in parameters], 0
     for images, labels in progress(shared(batches), "gradients"):
         loss = _loss(model, images, labels, temperature)
-        torch._foreach_add_(total, torch.autograd.grad(
-            loss, parameters, materialize_grads=True))
+        torch._foreach_add_(total, torch.autograd.grad(loss, parameters, materialize_grads=True))
         count += len(labels)
     count = _over_processes(total, count)
     torch._foreach_div_(total, count)
@@ -214,11 +234,25 @@ def _over_processes(sums, count):
 # -------------------------------------------------------------------------------------- estimators
 
 
-@estimator("fisher", needs="images", change="root", source="in Lubana et al. 2020",
-           colour="#0072B2", marker="s", help="squared sum of weight x gradient of a filter")
-@estimator("orthoreg", needs="images", change="root", source="Lubana et al. 2020",
-           colour="#D55E00", marker="o", penalty=True,
-           help="fisher's score, on a network trained with the penalty")
+@estimator(
+    "fisher",
+    needs="images",
+    change="root",
+    source="in Lubana et al. 2020",
+    colour="#0072B2",
+    marker="s",
+    help="squared sum of weight x gradient of a filter",
+)
+@estimator(
+    "orthoreg",
+    needs="images",
+    change="root",
+    source="Lubana et al. 2020",
+    colour="#D55E00",
+    marker="o",
+    penalty=True,
+    help="fisher's score, on a network trained with the penalty",
+)
 def fisher(model, groups, batches, **_):
     """(sum_w w g_w)^2: the squared first-order change of L when the filter is set to zero."""
     layers = _convolutions(groups)
@@ -227,8 +261,15 @@ def fisher(model, groups, batches, **_):
     return [s.square() for s in _per_filter(layers, [w * g for w, g in zip(parameters, gradient)])]
 
 
-@estimator("theis", needs="images", change="score", source="Theis et al. 2018",
-           colour="#009E73", marker="D", help="Fisher information of a channel")
+@estimator(
+    "theis",
+    needs="images",
+    change="score",
+    source="Theis et al. 2018",
+    colour="#009E73",
+    marker="D",
+    help="Fisher information of a channel",
+)
 def theis(model, groups, batches, **_):
     """1/(2N) sum_n s_n^2, s_n = sum_hw a dl_n/da at the BatchNorm's output a, per image n; at the
     convolution's where it has no BatchNorm of its own.
@@ -246,7 +287,9 @@ def theis(model, groups, batches, **_):
 
             def add(gradient):
                 score.add_((values * gradient).sum((2, 3)).square().sum(0))
+
             activation.register_hook(add)
+
         return hook
 
     handles = [m.register_forward_hook(watch(s)) for m, s in zip(watched, scores)]
@@ -264,9 +307,16 @@ def theis(model, groups, batches, **_):
     return [score / (2 * count) for score in scores]
 
 
-@estimator("tfo", needs="images", change="root", ranking="norm",
-           source="Molchanov et al. 2017, 2019", colour="#CC79A7", marker="^",
-           help="squared first-order Taylor term at the BatchNorm")
+@estimator(
+    "tfo",
+    needs="images",
+    change="root",
+    ranking="norm",
+    source="Molchanov et al. 2017, 2019",
+    colour="#CC79A7",
+    marker="^",
+    help="squared first-order Taylor term at the BatchNorm",
+)
 def tfo(model, groups, batches, **_):
     """(gamma g_gamma + beta g_beta)^2: the squared activation x gradient sum at the BatchNorm; of a
     convolution without its own, or with one that has no gamma, (sum_w w g_w)^2, the same sum at
@@ -281,42 +331,74 @@ def tfo(model, groups, batches, **_):
     return [s.square() for s in _per_filter(layers, [p * g for p, g in zip(parameters, gradient)])]
 
 
-@estimator("bn", needs="scales", source="Liu et al. 2017; You et al. 2020", colour="#56B4E9",
-           marker="v", help="size of the BatchNorm's scale")
+@estimator(
+    "bn",
+    needs="scales",
+    source="Liu et al. 2017; You et al. 2020",
+    colour="#56B4E9",
+    marker="v",
+    help="size of the BatchNorm's scale",
+)
 def bn(model, groups, batches, **_):
     """|gamma| of the BatchNorm (Liu et al. 2017, arXiv 1708.06519; You et al. 2020: one threshold
     for all layers)."""
     return [group.bn.weight.abs() for group in groups]
 
 
-@estimator("l1", ranking="layer", source="Li et al. 2017", colour="#E69F00", marker="P",
-           help="L1 norm of the kernel")
+@estimator(
+    "l1",
+    ranking="layer",
+    source="Li et al. 2017",
+    colour="#E69F00",
+    marker="P",
+    help="L1 norm of the kernel",
+)
 def l1(model, groups, batches, **_):
     """L1 norm of the kernel, without the bias (Li et al. 2017, arXiv 1608.08710, who prune a share
     of each layer)."""
     return [models.kernel_matrix(group.conv).abs().sum(1) for group in groups]
 
 
-@estimator("sfp", ranking="layer", source="He et al. 2018", colour="#999933", marker="*",
-           help="L2 norm of the kernel")
+@estimator(
+    "sfp",
+    ranking="layer",
+    source="He et al. 2018",
+    colour="#999933",
+    marker="*",
+    help="L2 norm of the kernel",
+)
 def sfp(model, groups, batches, **_):
     """L2 norm of the kernel, without the bias (He et al. 2018, arXiv 1808.06866, who prune the same
     share of each layer)."""
     return [models.kernel_matrix(group.conv).norm(dim=1) for group in groups]
 
 
-@estimator("fpgm", ranking="layer", source="He et al. 2019", colour="#882255", marker="X",
-           help="distance to the layer's other kernels")
+@estimator(
+    "fpgm",
+    ranking="layer",
+    source="He et al. 2019",
+    colour="#882255",
+    marker="X",
+    help="distance to the layer's other kernels",
+)
 def fpgm(model, groups, batches, **_):
     """Sum of the distances between a kernel and all kernels of the layer, without the biases (He et
     al. 2019, arXiv 1811.00250, who prune the same share of each layer)."""
     # The faster way of cdist subtracts squares and loses small distances.
-    return [torch.cdist(w, w, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
-            for w in (models.kernel_matrix(group.conv).detach() for group in groups)]
+    return [
+        torch.cdist(w, w, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+        for w in (models.kernel_matrix(group.conv).detach() for group in groups)
+    ]
 
 
-@estimator("group", ranking="mean", source="Fang et al. 2023", colour="#117733", marker="p",
-           help="L2 norm of the kernel, its BatchNorm's scale, and what reads the channel")
+@estimator(
+    "group",
+    ranking="mean",
+    source="Fang et al. 2023",
+    colour="#117733",
+    marker="p",
+    help="L2 norm of the kernel, its BatchNorm's scale, and what reads the channel",
+)
 def group(model, groups, batches, **_):
     """L2 norm of the filter and of all that belongs to its channel (Fang et al. 2023, arXiv
     2301.12900, DepGraph, whose code divides by the mean of a layer); see `models.group_norms`."""
@@ -324,8 +406,14 @@ def group(model, groups, batches, **_):
     return [norms[group.name].float().to(group.conv.weight.device) for group in groups]
 
 
-@estimator("grasp", needs="balanced images", source="Wang et al. 2020", colour="#44AA99",
-           marker="h", help="effect on gradient flow")
+@estimator(
+    "grasp",
+    needs="balanced images",
+    source="Wang et al. 2020",
+    colour="#44AA99",
+    marker="h",
+    help="effect on gradient flow",
+)
 def grasp(model, groups, batches, *, temperature, **_):
     """sum_w w (H g)_w, H and g of L on logits / T over all of the network's parameters; signed.
 
@@ -338,16 +426,22 @@ def grasp(model, groups, batches, *, temperature, **_):
     product = [torch.zeros_like(p) for p in filters]
     for images, labels in progress(shared(batches), "Hessian"):
         loss = _loss(model, images, labels, temperature) / count
-        slopes = torch.autograd.grad(loss, everything, create_graph=True,
-                                     materialize_grads=True)
+        slopes = torch.autograd.grad(loss, everything, create_graph=True, materialize_grads=True)
         inner = sum((slope * g).sum() for slope, g in zip(slopes, gradient))
         torch._foreach_add_(product, torch.autograd.grad(inner, filters, materialize_grads=True))
     sum_over_processes(*product)
     return _per_filter(layers, [w * hg for w, hg in zip(filters, product)])
 
 
-@estimator("rdt", needs="images", change="score", source="Gao et al. 2019",
-           colour="#332288", marker="<", help="Fisher information of the mean prediction")
+@estimator(
+    "rdt",
+    needs="images",
+    change="score",
+    source="Gao et al. 2019",
+    colour="#332288",
+    marker="<",
+    help="Fisher information of the mean prediction",
+)
 def rdt(model, groups, batches, *, projections, seed, **_):
     """sum_w w^2 I_w, I_w = mean over minibatches of sum_k p_k (d log p_k / dw)^2.
 
@@ -366,13 +460,16 @@ def rdt(model, groups, batches, *, projections, seed, **_):
         if 0 < projections < classes:
             row = (process + step * count) * projections
             signs = _signs(classes, row, projections, seed).to(root_p)
-            directions = signs * root_p / projections ** .5
+            directions = signs * root_p / projections**0.5
         else:
             directions = root_p.diag()
         for i, direction in enumerate(directions):
-            slopes = torch.autograd.grad(direction @ log_p, parameters,
-                                         retain_graph=i + 1 < len(directions),
-                                         materialize_grads=True)
+            slopes = torch.autograd.grad(
+                direction @ log_p,
+                parameters,
+                retain_graph=i + 1 < len(directions),
+                materialize_grads=True,
+            )
             torch._foreach_addcmul_(information, slopes, slopes)
         count += 1
     count = _over_processes(information, count)
@@ -394,10 +491,18 @@ def _signs(classes, start, count, seed):
     return (1 - 2 * parity) * flips
 
 
-@estimator("random", needs="seed", source="the control", colour="#A6761D", marker=">",
-           help="uniform: the control")
+@estimator(
+    "random",
+    needs="seed",
+    source="the control",
+    colour="#A6761D",
+    marker=">",
+    help="uniform: the control",
+)
 def random(model, groups, batches, *, seed, **_):
     """Uniform in [0, 1), from `seed`: the control that every comparison needs."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.rand(g.conv.out_channels, generator=generator).to(g.conv.weight.device)
-            for g in groups]
+    return [
+        torch.rand(g.conv.out_channels, generator=generator).to(g.conv.weight.device)
+        for g in groups
+    ]

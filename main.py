@@ -5,6 +5,7 @@
     python main.py --model=vgg --pruning_type=orthoreg --prune_percent=50 --n_rounds=2
     python main.py --model=resnet --only_train=ortho
 """
+
 import shlex
 import sys
 import time
@@ -24,10 +25,22 @@ from lab.experiment import CONTROL_MAY_DIFFER, DEFAULTS, Experiment, Sweep, mark
 
 # Loaded by what uses them, after the flags have been read.
 copies, data, pruner, torch, train = map(
-    lazy, ("common.copies", "data", "pruner", "torch", "train"))
+    lazy, ("common.copies", "data", "pruner", "torch", "train")
+)
 checkpoint, cutting, jobs, measure, networks, plan, sweep, tables, weights = map(
-    lazy, ("lab.checkpoint", "lab.cutting", "lab.job", "lab.measure", "lab.networks", "lab.plan",
-           "lab.sweep", "lab.tables", "lab.weights"))
+    lazy,
+    (
+        "lab.checkpoint",
+        "lab.cutting",
+        "lab.job",
+        "lab.measure",
+        "lab.networks",
+        "lab.plan",
+        "lab.sweep",
+        "lab.tables",
+        "lab.weights",
+    ),
+)
 
 
 # ------------------------------------------------------------------------------------- experiments
@@ -86,8 +99,10 @@ def load_network(job, phase):
     """Take the unpruned network from pretrained/. Raises InputError."""
     heading("Load the trained network")
     path = job.file(phase, 0)
-    again = (f"the same command with --only_train={phase}, without --pretrained=True and the "
-             "pruning flags, trains it")
+    again = (
+        f"the same command with --only_train={phase}, without --pretrained=True and the "
+        "pruning flags, trains it"
+    )
     missing = f"--pretrained=True needs {path}; {again}; {weights.begin_text(job.flags.model)}"
     network, record = open_trained(job, phase, missing, again)
     job.network = network.to(job.device)
@@ -110,10 +125,13 @@ def open_trained(job, phase, missing, again):
         print(f"  Note: {path} was trained with other settings than this run has; {again} anew")
     if record.fingerprint not in (None, job.data.fingerprint):
         if job.flags.val_percent:
-            raise InputError(f"{path} may have been trained on the images that --val_percent="
-                             f"{job.flags.val_percent} holds out; {again} anew")
-        print(f"  Note: {path} was trained on other images than {job.data.name} has now; {again} "
-              "anew")
+            raise InputError(
+                f"{path} may have been trained on the images that --val_percent="
+                f"{job.flags.val_percent} holds out; {again} anew"
+            )
+        print(
+            f"  Note: {path} was trained on other images than {job.data.name} has now; {again} anew"
+        )
     print_notes(notes)
     return network, record
 
@@ -125,9 +143,15 @@ def open_network(job, path, missing):
         raise InputError(missing)
     network, record, taken = checkpoint.open_checkpoint(path, job.flags.model)
     checkpoint.check_holds(path, network, record, model=job.flags.model, width=job.flags.width)
-    return network, record, [*(f"Note: {line}" for line in taken),
-                             *checkpoint.code_notes(path, network, record),
-                             *checkpoint.check_data(path, network, record, job.data)]
+    return (
+        network,
+        record,
+        [
+            *(f"Note: {line}" for line in taken),
+            *checkpoint.code_notes(path, network, record),
+            *checkpoint.check_data(path, network, record, job.data),
+        ],
+    )
 
 
 def train_network(job, phase, number=0):
@@ -146,13 +170,25 @@ def train_network(job, phase, number=0):
     key = (flags.seed, "base" if flags.ebt and not number else phase, number)
     ticket = find_ticket(job) if job.seeks_ticket and not number else None
     train.fit(
-        job.network, job.data, job.recipe(phase), key=key, batch_size=flags.batch_size,
-        optimizer=flags.optimizer, penalty=penalty, label=name, amp=flags.amp,
-        compiled=flags.compile, ticket=ticket, keep=job.keep,
+        job.network,
+        job.data,
+        job.recipe(phase),
+        key=key,
+        batch_size=flags.batch_size,
+        optimizer=flags.optimizer,
+        penalty=penalty,
+        label=name,
+        amp=flags.amp,
+        compiled=flags.compile,
+        ticket=ticket,
+        keep=job.keep,
         class_weights=job.data.balanced_weights() if flags.class_weights else None,
-        teacher=job.state.teacher if job.learns_answers(phase) else None, distill=flags.distill,
+        teacher=job.state.teacher if job.learns_answers(phase) else None,
+        distill=flags.distill,
         choose=flags.choose,
-        training=training, report=job.tell_epoch(name, phase, number))
+        training=training,
+        report=job.tell_epoch(name, phase, number),
+    )
     print(f"  {chosen_text(training, flags.eb_epsilon if ticket else None)}")
     print_notes(choice_notes(training, job.recipe(phase).rates(flags.optimizer), job.data))
     if penalty:
@@ -173,8 +209,9 @@ def training_title(job, phase, number):
     if ortho:
         return round_title(job, number, 4, "train with the penalty, for the next round")
     last = job.flags.penalised and phase == "retrain"
-    return round_title(job, number, 3, "retrain, without the penalty since no round follows" if last
-                       else "retrain")
+    return round_title(
+        job, number, 3, "retrain, without the penalty since no round follows" if last else "retrain"
+    )
 
 
 def round_title(job, number, step, text):
@@ -186,16 +223,22 @@ def chosen_text(trained, epsilon):
     """Which epoch's weights a training has left, in words."""
     best, last = trained.best, trained.last
     if trained.chosen_on == "ticket":
-        return (f"the ticket is drawn after {last['epoch']} epochs, with {last['top1']:.2f}% on "
-                f"the test images (--eb_epsilon={epsilon:g})")
+        return (
+            f"the ticket is drawn after {last['epoch']} epochs, with {last['top1']:.2f}% on "
+            f"the test images (--eb_epsilon={epsilon:g})"
+        )
     if trained.chosen_on == "last":
         text = f"last epoch: {last['epoch']}; test accuracy {last['top1']:.2f}%"
     else:
-        text = (f"best epoch, chosen on the {trained.chosen_on} images: {best['epoch']}; test "
-                f"accuracy {best['top1']:.2f}% (last epoch: {last['top1']:.2f}%)")
+        text = (
+            f"best epoch, chosen on the {trained.chosen_on} images: {best['epoch']}; test "
+            f"accuracy {best['top1']:.2f}% (last epoch: {last['top1']:.2f}%)"
+        )
     if epsilon:
-        text += ("\n  no ticket was found: the whole schedule ran; a larger --eb_epsilon than "
-                 f"{epsilon:g} finds one earlier")
+        text += (
+            "\n  no ticket was found: the whole schedule ran; a larger --eb_epsilon than "
+            f"{epsilon:g} finds one earlier"
+        )
     return text
 
 
@@ -206,9 +249,15 @@ def choice_notes(trained, rates, data):
         return []
     count, best = len(data.validation), trained.best["validation"]["top1"]
     reach = tables.margin(best, count)
-    return [f"Note: {count:,} validation images tell an accuracy of {best:.1f}% to "
+    return (
+        [
+            f"Note: {count:,} validation images tell an accuracy of {best:.1f}% to "
             f"± {reach:.1f} points, so which of these epochs is the best is mostly chance; "
-            "--choose=last takes the last one"] if reach >= tables.WIDE_MARGIN else []
+            "--choose=last takes the last one"
+        ]
+        if reach >= tables.WIDE_MARGIN
+        else []
+    )
 
 
 def fresh_network(job, like=None):
@@ -220,13 +269,22 @@ def fresh_network(job, like=None):
     if like:
         network = networks.fresh_like(like, len(classes))
     else:
-        network, lines = weights.network_like(job.init_file, flags.model, len(classes),
-                                              flags.width, job.data.image_size)
-    print_notes([*networks.look_at(network, job.data.image_size, flags.pruning_type),
-                 *measure.uncounted_lines(network, job.data.image_size), *lines])
+        network, lines = weights.network_like(
+            job.init_file, flags.model, len(classes), flags.width, job.data.image_size
+        )
+    print_notes(
+        [
+            *networks.look_at(network, job.data.image_size, flags.pruning_type),
+            *measure.uncounted_lines(network, job.data.image_size),
+            *lines,
+        ]
+    )
     if flags.init:
-        print_notes(weights.initialise(network, job.init_file, classes, job.data.normalize,
-                                       flags.classifier))
+        print_notes(
+            weights.initialise(
+                network, job.init_file, classes, job.data.normalize, flags.classifier
+            )
+        )
     return network.to(job.device)
 
 
@@ -237,6 +295,7 @@ def find_ticket(job):
     def mask():
         small, _ = cutting.cut_in_steps(job, 0, job.targets[0], flags.eb_samples)
         return pruner.kept_mask(pruner.kept_filters(job.network, small), job.network)
+
     return train.EarlyBird(mask, flags.eb_epsilon)
 
 
@@ -264,12 +323,21 @@ def prune_filters(job, number):
         residual = next(each["residual"] for each in candidates if each["chosen"])
     else:
         candidates, residual = None, flags.residual
-        small, timed = cutting.cut_in_steps(job, number, target, flags.imp_samples,
-                                            job.state.scores)
+        small, timed = cutting.cut_in_steps(
+            job, number, target, flags.imp_samples, job.state.scores
+        )
     job.state.seconds["pruning"] = time.monotonic() - began
     reached = timed or cutting.reached_by(small, job, residual)
-    tables.print_pruning(job.network, small, target, reached["achieved_percent"],
-                         job.data.image_size, flags.budget, flags.round_to, residual)
+    tables.print_pruning(
+        job.network,
+        small,
+        target,
+        reached["achieved_percent"],
+        job.data.image_size,
+        flags.budget,
+        flags.round_to,
+        residual,
+    )
     if timed:
         tables.print_times(timed, flags.latency_batch)
     job.state.teacher = job.network if flags.distill else None
@@ -282,8 +350,13 @@ def prune_filters(job, number):
 
 def note_pruning(job, number, reached):
     job.state.pruning = {
-        "round": number, "rounds": len(job.targets), "control": job.flags.control,
-        "requested_percent": job.targets[number - 1], **reached, "after_pruning": None}
+        "round": number,
+        "rounds": len(job.targets),
+        "control": job.flags.control,
+        "requested_percent": job.targets[number - 1],
+        **reached,
+        "after_pruning": None,
+    }
 
 
 def keep_filters(job):
@@ -298,14 +371,19 @@ def begin_afresh(job):
     flags, path = job.flags, job.first_file
     heading("Control: the pruned architecture from scratch")
     pruned, record, _ = open_network(
-        job, path, f"--control=scratch needs the architecture of {path}; the same command without "
-        "--control makes it")
+        job,
+        path,
+        f"--control=scratch needs the architecture of {path}; the same command without "
+        "--control makes it",
+    )
     free = marked(Experiment, CONTROL_MAY_DIFFER)
     for name, default in DEFAULTS.items() if record.flags else ():
         value, wanted = record.flags.get(name, default), getattr(flags, name)
         if name not in free and to_json(value) != to_json(wanted):
-            raise InputError(f"{path} was pruned with --{name}={value}, not {wanted}; give "
-                             f"--{name}={value}, or prune anew")
+            raise InputError(
+                f"{path} was pruned with --{name}={value}, not {wanted}; give "
+                f"--{name}={value}, or prune anew"
+            )
     print(f"  its architecture is that of {path}")
     record = replace(record, image_size=record.image_size or job.data.image_size)
     job.state.records = [measure.measured(record, path, pruned, path.stat().st_size)]
@@ -316,12 +394,13 @@ def begin_afresh(job):
 
 
 def unpruned_teacher(job):
-    """The unpruned network that the pruned one of a scratch control began with. Raises InputError.
-    """
+    """The unpruned network that a scratch control's pruned one began with. Raises InputError."""
     phase = "ortho" if job.flags.penalised else "base"
     again = f"the same command with --only_train={phase}, without the pruning flags, trains it"
-    missing = (f"--distill={job.flags.distill:g} of this control needs the answers of "
-               f"{job.file(phase, 0)}; {again}")
+    missing = (
+        f"--distill={job.flags.distill:g} of this control needs the answers of "
+        f"{job.file(phase, 0)}; {again}"
+    )
     return open_trained(job, phase, missing, again)[0].to(job.device)
 
 
@@ -340,16 +419,22 @@ def described(flags):
         device = str(error)
     steps = []
     for step in job.steps:
-        entry = {"step": step.action.__name__.replace("_", " "), "round": step.number,
-                 "phase": step.phase}
+        entry = {
+            "step": step.action.__name__.replace("_", " "),
+            "round": step.number,
+            "phase": step.phase,
+        }
         if step.action in (load_network, jobs.save_network):
             entry["file"] = str(job.file(step.phase, step.number))
         if step.action is load_network:
             entry["is there"] = job.file(step.phase, step.number).is_file()
         if step.action is train_network:
             recipe = job.recipe(step.phase)
-            entry |= {**job.settings(step.phase)[step.phase], "lr": recipe.lr_of(flags.optimizer),
-                      "epochs": list(recipe.epochs)}
+            entry |= {
+                **job.settings(step.phase)[step.phase],
+                "lr": recipe.lr_of(flags.optimizer),
+                "epochs": list(recipe.epochs),
+            }
         if step.action is estimate_importance:
             entry["method"] = flags.pruning_type
             if flags.estimator.needs_images:
@@ -365,21 +450,29 @@ def described(flags):
         networks.default_weights(flags.model)  # which a run would download
     else:
         jobs.check_init(flags)
-    return {"flags": asdict(flags), "images": images, "device": device, "momentum": MOMENTUM,
-            "steps": steps, "resume file": str(job.resume_file)}
+    return {
+        "flags": asdict(flags),
+        "images": images,
+        "device": device,
+        "momentum": MOMENTUM,
+        "steps": steps,
+        "resume file": str(job.resume_file),
+    }
 
 
 def described_sweep(flags):
     """The same of a sweep: the commands of its cells, and of all runs in order."""
     cells, runs = sweep.plan(flags)
     parsed = [parse(sweep.command_of(cell)) for cell in runs]
-    sweep.check_outputs(runs, [plan.recorded(each, DRIVES[each.control])[0].outputs
-                               for each in parsed])
+    sweep.check_outputs(
+        runs, [plan.recorded(each, DRIVES[each.control])[0].outputs for each in parsed]
+    )
     for place in {(each.data_path, each.test_percent, each.val_percent) for each in parsed}:
         data.count_images(*place)
-    return {part: [shlex.join(["python", "main.py", *sweep.command_of(cell)]) for cell in each]
-            for part, each in {
-                "cells": cells, "order": sweep.asked_for(flags, cells, runs)}.items()}
+    return {
+        part: [shlex.join(["python", "main.py", *sweep.command_of(cell)]) for cell in each]
+        for part, each in {"cells": cells, "order": sweep.asked_for(flags, cells, runs)}.items()
+    }
 
 
 def make_job(argv, images=None):
@@ -409,6 +502,7 @@ def main(argv=None):
                 if records:
                     tables.print_summary(records)
                 leave_processes()
+
     return run_command("main.py", body)
 
 

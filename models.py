@@ -1,9 +1,10 @@
 """The four networks as ordinary PyTorch.
 
-    model = build_model("resnet", num_classes=10)
-    for group in filter_groups(model):          # of channels/groups.py: what can be pruned in it
-        print(group.name, group.conv.out_channels, group.stream.readers)
+model = build_model("resnet", num_classes=10)
+for group in filter_groups(model):          # of channels/groups.py: what can be pruned in it
+    print(group.name, group.conv.out_channels, group.stream.readers)
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,7 @@ def _scaled(filters, width):
 
 class VGG(nn.Module):
     """VGG-13 (Simonyan and Zisserman 2015) with conv, ReLU, BatchNorm in this order."""
+
     layout = (64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
 
     def __init__(self, num_classes=100, width=1.0):
@@ -44,8 +46,11 @@ class VGG(nn.Module):
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))  # so that small images survive
                 continue
             filters = _scaled(item, width)
-            layers += [nn.Conv2d(channels, filters, 3, padding=1), nn.ReLU(inplace=True),
-                       nn.BatchNorm2d(filters)]
+            layers += [
+                nn.Conv2d(channels, filters, 3, padding=1),
+                nn.ReLU(inplace=True),
+                nn.BatchNorm2d(filters),
+            ]
             channels = filters
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels, num_classes)
@@ -82,8 +87,18 @@ class DepthwiseSeparable(nn.Module):
 
 class MobileNet(nn.Module):
     """MobileNet-V1 (Howard et al. 2017) for small images: the stem has stride 1."""
-    layout = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5,
-              (1024, 2), (1024, 1))
+
+    layout = (
+        (64, 1),
+        (128, 2),
+        (128, 1),
+        (256, 2),
+        (256, 1),
+        (512, 2),
+        *[(512, 1)] * 5,
+        (1024, 2),
+        (1024, 1),
+    )
 
     def __init__(self, num_classes=100, width=1.0):
         super().__init__()
@@ -91,9 +106,12 @@ class MobileNet(nn.Module):
         self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         widths = [channels, *(_scaled(filters, width) for filters, _ in self.layout)]
-        self.layers = nn.Sequential(*(
-            DepthwiseSeparable(inputs, outputs, stride) for inputs, outputs, (_, stride)
-            in zip(widths, widths[1:], self.layout)))
+        self.layers = nn.Sequential(
+            *(
+                DepthwiseSeparable(inputs, outputs, stride)
+                for inputs, outputs, (_, stride) in zip(widths, widths[1:], self.layout)
+            )
+        )
         self.linear = nn.Linear(widths[-1], num_classes)
 
     def forward(self, x):
@@ -111,20 +129,24 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential(*[nn.Conv2d(inputs, outputs, 1, bias=False),
-                                        nn.BatchNorm2d(outputs)] if shortcut else [])
+        self.shortcut = nn.Sequential(
+            *[nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
+            if shortcut
+            else []
+        )
 
     def forward(self, x):
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
         # Every second pixel, then a 1x1 convolution of stride 1: the same as stride 2. The CPU
         # kernel for the weights of a strided 1x1 convolution writes past its memory in
         # channels-last (torch 2.15, batches of 3, 5 and 7 of 8 x 16 x 16).
-        strided = x[:, :, ::self.stride, ::self.stride] if self.stride > 1 else x
+        strided = x[:, :, :: self.stride, :: self.stride] if self.stride > 1 else x
         return F.relu(self.shortcut(strided) + out, inplace=True)
 
 
 class ResNet(nn.Module):
     """ResNets of basic blocks (He et al. 2016) for small images; `layout` is (blocks, filters)."""
+
     layout = None
     protected = ("conv1",)  # as published: the stem is never pruned
 
@@ -136,8 +158,11 @@ class ResNet(nn.Module):
         for stage, (count, filters) in enumerate(self.layout, 1):
             inputs, channels = channels, _scaled(filters, width)
             first = BasicBlock(inputs, channels, *((2, True) if stage > 1 else ()))
-            setattr(self, f"layer{stage}", nn.Sequential(
-                first, *(BasicBlock(channels, channels) for _ in range(count - 1))))
+            setattr(
+                self,
+                f"layer{stage}",
+                nn.Sequential(first, *(BasicBlock(channels, channels) for _ in range(count - 1))),
+            )
         self.linear = nn.Linear(channels, num_classes)
 
     def forward(self, x):
@@ -161,6 +186,7 @@ NETWORKS = {"vgg": VGG, "mobilenet": MobileNet, "resnet": ResNet34, "resnet-56":
 @dataclass(frozen=True)
 class Origin:
     """How the unpruned network is built: its name, outputs, and multiplier of its widths."""
+
     name: str
     num_classes: int
     width: float = 1.0

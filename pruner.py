@@ -1,8 +1,9 @@
 """Scores -> kept filters -> a physically smaller network.
 
-    kept = select_filters(model, scores, percent=50)   # scores from imp_estimator.cal_importance
-    small = prune(model, kept)
+kept = select_filters(model, scores, percent=50)   # scores from imp_estimator.cal_importance
+small = prune(model, kept)
 """
+
 import bisect
 import collections
 import itertools
@@ -58,7 +59,7 @@ def step_targets(gone, percent, steps):
     if wanted >= left:
         return [float(percent)]
     factor = (wanted / left) ** (1 / steps)
-    return [100 - left * factor ** step for step in range(1, steps)] + [float(percent)]
+    return [100 - left * factor**step for step in range(1, steps)] + [float(percent)]
 
 
 def pruned_percent(model, budget="filters", image_size=32):
@@ -79,10 +80,18 @@ def max_percent(model, budget="filters", image_size=32, round_to=1, residual="si
     that write into a residual stream keep the same of its channels."""
     structure = remains_of(model).structure
     first = {g.name: round_up(g.floor, round_to, g.dense) for g in filter_groups(model)}
-    leave = {filter for unit in _units_of(structure, residual) for filter in unit
-             if all(i >= first[name] and not structure.locked[name][i] for name, i in unit)}
-    floors = {name: torch.tensor([i for i in range(len(numbers)) if (name, i) not in leave],
-                                 dtype=torch.long) for name, numbers in structure.filters.items()}
+    leave = {
+        filter
+        for unit in _units_of(structure, residual)
+        for filter in unit
+        if all(i >= first[name] and not structure.locked[name][i] for name, i in unit)
+    }
+    floors = {
+        name: torch.tensor(
+            [i for i in range(len(numbers)) if (name, i) not in leave], dtype=torch.long
+        )
+        for name, numbers in structure.filters.items()
+    }
     return _percent_gone(structure, budget, image_size)(structure.alive(floors))
 
 
@@ -100,9 +109,21 @@ def _percent_gone(structure, budget, image_size):
     return lambda alive: 100 * (1 - cost(alive) / dense)
 
 
-def select_filters(model, scores, percent, budget="filters", round_to=1, image_size=32,
-                   residual="single", ranking="global", per_cost=False, pruning_type=None,
-                   layer_times=None, losses=None, below_one=False):
+def select_filters(
+    model,
+    scores,
+    percent,
+    budget="filters",
+    round_to=1,
+    image_size=32,
+    residual="single",
+    ranking="global",
+    per_cost=False,
+    pruning_type=None,
+    layer_times=None,
+    losses=None,
+    below_one=False,
+):
     """Choose the filters to keep when `percent` of the unpruned network's filters are gone.
 
     scores: layer name -> 1-D tensor, one score per filter that `model` has now; low goes first.
@@ -142,7 +163,7 @@ def select_filters(model, scores, percent, budget="filters", round_to=1, image_s
         costs = filter_costs(model, currency, image_size, layer_times)
     divided = per_cost or as_in_paper and ranking in ("mean", "norm")
     if divided and ESTIMATORS[pruning_type].change == "root":  # papers divide changes, not squares
-        values = {name: [value ** .5 for value in own] for name, own in values.items()}
+        values = {name: [value**0.5 for value in own] for name, own in values.items()}
     order = _removal_order(remains, groups, residual, values, ranking, costs, losses)
     return _keep_the_rest(model, groups, order, percent, budget, round_to, image_size)
 
@@ -154,8 +175,12 @@ def choices(model, per_cost=False):
     residuals = ["single"]
     if structure.coupled_units != structure.units:
         residuals.append("coupled")
-    return [{"ranking": ranking, "residual": residual} for residual in residuals
-            for ranking in RANKINGS if not (per_cost and ranking in ("layer", "measured"))]
+    return [
+        {"ranking": ranking, "residual": residual}
+        for residual in residuals
+        for ranking in RANKINGS
+        if not (per_cost and ranking in ("layer", "measured"))
+    ]
 
 
 def ranking_of(ranking, pruning_type):
@@ -163,8 +188,10 @@ def ranking_of(ranking, pruning_type):
     if ranking != "paper":
         return ranking
     if pruning_type not in ESTIMATORS:
-        raise ValueError(f"pruning_type is {pruning_type!r}; ranking='paper' needs to know which "
-                         f"method the scores are of: one of {', '.join(ESTIMATORS)}")
+        raise ValueError(
+            f"pruning_type is {pruning_type!r}; ranking='paper' needs to know which "
+            f"method the scores are of: one of {', '.join(ESTIMATORS)}"
+        )
     return ESTIMATORS[pruning_type].ranking
 
 
@@ -173,8 +200,10 @@ def _check_amount(percent, below_one, budget, round_to):
     if not isinstance(percent, Real) or not 0 <= percent <= 100:
         raise ValueError(f"percent is {percent!r}; it must be a number from 0 to 100")
     if 0 < percent < 1 and not below_one:
-        raise ValueError(f"percent is {percent:g}, less than one percent; for this share of all "
-                         f"give percent={100 * percent:g}")
+        raise ValueError(
+            f"percent is {percent:g}, less than one percent; for this share of all "
+            f"give percent={100 * percent:g}"
+        )
     if type(round_to) is not int or round_to < 1:
         raise ValueError(f"round_to is {round_to!r}; it must be an integer from 1 up")
     _check_budget(budget)
@@ -182,8 +211,11 @@ def _check_amount(percent, below_one, budget, round_to):
 
 def _check_budget(budget):
     if budget not in COUNTED:
-        also = ("; measured time needs lab.latency.select_by_time, as main.py --budget=latency does"
-                if budget == "latency" else "")
+        also = (
+            "; measured time needs lab.latency.select_by_time, as main.py --budget=latency does"
+            if budget == "latency"
+            else ""
+        )
         raise ValueError(f"budget is {budget!r}; it must be one of {', '.join(COUNTED)}{also}")
 
 
@@ -195,11 +227,14 @@ def _check_choice(residual, ranking, per_cost, pruning_type, losses):
     if ranking not in RANKINGS:
         raise ValueError(f"there is no ranking {ranking!r}; there are {', '.join(RANKINGS)}, paper")
     if per_cost and pruning_type not in ESTIMATORS:
-        raise ValueError(f"pruning_type is {pruning_type!r}; per_cost=True needs to know which "
-                         f"method the scores are of: one of {', '.join(ESTIMATORS)}")
+        raise ValueError(
+            f"pruning_type is {pruning_type!r}; per_cost=True needs to know which "
+            f"method the scores are of: one of {', '.join(ESTIMATORS)}"
+        )
     if (ranking == "measured") != (losses is not None):
-        raise ValueError("ranking='measured' needs losses, those of measure_losses, and no other "
-                         "ranking does")
+        raise ValueError(
+            "ranking='measured' needs losses, those of measure_losses, and no other ranking does"
+        )
     if per_cost:
         check_per_cost(pruning_type, ranking)
 
@@ -213,8 +248,10 @@ def _values_of(groups, scores):
             raise ValueError(f"{name} has {count} filters; its scores are missing")
         if not isinstance(score, torch.Tensor) or tuple(score.shape) != (count,):
             shape = tuple(getattr(score, "shape", ())) or type(score).__name__
-            raise ValueError(f"{name} has {count} filters; its scores are of shape {shape}, and "
-                             f"must be a tensor of {count}")
+            raise ValueError(
+                f"{name} has {count} filters; its scores are of shape {shape}, and "
+                f"must be a tensor of {count}"
+            )
         values[name] = score.detach().cpu().double().tolist()
         if any(map(math.isnan, values[name])):
             raise ValueError(f"a score of {name} is no number (NaN)")
@@ -234,11 +271,13 @@ def _keep_the_rest(model, groups, order, percent, budget, round_to, image_size):
         def reached_by(alive):
             return dense - structure.count_filters(alive)
     else:
-        numbers = {name: structure.filters[name][index].tolist()
-                   for name, index in remains.filters.items()}
+        numbers = {
+            name: structure.filters[name][index].tolist() for name, index in remains.filters.items()
+        }
         alive, turn = structure.alive(remains.filters), torch.full_like(structure.root, len(order))
         turn[[numbers[name][i] for unit in order for name, i in unit]] = torch.tensor(
-            [k for k, unit in enumerate(order) for _ in unit], dtype=torch.long)
+            [k for k, unit in enumerate(order) for _ in unit], dtype=torch.long
+        )
         target, reached_by = percent, _percent_gone(structure, budget, image_size)
 
         def reached(count):
@@ -246,16 +285,22 @@ def _keep_the_rest(model, groups, order, percent, budget, round_to, image_size):
 
     def kept_after(count):
         gone = {name: set() for name in groups}
-        for unit in order[:max(0, count)]:
+        for unit in order[: max(0, count)]:
             for name, index in unit:
                 gone[name].add(index)
-        _round_widths(groups, order[:max(0, count)], gone, round_to)
-        return {name: torch.tensor([i for i in range(group.conv.out_channels)
-                                    if i not in gone[name]]) for name, group in groups.items()}
+        _round_widths(groups, order[: max(0, count)], gone, round_to)
+        return {
+            name: torch.tensor([i for i in range(group.conv.out_channels) if i not in gone[name]])
+            for name, group in groups.items()
+        }
 
     def reached_rounded(count):
-        return reached_by(structure.alive({name: remains.filters[name][index]
-                                           for name, index in kept_after(count).items()}))
+        return reached_by(
+            structure.alive(
+                {name: remains.filters[name][index] for name, index in kept_after(count).items()}
+            )
+        )
+
     key = reached if round_to == 1 else reached_rounded
     return kept_after(bisect.bisect_right(range(len(order) + 1), target, key=key) - 1)
 
@@ -271,8 +316,10 @@ def _units(remains, residual):
     """(what leaves together, as lists of (layer, filter of the network as it is); of each the
     layers that it has filters of in the unpruned network)."""
     structure = remains.structure
-    place = {name: {index: i for i, index in enumerate(kept.tolist())}
-             for name, kept in remains.filters.items()}
+    place = {
+        name: {index: i for i, index in enumerate(kept.tolist())}
+        for name, kept in remains.filters.items()
+    }
     found, kinds = [], []
     for unit in _units_of(structure, residual):
         left = [(name, place[name][i]) for name, i in unit if i in place[name]]
@@ -304,15 +351,20 @@ def _removal_order(remains, groups, residual, values, ranking="global", costs=No
     needed = _needed(remains, groups, rank_of)
     position = {name: k for k, name in enumerate(groups)}
     spare = {name: len(group.channels) - group.floor for name, group in groups.items()}
-    needed |= {(name, i) for name, group in groups.items()
-               for i, locked in enumerate(group.locked) if locked}
+    needed |= {
+        (name, i)
+        for name, group in groups.items()
+        for i, locked in enumerate(group.locked)
+        if locked
+    }
     order = []
-    for unit in sorted(units, key=lambda unit: (
-            rank_of[unit[0]], position[unit[0][0]], unit[0][1])):
-        leaving = {unit[0][0]: 1} if len(unit) == 1 else collections.Counter(
-            name for name, _ in unit)
-        if needed.isdisjoint(unit) and all(
-                spare[name] >= count for name, count in leaving.items()):
+    for unit in sorted(
+        units, key=lambda unit: (rank_of[unit[0]], position[unit[0][0]], unit[0][1])
+    ):
+        leaving = (
+            {unit[0][0]: 1} if len(unit) == 1 else collections.Counter(name for name, _ in unit)
+        )
+        if needed.isdisjoint(unit) and all(spare[name] >= count for name, count in leaving.items()):
             order.append(unit)
             for name, count in leaving.items():
                 spare[name] -= count
@@ -385,7 +437,7 @@ def _free_units(groups, units, kinds, values):
     return free
 
 
-SHARES = .25, .5, .75, 1  # of the filters of a layer that may leave, at which it is measured
+SHARES = 0.25, 0.5, 0.75, 1  # of the filters of a layer that may leave, at which it is measured
 
 
 def measure_losses(model, scores, batches, residual="single", reference=None):
@@ -412,7 +464,8 @@ def measure_losses(model, scores, batches, residual="single", reference=None):
                 gone = {filter for number in numbers[:count] for filter in units[number]}
                 masked.keep(_without(groups, gone))
                 found.setdefault(kind, []).append(
-                    (count, _divergence(masked.network, wanted) - whole))
+                    (count, _divergence(masked.network, wanted) - whole)
+                )
     return found
 
 
@@ -427,8 +480,10 @@ def _normalised_by_batch(model):
 
 def _without(groups, gone):
     """Layer -> indices of all filters but those that are `gone`, of the layers that lose some."""
-    return {name: torch.tensor([i for i in range(len(groups[name].channels))
-                                if (name, i) not in gone]) for name in {name for name, _ in gone}}
+    return {
+        name: torch.tensor([i for i in range(len(groups[name].channels)) if (name, i) not in gone])
+        for name in {name for name, _ in gone}
+    }
 
 
 def _most_units(groups, units):
@@ -476,6 +531,7 @@ def _needed(remains, groups, rank_of):
 
 def _round_widths(groups, removed, gone, multiple):
     """Put the last of some removed units back until all widths are multiples, or full."""
+
     def rounded(name):
         full = groups[name].conv.out_channels
         width = full - len(gone[name])
@@ -536,8 +592,9 @@ def prune(model, kept, images=None, original=None):
         if filter_count(original)[0] < filter_count(original)[1]:
             raise ValueError(f"{error}; prune the unpruned network once more") from error
         _keep_whole_at(original, error)
-        raise SelectAgain(f"{error}; the channels that it reads stay from now on, so select "
-                          "filters again") from error
+        raise SelectAgain(
+            f"{error}; the channels that it reads stay from now on, so select filters again"
+        ) from error
 
 
 def _keep_whole_at(model, error):
@@ -553,15 +610,21 @@ def _pruned(model, kept, images):
     for group in filter_groups(model):
         count = len(group.channels)
         if kept.get(group.name) is None:
-            raise ValueError(f"what to keep of {group.name} is missing: every layer that can be "
-                             f"pruned needs an entry, and one that stays whole range({count})")
+            raise ValueError(
+                f"what to keep of {group.name} is missing: every layer that can be "
+                f"pruned needs an entry, and one that stays whole range({count})"
+            )
         index = torch.as_tensor(kept[group.name]).tolist()
         if not index or sorted(set(index)) != index or not 0 <= index[0] <= index[-1] < count:
-            raise ValueError(f"{group.name}: keep at least one of its {count} filters, as rising "
-                             "indices")
+            raise ValueError(
+                f"{group.name}: keep at least one of its {count} filters, as rising indices"
+            )
         if any(group.locked[i] for i in set(range(count)) - set(index)):
-            raise ValueError(f"{group.name} is never pruned" if group.protected else
-                             f"{group.name} has filters that are never pruned")
+            raise ValueError(
+                f"{group.name} is never pruned"
+                if group.protected
+                else f"{group.name} has filters that are never pruned"
+            )
         filters[group.name] = remains.filters[group.name][torch.tensor(index)]
     small = cut(model, filters)
     if type(model) not in NETWORKS.values():
@@ -579,8 +642,10 @@ def explore(model, image_size=None):
         return
     generator = torch.Generator().manual_seed(0)
     while True:
-        scores = {group.name: torch.rand(len(group.channels), generator=generator)
-                  for group in filter_groups(model, image_size)}
+        scores = {
+            group.name: torch.rand(len(group.channels), generator=generator)
+            for group in filter_groups(model, image_size)
+        }
         try:
             _pruned(model, select_filters(model, scores, 50), None)
             return
@@ -602,13 +667,18 @@ def rebuild(model, widths, whole=(), image_size=None):
         most = len(filters[name])
         if type(width) is int and 1 <= width <= most:
             filters[name] = torch.arange(width)
-        elif isinstance(width, (list, tuple)) and width and all(
-                type(c) is int and 0 <= c < most for c in width) and (
-                sorted(set(width)) == list(width)):
+        elif (
+            isinstance(width, (list, tuple))
+            and width
+            and all(type(c) is int and 0 <= c < most for c in width)
+            and (sorted(set(width)) == list(width))
+        ):
             filters[name] = torch.tensor(width)
         else:
-            raise ValueError(f"the width of {name} must be a number from 1 to {most} or a rising "
-                             f"list of its channels below that, not {reprlib.repr(width)}")
+            raise ValueError(
+                f"the width of {name} must be a number from 1 to {most} or a rising "
+                f"list of its channels below that, not {reprlib.repr(width)}"
+            )
     return cut(model, filters)
 
 
@@ -618,8 +688,9 @@ def cut(model, filters):
     remains = remains_of(model)
     structure = remains.structure
     if unit := structure.broken(filters):
-        raise ValueError(f"filter {unit[0][1]} of {unit[0][0]} only leaves together with "
-                         f"{len(unit) - 1} others")
+        raise ValueError(
+            f"filter {unit[0][1]} of {unit[0][0]} only leaves together with {len(unit) - 1} others"
+        )
     before, after = structure.alive(remains.filters), structure.alive(filters)
     small = copy_of(model)
     graph = cut_channels(small, structure, before, after)
@@ -648,9 +719,14 @@ class Masked:
     def keep(self, kept):
         """From now on only these filters count: layer name -> their indices in `model`. Layers that
         it does not name have all."""
-        self.graph.set(self.remains.structure.alive(
-            {name: filters[kept[name].cpu()] if name in kept else filters
-             for name, filters in self.remains.filters.items()}))
+        self.graph.set(
+            self.remains.structure.alive(
+                {
+                    name: filters[kept[name].cpu()] if name in kept else filters
+                    for name, filters in self.remains.filters.items()
+                }
+            )
+        )
 
 
 def check(model, small, filters, images=None):
@@ -658,8 +734,9 @@ def check(model, small, filters, images=None):
     else than `model` with all filters but some at zero. filters: layer -> indices, in the unpruned
     network, of these. images: some that it is to be tried with; else noise."""
     if images is None:
-        images = torch.randn(4, *remains_of(model).structure.image_shape,
-                             generator=torch.Generator().manual_seed(0))
+        images = torch.randn(
+            4, *remains_of(model).structure.image_shape, generator=torch.Generator().manual_seed(0)
+        )
     parameter = next(model.parameters())
     networks = [model, small]
     place = _disagreement(networks, filters, images.to(parameter.device, parameter.dtype))
@@ -668,8 +745,10 @@ def check(model, small, filters, images=None):
         place = _disagreement(networks, filters, images.to(parameter.device, torch.double))
     if place:
         if isinstance(place, str):
-            raise ValueError(f"{type(model).__name__}, pruned, computes something else than with "
-                             f"its filters at zero, from {place} on; it cannot be pruned")
+            raise ValueError(
+                f"{type(model).__name__}, pruned, computes something else than with "
+                f"its filters at zero, from {place} on; it cannot be pruned"
+            )
         raise CannotCut(place, f"{title(place)} computes something else without them")
 
 
@@ -680,8 +759,10 @@ def _disagreement(networks, filters, images):
     with evaluating(*networks), torch.no_grad():
         masked, logits = Masked(model), model(images)
         if not same(logits, model(images)):
-            raise ValueError(f"{type(model).__name__} gives other logits each time, in eval mode, "
-                             "too; F.dropout, for one, needs training=self.training")
+            raise ValueError(
+                f"{type(model).__name__} gives other logits each time, in eval mode, "
+                "too; F.dropout, for one, needs training=self.training"
+            )
         if not same(logits, masked.network(images)):
             return "the graph of its operations"
         structure = remains_of(model).structure

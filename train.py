@@ -1,9 +1,10 @@
 """The orthonormality penalty, one training loop, and the accuracy of a network.
 
-    penalty = OrthonormalityPenalty(model, strength=1e-2)
-    trained = fit(model, data, recipe, key=(0, "ortho"), penalty=penalty)
-    trained.best["top1"], degree_of_orthogonality(model)
+penalty = OrthonormalityPenalty(model, strength=1e-2)
+trained = fit(model, data, recipe, key=(0, "ortho"), penalty=penalty)
+trained.best["top1"], degree_of_orthogonality(model)
 """
+
 import math
 import time
 from collections.abc import Callable
@@ -69,13 +70,16 @@ class OrthonormalityPenalty:
 
     def __init__(self, model, strength):
         convs = [conv for _, conv in convolutions(model)]
-        roots = [math.sqrt(c.in_channels if c.kernel_size == (1, 1) else c.out_channels)
-                 for c in convs]
+        roots = [
+            math.sqrt(c.in_channels if c.kernel_size == (1, 1) else c.out_channels) for c in convs
+        ]
         self.terms = [(conv, strength * root / sum(roots)) for conv, root in zip(convs, roots)]
 
     def __call__(self):
-        return sum(weight * _DistanceFromOrthonormal.apply(filter_matrix(conv))
-                   for conv, weight in self.terms)
+        return sum(
+            weight * _DistanceFromOrthonormal.apply(filter_matrix(conv))
+            for conv, weight in self.terms
+        )
 
 
 class _DistanceFromOrthonormal(torch.autograd.Function):
@@ -121,8 +125,11 @@ def reestimate(model, batches):
     there are no images for them. (Li et al. 2020, arXiv 2007.02491, EagleEye, "adaptive
     BatchNorm".)
     """
-    norms = [norm for norm in model.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)
-             and norm.running_mean is not None]
+    norms = [
+        norm
+        for norm in model.modules()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
+    ]
     if not norms:
         return 0
     momenta, count = [norm.momentum for norm in norms], 0
@@ -169,16 +176,30 @@ class Distillation:
 
     def __call__(self, loss, logits, images):
         precision = getattr(torch, self.amp or "bfloat16")
-        with torch.no_grad(), evaluating(self.teacher), torch.autocast(
-                images.device.type, precision, enabled=bool(self.amp)):
+        with (
+            torch.no_grad(),
+            evaluating(self.teacher),
+            torch.autocast(images.device.type, precision, enabled=bool(self.amp)),
+        ):
             wanted = self.teacher(images).float()
         own, theirs = ((each / self.temperature).log_softmax(1) for each in (logits, wanted))
         apart = F.kl_div(own, theirs, reduction="batchmean", log_target=True)
-        return (1 - self.share) * loss + self.share * self.temperature ** 2 * apart
+        return (1 - self.share) * loss + self.share * self.temperature**2 * apart
 
 
-def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=None, forward=None,
-                scaler=None, criterion=F.cross_entropy, rate=None, distillation=None):
+def train_epoch(
+    model,
+    batches,
+    optimizer,
+    penalty=None,
+    label="train",
+    sums=None,
+    forward=None,
+    scaler=None,
+    criterion=F.cross_entropy,
+    rate=None,
+    distillation=None,
+):
     """Train once over `batches`: {"loss", "top1", "penalty"}, means over the images, in train mode.
 
     "loss" is the `criterion`, the mean loss of (logits, labels); `penalty`, a callable without
@@ -201,7 +222,7 @@ def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=Non
     for images, labels in bar:
         with uninterrupted():
             for group in optimizer.param_groups if rate else ():
-                group["lr"] = rate((sums["batches"] + .5) / len(batches))
+                group["lr"] = rate((sums["batches"] + 0.5) / len(batches))
             logits = forward(images)
             loss = criterion(logits, labels)
             if distillation:
@@ -221,10 +242,13 @@ def train_epoch(model, batches, optimizer, penalty=None, label="train", sums=Non
         if time.monotonic() - shown > 0.5:
             shown = time.monotonic()
             _require_finite(sums["loss"] + sums["penalty"])
-            bar.set_postfix(loss=f"{sums['loss'].item() / sums['images']:.3f}",
-                            accuracy=f"{100 * sums['hits'].item() / sums['images']:.1f}%")
-    total = torch.stack((sums["loss"], sums["penalty"], sums["hits"],
-                         sums["loss"].new_tensor(sums["images"])))
+            bar.set_postfix(
+                loss=f"{sums['loss'].item() / sums['images']:.3f}",
+                accuracy=f"{100 * sums['hits'].item() / sums['images']:.1f}%",
+            )
+    total = torch.stack(
+        (sums["loss"], sums["penalty"], sums["hits"], sums["loss"].new_tensor(sums["images"]))
+    )
     sum_over_processes(total)
     _require_finite(total.sum())
     _average_running_statistics(model)
@@ -263,6 +287,7 @@ class Training:
     best epoch, the states of the optimizer and of float16's scaler, the last masks of an Early-Bird
     ticket, and the epoch that has begun (see `epoch_sums`).
     """
+
     history: list = field(default_factory=list)
     best: dict | None = None
     last: dict | None = None
@@ -286,6 +311,7 @@ class EarlyBird:
     as soon as the mask of an epoch differs from each of the four before in at most the share
     `epsilon` of the filters.
     """
+
     mask: Callable
     epsilon: float = 0.1
     older = 4  # how many masks the newest is compared with
@@ -295,9 +321,27 @@ class EarlyBird:
         return len(distances) == self.older and max(distances) <= self.epsilon
 
 
-def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=None, label="train",
-        amp=False, compiled=False, ticket=None, training=None, keep=None, report=None,
-        class_weights=None, teacher=None, distill=0.5, choose="best"):
+def fit(
+    model,
+    data,
+    recipe,
+    *,
+    key,
+    batch_size=128,
+    optimizer="sgd",
+    penalty=None,
+    label="train",
+    amp=False,
+    compiled=False,
+    ticket=None,
+    training=None,
+    keep=None,
+    report=None,
+    class_weights=None,
+    teacher=None,
+    distill=0.5,
+    choose="best",
+):
     """Train `model` in place by `recipe` and leave it with the weights of its best epoch, or of the
     one whose ticket is drawn.
 
@@ -316,13 +360,27 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
     images where there are none, of equals the latest. With validation images the test images are
     looked at once, after the training. Returns the Training. Raises Diverged.
     """
+
     def print_line(history, epochs):
         print(epoch_line(label, history, epochs, ticket.epsilon if ticket else None), flush=True)
 
-    loop = _Loop(model, data, recipe, optimizer, key, batch_size, penalty, label, ticket,
-                 training or Training(), keep or (lambda: None), report or print_line,
-                 criterion_of(recipe.label_smoothing, class_weights),
-                 teacher and Distillation(teacher, distill, recipe.temperature, amp), choose)
+    loop = _Loop(
+        model,
+        data,
+        recipe,
+        optimizer,
+        key,
+        batch_size,
+        penalty,
+        label,
+        ticket,
+        training or Training(),
+        keep or (lambda: None),
+        report or print_line,
+        criterion_of(recipe.label_smoothing, class_weights),
+        teacher and Distillation(teacher, distill, recipe.temperature, amp),
+        choose,
+    )
     loop.begin(amp, compiled)
     for epoch in range(len(loop.training.history) + 1, loop.epochs + 1):
         if loop.has_ticket():
@@ -333,19 +391,22 @@ def fit(model, data, recipe, *, key, batch_size=128, optimizer="sgd", penalty=No
 
 
 def epoch_line(label, history, epochs, epsilon=None):
-    """The last epoch of a history in a line. epochs: how many there will be; epsilon: a ticket's.
-    """
+    """The last epoch of a history in a line. epochs: of the training. epsilon: a ticket's."""
     row = history[-1]
     train, images = row["train"], "validation" if "validation" in row else "test"
     penalty = f" + penalty {train['penalty']:.3f}" if "penalty" in train else ""
-    line = (f"  {label} {row['epoch']}/{epochs}  lr {row['lr']:.4g}  loss {train['loss']:.3f}"
-            f"{penalty}  train {train['top1']:.1f}%  {images} {row[images]['top1']:.1f}%  "
-            f"{row['seconds']:.1f} s")
+    line = (
+        f"  {label} {row['epoch']}/{epochs}  lr {row['lr']:.4g}  loss {train['loss']:.3f}"
+        f"{penalty}  train {train['top1']:.1f}%  {images} {row[images]['top1']:.1f}%  "
+        f"{row['seconds']:.1f} s"
+    )
     distances = row.get("mask_distances")
     if distances:
         shares = ", ".join(f"{100 * distance:.0f}%" for distance in distances)
-        line += (f"; mask differs from the {len(distances)} before in {shares} of filters (ticket: "
-                 f"all 4 at most {100 * epsilon:.3g}%)")
+        line += (
+            f"; mask differs from the {len(distances)} before in {shares} of filters (ticket: "
+            f"all 4 at most {100 * epsilon:.3g}%)"
+        )
     return line
 
 
@@ -370,6 +431,7 @@ def fused(device, amp):
 @dataclass
 class _Loop:
     """The state of one call of `fit`."""
+
     model: nn.Module
     data: object
     recipe: object
@@ -394,8 +456,9 @@ class _Loop:
         if self.algorithm == "adam":
             self.optimizer = torch.optim.Adam(self.model.parameters(), **options)
         else:
-            self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0, momentum=MOMENTUM,
-                                             **options)
+            self.optimizer = torch.optim.SGD(
+                self.model.parameters(), lr=1.0, momentum=MOMENTUM, **options
+            )
         unused = unused_parameters(self.model) if processes()[1] > 1 else ()
         self.forward = autocast(self.model, amp, compiled, unused)
         self.scaler = torch.amp.GradScaler(device, enabled=amp == "float16")
@@ -405,13 +468,15 @@ class _Loop:
             self.scaler.load_state_dict(self.training.scaler)
         if not self.epochs:
             self.training.last = self.training.best = {
-                "epoch": 0, **evaluate(self.model, self.data.choice_batches())}
+                "epoch": 0,
+                **evaluate(self.model, self.data.choice_batches()),
+            }
 
     def has_ticket(self):
         return bool(self.ticket) and self.ticket.is_drawn(self.training.history)
 
     def run_epoch(self, epoch):
-        training, rate, began = self.training, self.rate(epoch - .5), time.monotonic()
+        training, rate, began = self.training, self.rate(epoch - 0.5), time.monotonic()
         training.sums = training.sums or epoch_sums()
         if processes()[0]:  # what one process has summed up before it was stopped counts once
             training.sums = {**epoch_sums(), "batches": training.sums["batches"]}
@@ -428,12 +493,19 @@ class _Loop:
                 self._keep_unfinished(began)
             raise
         except Diverged as error:
-            raise Diverged(f"{error} in {self.label}, epoch {epoch} of {self.epochs}, at "
-                           f"learning rate {rate:g}; a lower --lr may help") from None
+            raise Diverged(
+                f"{error} in {self.label}, epoch {epoch} of {self.epochs}, at "
+                f"learning rate {rate:g}; a lower --lr may help"
+            ) from None
         with uninterrupted():
-            row = {"epoch": epoch, "lr": rate,
-                   "seconds": training.sums["seconds"] + time.monotonic() - began, "train": train,
-                   self.data.chosen_on: figures, "orthogonality": self._orthogonality()}
+            row = {
+                "epoch": epoch,
+                "lr": rate,
+                "seconds": training.sums["seconds"] + time.monotonic() - began,
+                "train": train,
+                self.data.chosen_on: figures,
+                "orthogonality": self._orthogonality(),
+            }
             self._choose({"epoch": epoch, **figures})
             if self.ticket:
                 row |= self._compare(mask, masking)
@@ -450,10 +522,19 @@ class _Loop:
             batches = batches.share(number, count)
         if not self.training.sums["batches"]:  # what dropout draws from, in each process another
             torch.manual_seed(seed_of(*self.key, epoch, "noise", number))
-        return train_epoch(self.model, batches, self.optimizer, self.penalty,
-                           f"{self.label} {epoch}/{self.epochs}", self.training.sums,
-                           self.forward, self.scaler, self.criterion,
-                           lambda done: self.rate(epoch - 1 + done), self.distillation)
+        return train_epoch(
+            self.model,
+            batches,
+            self.optimizer,
+            self.penalty,
+            f"{self.label} {epoch}/{self.epochs}",
+            self.training.sums,
+            self.forward,
+            self.scaler,
+            self.criterion,
+            lambda done: self.rate(epoch - 1 + done),
+            self.distillation,
+        )
 
     def _keep_unfinished(self, began):
         training = self.training
@@ -481,7 +562,7 @@ class _Loop:
         """The epoch's mask beside those before it, the newest first."""
         training = self.training
         distances = [mask_distance(mask, older) for older in reversed(training.masks)]
-        training.masks = (training.masks + [mask])[-self.ticket.older:]
+        training.masks = (training.masks + [mask])[-self.ticket.older :]
         return {"mask_distances": distances, "mask_seconds": seconds}
 
     def end(self):
@@ -503,5 +584,8 @@ class _Loop:
         if not self.data.validation:
             return figures
         validation = {name: value for name, value in figures.items() if name != "epoch"}
-        return {"epoch": figures["epoch"], **evaluate(self.model, self.data.test_batches()),
-                "validation": validation}
+        return {
+            "epoch": figures["epoch"],
+            **evaluate(self.model, self.data.test_batches()),
+            "validation": validation,
+        }

@@ -8,6 +8,7 @@ read that stream. In a plain chain a stream has one writer; in a ResNet all bloc
 into the same one. Nobody declares this: `Structure` finds it in the graph of a network's
 operations. Estimators, selection, surgery and reports are loops over `filter_groups`.
 """
+
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from channels.surgery import KEPT_INDEX
 @dataclass(frozen=True)
 class Stream:
     """Channels on their way from the filters that write them to the layers that read them."""
+
     name: str
     width: int
     readers: tuple  # dotted names of the modules whose input channels these are
@@ -40,6 +42,7 @@ class FilterGroup:
               and gates that follow it
     locked    whether filter i is never pruned
     """
+
     name: str
     conv: nn.Module
     bn: nn.Module
@@ -64,6 +67,7 @@ class Remains:
     """What is left of an unpruned network. filters: convolution -> indices, rising, of the filters
     that it has left of the unpruned one's. graph: of the operations, with the numbers of what is
     left in node.meta, as in Structure. signature: of the network, which may be changed later."""
+
     structure: Structure
     filters: dict
     graph: object
@@ -78,8 +82,11 @@ class Remains:
 
 def signature(model):
     """What tells whether the layers of a network are still those that were looked at."""
-    return [(name, type(module), *(p.shape for p in module.parameters(recurse=False)))
-            for name, module in model.named_modules() if name]
+    return [
+        (name, type(module), *(p.shape for p in module.parameters(recurse=False)))
+        for name, module in model.named_modules()
+        if name
+    ]
 
 
 def remains_of(model, image_size=None):
@@ -111,9 +118,11 @@ def _look_at(model, image_size=None, whole=()):
     key = type(model), origin, tuple(sorted(dict(whole).items()))
     structure = _STRUCTURES.get(key)
     if any(name.startswith(KEPT_INDEX) for name, _ in model.named_buffers(recurse=False)):
-        raise ValueError(f"{type(model).__name__} was pruned, and then pickled or given other "
-                         "layers, so it no longer knows what it was pruned from; save_network "
-                         "keeps that")
+        raise ValueError(
+            f"{type(model).__name__} was pruned, and then pickled or given other "
+            "layers, so it no longer knows what it was pruned from; save_network "
+            "keeps that"
+        )
     if not structure or _form(model) != _form(structure.skeleton):
         structure = Structure(model, image_size, whole)
         if not structure.filters:
@@ -135,16 +144,24 @@ _STRUCTURES = {}  # of networks that this process has built, which it often buil
 def _form(model):
     """In what networks of one origin may differ: the shapes of parameters, and hooks."""
     return [(name, parameter.shape) for name, parameter in model.named_parameters()], [
-        name for name, module in model.named_modules()
-        if module._forward_hooks or module._forward_pre_hooks]
+        name
+        for name, module in model.named_modules()
+        if module._forward_hooks or module._forward_pre_hooks
+    ]
 
 
 def unused_parameters(model):
     """The names of parameters that the network's forward does not compute with, as a list."""
-    used = [str(node.target) for node in remains_of(model).graph.nodes
-            if node.op in ("call_module", "get_attr")]
-    return [name for name, _ in model.named_parameters()
-            if not any(name == each or name.startswith(f"{each}.") for each in used)]
+    used = [
+        str(node.target)
+        for node in remains_of(model).graph.nodes
+        if node.op in ("call_module", "get_attr")
+    ]
+    return [
+        name
+        for name, _ in model.named_parameters()
+        if not any(name == each or name.startswith(f"{each}.") for each in used)
+    ]
 
 
 def stays_text(structure):
@@ -172,11 +189,18 @@ def filter_groups(model, image_size=None):
         left = structure.ranks[root][written[structure.ranks[root]]]
         order = {channel: i for i, channel in enumerate(left.tolist())}
         norm = structure.norms.get(name)
-        groups.append(FilterGroup(
-            name, model.get_submodule(name), norm and model.get_submodule(norm), streams[root],
-            [order[c] for c in structure.stream[numbers].tolist()], len(structure.filters[name]),
-            structure.costs[numbers].tolist(),
-            [structure.locked[name][i] for i in kept.tolist()]))
+        groups.append(
+            FilterGroup(
+                name,
+                model.get_submodule(name),
+                norm and model.get_submodule(norm),
+                streams[root],
+                [order[c] for c in structure.stream[numbers].tolist()],
+                len(structure.filters[name]),
+                structure.costs[numbers].tolist(),
+                [structure.locked[name][i] for i in kept.tolist()],
+            )
+        )
     return groups
 
 
@@ -184,8 +208,10 @@ def filter_count(model):
     """(filters now, filters in the unpruned network), those that follow others counted."""
     remains = remains_of(model)
     structure = remains.structure
-    return tuple(structure.count_filters(structure.alive(filters))
-                 for filters in (remains.filters, structure.all_filters()))
+    return tuple(
+        structure.count_filters(structure.alive(filters))
+        for filters in (remains.filters, structure.all_filters())
+    )
 
 
 def all_filters(model):
@@ -233,15 +259,25 @@ def measure_cost(model, image_size=32, filters=None):
 def cost_of(structure, alive, image_size):
     """`measure_cost` of what is left of a network where these numbers are alive."""
     numbers, owners, parameters, kernels = structure.weights
-    left = torch.zeros(int(owners[-1]) + 1, dtype=torch.long).index_add_(
-        0, owners, alive[numbers].long()).tolist()
+    left = (
+        torch.zeros(int(owners[-1]) + 1, dtype=torch.long)
+        .index_add_(0, owners, alive[numbers].long())
+        .tolist()
+    )
     positions = structure.positions(image_size)
-    macs = {layer: positions[layer] * size * left[outs] * left[ins]
-            for layer, size, outs, ins in kernels if layer in positions}
+    macs = {
+        layer: positions[layer] * size * left[outs] * left[ins]
+        for layer, size, outs, ins in kernels
+        if layer in positions
+    }
     total = sum(macs.values())
-    return {"filters": structure.count_filters(alive),
-            "parameters": sum(size * left[outs] * left[ins] for _, size, outs, ins in parameters),
-            "macs": total, "flops": 2 * total, "layer_macs": macs}
+    return {
+        "filters": structure.count_filters(alive),
+        "parameters": sum(size * left[outs] * left[ins] for _, size, outs, ins in parameters),
+        "macs": total,
+        "flops": 2 * total,
+        "layer_macs": macs,
+    }
 
 
 def filter_costs(model, budget="macs", image_size=32, layer_times=None):
@@ -267,8 +303,11 @@ def filter_costs(model, budget="macs", image_size=32, layer_times=None):
 def _costs_of_sides(structure, alive, budget, image_size, layer_times):
     """What each channel costs in the layers that write and that read it: a tensor over numbers."""
     numbers, owners, parameters, kernels = structure.weights
-    left = torch.zeros(int(owners[-1]) + 1, dtype=torch.long).index_add_(
-        0, owners, alive[numbers].long()).tolist()
+    left = (
+        torch.zeros(int(owners[-1]) + 1, dtype=torch.long)
+        .index_add_(0, owners, alive[numbers].long())
+        .tolist()
+    )
     if budget == "params":
         spent = [(size * left[outs] * left[ins], outs, ins) for _, size, outs, ins in parameters]
     else:
@@ -279,7 +318,8 @@ def _costs_of_sides(structure, alive, budget, image_size, layer_times):
         for place in filter(None, places):
             each[place] += amount / left[place]
     return torch.zeros(len(structure.root), dtype=torch.double).index_add_(
-        0, numbers, each[owners] * alive[numbers])
+        0, numbers, each[owners] * alive[numbers]
+    )
 
 
 def _may_leave(structure, spent):

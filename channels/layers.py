@@ -1,4 +1,5 @@
 """A layer, the numbers of its channels, and the same layer with fewer of them."""
+
 import copy
 import math
 from dataclasses import dataclass
@@ -16,14 +17,17 @@ class Layer:
     reads, writes  inputs and outputs; None where its weights have no dimension for them
     groups         that its channels are in, as of a grouped convolution
     """
+
     reads: torch.Tensor
     writes: torch.Tensor
     groups: int = 1
 
     def where(self, alive):
         """The same layer with the channels that are alive."""
-        reads, writes = (None if numbers is None else numbers[alive[numbers]]
-                         for numbers in (self.reads, self.writes))
+        reads, writes = (
+            None if numbers is None else numbers[alive[numbers]]
+            for numbers in (self.reads, self.writes)
+        )
         return Layer(reads, writes, max(1, self.groups * len(writes) // len(self.writes)))
 
     def sides_of(self, shape):
@@ -31,10 +35,13 @@ class Layer:
         or None where they are others."""
         if math.prod(shape) == len(self.writes):  # one value for each channel, in any dimension
             return "writes", None
-        inputs = self.reads is not None and self.groups == 1 and len(shape) > 1 and (
-            shape[1] == len(self.reads))
-        return ("writes" if shape[:1] == (len(self.writes),) else None,
-                "reads" if inputs else None)
+        inputs = (
+            self.reads is not None
+            and self.groups == 1
+            and len(shape) > 1
+            and (shape[1] == len(self.reads))
+        )
+        return ("writes" if shape[:1] == (len(self.writes),) else None, "reads" if inputs else None)
 
 
 def narrow(module, layer, ins=None, outs=None):
@@ -51,13 +58,15 @@ def narrow(module, layer, ins=None, outs=None):
                 cut = cut.index_select(1, ins.to(tensor.device))
             if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
                 cut = cut.contiguous().to(memory_format=torch.channels_last)
-            kind[name] = nn.Parameter(cut, tensor.requires_grad) if (
-                kind is module._parameters) else cut
+            kind[name] = (
+                nn.Parameter(cut, tensor.requires_grad) if (kind is module._parameters) else cut
+            )
     sizes = {}
     if outs is not None:
         left = len(outs)
-        sizes = dict.fromkeys(("out_channels", "out_features", "num_features", "num_parameters",
-                               "num_channels"), left)
+        sizes = dict.fromkeys(
+            ("out_channels", "out_features", "num_features", "num_parameters", "num_channels"), left
+        )
         if layer.groups > 1:
             sizes |= dict.fromkeys(("groups", "num_groups"), layer.groups * left // old[0])
         if layer.reads is None:
@@ -77,8 +86,10 @@ def elsewhere(name, root, read):
         if f"{name}.{own}" in read:
             return f"its {own} is read elsewhere, too"
     weight = parameters.get("weight")
-    if weight is not None and sum(each._parameters.get("weight") is weight
-                                  for each in root.modules()) > 1:
+    if (
+        weight is not None
+        and sum(each._parameters.get("weight") is weight for each in root.modules()) > 1
+    ):
         return "another layer has the same weight"
     return None
 
@@ -91,10 +102,14 @@ def can_be_cut(module):
     real = as_real(module)
     outputs, groups = len(real.weight), getattr(real, "groups", 1)
     inputs = real.weight.shape[1] * groups
-    layer = Layer(None if groups == outputs else torch.arange(inputs), torch.arange(outputs),
-                  groups)
-    size = [2 * k * d + 8 for k, d in zip(real.kernel_size, real.dilation)] if isinstance(
-        real, nn.Conv2d) else []
+    layer = Layer(
+        None if groups == outputs else torch.arange(inputs), torch.arange(outputs), groups
+    )
+    size = (
+        [2 * k * d + 8 for k, d in zip(real.kernel_size, real.dilation)]
+        if isinstance(real, nn.Conv2d)
+        else []
+    )
     images = torch.randn(2, inputs, *size, generator=torch.Generator().manual_seed(0))
     kept = -(-groups // 2) if groups > 1 else 0
     ins = torch.arange(kept * inputs // groups) if kept else torch.arange(0, inputs, 2)

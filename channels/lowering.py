@@ -8,6 +8,7 @@ than whole blocks, and around operations on single channels; some lack an additi
 compute it wrongly. So widths are filled up with zeros, and channels are put in their places by
 convolutions.
 """
+
 import copy
 import operator
 from contextlib import suppress
@@ -28,9 +29,27 @@ BLOCK, SMALL_BLOCK = 16, 8  # channels: with AVX-512; with AVX2, and of layers b
 # this many times.
 PASS = 1.5
 # Functions that compute each channel by itself, of several tensors the same ones together.
-CHANNELWISE_FUNCTIONS = ADDS | MULTIPLIES | {
-    "relu", "relu_", "relu6", "hardtanh", "silu", "hardswish", "hardsigmoid", "sigmoid", "gelu",
-    "leaky_relu", "dropout", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "contiguous"}
+CHANNELWISE_FUNCTIONS = (
+    ADDS
+    | MULTIPLIES
+    | {
+        "relu",
+        "relu_",
+        "relu6",
+        "hardtanh",
+        "silu",
+        "hardswish",
+        "hardsigmoid",
+        "sigmoid",
+        "gelu",
+        "leaky_relu",
+        "dropout",
+        "max_pool2d",
+        "avg_pool2d",
+        "adaptive_avg_pool2d",
+        "contiguous",
+    }
+)
 
 
 def lower(model, images, fold=True, plain=True):
@@ -68,8 +87,9 @@ def _layer(network, node, kind):
     if not isinstance(node, fx.Node) or node.op != "call_module":
         return None
     layer = network.get_submodule(node.target)
-    calls = sum(each.op == "call_module" and each.target == node.target
-                for each in network.graph.nodes)
+    calls = sum(
+        each.op == "call_module" and each.target == node.target for each in network.graph.nodes
+    )
     hooks = layer._forward_hooks or layer._forward_pre_hooks
     return layer if type(layer) is kind and calls == 1 and not hooks else None
 
@@ -103,8 +123,12 @@ def _restore_strides(network):
     for node in list(network.graph.nodes):
         conv = _layer(network, node, nn.Conv2d)
         before = node.args[0] if conv else None
-        if not conv or before.target is not operator.getitem or len(before.users) > 1 or (
-                conv.kernel_size != (1, 1) or conv.padding != (0, 0)):
+        if (
+            not conv
+            or before.target is not operator.getitem
+            or len(before.users) > 1
+            or (conv.kernel_size != (1, 1) or conv.padding != (0, 0))
+        ):
             continue
         source, parts = before.args
         if not isinstance(parts, tuple) or len(parts) != 4:
@@ -143,9 +167,13 @@ def _replace_means(network):
 def _is_mean(node):
     """Whether it is a mean over the last two dimensions of images."""
     dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    return name_of(node) == "mean" and node.op != "call_module" and isinstance(
-        dims, (tuple, list)) and {dim % 4 for dim in dims} == {2, 3} and (
-            len(_shape(node.args[0])) == 4)
+    return (
+        name_of(node) == "mean"
+        and node.op != "call_module"
+        and isinstance(dims, (tuple, list))
+        and {dim % 4 for dim in dims} == {2, 3}
+        and (len(_shape(node.args[0])) == 4)
+    )
 
 
 def _shape(node):
@@ -161,14 +189,18 @@ def _replace_additions(network):
     graph = network.graph
     for node in [node for node in graph.nodes if node.target is indexed_add]:
         first, first_channels, second, second_channels, width, dim = node.args
-        sides = [(side, channels and network.get_buffer(channels.target))
-                 for side, channels in ((first, first_channels), (second, second_channels))]
+        sides = [
+            (side, channels and network.get_buffer(channels.target))
+            for side, channels in ((first, first_channels), (second, second_channels))
+        ]
         # A side that has no channels left adds nothing; a convolution without any is no operation
         # of ONNX.
         sides = [side for side in sides if side[1] is None or len(side[1])]
         with graph.inserting_before(node):
-            sides = [side if places is None else _placed(network, node, side, places, width, dim)
-                     for side, places in sides]
+            sides = [
+                side if places is None else _placed(network, node, side, places, width, dim)
+                for side, places in sides
+            ]
             whole = graph.call_function(torch.add, tuple(sides)) if len(sides) > 1 else sides[0]
         whole.meta |= node.meta
         node.replace_all_uses_with(whole)
@@ -233,8 +265,12 @@ def _resized(layer, rows=None, outputs=None, inputs=None):
         filled = torch.full(shape, float(name == "running_var")).to(tensor)
         filled[(rows, *map(slice, tensor.shape[1:]))] = tensor.detach()
         setattr(new, name, nn.Parameter(filled) if isinstance(tensor, nn.Parameter) else filled)
-    sizes = {"out_channels": outputs, "num_features": outputs, "in_channels": inputs,
-             "in_features": inputs}
+    sizes = {
+        "out_channels": outputs,
+        "num_features": outputs,
+        "in_channels": inputs,
+        "in_features": inputs,
+    }
     if getattr(layer, "groups", 1) > 1:
         sizes |= {"groups": outputs, "in_channels": outputs}
     for name, size in sizes.items():
@@ -275,8 +311,11 @@ class _Filling:
         if isinstance(value, torch.Tensor) and len(shape) > 1:
             channelwise = self._is_channelwise(node, conv)
             # In rows, as they are made for a linear layer, each channel may have several places.
-            self.counts[node] = self.counts[inputs[0]] if (
-                len(shape) < 4 and channelwise and inputs) else (shape[1], value.shape[1])
+            self.counts[node] = (
+                self.counts[inputs[0]]
+                if (len(shape) < 4 and channelwise and inputs)
+                else (shape[1], value.shape[1])
+            )
         if linear:
             self.fixed.add(node)
         elif channelwise:
@@ -294,8 +333,12 @@ class _Filling:
             return bool(_layer(self.network, node, nn.BatchNorm2d))
         if kind is nn.Flatten or name == "flatten":
             layer = _layer(self.network, node, nn.Flatten)
-            return not layer and node.args[1:] == (1,) or bool(layer) and (
-                layer.start_dim, layer.end_dim) == (1, -1)
+            return (
+                not layer
+                and node.args[1:] == (1,)
+                or bool(layer)
+                and (layer.start_dim, layer.end_dim) == (1, -1)
+            )
         if name == "squeeze":
             return node.args[1:] == ((2, 3),) and len(_shape(node.args[0])) == 4
         return kind in CHANNELWISE or node.op != "call_module" and name in CHANNELWISE_FUNCTIONS
@@ -306,8 +349,16 @@ class _Filling:
         return count if self._root(node) in self.fixed else min(dense, _whole_blocks(count))
 
     def _fill(self, node):
-        layer = next(filter(None, (_layer(self.network, node, kind) for kind in (
-            nn.Conv2d, nn.Linear, nn.BatchNorm2d))), None)
+        layer = next(
+            filter(
+                None,
+                (
+                    _layer(self.network, node, kind)
+                    for kind in (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+                ),
+            ),
+            None,
+        )
         source = node.args[0] if layer else None
         if source not in self.counts:
             return

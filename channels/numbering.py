@@ -1,7 +1,8 @@
 """Which channel each place of each tensor of a network belongs to, and which leave together.
 
-    numbering = Numbering(graph, skeleton)   # of channels/trace.py, where all values are computed
+numbering = Numbering(graph, skeleton)   # of channels/trace.py, where all values are computed
 """
+
 import torch
 from torch import nn
 from torch.fx import Node, map_arg
@@ -29,8 +30,18 @@ MULTIPLIES = {"mul", "mul_", "imul"}
 DIVIDES = {"truediv", "itruediv", "div", "div_"}
 COMPARES = {"sub", "sub_", "isub", "maximum", "minimum"}  # of two zeros they give zero
 PAIRS = ADDS | MULTIPLIES | DIVIDES | COMPARES
-CHANNELWISE = {nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Identity, nn.Dropout,
-               nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d}  # of images; they need no question
+CHANNELWISE = {
+    nn.BatchNorm2d,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.SiLU,
+    nn.Hardswish,
+    nn.Identity,
+    nn.Dropout,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+}  # of images; they need no question
 
 
 class Sets:
@@ -75,8 +86,11 @@ class Numbering:
         self.kinds, self.same = torch.tensor([FIXED]), torch.tensor([0])
         self.streams, self.units = Sets(), Sets()
         self.parameters = set()  # those of the layers that are single parameters
-        self.read = {node.target for node in graph.nodes if node.op == "get_attr"
-                     and any(flat(user.meta["value"]) for user in node.users)}  # not its size alone
+        self.read = {
+            node.target
+            for node in graph.nodes
+            if node.op == "get_attr" and any(flat(user.meta["value"]) for user in node.users)
+        }  # not its size alone
         self.reordered = []  # vectors of numbers that are told apart by where they stand
         for place, node in enumerate(graph.nodes):
             self.before[node] = 1 << place
@@ -121,8 +135,7 @@ class Numbering:
         name = name_of(node)
         if name in PAIRS and len(inputs) == 2 and not node.kwargs:
             return self._pair(node, name, *inputs, value.shape)
-        if name in PAIRS and len(inputs) == 1 and (
-                inputs[0].meta["value"].shape == value.shape):
+        if name in PAIRS and len(inputs) == 1 and (inputs[0].meta["value"].shape == value.shape):
             return self._handed_on(node, inputs)
         return self._asked(node, inputs, value)
 
@@ -134,8 +147,9 @@ class Numbering:
         for each in inputs:
             for numbers in flat(each.meta["numbers"]):
                 self._mixes(node, numbers, why)
-        return nested(lambda t: torch.zeros((), dtype=torch.long).expand(t.shape),
-                    node.meta["value"])
+        return nested(
+            lambda t: torch.zeros((), dtype=torch.long).expand(t.shape), node.meta["value"]
+        )
 
     def _is_shared_view(self, node):
         """Whether a tensor is a view, maybe of a part, of one that others read, too."""
@@ -152,8 +166,11 @@ class Numbering:
     def _parameter(self, node, value):
         owner = self.skeleton.get_submodule(node.target.rpartition(".")[0])
         if node.target not in self.layers:
-            if isinstance(owner, LEAVES) or sum(size > 1 for size in value.shape) > 1 or (
-                    not value.is_floating_point()):  # a layer that is read stays: see `elsewhere`
+            if (
+                isinstance(owner, LEAVES)
+                or sum(size > 1 for size in value.shape) > 1
+                or (not value.is_floating_point())
+            ):  # a layer that is read stays: see `elsewhere`
                 return torch.zeros((), dtype=torch.long).expand(value.shape)
             numbers = self.new(value.numel(), SCALE)
             self.layers[node.target] = Layer(None, numbers)
@@ -164,14 +181,17 @@ class Numbering:
         """Run it on the places of its arguments, and look up the numbers there."""
         start, places = 0, {}
         for each in inputs:
+
             def lay(numbers):
                 nonlocal start
                 start += numbers.numel()
                 return torch.arange(start - numbers.numel(), start).view(numbers.shape)
+
             places[each] = nested(lay, each.meta["numbers"])
         table = torch.cat([n.flatten() for each in inputs for n in flat(each.meta["numbers"])])
-        moved = compute(node, self.skeleton,
-                        lambda n: places[n] if n in places else n.meta["value"])
+        moved = compute(
+            node, self.skeleton, lambda n: places[n] if n in places else n.meta["value"]
+        )
         result = nested(lambda place: slim(table[place]), moved)
         if len(inputs) == 1 and not _in_order(inputs[0].meta["numbers"], result):
             self.reordered.append(table.unique())
@@ -181,7 +201,7 @@ class Numbering:
         """An operation that nobody listed: does it keep channels apart?"""
         if len(inputs) != 1 or not isinstance(inputs[0].meta["numbers"], torch.Tensor):
             return self._mixed(node, inputs)
-        source, = inputs
+        (source,) = inputs
         found = varies(source.meta["numbers"])
         if found is None or not found[1].any():
             return self._mixed(node, inputs)
@@ -199,7 +219,9 @@ class Numbering:
             real = as_real(module) if module else None
             self.asked[key] = keeps_apart(
                 lambda images: compute(node, self.skeleton, lambda n: look(n, images), real),
-                shape, dim)
+                shape,
+                dim,
+            )
         if self.asked[key] is None:
             return self._mixed(node, inputs)
         return spread(vector, value.shape, self.asked[key])
@@ -211,8 +233,9 @@ class Numbering:
         if module._forward_hooks or module._forward_pre_hooks:
             return self._mixed(node, [source], f"{node.target} has hooks")
         is_norm = isinstance(module, nn.modules.batchnorm._NormBase)  # maybe of one channel
-        weights = [t for t in module.state_dict().values()
-                   if t.numel() > 1 or is_norm and t.dim() == 1]
+        weights = [
+            t for t in module.state_dict().values() if t.numel() > 1 or is_norm and t.dim() == 1
+        ]
         why = elsewhere(node.target, self.skeleton, self.read)
         if why and not isinstance(module, (nn.Conv2d, nn.Linear)):
             return self._mixed(node, [source], why)
@@ -291,7 +314,7 @@ class Numbering:
         if first is None or second is None:
             return self._mixed(node, [a, b])
         for own, vector, other in ((a, first, second), (b, second, first)):
-            size = ([1] * len(shape) + list(own.meta["value"].shape))[-len(shape):][dim]
+            size = ([1] * len(shape) + list(own.meta["value"].shape))[-len(shape) :][dim]
             if size == shape[dim]:
                 continue
             # One channel for all: where it multiplies, what is zero stays zero.
@@ -335,10 +358,14 @@ class Numbering:
     def _product(self, node, a, b, first, second):
         """A gate, which serves this multiplication alone, follows what it multiplies; other factors
         go together. Returns the numbers of the product."""
-        gates = [self._serves(node, numbers) and (
-                     self.before[other] & ~self.before[own] == 0  # it is computed from the other
-                     or bool((self.kinds[numbers] == LINEAR).all()))
-                 for own, other, numbers in ((a, b, first), (b, a, second))]
+        gates = [
+            self._serves(node, numbers)
+            and (
+                self.before[other] & ~self.before[own] == 0  # it is computed from the other
+                or bool((self.kinds[numbers] == LINEAR).all())
+            )
+            for own, other, numbers in ((a, b, first), (b, a, second))
+        ]
         if gates == [True, False]:
             first, second = second, first
         self._together(first, second, follow=any(gates))
@@ -347,8 +374,10 @@ class Numbering:
     def _serves(self, node, numbers):
         """Whether the layers that write these channels serve nothing else than this operation."""
         starts = torch.tensor([start for start, _ in self.owners])
-        owners = {self.owners[place][1] for place in (
-            torch.searchsorted(starts, numbers.unique(), right=True) - 1).tolist()}
+        owners = {
+            self.owners[place][1]
+            for place in (torch.searchsorted(starts, numbers.unique(), right=True) - 1).tolist()
+        }
         todo, seen = [n for n in self.graph.nodes if n.target in owners], {}
         if None in owners:
             return False
@@ -356,8 +385,11 @@ class Numbering:
             for user in todo.pop().users:
                 if user is node or user in seen or not flat(user.meta["value"]):
                     continue
-                if user.op == "output" or user.op == "call_module" and isinstance(
-                        self.skeleton.get_submodule(user.target), (nn.Conv2d, nn.Linear)):
+                if (
+                    user.op == "output"
+                    or user.op == "call_module"
+                    and isinstance(self.skeleton.get_submodule(user.target), (nn.Conv2d, nn.Linear))
+                ):
                     return False
                 seen[user] = None
                 todo.append(user)
@@ -369,9 +401,12 @@ class Numbering:
         first, second = self.same[first], self.same[second]
         first, second = first[first != second], second[first != second]
         kinds = self.kinds[first], self.kinds[second]
-        if follow and (kinds[0] != FIXED).all() and (
-                (kinds[1] != FIXED) & (kinds[1] != SUM)).all() and (
-                len(second.unique()) == len(second)):
+        if (
+            follow
+            and (kinds[0] != FIXED).all()
+            and ((kinds[1] != FIXED) & (kinds[1] != SUM)).all()
+            and (len(second.unique()) == len(second))
+        ):
             self.same[second] = first
             self.same = self.same[self.same]
         elif all(((kind == FILTER) | (kind == SUM)).all() for kind in kinds):
@@ -384,8 +419,11 @@ def behind(node):
     """The nodes with channels that a node reads, also by way of views and sizes."""
     found = []
     for other in node.all_input_nodes:
-        found += [other] if other.meta["channels"] is not None else [
-            *([other] if other.meta["numbers"] is not None else ()), *behind(other)]
+        found += (
+            [other]
+            if other.meta["channels"] is not None
+            else [*([other] if other.meta["numbers"] is not None else ()), *behind(other)]
+        )
     return found
 
 
@@ -418,4 +456,5 @@ def _in_order(before, after):
         return False
     (_, before), (_, after) = found
     return len(after) % len(before) == 0 and torch.equal(
-        before.repeat_interleave(len(after) // len(before)), after)
+        before.repeat_interleave(len(after) // len(before)), after
+    )

@@ -1,8 +1,9 @@
 """What can be pruned in a network, found from its graph.
 
-    structure = Structure(model)
-    structure.filters, structure.stays      # what can leave, and what stays and why
+structure = Structure(model)
+structure.filters, structure.stays      # what can leave, and what stays and why
 """
+
 import os
 from functools import cached_property
 
@@ -42,18 +43,21 @@ class Structure:
         channels = input_channels(model)
         sizes = [*([image_size] if image_size else []), *SIZES]
         self.skeleton, self.graph, shapes = trace(
-            model, [(each, size, size) for each in channels for size in sizes])
+            model, [(each, size, size) for each in channels for size in sizes]
+        )
         self._positions = {}
         for node in self.graph.nodes:
             if node.op == "call_module":
                 node.meta["class"] = type(self.skeleton.get_submodule(node.target))
         # Small images are enough, unless the network itself asks for their size.
-        self._compute(shapes if len(shapes) == 1 else sorted(
-            shapes, key=lambda shape: shape[-1] not in SIZES))
+        self._compute(
+            shapes if len(shapes) == 1 else sorted(shapes, key=lambda shape: shape[-1] not in SIZES)
+        )
         numbering = Numbering(self.graph, self.skeleton, self.whole)
         order = {name: place for place, (name, _) in enumerate(self.skeleton.named_modules())}
-        self.layers = dict(sorted(numbering.layers.items(),
-                                  key=lambda item: order.get(item[0], -1)))
+        self.layers = dict(
+            sorted(numbering.layers.items(), key=lambda item: order.get(item[0], -1))
+        )
         self.additions = numbering.additions
         self.parameters = numbering.parameters
         self._resolve(numbering, getattr(model, "protected", ()))
@@ -75,8 +79,10 @@ class Structure:
         else:
             if isinstance(failure, _NoLogits):
                 raise failure
-            raise ValueError(f"{failure}; where it takes another size, filter_groups(network, "
-                             "image_size=N) says which") from failure
+            raise ValueError(
+                f"{failure}; where it takes another size, filter_groups(network, "
+                "image_size=N) says which"
+            ) from failure
         for node, value in values.items():
             node.meta["value"] = value
         self.outputs = value.shape[1]
@@ -86,14 +92,18 @@ class Structure:
         try:
             values = compute_all(self.graph, self.skeleton, (self.image_shape[0], size, size))
         except Exception as error:  # whatever an operation may raise
-            raise ValueError(f"{self.kind.__name__} cannot take images of {size} x {size}: "
-                             f"{title(error.node)}: {first_line(error)}") from error
+            raise ValueError(
+                f"{self.kind.__name__} cannot take images of {size} x {size}: "
+                f"{title(error.node)}: {first_line(error)}"
+            ) from error
         logits = list(values.values())[-1]
         if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != 2:
             kind = "dict" if isinstance(logits, dict) else type(logits).__name__
             given = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {kind}"
-            raise _NoLogits(f"{self.kind.__name__} gives {given} for 2 images of {size} x {size}, "
-                            "not 2 rows of logits; forward must return the logits alone")
+            raise _NoLogits(
+                f"{self.kind.__name__} gives {given} for 2 images of {size} x {size}, "
+                "not 2 rows of logits; forward must return the logits alone"
+            )
         return values
 
     def _called(self, kind):
@@ -151,8 +161,11 @@ class Structure:
         for node, module in self._called(nn.modules.conv._ConvNd):
             if node.target not in self.layers:
                 hooks = module._forward_hooks or module._forward_pre_hooks
-                self.stays[node.target] = module.out_channels, module.out_channels, (
-                    "it has hooks" if hooks else f"a {type(module).__name__} is not cut")
+                self.stays[node.target] = (
+                    module.out_channels,
+                    module.out_channels,
+                    ("it has hooks" if hooks else f"a {type(module).__name__} is not cut"),
+                )
         self.units = self._together(unit)
         numbering.units.join(torch.arange(count), self.stream)
         self.coupled_units = self._together(numbering.units.roots(count), self.pinned)
@@ -177,13 +190,20 @@ class Structure:
             if node.op != "call_module" or not issubclass(node.meta["class"], nn.BatchNorm2d):
                 continue
             source = node.all_input_nodes[0]
-            while source.target not in self.filters and source.target not in self.layers and (
-                    len(source.users) == len(source.all_input_nodes) == 1):
+            while (
+                source.target not in self.filters
+                and source.target not in self.layers
+                and (len(source.users) == len(source.all_input_nodes) == 1)
+            ):
                 source = source.all_input_nodes[0]
             numbers = self.filters.get(source.target)
             layer = self.layers.get(node.target)  # None of a BatchNorm without weights
-            if layer and numbers is not None and len(source.users) == 1 and torch.equal(
-                    layer.writes, numbers):
+            if (
+                layer
+                and numbers is not None
+                and len(source.users) == 1
+                and torch.equal(layer.writes, numbers)
+            ):
                 self.norms.setdefault(source.target, node.target)
 
     def _count_costs(self, kinds):
@@ -191,8 +211,11 @@ class Structure:
         and gates behind it."""
         self.costs = torch.ones(len(kinds), dtype=torch.long)
         for name, layer in self.layers.items():
-            if name not in self.filters and name not in self.parameters and isinstance(
-                    self.skeleton.get_submodule(name), nn.Conv2d):
+            if (
+                name not in self.filters
+                and name not in self.parameters
+                and isinstance(self.skeleton.get_submodule(name), nn.Conv2d)
+            ):
                 self.costs[self.root[layer.writes]] += 1
 
     def _find_streams(self, reordered):
@@ -211,12 +234,14 @@ class Structure:
         for name, numbers in self.filters.items():
             root, channels = self.stream_of[name], self.stream[numbers]
             known = self.ranks.setdefault(root, channels)
-            same = torch.equal(known[:len(channels)], channels) and len(known) == len(channels)
-            self.aligned[root] = same and self.aligned.get(root, not torch.isin(
-                owner[moved], names.index(root)).any())
+            same = torch.equal(known[: len(channels)], channels) and len(known) == len(channels)
+            self.aligned[root] = same and self.aligned.get(
+                root, not torch.isin(owner[moved], names.index(root)).any()
+            )
             if not same:
-                self.ranks[root] = torch.tensor(list(dict.fromkeys(
-                    known.tolist() + channels.tolist())))
+                self.ranks[root] = torch.tensor(
+                    list(dict.fromkeys(known.tolist() + channels.tolist()))
+                )
         self.readers = {root: [] for root in self.ranks}
         for name, layer in self.layers.items():
             if layer.reads is not None:
@@ -250,16 +275,26 @@ class Structure:
     def broken(self, filters):
         """A unit of which these filters, convolution -> indices, are only a part; or None."""
         present = {name: set(indices.tolist()) for name, indices in filters.items()}
-        return next((unit for unit in self.units
-                     if len({index in present[name] for name, index in unit}) > 1), None)
+        return next(
+            (
+                unit
+                for unit in self.units
+                if len({index in present[name] for name, index in unit}) > 1
+            ),
+            None,
+        )
 
     def alike(self, filters, others):
         """Whether networks with one or the other of these filters have layers of the same sizes."""
         if self.broken(filters):
             return False
         numbers, owners, *_ = self.weights
-        counts = [torch.zeros(int(owners[-1]) + 1, dtype=torch.long).index_add_(
-            0, owners, self.alive(each)[numbers].long()) for each in (filters, others)]
+        counts = [
+            torch.zeros(int(owners[-1]) + 1, dtype=torch.long).index_add_(
+                0, owners, self.alive(each)[numbers].long()
+            )
+            for each in (filters, others)
+        ]
         return torch.equal(*counts)
 
     def count_filters(self, alive):
@@ -292,8 +327,10 @@ class Structure:
         owners, partial = torch.repeat_interleave(lengths), []
         for layer in self.layers.values():
             channels = self.root[layer.writes if layer.reads is None else layer.reads]
-            if torch.isin(self.stream[channels], self.stream[self.pinned]).any() or not (
-                    torch.isin(channels, self.movable) | self.is_sum[channels]).all():
+            if (
+                torch.isin(self.stream[channels], self.stream[self.pinned]).any()
+                or not (torch.isin(channels, self.movable) | self.is_sum[channels]).all()
+            ):
                 continue  # some of them always stay
             behind = self.behind(channels, self.movable).long()
             whole = torch.zeros_like(lengths).index_add_(0, owners, behind) == lengths
@@ -330,10 +367,15 @@ class Structure:
                         size //= len(vectors[sides[k]])
             return key, size, *sides
 
-        parameters = [entry(name if name in self.parameters else name.rpartition(".")[0], tensor)
-                      for name, tensor in self.skeleton.named_parameters()]
-        kernels = [entry(name, module.weight) for name, module in self.skeleton.named_modules()
-                   if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))]
+        parameters = [
+            entry(name if name in self.parameters else name.rpartition(".")[0], tensor)
+            for name, tensor in self.skeleton.named_parameters()
+        ]
+        kernels = [
+            entry(name, module.weight)
+            for name, module in self.skeleton.named_modules()
+            if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+        ]
         owners = torch.repeat_interleave(torch.tensor([len(each) for each in vectors]))
         return torch.cat(vectors), owners, parameters, kernels
 

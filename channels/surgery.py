@@ -4,6 +4,7 @@ network with those channels at zero, to compare with.
     small = copy.deepcopy(model)
     graph = cut_channels(small, structure, before, after)   # bool tensors: which numbers are alive
 """
+
 from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
@@ -37,8 +38,10 @@ def cut_channels(model, structure, before, after):
         if not after[layer.writes if layer.reads is None else layer.reads].any():
             raise ValueError(f"{name} would have no inputs left")
         layer = layer.where(before)
-        outs, ins = (None if numbers is None or after[numbers].all() else
-                     after[numbers].nonzero().flatten() for numbers in (layer.writes, layer.reads))
+        outs, ins = (
+            None if numbers is None or after[numbers].all() else after[numbers].nonzero().flatten()
+            for numbers in (layer.writes, layer.reads)
+        )
         if outs is not None or ins is not None:
             _narrow(model, name, layer, ins, outs)
     return _Surgery(structure, after, model).graph
@@ -79,8 +82,9 @@ class _Surgery:
             self.graph.owning_module = model  # asked whether operations have effects of their own
             self.graph.eliminate_dead_code()
             self.graph.owning_module = None
-        model.__class__ = _with_forward(structure.kind, self.graph) if self.changed else (
-            structure.kind)
+        model.__class__ = (
+            _with_forward(structure.kind, self.graph) if self.changed else (structure.kind)
+        )
 
     def _fit(self, node):
         """Make the copy of a node compute what is wanted; its value, on the meta device."""
@@ -123,28 +127,42 @@ class _Surgery:
         dim, vector = node.meta["channels"]
         whole, left, start, sources = {}, {}, 0, _sources(node)
         if all(self.alive[n.meta["channels"][1]].all() for n in (node, *sources)) and all(
-                other.meta["numbers"] is not None for other in node.all_input_nodes):
+            other.meta["numbers"] is not None for other in node.all_input_nodes
+        ):
             return  # nothing has gone, no size has changed
         for source in sources:
             places = torch.arange(start, start + source.meta["value"].numel())
             start += len(places)
             whole[source] = places.view(source.meta["value"].shape)
             axis, numbers = source.meta["channels"]
-            left[source] = whole[source].index_select(
-                axis, self.alive[numbers].nonzero().flatten())
+            left[source] = whole[source].index_select(axis, self.alive[numbers].nonzero().flatten())
         wanted = self._moved(node, whole, lambda other: other.meta["value"]).index_select(
-            dim, self.alive[vector].nonzero().flatten())
+            dim, self.alive[vector].nonzero().flatten()
+        )
         if self._gives(wanted, lambda: self._moved(node, left, self.values.get)):
             return
         source = node.args[0]
         if name_of(node) in ("view", "reshape") and source in left:
             sizes = node.args[1:] if len(node.args) > 2 else node.args[1]
-            sizes = [size if size == -1 else self.copies[size] if isinstance(size, fx.Node)
-                     and self.values[size] == count else count if k else -1
-                     for k, (size, count) in enumerate(zip(sizes, shape))]
-            if self._gives(wanted, lambda: left[source].reshape(
-                    [count if isinstance(size, fx.Node) else size
-                     for size, count in zip(sizes, shape)])):
+            sizes = [
+                size
+                if size == -1
+                else self.copies[size]
+                if isinstance(size, fx.Node) and self.values[size] == count
+                else count
+                if k
+                else -1
+                for k, (size, count) in enumerate(zip(sizes, shape))
+            ]
+            if self._gives(
+                wanted,
+                lambda: left[source].reshape(
+                    [
+                        count if isinstance(size, fx.Node) else size
+                        for size, count in zip(sizes, shape)
+                    ]
+                ),
+            ):
                 return self._replace(node, torch.reshape, self.copies[source], tuple(sizes))
         self._gather(node, left, wanted, dim)
 
@@ -152,8 +170,12 @@ class _Surgery:
         def look(other):
             if other in places:
                 return places[other]
-            return values(other) if other.meta["numbers"] is None else compute(
-                other, self.structure.skeleton, look)
+            return (
+                values(other)
+                if other.meta["numbers"] is None
+                else compute(other, self.structure.skeleton, look)
+            )
+
         return compute(node, self.structure.skeleton, look)
 
     @staticmethod
@@ -174,14 +196,18 @@ class _Surgery:
         if not self._gives(wanted, lambda: joined.index_select(dim, chosen)):
             raise CannotCut(node)
         with self.graph.inserting_before(self.copies[node]):
-            whole = sources[0] if len(sources) == 1 else self.graph.call_function(
-                torch.cat, (sources, dim))
+            whole = (
+                sources[0]
+                if len(sources) == 1
+                else self.graph.call_function(torch.cat, (sources, dim))
+            )
         start = index[0] if index else 0
         if index == list(range(start, start + len(index))):
             self._replace(node, torch.narrow, whole, dim, start, len(index))
         else:
-            self._replace(node, torch.index_select, whole, dim,
-                          self._index(chosen, self.copies[node]))
+            self._replace(
+                node, torch.index_select, whole, dim, self._index(chosen, self.copies[node])
+            )
 
     def _fit_addition(self, node, dim, vector):
         parts = [other for other in node.all_input_nodes if other.meta["channels"]]
@@ -190,13 +216,17 @@ class _Surgery:
         left, stays = self.alive[vector], []
         for part in parts:
             own = along(part.meta["numbers"].expand(node.meta["value"].shape), dim)
-            stays.append(torch.ones_like(left[left]) if part.meta["value"].numel() == 1
-                         else self.alive[own][left])
+            stays.append(
+                torch.ones_like(left[left])
+                if part.meta["value"].numel() == 1
+                else self.alive[own][left]
+            )
         if not all(each.all() for each in stays):
             arguments = []
             for part, each in zip(parts, stays):
-                index = None if each.all() else self._index(each.nonzero().flatten(),
-                                                            self.copies[node])
+                index = (
+                    None if each.all() else self._index(each.nonzero().flatten(), self.copies[node])
+                )
                 arguments += [self.copies[part], index]
             self._replace(node, indexed_add, *arguments, len(stays[0]), dim)
 
@@ -225,23 +255,28 @@ def _with_forward(kind, graph):
     code = graph.python_code("self")
     module = compile(code.src, f"<{kind.__name__}, pruned>", "exec")
     function = next(each for each in module.co_consts if hasattr(each, "co_names"))
-    called = [(name, _Module(value.__name__) if isinstance(value, ModuleType) else value)
-              for name, value in code.globals.items()
-              if name in (*function.co_names, *module.co_names)]
+    called = [
+        (name, _Module(value.__name__) if isinstance(value, ModuleType) else value)
+        for name, value in code.globals.items()
+        if name in (*function.co_names, *module.co_names)
+    ]
     return _pruned_class(kind, code.src, tuple(called))
 
 
 @lru_cache(maxsize=256)
 def _pruned_class(kind, source, called):
     """`kind` with a forward of this source. called: (name, what it stands for) of what it uses."""
-    names = {name: import_module(value.name) if isinstance(value, _Module) else value
-             for name, value in called}
+    names = {
+        name: import_module(value.name) if isinstance(value, _Module) else value
+        for name, value in called
+    }
     exec(compile(source, f"<{kind.__name__}, pruned>", "exec"), names)
     return made_class(_pruned_class, kind, (source, called), {"forward": names["forward"]})
 
 
 class _Module(NamedTuple):
     """Stands for a module, which cannot be pickled."""
+
     name: str
 
 
@@ -253,15 +288,16 @@ def indexed_add(a, a_channels, b, b_channels, channels, dim=1):
     """
     if isinstance(a, fx.Proxy) or isinstance(b, fx.Proxy):  # a pruned network is traced
         tracer = (a if isinstance(a, fx.Proxy) else b).tracer
-        return tracer.create_proxy("call_function", indexed_add,
-                                   (a, a_channels, b, b_channels, channels, dim), {})
+        return tracer.create_proxy(
+            "call_function", indexed_add, (a, a_channels, b, b_channels, channels, dim), {}
+        )
     if b_channels is None:
         a, a_channels, b, b_channels = b, b_channels, a, a_channels
     rows = a.dim() == b.dim() == 4 and dim == 1
     if not rows or a.shape[:1] + a.shape[2:] != b.shape[:1] + b.shape[2:]:
         a, b = _broadcast(a, b, dim)
     if a_channels is None and a.shape[dim] != channels:
-        a = a.expand(*a.shape[:dim], channels, *a.shape[dim + 1:])
+        a = a.expand(*a.shape[:dim], channels, *a.shape[dim + 1 :])
     if rows:  # of pixels
         size, a, b = (a.shape[0], *a.shape[2:]), _pixels(a), _pixels(b)
     if a_channels is not None:  # neither has all
@@ -277,7 +313,7 @@ def _broadcast(a, b, dim):
     most = max(a.dim(), b.dim())
     a, b = (each.reshape(*(1,) * (most - each.dim()), *each.shape) for each in (a, b))
     shape = [max(sizes) for sizes in zip(a.shape, b.shape)]
-    return (each.expand(*shape[:dim], each.shape[dim], *shape[dim + 1:]) for each in (a, b))
+    return (each.expand(*shape[:dim], each.shape[dim], *shape[dim + 1 :]) for each in (a, b))
 
 
 def _pixels(x):
@@ -316,8 +352,9 @@ class MaskedGraph:
             mask = torch.ones(len(numbers), device=device, dtype=parameter.dtype).view(shape)
             self.network.register_buffer(name, mask)
             with graph.inserting_before(node):
-                node.replace_input_with(source, graph.call_function(
-                    torch.mul, (source, graph.get_attr(name))))
+                node.replace_input_with(
+                    source, graph.call_function(torch.mul, (source, graph.get_attr(name)))
+                )
         self.network.recompile()
 
     def set(self, alive):

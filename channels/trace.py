@@ -1,9 +1,10 @@
 """A network as a graph of operations, and where its channels go.
 
-    skeleton, graph, shapes = trace(model, [(3, 64, 64)])
-    for node in graph.nodes:
-        node.meta["value"] = compute(node, skeleton, lambda other: other.meta["value"])
+skeleton, graph, shapes = trace(model, [(3, 64, 64)])
+for node in graph.nodes:
+    node.meta["value"] = compute(node, skeleton, lambda other: other.meta["value"])
 """
+
 import copy
 import inspect
 import random
@@ -18,20 +19,29 @@ from common.copies import copy_of
 from common.errors import first_line
 
 # Layers that are one operation of the graph, whatever the `forward` of a subclass does.
-LEAVES = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Linear, nn.GroupNorm,
-          nn.LayerNorm)
+LEAVES = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.Linear,
+    nn.GroupNorm,
+    nn.LayerNorm,
+)
 
 # Operations that only move data: what they do to channels is seen by running them on numbers.
-MOVES = set("""broadcast_to cat channel_shuffle chunk clone concat concatenate contiguous detach
+MOVES = set(
+    """broadcast_to cat channel_shuffle chunk clone concat concatenate contiguous detach
     expand expand_as flatten flip getitem index_select moveaxis movedim narrow permute pixel_shuffle
     pixel_unshuffle repeat repeat_interleave reshape reshape_as roll select split split_with_sizes
     squeeze stack swapaxes swapdims t tensor_split tile transpose unbind unflatten unsqueeze view
-    view_as""".split())
+    view_as""".split()
+)
 MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle)
 
 
-LAZY = ("it has lazy layers, whose weights have no size yet; call it once on a batch of images "
-        "before it is handed over")
+LAZY = (
+    "it has lazy layers, whose weights have no size yet; call it once on a batch of images "
+    "before it is handed over"
+)
 
 
 class _Sized:
@@ -96,8 +106,9 @@ class _Tracer(fx.Tracer):
             self.computing = False
 
     def getattr(self, attr, attr_val, parameter_proxy_cache):
-        return attr_val if self.computing else super().getattr(
-            attr, attr_val, parameter_proxy_cache)
+        return (
+            attr_val if self.computing else super().getattr(attr, attr_val, parameter_proxy_cache)
+        )
 
     def is_leaf_module(self, module, name):
         # A module without weights that asks whether it is trained, as dropping paths does, would be
@@ -142,20 +153,33 @@ def trace(model, shapes):
     if any(map(nn.parameter.is_lazy, model.parameters())):
         raise ValueError(f"{type(model).__name__}: {LAZY}")
     if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError("the network is compiled by torch.jit; prune the module that it was made "
-                         "from, and compile the result")
+        raise ValueError(
+            "the network is compiled by torch.jit; prune the module that it was made "
+            "from, and compile the result"
+        )
     if model._forward_hooks or model._forward_pre_hooks:
-        raise ValueError(f"{type(model).__name__} has hooks, which may change what it computes; "
-                         "remove them first")
+        raise ValueError(
+            f"{type(model).__name__} has hooks, which may change what it computes; "
+            "remove them first"
+        )
     tensors = [*model.parameters(), *model.buffers()]
-    memo = {id(t): nn.Parameter(t.detach().to("meta"), t.requires_grad)
-            if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors}
+    memo = {
+        id(t): nn.Parameter(t.detach().to("meta"), t.requires_grad)
+        if isinstance(t, nn.Parameter)
+        else t.to("meta")
+        for t in tensors
+    }
     skeleton = copy_of(model, memo, device="meta")
-    for name, _ in (*skeleton.named_modules(), *skeleton.named_parameters(),
-                    *skeleton.named_buffers()):
+    for name, _ in (
+        *skeleton.named_modules(),
+        *skeleton.named_parameters(),
+        *skeleton.named_buffers(),
+    ):
         if not all(map(_can_be_written, name.split("."))):
-            raise ValueError(f"{type(model).__name__} calls a layer or parameter {name!r}, which "
-                             "cannot be written in a forward; another name lets it be pruned")
+            raise ValueError(
+                f"{type(model).__name__} calls a layer or parameter {name!r}, which "
+                "cannot be written in a forward; another name lets it be pruned"
+            )
     for buffers in (False, True):
         tracer = _Tracer(shapes, buffers)
         trained, graph = _trace(skeleton.train(), tracer), _trace(skeleton.eval(), tracer)
@@ -163,16 +187,22 @@ def trace(model, shapes):
         if not unknown:
             break
     else:
-        raise ValueError(f"{type(model).__name__} computes with {unknown}, a tensor that is "
-                         "neither a parameter nor a buffer; register_buffer makes it one")
+        raise ValueError(
+            f"{type(model).__name__} computes with {unknown}, a tensor that is "
+            "neither a parameter nor a buffer; register_buffer makes it one"
+        )
     if len(trained.nodes) != len(graph.nodes):
-        raise ValueError(f"{type(model).__name__} computes other operations in training than in "
-                         "evaluation, such as further outputs; give it without those")
+        raise ValueError(
+            f"{type(model).__name__} computes other operations in training than in "
+            "evaluation, such as further outputs; give it without those"
+        )
     pairs = dict(zip(trained.nodes, graph.nodes))
     for theirs, ours in pairs.items():
         if (theirs.op, theirs.target) != (ours.op, ours.target):
-            raise ValueError(f"{type(model).__name__} computes {title(theirs)} in training, and "
-                             f"{title(ours)} in evaluation")
+            raise ValueError(
+                f"{type(model).__name__} computes {title(theirs)} in training, and "
+                f"{title(ours)} in evaluation"
+            )
         wanted = fx.map_arg((theirs.args, theirs.kwargs), pairs.get)
         if wanted != (ours.args, ours.kwargs):
             ours.args, ours.kwargs = _either(graph, wanted, (ours.args, ours.kwargs), ours)
@@ -183,15 +213,24 @@ def trace(model, shapes):
 def _can_be_written(name):
     """Whether a forward that is made from the graph can have an attribute of this name."""
     taken = {"self", "meta"} | vars(fx.GraphModule).keys() - vars(nn.Module).keys()
-    return not iskeyword(name) and name not in taken and name.isprintable() and not (
-        set(name) & set("\"'\\"))
+    return (
+        not iskeyword(name)
+        and name not in taken
+        and name.isprintable()
+        and not (set(name) & set("\"'\\"))
+    )
 
 
 def _unregistered(graph, skeleton):
     """A tensor that is computed with, and is neither a parameter nor a buffer; None where there is
     none."""
-    known = {name for name, _ in (*skeleton.named_parameters(remove_duplicate=False),
-                                  *skeleton.named_buffers(remove_duplicate=False))}
+    known = {
+        name
+        for name, _ in (
+            *skeleton.named_parameters(remove_duplicate=False),
+            *skeleton.named_buffers(remove_duplicate=False),
+        )
+    }
     for node in graph.nodes:
         if node.op == "get_attr" and node.target not in known | {"training"}:
             return str(node.target).removeprefix("_")
@@ -207,13 +246,15 @@ def _settle(graph, skeleton):
             forward = inspect.signature(skeleton.get_submodule(node.target).forward)
             given = forward.bind(*node.args, **node.kwargs)
             node.args, node.kwargs = given.args, given.kwargs
-        constants = [each for each in (*node.args, *node.kwargs.values())
-                     if isinstance(each, torch.device)]
+        constants = [
+            each for each in (*node.args, *node.kwargs.values()) if isinstance(each, torch.device)
+        ]
         if node.op == "call_method" and node.target == "to" and constants:
             # To the device of a parameter: where the images must be in any case.
             node.args = tuple(each for each in node.args if each not in constants)
-            node.kwargs = {key: value for key, value in node.kwargs.items()
-                           if value not in constants}
+            node.kwargs = {
+                key: value for key, value in node.kwargs.items() if value not in constants
+            }
             if len(node.args) == 1 and not node.kwargs:
                 node.replace_all_uses_with(node.args[0])
                 graph.erase_node(node)
@@ -234,8 +275,11 @@ def in_place(node, skeleton):
         return node.target.endswith("_") and not node.target.endswith("__")
     name = getattr(node.target, "__name__", "")
     return node.op == "call_function" and (
-        node.kwargs.get("inplace") is True or name.endswith("_") and not name.startswith("_")
-        or name in ("iadd", "isub", "imul", "itruediv"))
+        node.kwargs.get("inplace") is True
+        or name.endswith("_")
+        and not name.startswith("_")
+        or name in ("iadd", "isub", "imul", "itruediv")
+    )
 
 
 def _trace(model, tracer):
@@ -250,13 +294,16 @@ def _trace(model, tracer):
     try:
         graph = tracer.trace(model)
         if not torch.equal(torch.get_rng_state(), states[0]) or random.getstate() != states[1]:
-            raise ValueError("it draws random numbers itself; in a module of its own, such as "
-                             "torchvision's StochasticDepth, it may")
+            raise ValueError(
+                "it draws random numbers itself; in a module of its own, such as "
+                "torchvision's StochasticDepth, it may"
+            )
         return graph
     except (Exception, SystemExit) as error:  # a network may do anything
         inside = f" at {tracer.path}" if tracer.path else ""
-        raise ValueError(f"{kind.__name__} cannot be traced{inside}: {_what_to_do(error)}"
-                         f"{_line_of(error)}") from error
+        raise ValueError(
+            f"{kind.__name__} cannot be traced{inside}: {_what_to_do(error)}{_line_of(error)}"
+        ) from error
     finally:
         model.__class__ = kind
         torch.set_rng_state(states[0]), random.setstate(states[1])
@@ -265,11 +312,15 @@ def _trace(model, tracer):
 def _what_to_do(error):
     """The first line of an error, in words that help where forward decides by values."""
     if isinstance(error, fx.proxy.TraceError) and "control flow" in str(error):
-        return ("forward decides by the values of its images; torch.where, or a decision outside "
-                "of forward, lets it be pruned")
+        return (
+            "forward decides by the values of its images; torch.where, or a decision outside "
+            "of forward, lets it be pruned"
+        )
     if isinstance(error, NameError) and "is not a member of this module" in str(error):
-        return ("a layer or parameter that it uses is no part of it, as those in a plain list are; "
-                "nn.ModuleList makes them so")
+        return (
+            "a layer or parameter that it uses is no part of it, as those in a plain list are; "
+            "nn.ModuleList makes them so"
+        )
     return first_line(error)
 
 
@@ -285,18 +336,23 @@ def _line_of(error):
 
 def _either(graph, trained, evaluated, node):
     """Arguments that are True in training and False in evaluation become model.training."""
-    if isinstance(trained, (tuple, list)) and isinstance(evaluated, (tuple, list)) and (
-            len(trained) == len(evaluated)):
+    if (
+        isinstance(trained, (tuple, list))
+        and isinstance(evaluated, (tuple, list))
+        and (len(trained) == len(evaluated))
+    ):
         return type(trained)(_either(graph, a, b, node) for a, b in zip(trained, evaluated))
-    if isinstance(trained, dict) and isinstance(evaluated, dict) and (
-            trained.keys() == evaluated.keys()):
+    if (
+        isinstance(trained, dict)
+        and isinstance(evaluated, dict)
+        and (trained.keys() == evaluated.keys())
+    ):
         return {key: _either(graph, trained[key], evaluated[key], node) for key in trained}
     if trained is True and evaluated is False:
         with graph.inserting_before(node):
             return graph.get_attr("training")
     if trained != evaluated:
-        raise ValueError(f"{title(node)} gets {trained} in training, and {evaluated} in "
-                         "evaluation")
+        raise ValueError(f"{title(node)} gets {trained} in training, and {evaluated} in evaluation")
     return evaluated
 
 
@@ -319,8 +375,11 @@ def name_of(node):
     """What an operation is called: a function's or method's name, or a module's class."""
     if node.op == "call_module":
         return node.meta["class"].__name__
-    return node.target if isinstance(node.target, str) else getattr(
-        node.target, "__name__", str(node.target))
+    return (
+        node.target
+        if isinstance(node.target, str)
+        else getattr(node.target, "__name__", str(node.target))
+    )
 
 
 def compute_all(graph, root, shape):
@@ -330,8 +389,9 @@ def compute_all(graph, root, shape):
     values, images = {}, torch.empty(2, *shape, device="meta", dtype=kind)
     for node in graph.nodes:
         try:
-            values[node] = images if node.op == "placeholder" else compute(
-                node, root, values.__getitem__)
+            values[node] = (
+                images if node.op == "placeholder" else compute(node, root, values.__getitem__)
+            )
         except Exception as error:
             error.node = node
             raise
@@ -359,8 +419,9 @@ def moves(node, root):
     if node.op == "call_module":
         return isinstance(root.get_submodule(node.target), MOVING_MODULES)
     home = str(getattr(node.target, "__module__", None)).split(".")[0]  # not a user's own "split"
-    return name_of(node) in MOVES and (node.op == "call_method"
-                                       or home in ("torch", "_operator", "None"))
+    return name_of(node) in MOVES and (
+        node.op == "call_method" or home in ("torch", "_operator", "None")
+    )
 
 
 def along(numbers, dim):
@@ -368,7 +429,8 @@ def along(numbers, dim):
     others = [d for d in range(numbers.dim()) if d != dim]
     vector = numbers[tuple(slice(None) if d == dim else 0 for d in range(numbers.dim()))]
     same = all(numbers.shape[d] == 1 or numbers.stride(d) == 0 for d in others) or torch.equal(
-        spread(vector, numbers.shape, dim), numbers)
+        spread(vector, numbers.shape, dim), numbers
+    )
     return vector if same else None
 
 
@@ -412,8 +474,9 @@ def keeps_apart(operation, shape, dim):
     result = operation(before.clone())
     if not isinstance(result, torch.Tensor):
         return None
-    dims = [d for d in (dim, *range(1, result.dim())) if d < result.dim()
-            and result.shape[d] == count]
+    dims = [
+        d for d in (dim, *range(1, result.dim())) if d < result.dim() and result.shape[d] == count
+    ]
     for bit in range((count - 1).bit_length()):
         for side in (0, 1):
             changed = (index >> bit) & 1 == side

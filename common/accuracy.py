@@ -1,4 +1,5 @@
 """Loss and accuracies of a classifier, counted batch by batch."""
+
 import torch
 from torch.nn import functional as F
 
@@ -25,8 +26,9 @@ class Tally:
         if self.classes is None:
             self.classes = self.sums.new_zeros(3, logits.shape[1])
         one, right = torch.ones_like(labels, dtype=torch.float), ranked[:, 0].float()
-        for row, classes, counts in zip(self.classes, (labels, labels, answers[:, 0]),
-                                        (one, right, one)):
+        for row, classes, counts in zip(
+            self.classes, (labels, labels, answers[:, 0]), (one, right, one)
+        ):
             row.index_add_(0, classes, counts)  # which does not wait for a GPU
 
     def figures(self, batches):
@@ -39,8 +41,11 @@ class Tally:
         """
         if processes()[1] > 1:
             count = int(batches.split.labels.max()) + 1
-            self.classes = self.sums.new_zeros(3, count) if self.classes is None else (
-                self.classes[:, :count].contiguous())
+            self.classes = (
+                self.sums.new_zeros(3, count)
+                if self.classes is None
+                else (self.classes[:, :count].contiguous())
+            )
             sum_over_processes(self.classes)
         sum_over_processes(self.sums)
         loss, top1, top5, count, more_than_5 = self.sums.tolist()

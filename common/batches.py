@@ -1,4 +1,5 @@
 """Splits of a data set -> batches on the device, augmented or not."""
+
 import copy
 import math
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from common.seeds import seed_of
 from common.threads import ahead, readers
 
 EVAL_PIXELS = {"cuda": 1 << 20}  # in a batch that is not trained on; elsewhere a quarter
-HALF = (.5,) * 6  # means and standard deviations of red, green and blue that give -1..1
-AREA, RATIO = (.08, 1), (3 / 4, 4 / 3)  # of a random part (Szegedy et al. 2015)
+HALF = (0.5,) * 6  # means and standard deviations of red, green and blue that give -1..1
+AREA, RATIO = (0.08, 1), (3 / 4, 4 / 3)  # of a random part (Szegedy et al. 2015)
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,17 @@ class Batches:
     batches[i:j:k] are some of them; `share` takes some images of each.
     """
 
-    def __init__(self, split, order, batch_size, seed=None, flip=False, normalize=HALF, size=None,
-                 augment="shift"):
+    def __init__(
+        self,
+        split,
+        order,
+        batch_size,
+        seed=None,
+        flip=False,
+        normalize=HALF,
+        size=None,
+        augment="shift",
+    ):
         self.split, self.order, self.batch_size = split, order, batch_size
         self.flip, self.processes, self.normalize = flip, 1, normalize
         self.seed = None if augment == "none" else seed
@@ -81,7 +91,8 @@ class Batches:
         count, size = len(self.order), self.batch_size
         starts = range(0, max(min(1, count), count - least + 1), size)
         return [slice(start, min(start + size, count)) for start in starts[:-1]] + [
-            slice(start, count) for start in starts[-1:]]
+            slice(start, count) for start in starts[-1:]
+        ]
 
     def __len__(self):
         return len(self.parts)
@@ -95,8 +106,9 @@ class Batches:
         """The part of process `number` of `count` in each of these batches: at least two images."""
         own = copy.copy(self)
         own.processes = count
-        own.parts = [slice(part.start + number, part.stop, count)
-                     for part in self._parts(least=2 * count)]
+        own.parts = [
+            slice(part.start + number, part.stop, count) for part in self._parts(least=2 * count)
+        ]
         return own
 
     def weight(self, b):
@@ -132,7 +144,7 @@ class Batches:
 
 def _centre(images, size):
     margin = (images.shape[1] - size) // 2
-    return images[:, margin:margin + size, margin:margin + size] if margin else images
+    return images[:, margin : margin + size, margin : margin + size] if margin else images
 
 
 def _shifts(batches, device):
@@ -150,6 +162,7 @@ def _shifts(batches, device):
         members = torch.arange(len(images), device=device)[:, None]
         images = images.flatten(1).unfold(1, 3 * size, 3)[members, first].view(-1, size, size, 3)
         return torch.where(mirrored[part, None, None, None], images.flip(2), images)
+
     return shifted
 
 
@@ -174,6 +187,7 @@ def _crops(batches, device):
         grid = F.affine_grid(maps[part], (len(images), 3, size, size), align_corners=False)
         images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
         return images.permute(0, 2, 3, 1).contiguous()
+
     return cropped
 
 

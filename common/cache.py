@@ -6,6 +6,7 @@ same images in another place are found, too. They are rows of bytes in one file 
 which another (.json) says what they are, with a checksum of each image and one of itself. What does
 not fit its checksum, or is no file, is decoded again.
 """
+
 import base64
 import hashlib
 import json
@@ -68,12 +69,18 @@ def read_or_recall(root, parts, size, white=None, most=None):
             images = _recall(folder, content, parts, size, most)
         write_atomically({index: f"{stamps} {content}".encode()})
         if old not in (None, content) and all(
-                _read_index(other)[1] != old for other in folder.glob("*.key")):
+            _read_index(other)[1] != old for other in folder.glob("*.key")
+        ):
             _remove(folder, old)
     except (OSError, InputError) as error:
-        print_notes([f"The decoded images could not be kept in {folder} "
-                     f"({getattr(error, 'strerror', None) or error}); the next run decodes them "
-                     "again"], indent=0)
+        print_notes(
+            [
+                f"The decoded images could not be kept in {folder} "
+                f"({getattr(error, 'strerror', None) or error}); the next run decodes them "
+                "again"
+            ],
+            indent=0,
+        )
     return images or read_images(parts, size, white)
 
 
@@ -93,9 +100,15 @@ def _digest(texts):
 def _stamps(kind, root, parts):
     """A digest of what the system knows of all files, in order."""
     start = os.path.join(root, "")
-    return _digest(chain([kind], *(chain([name], (
-        repr((path.removeprefix(start), *_stamp(path))) for path in paths))
-        for name, paths in parts.items())))
+    return _digest(
+        chain(
+            [kind],
+            *(
+                chain([name], (repr((path.removeprefix(start), *_stamp(path))) for path in paths))
+                for name, paths in parts.items()
+            ),
+        )
+    )
 
 
 def _stamp(file):
@@ -110,9 +123,17 @@ def _stamp(file):
 def _content(kind, parts):
     """A digest of the content of all files, in order."""
     with readers(cores()) as pool:
-        return _digest(chain([kind], *(chain([name], (
-            future.result() for future in ahead(pool, _file_digest, paths, 64)))
-            for name, paths in parts.items())))[:32]
+        return _digest(
+            chain(
+                [kind],
+                *(
+                    chain(
+                        [name], (future.result() for future in ahead(pool, _file_digest, paths, 64))
+                    )
+                    for name, paths in parts.items()
+                ),
+            )
+        )[:32]
 
 
 def _file_digest(path):
@@ -145,8 +166,7 @@ def _read(path, most):
 
 
 class _Rows:
-    """What `read_into` assigns images to: rows of a file, from byte `start`, and their checksums.
-    """
+    """What `read_into` assigns images to: rows of a file from byte `start` on, and checksums."""
 
     def __init__(self, file, start, count, size):
         self.file, self.start = file, start
@@ -167,14 +187,17 @@ def _keep(folder, content, parts, size, white):
     starts = _starts(parts, size)
     needed, free = starts.pop(None), shutil.disk_usage(folder).free
     if needed > 0.95 * free:
-        raise OSError(f"they need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; "
-                      "XDG_CACHE_HOME may name a larger disk")
+        raise OSError(
+            f"they need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; "
+            "XDG_CACHE_HOME may name a larger disk"
+        )
     handle, name = tempfile.mkstemp(".tmp", dir=folder)
     try:
         with open(handle, "r+b", buffering=0) as file:
             file.truncate(needed)
-            rows = {name: _Rows(file, start, len(parts[name]), size)
-                    for name, start in starts.items()}
+            rows = {
+                name: _Rows(file, start, len(parts[name]), size) for name, start in starts.items()
+            }
             read = read_into(rows, parts, size, white)
             os.fsync(file.fileno())
             written = os.fstat(file.fileno()).st_mtime_ns
@@ -184,9 +207,15 @@ def _keep(folder, content, parts, size, white):
             os.unlink(name)
     description = _by_place(read, parts) | {
         "written": written,
-        "sums": {name: base64.b64encode(each.sums).decode() for name, each in rows.items()}}
-    write_atomically({folder / f"{content}.json": json.dumps(
-        description | {"checksum": _checksum(description)}).encode()})
+        "sums": {name: base64.b64encode(each.sums).decode() for name, each in rows.items()},
+    }
+    write_atomically(
+        {
+            folder / f"{content}.json": json.dumps(
+                description | {"checksum": _checksum(description)}
+            ).encode()
+        }
+    )
 
 
 def _checksum(description):
@@ -236,8 +265,9 @@ def _recall(folder, content, parts, size, most):
     try:
         if length <= most:
             with file:
-                return read._replace(parts={name: in_memory(each, "cpu")
-                                            for name, each in pixels.items()})
+                return read._replace(
+                    parts={name: in_memory(each, "cpu") for name, each in pixels.items()}
+                )
         if status.st_mtime_ns != written:  # by somebody else: all images are checked now
             for each in pixels.values():
                 for _ in each.chunks():
@@ -249,9 +279,13 @@ def _recall(folder, content, parts, size, most):
 
 
 def _say_damaged(path, reason):
-    print_notes([f"Note: the decoded images in {path} are damaged "
-                 f"({getattr(reason, 'strerror', None) or reason}), and are decoded again"],
-                indent=0)
+    print_notes(
+        [
+            f"Note: the decoded images in {path} are damaged "
+            f"({getattr(reason, 'strerror', None) or reason}), and are decoded again"
+        ],
+        indent=0,
+    )
 
 
 def _described(path, parts):
@@ -262,14 +296,15 @@ def _described(path, parts):
         kept = json.loads(_read(path, 1_000_000 + 1000 * count))
     except RecursionError:
         kept = None
-    description = {key: kept[key] for key in ("unreadable", "white", "remarks", "written",
-                                              "sums")}
+    description = {key: kept[key] for key in ("unreadable", "white", "remarks", "written", "sums")}
     if kept["checksum"] != _checksum(description):
         raise ValueError(f"{path.name} has changed on the disk")
-    sums = {name: np.frombuffer(base64.b64decode(each), "<u4")
-            for name, each in kept["sums"].items()}
+    sums = {
+        name: np.frombuffer(base64.b64decode(each), "<u4") for name, each in kept["sums"].items()
+    }
     if {name: len(each) for name, each in sums.items()} != {
-            name: len(paths) for name, paths in parts.items()}:
+        name: len(paths) for name, paths in parts.items()
+    }:
         raise ValueError(f"{path.name} is of other images")
     return _by_path(kept, parts), sums, kept["written"]
 
@@ -278,15 +313,25 @@ def _by_place(images, parts):
     """Images as plain values, in which each file is called by its place, [part, number]: a file
     that is known by its content may have another path by now."""
     wanted = {*images.unreadable, *(path for _, path in images.remarks.values())}
-    places = {path: [name, i] for name, paths in parts.items() for i, path in enumerate(paths)
-              if path in wanted}
-    return {"unreadable": [(places[path], reason) for path, reason in images.unreadable.items()],
-            "white": images.white,
-            "remarks": [(remark, count, places[path])
-                        for remark, (count, path) in images.remarks.items()]}
+    places = {
+        path: [name, i]
+        for name, paths in parts.items()
+        for i, path in enumerate(paths)
+        if path in wanted
+    }
+    return {
+        "unreadable": [(places[path], reason) for path, reason in images.unreadable.items()],
+        "white": images.white,
+        "remarks": [
+            (remark, count, places[path]) for remark, (count, path) in images.remarks.items()
+        ],
+    }
 
 
 def _by_path(kept, parts):
-    return Images({}, {parts[name][i]: reason for (name, i), reason in kept["unreadable"]},
-                  kept["white"],
-                  {remark: (count, parts[name][i]) for remark, count, (name, i) in kept["remarks"]})
+    return Images(
+        {},
+        {parts[name][i]: reason for (name, i), reason in kept["unreadable"]},
+        kept["white"],
+        {remark: (count, parts[name][i]) for remark, count, (name, i) in kept["remarks"]},
+    )

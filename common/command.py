@@ -1,4 +1,5 @@
 """How a command ends: exit codes, one line for what went wrong."""
+
 import os
 import signal
 import sys
@@ -63,8 +64,9 @@ def _outcome(body):
         return 130, f"interrupted: {error}" if str(error) else "interrupted"
     except (MemoryError, RuntimeError) as error:
         if _out_of_memory(error):
-            return 2, ("error: out of memory; a smaller --batch_size, --image_size or --width "
-                       "needs less")
+            return 2, (
+                "error: out of memory; a smaller --batch_size, --image_size or --width needs less"
+            )
         lost = any(text in str(error) for text in ("gloo", "NCCL", "Connection"))
         if lost and processes()[1] > 1:
             return 1, f"stopped (another process may have ended first; see its lines): {error}"
@@ -112,8 +114,11 @@ def _is_a_thread_left():
 
 
 def _out_of_memory(error):
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(
-        text in str(error) for text in ("can't allocate memory", "not enough memory"))
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(text in str(error) for text in ("can't allocate memory", "not enough memory"))
+    )
 
 
 def _have_met():

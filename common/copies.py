@@ -1,7 +1,8 @@
 """Copies of networks, which may hold what their last pass has left in them.
 
-    twin = copy_of(network)
+twin = copy_of(network)
 """
+
 import copy
 from collections import deque
 
@@ -28,9 +29,11 @@ def copy_of(network, memo=None, device=None):
         return twin
     except Exception as error:  # whatever the user's own objects do
         place = _what_cannot_be_copied(network, known)
-        raise ValueError(f"{type(network).__name__} cannot be copied{place}: "
-                         f"{str(error).strip() or type(error).__name__}; keep that outside of "
-                         "the network") from error
+        raise ValueError(
+            f"{type(network).__name__} cannot be copied{place}: "
+            f"{str(error).strip() or type(error).__name__}; keep that outside of "
+            "the network"
+        ) from error
 
 
 def _computed_tensors(network):
@@ -54,13 +57,16 @@ def _computed_tensors(network):
 
 def _is_plain_object(value):
     """Whether copying an object copies its attributes."""
-    return hasattr(value, "__dict__") and not isinstance(value, type) and not callable(
-        getattr(type(value), "__deepcopy__", None)) and (
-        isinstance(value, nn.Module) or not hasattr(value, "__code__"))
+    return (
+        hasattr(value, "__dict__")
+        and not isinstance(value, type)
+        and not callable(getattr(type(value), "__deepcopy__", None))
+        and (isinstance(value, nn.Module) or not hasattr(value, "__code__"))
+    )
 
 
 def _what_cannot_be_copied(network, known):
-    """", NAME.ATTRIBUTE", the first that is at fault; "" where none is by itself."""
+    """ ", NAME.ATTRIBUTE", the first that is at fault; "" where none is by itself."""
     for name, module in network.named_modules():
         for attribute, value in vars(module).items():
             if attribute in ("_modules", "_parameters", "_buffers"):

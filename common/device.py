@@ -1,4 +1,5 @@
 """The device that computes, in which precision, and what it and the libraries are."""
+
 import ctypes
 import os
 import platform
@@ -24,12 +25,18 @@ def pick_device(name="auto", deterministic=False):
     Sets what makes it fast. deterministic: on a GPU, only what gives the same bits again; a CPU
     always does.
     """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
-                 "cpu": True}
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     several = processes()[1] > 1
     if name == "auto":
-        name = next(device for device, present in available.items()
-                    if present and not (several and device == "mps"))
+        name = next(
+            device
+            for device, present in available.items()
+            if present and not (several and device == "mps")
+        )
     if not available[name]:
         raise InputError(f"--device={name}: there is none here; --device=cpu always works")
     if several and name == "mps":
@@ -52,8 +59,10 @@ def _own_gpu():
     """The GPU of this process, one of several on this machine."""
     number, gpus = number_in("LOCAL_RANK"), torch.cuda.device_count()
     if max(number + 1, number_in("LOCAL_WORLD_SIZE", "1")) > gpus:
-        raise InputError("torchrun has started more processes than this machine has GPUs: "
-                         f"--nproc_per_node={gpus}, or --device=cpu")
+        raise InputError(
+            "torchrun has started more processes than this machine has GPUs: "
+            f"--nproc_per_node={gpus}, or --device=cpu"
+        )
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 
@@ -91,6 +100,7 @@ def autocast(model, amp=False, compiled=False, unused=()):
                 line = str(error).partition("\n")[0]
                 raise InputError(f"--compile=True does not work here: {line}") from error
         return logits.float() if amp else logits
+
     return forward
 
 
@@ -103,17 +113,29 @@ def _distributed(model, device, unused):
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return torch.nn.parallel.DistributedDataParallel(
-        model, device_ids=[device] if device.type == "cuda" else None, **{option: False})
+        model, device_ids=[device] if device.type == "cuda" else None, **{option: False}
+    )
 
 
 def environment(device):
     """Versions and hardware that a result depends on, as a dict of text and one number."""
-    name = (torch.cuda.get_device_name(device) if device.type == "cuda"
-            else f"{device.type}, {counted(torch.get_num_threads(), 'thread')}")
-    return {"python": platform.python_version(), "torch": str(torch.__version__),
-            "torchvision": torchvision.__version__, "numpy": numpy.__version__,
-            "version": VERSION, "suite": commit_of_suite(), "platform": platform.platform(),
-            "device": name, "processor": processor(), "processes": processes()[1]}
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type}, {counted(torch.get_num_threads(), 'thread')}"
+    )
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "version": VERSION,
+        "suite": commit_of_suite(),
+        "platform": platform.platform(),
+        "device": name,
+        "processor": processor(),
+        "processes": processes()[1],
+    }
 
 
 def processor(known="/proc/cpuinfo"):

@@ -1,4 +1,5 @@
 """Files that hold the old or the new content, never half of it, and locks on them."""
+
 import csv
 import errno
 import hashlib
@@ -28,20 +29,26 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 def to_json(value):
     """JSON bytes; null takes the place of NaN and infinity, which JSON does not know."""
-    return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None),
-                      indent=1).encode()
+    return json.dumps(
+        json.loads(json.dumps(value), parse_constant=lambda _: None), indent=1
+    ).encode()
 
 
 def to_csv(rows):
     """CSV bytes of some dicts, under the names that any of them has. Text that a spreadsheet would
     take for a formula begins with an apostrophe."""
     text = io.StringIO()
-    table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)),
-                           lineterminator="\n")
+    table = csv.DictWriter(
+        text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n"
+    )
     table.writeheader()
     for row in rows:
-        table.writerow({name: f"'{value}" if isinstance(value, str) and value[:1] in FORMULA
-                        else value for name, value in row.items()})
+        table.writerow(
+            {
+                name: f"'{value}" if isinstance(value, str) and value[:1] in FORMULA else value
+                for name, value in row.items()
+            }
+        )
     return text.getvalue().encode(errors="backslashreplace")  # a file's name may be no text
 
 
@@ -109,15 +116,19 @@ def write_atomically(contents):
             with suppress(OSError):
                 name.unlink()
         if isinstance(error, OSError):
-            raise InputError(f"cannot write {path}: {error.strerror or error}"
-                             f"{unchanged}") from error
+            raise InputError(
+                f"cannot write {path}: {error.strerror or error}{unchanged}"
+            ) from error
         raise
 
 
 def _temporary(path):
     """How the temporary names of a file begin."""
-    return f".{path.name}." if len(os.fsencode(path.name)) < 200 else (
-        f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.")
+    return (
+        f".{path.name}."
+        if len(os.fsencode(path.name)) < 200
+        else (f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.")
+    )
 
 
 def _remove_leftovers(path):
@@ -127,8 +138,9 @@ def _remove_leftovers(path):
     with suppress(OSError):
         for name in os.listdir(path.parent):
             if name.endswith(".tmp") and any(
-                    name.startswith(start) and len(name) == len(start) + 8 + len(".tmp")
-                    for start in starts):
+                name.startswith(start) and len(name) == len(start) + 8 + len(".tmp")
+                for start in starts
+            ):
                 (path.parent / name).unlink()
 
 
@@ -197,15 +209,19 @@ def _acquire(holder, path, lock, wait):
     try:
         holder.acquire(timeout=-1 if wait else 0, poll_interval=1)
     except filelock.Timeout:
-        raise InputError(f"{path} is being written by another run ({_words_in(lock)}); wait until "
-                         "it ends, or stop it") from None
+        raise InputError(
+            f"{path} is being written by another run ({_words_in(lock)}); wait until "
+            "it ends, or stop it"
+        ) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise InputError(f"cannot lock {path}: {error.strerror or error}") from error
         _say_unlocked(path.parent)
     with suppress(OSError):
-        os.write(handle := _open_itself(lock, os.O_WRONLY | os.O_TRUNC),
-                 f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        os.write(
+            handle := _open_itself(lock, os.O_WRONLY | os.O_TRUNC),
+            f"process {os.getpid()} on {socket.gethostname()}\n".encode(),
+        )
         os.close(handle)
 
 
@@ -226,5 +242,9 @@ def _open_itself(path, flags):
 
 @lru_cache
 def _say_unlocked(folder):
-    print_notes([f"Note: the file system of {folder} has no locks, so nothing keeps another run "
-                 "from writing the same files at the same time"])
+    print_notes(
+        [
+            f"Note: the file system of {folder} has no locks, so nothing keeps another run "
+            "from writing the same files at the same time"
+        ]
+    )

@@ -1,4 +1,5 @@
 """Command lines from frozen dataclasses: each field that `flag` makes is a flag of its name."""
+
 import argparse
 import ast
 import difflib
@@ -21,22 +22,33 @@ class Parser(argparse.ArgumentParser):
     hints: name of a flag that does not exist -> what to use instead, in words, or a flag alone.
     place: what a refusal begins with, where the flags are those of a file.
     """
+
     place = ""
 
     def __init__(self, hints=None, **options):
-        super().__init__(allow_abbrev=False,
-                         formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options
+        )
         self.hints, self.switches = hints or {}, set()
-        self.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS,
-                          dest=argparse.SUPPRESS, help="print the version of the suite")
+        self.add_argument(
+            "--version",
+            action=_Version,
+            nargs=0,
+            default=argparse.SUPPRESS,
+            dest=argparse.SUPPRESS,
+            help="print the version of the suite",
+        )
 
     def error(self, message):
         if processes()[0]:
             self.exit(2)  # the first process says it
         name = message.removeprefix("argument ").partition(":")[0].partition("/")[0]
         if message.endswith("expected one argument"):
-            message = (f"{name} needs True or False: {name}=True" if name in self.switches
-                       else f"{name} needs a value: {name}=...")
+            message = (
+                f"{name} needs True or False: {name}=True"
+                if name in self.switches
+                else f"{name} needs a value: {name}=..."
+            )
         if message.startswith("unrecognized arguments: "):
             words = message.partition(": ")[2].split()
             message = next(filter(None, map(self.hint, words)), message)
@@ -46,8 +58,11 @@ class Parser(argparse.ArgumentParser):
         """What to write instead of a word that is no flag; None where nobody knows."""
         given, _, value = word.partition("=")
         name = given.lstrip("-").replace("-", "_").lower()
-        flags = {option[2:].lower(): option for option in self._option_string_actions
-                 if option.startswith("--")}
+        flags = {
+            option[2:].lower(): option
+            for option in self._option_string_actions
+            if option.startswith("--")
+        }
         if not given.startswith("-"):  # as in epochs=20
             if value and name in flags:
                 return f"flags begin with --: {flags[name]}={value}"
@@ -89,8 +104,7 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def flag(group, default, help, *names, shown=None, marks=(), only_with=None, named=None,
-         **options):
+def flag(group, default, help, *names, shown=None, marks=(), only_with=None, named=None, **options):
     """A dataclass field that is a flag of the same name on the command line.
 
     names: other names of it. shown: the default in words. marks: what else is to be known of it,
@@ -100,10 +114,17 @@ def flag(group, default, help, *names, shown=None, marks=(), only_with=None, nam
     """
     shown = default if shown is None else shown
     help = f"with --{only_with}, {help}" if only_with else help
-    return field(default=default, metadata={
-        "group": group, "names": names, "marks": frozenset(marks), "only_with": only_with,
-        "named": named,
-        "options": {"help": f"{help} (default: {shown})".replace("%", "%%"), **options}})
+    return field(
+        default=default,
+        metadata={
+            "group": group,
+            "names": names,
+            "marks": frozenset(marks),
+            "only_with": only_with,
+            "named": named,
+            "options": {"help": f"{help} (default: {shown})".replace("%", "%%"), **options},
+        },
+    )
 
 
 def switch(group, help, **more):
@@ -115,8 +136,11 @@ def given_names(argv, cls):
     """The names of a dataclass's flags that a command line has, however they are called there."""
     words = {word.partition("=")[0] for word in argv if word.startswith("--")}
     words |= {word[:2] for word in argv if word.startswith("-")}
-    return {each.name for each in fields(cls) if each.metadata
-            and words & {f"--{each.name}", *each.metadata["names"]}}
+    return {
+        each.name
+        for each in fields(cls)
+        if each.metadata and words & {f"--{each.name}", *each.metadata["names"]}
+    }
 
 
 def marked(cls, mark):
@@ -156,11 +180,13 @@ def location(value):
 
 def one_of(*values):
     """An argument type: one of some values, in any case."""
+
     def parse(text):
         for value in values:
             if text.lower() == str(value).lower():
                 return value
         raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(map(str, values))}")
+
     return parse
 
 
@@ -169,14 +195,16 @@ boolean = one_of(True, False)
 
 def integer(low, high=None):
     """An argument type: an integer from `low` to `high`, both included."""
+
     def parse(text):
         wanted = f"an integer from {low} " + ("up" if high is None else f"to {high}")
         if not re.fullmatch(r"\s*[+-]?[0-9]{1,20}\s*", text):
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
         value = int(text)
-        if not low <= value <= (2 ** 63 - 1 if high is None else high):
+        if not low <= value <= (2**63 - 1 if high is None else high):
             raise argparse.ArgumentTypeError(f"{value} is out of range: give {wanted}")
         return value
+
     return parse
 
 
@@ -190,26 +218,35 @@ def number(text):
 
 def positive(most, or_zero=False):
     """An argument type: a number above 0, or from 0, up to `most`."""
+
     def parse(text):
         value = number(text)
         if not (0 < value <= most or or_zero and value == 0):
             lowest = "from 0" if or_zero else "above 0,"
             raise argparse.ArgumentTypeError(f"{text!r} is not a number {lowest} up to {most:g}")
         return value
+
     return parse
 
 
 def rising(low, high):
     """An argument type: a rising list of integers from `low` to `high`, as a tuple."""
+
     def parse(text):
         try:
             values = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             values = None
-        if (not isinstance(values, (list, tuple)) or not values
-                or not all(type(v) is int and low <= v <= high for v in values)
-                or any(a >= b for a, b in zip(values, values[1:]))):
-            raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a rising list of integers from "
-                                             f"{low} to {high}, as in '[10, 50, 80]'")
+        if (
+            not isinstance(values, (list, tuple))
+            or not values
+            or not all(type(v) is int and low <= v <= high for v in values)
+            or any(a >= b for a, b in zip(values, values[1:]))
+        ):
+            raise argparse.ArgumentTypeError(
+                f"{text[:80]!r} is not a rising list of integers from "
+                f"{low} to {high}, as in '[10, 50, 80]'"
+            )
         return tuple(values)
+
     return parse

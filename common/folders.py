@@ -3,6 +3,7 @@
 A data set is a folder with `train/`, and `test/` or a validation folder, each with one folder of
 images per class; or one folder of images per class, of which a share becomes the test images.
 """
+
 import hashlib
 import os
 import shlex
@@ -16,24 +17,41 @@ from common.errors import InputError
 from common.images import is_image
 from common.terminal import counted, print_notes, shortened
 
-PARTS = {"train": ("train", "training"), "test": ("test", "testing"),
-         "validation": ("val", "valid", "validation")}
+PARTS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "validation": ("val", "valid", "validation"),
+}
 ANNOTATIONS = "val_annotations.txt"  # of a Tiny-ImageNet: image, tab, class, ...
 DEEPEST = 50  # folders within folders
-UNPACK = {".zip": "python -m zipfile -e", **dict.fromkeys(
-    (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2"), "python -m tarfile -e")}
+UNPACK = {
+    ".zip": "python -m zipfile -e",
+    **dict.fromkeys((".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2"), "python -m tarfile -e"),
+}
 SHARDS = (".parquet", ".arrow", ".tfrecord", ".npz", ".npy", ".h5", ".hdf5", ".mat", ".mdb")
 TABLES = (".csv", ".tsv", ".xlsx", ".jsonl", ".json")  # that may name classes
 LINES = 'lab/README.md ("Images from tables") has three lines that'
 
 # What systems put beside a user's files, besides names that begin with a dot or an @.
-SYSTEM = {"__MACOSX", "__pycache__", "#recycle", "#snapshot", "lost+found", "$RECYCLE.BIN",
-          "RECYCLER", "System Volume Information", "Thumbs.db", "ehthumbs.db", "desktop.ini"}
+SYSTEM = {
+    "__MACOSX",
+    "__pycache__",
+    "#recycle",
+    "#snapshot",
+    "lost+found",
+    "$RECYCLE.BIN",
+    "RECYCLER",
+    "System Volume Information",
+    "Thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+}
 
 
 class Found(NamedTuple):
     """parts: "train", "test" and perhaps "validation" -> {class: its files, sorted}. notes: lines
     on what was chosen and what was left out."""
+
     parts: dict
     notes: list
 
@@ -47,35 +65,46 @@ def find_parts(root, test_percent=0):
     if place is None or place == root and not test_percent:
         raise _no_training(root, folders)
     train = search.classes(place)
-    found = {part: files for part in ("test", "validation") if part in folders
-             and any((files := search.labelled(folders[part], train)).values())}
+    found = {
+        part: files
+        for part in ("test", "validation")
+        if part in folders and any((files := search.labelled(folders[part], train)).values())
+    }
     search.leave_out_empty(train, *found.values())
     if len(train) < 2:
         search.tell()
-        raise InputError(f"{place} needs two or more folders, one for the images of each class; it "
-                         f"has {len(train)}{what_to_do(place)}")
+        raise InputError(
+            f"{place} needs two or more folders, one for the images of each class; it "
+            f"has {len(train)}{what_to_do(place)}"
+        )
     if test_percent and found:
         there = " and ".join(f"{folders[part].name}/" for part in found)
-        raise InputError(f"--test_percent={test_percent} is for folders without test images; "
-                         f"{root} has {there}")
+        raise InputError(
+            f"--test_percent={test_percent} is for folders without test images; {root} has {there}"
+        )
     if test_percent:
         parts = split(train, test_percent, root, search.notes)
         count, whole = (sum(map(len, files.values())) for files in (parts["test"], train))
-        search.notes.append(f"Test images: {count:,} of the {whole:,} in {place} "
-                            f"(--test_percent={test_percent}), chosen by their names")
+        search.notes.append(
+            f"Test images: {count:,} of the {whole:,} in {place} "
+            f"(--test_percent={test_percent}), chosen by their names"
+        )
         return Found(parts, search.told())
     if not found:
         search.tell()
-        raise InputError(f"{root} has no folder test/ or val/ with images of the training classes; "
-                         f"--test_percent=20 takes a fifth of each class in {place} for testing")
+        raise InputError(
+            f"{root} has no folder test/ or val/ with images of the training classes; "
+            f"--test_percent=20 takes a fifth of each class in {place} for testing"
+        )
     if len(found) == 1:
-        (part, files), = found.items()
+        ((part, files),) = found.items()
         if part == "validation":
             search.notes.append(f"Test images: those in {folders[part]}")
         found = {"test": files}
     else:
-        search.notes.append(f"Validation images, which choose the best epoch: those in "
-                            f"{folders['validation']}")
+        search.notes.append(
+            f"Validation images, which choose the best epoch: those in {folders['validation']}"
+        )
     return Found({"train": train, **found}, search.told())
 
 
@@ -89,8 +118,7 @@ def find_test(root, classes=None):
         place = next((folders[part] for part in PARTS if part in folders), root)
         classes = [name for name, files in search.classes(place).items() if files]
     for part in ("test", "validation"):
-        if part in folders and any(
-                (files := search.labelled(folders[part], classes)).values()):
+        if part in folders and any((files := search.labelled(folders[part], classes)).values()):
             search.notes.append(f"The test images are those in {folders[part]}")
             search.leave_out_empty(files)
             return Found({"test": files}, search.told())
@@ -98,11 +126,15 @@ def find_test(root, classes=None):
     search.leave_out_empty(files)
     if not any(files.values()):
         search.tell()
-        raise InputError(f"{root} has no test images of the network's classes ({shortened(classes)}"
-                         f"): it needs a folder for each class, in test/ or in itself"
-                         f"{what_to_do(root)}")
-    search.notes.append(f"Note: all images in {root} are measured; where the network was trained "
-                        "on some of them, the accuracy is too high")
+        raise InputError(
+            f"{root} has no test images of the network's classes ({shortened(classes)}"
+            f"): it needs a folder for each class, in test/ or in itself"
+            f"{what_to_do(root)}"
+        )
+    search.notes.append(
+        f"Note: all images in {root} are measured; where the network was trained "
+        "on some of them, the accuracy is too high"
+    )
     return Found({"test": files}, search.told())
 
 
@@ -114,14 +146,19 @@ def split(classes, percent, root, notes):
     """
     train, test = {}, {}
     for name, files in classes.items():
-        ranked = sorted(files, key=lambda file: hashlib.sha256(
-            _nfc(os.path.relpath(file, root)).encode(errors="surrogateescape")).digest())
-        chosen = set(ranked[:share_of(len(files), percent)])
+        ranked = sorted(
+            files,
+            key=lambda file: hashlib.sha256(
+                _nfc(os.path.relpath(file, root)).encode(errors="surrogateescape")
+            ).digest(),
+        )
+        chosen = set(ranked[: share_of(len(files), percent)])
         test[name] = [file for file in files if file in chosen]
         train[name] = [file for file in files if file not in chosen]
         if len(files) == 1:
-            notes.append(f"Note: class {name!r} has a single image, which is for training; it is "
-                         "not tested")
+            notes.append(
+                f"Note: class {name!r} has a single image, which is for training; it is not tested"
+            )
     return {"train": train, "test": test}
 
 
@@ -152,13 +189,17 @@ def _no_training(root, folders):
         return InputError(f"{root} has no folder train/, but {inside[0]} has")
     like = [each for each in others if any(map(is_image, _files_in(each)))]
     if len(like) > 1 and not folders:
-        return InputError(f"{root} has no folder train/. If {like[0].name}/ and {like[1].name}/ "
-                          "are classes, --test_percent=20 takes a fifth of each for testing")
+        return InputError(
+            f"{root} has no folder train/. If {like[0].name}/ and {like[1].name}/ "
+            "are classes, --test_percent=20 takes a fifth of each for testing"
+        )
     names = shortened(f"{each.name}/" for each in _visible_folders(root))
     found = f"; it has {names}" if names else ""
-    return InputError(f"{root} has no folder train/{found}. It needs train/ and test/, each with "
-                      "one folder of images per class, or --test_percent and one folder of images "
-                      f"per class{what_to_do(root)}")
+    return InputError(
+        f"{root} has no folder train/{found}. It needs train/ and test/, each with "
+        "one folder of images per class, or --test_percent and one folder of images "
+        f"per class{what_to_do(root)}"
+    )
 
 
 def what_to_do(path):
@@ -168,8 +209,10 @@ def what_to_do(path):
     for file in files:
         for suffix, command in UNPACK.items():
             if file.lower().endswith(suffix):
-                return (f". {os.path.basename(file)} is an archive: unpack it, as by {command} "
-                        f"{shlex.quote(file)} {shlex.quote(file[:-len(suffix)])}")
+                return (
+                    f". {os.path.basename(file)} is an archive: unpack it, as by {command} "
+                    f"{shlex.quote(file)} {shlex.quote(file[: -len(suffix)])}"
+                )
     shard = next((file for file in files if file.lower().endswith(SHARDS)), None)
     if shard:
         return f". {LINES} write the images in files such as {os.path.basename(shard)} into folders"
@@ -178,23 +221,30 @@ def what_to_do(path):
     said = f". {os.path.basename(loose[0])} and others are in no folder of a class" if loose else ""
     table = next((file for file in files if file.lower().endswith(TABLES)), None)
     if table and images:
-        said += (f". If {os.path.basename(table)} has the classes of images, {LINES} bring them "
-                 "into folders")
+        said += (
+            f". If {os.path.basename(table)} has the classes of images, {LINES} bring them "
+            "into folders"
+        )
     return said
 
 
 def _files_around(folder):
-    """The first files in a folder, in its folders, and, if it is a part of a data set, beside it.
-    """
+    """The first files in a folder, in its folders, and beside it where it is a part of a set."""
     near = [folder.parent] if folder.name.lower() in chain(*PARTS.values()) else []
-    return [file for place in (folder, *_visible_folders(folder), *near)
-            for file in sorted(_files_in(place))]
+    return [
+        file
+        for place in (folder, *_visible_folders(folder), *near)
+        for file in sorted(_files_in(place))
+    ]
 
 
 def _files_in(folder):
     with suppress(OSError), os.scandir(folder) as entries:
-        yield from (entry.path for entry in islice(entries, 100) if not _is_folder(entry)
-                    and not _hidden(entry.name))
+        yield from (
+            entry.path
+            for entry in islice(entries, 100)
+            if not _is_folder(entry) and not _hidden(entry.name)
+        )
 
 
 def _is_class(folder):
@@ -203,8 +253,11 @@ def _is_class(folder):
 
 
 def _visible_folders(root):
-    return [each for each in sorted(root.iterdir())
-            if each.is_dir() and not _hidden(each.name) and not _of_system(each.name)]
+    return [
+        each
+        for each in sorted(root.iterdir())
+        if each.is_dir() and not _hidden(each.name) and not _of_system(each.name)
+    ]
 
 
 def _hidden(name):
@@ -228,8 +281,9 @@ def _nfc(name):
 def _require_alive(path):
     """Raise InputError where a path is a link whose end is not there."""
     if os.path.islink(path) and not os.path.exists(path):
-        raise InputError(f"{path} is a link to {os.readlink(path)}, which is not there; mend or "
-                         "remove the link")
+        raise InputError(
+            f"{path} is a link to {os.readlink(path)}, which is not there; mend or remove the link"
+        )
 
 
 class _Search:
@@ -246,25 +300,34 @@ class _Search:
     def told(self):
         """All notes: on what was left out, and others."""
         if self.system:
-            self.notes.insert(0, f"Left out: {counted(len(self.system), 'folder')} that a system "
-                              f"made; the first is {self.system[0]}")
+            self.notes.insert(
+                0,
+                f"Left out: {counted(len(self.system), 'folder')} that a system "
+                f"made; the first is {self.system[0]}",
+            )
         if self.others:
             more = ""
             if any(str(path).lower().endswith((".heic", ".heif")) for path in self.others):
                 more = "; pip install pillow-heif to read .heic"
-            self.notes.insert(0, f"Left out: {counted(len(self.others), 'file')} that "
-                              f"{'is no image' if len(self.others) == 1 else 'are no images'}; "
-                              f"the first is {self.others[0]}{more}")
+            self.notes.insert(
+                0,
+                f"Left out: {counted(len(self.others), 'file')} that "
+                f"{'is no image' if len(self.others) == 1 else 'are no images'}; "
+                f"the first is {self.others[0]}{more}",
+            )
         if self.loose:
-            self.notes.insert(0, f"Left out: {counted(len(self.loose), 'image')} in no folder of a "
-                              f"class; the first is {self.loose[0]}")
+            self.notes.insert(
+                0,
+                f"Left out: {counted(len(self.loose), 'image')} in no folder of a "
+                f"class; the first is {self.loose[0]}",
+            )
         if len(set(chain(*self.within.values()))) > 1:  # not one that all have, as images/
-            folders = [f"{name}/{inner}/" for name, names in self.within.items()
-                       for inner in names]
+            folders = [f"{name}/{inner}/" for name, names in self.within.items() for inner in names]
             self.notes.append(
                 f"Note: {shortened(f'{name}/' for name in self.within)} hold folders of images, "
                 f"not images: {shortened(folders)}. If these are the classes, move them up; as it "
-                f"is, all images below {next(iter(self.within))}/ are of one class")
+                f"is, all images below {next(iter(self.within))}/ are of one class"
+            )
         self.others, self.system, self.loose, self.within = [], [], [], {}
         return self.notes
 
@@ -276,8 +339,9 @@ class _Search:
             if path.name.lower() in chain(*PARTS.values()):
                 _require_alive(path)
         for folder in _visible_folders(root):
-            part = next((part for part, names in PARTS.items() if folder.name.lower() in names),
-                        None)
+            part = next(
+                (part for part, names in PARTS.items() if folder.name.lower() in names), None
+            )
             if part is None:
                 passed.append(folder)
             elif part in found:
@@ -315,7 +379,7 @@ class _Search:
                 continue
             files, name = self.images(entry.path, real), composed(entry.name)
             classes.setdefault(name, []).extend(files)
-            inner = [file[len(entry.path) + 1:].partition(os.sep) for file in files]
+            inner = [file[len(entry.path) + 1 :].partition(os.sep) for file in files]
             if inner and all(separator for _, separator, _ in inner):
                 self.within.setdefault(name, list(dict.fromkeys(first for first, *_ in inner)))
         return classes
@@ -330,8 +394,10 @@ class _Search:
         if (folder / ANNOTATIONS).is_file():
             return self.annotated(folder / ANNOTATIONS, names)
         count = len(_Search().images(str(folder), set()))
-        self.notes.append(f"Left out: {counted(count, 'image')} in {folder}, which has no folders "
-                          "of the training classes")
+        self.notes.append(
+            f"Left out: {counted(count, 'image')} in {folder}, which has no folders "
+            "of the training classes"
+        )
         return {}
 
     def annotated(self, annotations, names):
@@ -345,8 +411,10 @@ class _Search:
             elif line.strip():
                 others.append(f"line {number}, {name!r}")
         if others:
-            self.notes.append(f"Left out: {counted(len(others), 'line')} of {annotations} with "
-                              f"other classes than the {len(files)}; the first is {others[0]}")
+            self.notes.append(
+                f"Left out: {counted(len(others), 'line')} of {annotations} with "
+                f"other classes than the {len(files)}; the first is {others[0]}"
+            )
         return files
 
     def images(self, folder, parents):

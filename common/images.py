@@ -1,4 +1,5 @@
 """Image files -> RGB bytes of one size. What viewers show is read, whatever its file looks like."""
+
 import io
 import os
 import struct
@@ -34,11 +35,21 @@ PIXELS = b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"  # chunks of a PNG that say
 WHITES = 1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0
 WIDEST = {"integer": 65535.0, "colour": 65535.0}  # white where nothing is known of a data set
 # Of 16-bit colours Pillow reads the upper byte. Taken in the other order, it reads the lower one.
-OTHER_BYTE = {f"{bands};16{order}": f"{bands};16{other}" for bands in ("RGB", "RGBX", "RGBA")
-              for order, other in {"B": "L", "L": "B", "N": "BL"[sys.byteorder == "big"]}.items()}
+OTHER_BYTE = {
+    f"{bands};16{order}": f"{bands};16{other}"
+    for bands in ("RGB", "RGBX", "RGBA")
+    for order, other in {"B": "L", "L": "B", "N": "BL"[sys.byteorder == "big"]}.items()
+}
 NO_ALPHA = {"BMP", "DIB", "TGA"}  # whose fourth byte often is none: 0 everywhere
-TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
-         6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}  # EXIF's orientation
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}  # EXIF's orientation
 
 # ------------------------------------------------------------------------------------ which files
 
@@ -50,8 +61,11 @@ def formats():
         pillow_heif.register_heif_opener()
     Image.init()
     names = sorted(set(Image.OPEN) - NOT_READ, key=lambda name: (name not in COMMON, name))
-    return names, {suffix for suffix, name in Image.registered_extensions().items()
-                   if name in names or name == "MPO"}  # a JPEG with further ones behind it
+    return names, {
+        suffix
+        for suffix, name in Image.registered_extensions().items()
+        if name in names or name == "MPO"
+    }  # a JPEG with further ones behind it
 
 
 def is_image(path):
@@ -77,6 +91,7 @@ class Images(NamedTuple):
     its pixels mean nothing. white: kind of deep pixels ("integer", "float", or "colour" of 16 bits)
     -> the value that became white. remarks: what was done with some -> (how many, the first).
     """
+
     parts: dict
     unreadable: dict
     white: dict
@@ -86,8 +101,9 @@ class Images(NamedTuple):
 def read_images(parts, size, white=None):
     """The Images of {name: paths}. white: see `Images`, of the data set that they belong to."""
     require_memory(sum(map(len, parts.values())), size)
-    arrays = {name: np.zeros((len(paths), size, size, 3), np.uint8)
-              for name, paths in parts.items()}
+    arrays = {
+        name: np.zeros((len(paths), size, size, 3), np.uint8) for name, paths in parts.items()
+    }
     read = read_into(arrays, parts, size, white)
     return read._replace(parts={name: torch.from_numpy(array) for name, array in arrays.items()})
 
@@ -98,15 +114,17 @@ def read_into(rows, parts, size, white=None):
     unreadable, deep, remarks, largest = {}, [], {}, {}
 
     def read(places):
-        return [(name, i, _picture_or_error(parts[name][i], size, *white))
-                for name, i, *white in places]
+        return [
+            (name, i, _picture_or_error(parts[name][i], size, *white)) for name, i, *white in places
+        ]
 
     def pictures(pool, places, title):
         """(name, i, Picture or what was raised) of each (name, i), or (name, i, white)."""
-        handful = [places[k:k + HANDFUL] for k in range(0, len(places), HANDFUL)]
+        handful = [places[k : k + HANDFUL] for k in range(0, len(places), HANDFUL)]
         futures = ahead(pool, read, handful, 3 * cores())
-        return progress(chain.from_iterable(future.result() for future in futures), title,
-                        total=len(places))
+        return progress(
+            chain.from_iterable(future.result() for future in futures), title, total=len(places)
+        )
 
     with _own_limits, readers(cores()) as pool:
         for part, paths in parts.items():
@@ -123,11 +141,16 @@ def read_into(rows, parts, size, white=None):
                 for remark in picture.remarks:
                     count, first = remarks.get(remark, (0, paths[i]))
                     remarks[remark] = count + 1, first
-        white = {**_whites(largest), **{kind: value for kind, value in (white or {}).items()
-                                        if kind in largest}}
+        white = {
+            **_whites(largest),
+            **{kind: value for kind, value in (white or {}).items() if kind in largest},
+        }
         # Their rule is only known now. 16-bit colours have been read by the widest one.
-        again = [(name, i, white[kind]) for name, i, kind in deep
-                 if kind != "colour" or white[kind] < WIDEST[kind]]
+        again = [
+            (name, i, white[kind])
+            for name, i, kind in deep
+            if kind != "colour" or white[kind] < WIDEST[kind]
+        ]
         if again:
             for name, i, picture in pictures(pool, again, "reading deep pixels"):
                 if isinstance(picture, Exception):
@@ -164,8 +187,10 @@ def _reason(error):
 
 def _whites(largest):
     """{kind: value of white} for deep pixels: the least of WHITES that none is above."""
-    return {kind: next((white for white in WHITES[kind == "integer":] if value <= white), value)
-            for kind, value in largest.items()}
+    return {
+        kind: next((white for white in WHITES[kind == "integer" :] if value <= white), value)
+        for kind, value in largest.items()
+    }
 
 
 def _to_bytes(pixels, white):
@@ -175,11 +200,14 @@ def _to_bytes(pixels, white):
 
 def describe(images):
     """Lines on how images were read that are not as usual."""
-    lines = [f"Note: {counted(count, 'image')} with {remark}; the first is {first}"
-             for remark, (count, first) in images.remarks.items()]
+    lines = [
+        f"Note: {counted(count, 'image')} with {remark}; the first is {first}"
+        for remark, (count, first) in images.remarks.items()
+    ]
     for kind, white in images.white.items():
         name = {"integer": "16- or 32-bit pixels", "colour": "colours of 16 bits"}.get(
-            kind, "floating-point pixels")
+            kind, "floating-point pixels"
+        )
         lines.append(f"Note: {name} are read as 0 = black to {white:,.10g} = white, in all images")
     return lines
 
@@ -191,6 +219,7 @@ class Picture(NamedTuple):
     """An image of the wanted size. pixels: uint8, size x size x 3; None of deep grey pixels whose
     white is not given. kind, largest: of deep pixels, see `Images`, and their largest value; of
     colours the largest that the upper bytes allow. remarks: what was done with it."""
+
     pixels: np.ndarray
     remarks: list
     kind: str = None
@@ -238,8 +267,12 @@ def read_image(path, size, white=None):
         if content is None:
             raise
         with suppress(Exception):
-            return _read(content, size, white, ["texts, EXIF or colour profiles that are damaged "
-                                                "or too long, read without them"])
+            return _read(
+                content,
+                size,
+                white,
+                ["texts, EXIF or colour profiles that are damaged or too long, read without them"],
+            )
         raise
 
 
@@ -252,9 +285,9 @@ def _only_pixels(path):
         content = file.read()
     kept, place = [MAGIC[0]], 8
     while place + 12 <= len(content):
-        length, = struct.unpack(">I", content[place:place + 4])
-        if content[place + 4:place + 8] in PIXELS:
-            kept.append(content[place:place + 12 + length])
+        (length,) = struct.unpack(">I", content[place : place + 4])
+        if content[place + 4 : place + 8] in PIXELS:
+            kept.append(content[place : place + 12 + length])
         place += 12 + length
     return io.BytesIO(b"".join(kept))
 
@@ -284,9 +317,11 @@ def _bytes_of(image):
 
 def _require_bounded(image):
     if _bytes_of(image) > LARGEST:
-        raise ValueError(f"its {image.width:,} x {image.height:,} pixels take "
-                         f"{_bytes_of(image) / 1e9:.1f} GB when decoded, and "
-                         f"{LARGEST / 1e9:.0f} GB is the most: scale it down")
+        raise ValueError(
+            f"its {image.width:,} x {image.height:,} pixels take "
+            f"{_bytes_of(image) / 1e9:.1f} GB when decoded, and "
+            f"{LARGEST / 1e9:.0f} GB is the most: scale it down"
+        )
 
 
 def _picture(image, size, white, remarks):
@@ -295,8 +330,10 @@ def _picture(image, size, white, remarks):
             remarks.append("several frames or pages, of which the first was read")
     kind = "colour" if _has_deep_colours(image) else None
     if not kind and ";16" in _raw_mode(image) and not image.mode.startswith("I"):
-        remarks.append("colours of 16 bits, of which the upper 8 were read: dark where a camera "
-                       "uses fewer than 16")
+        remarks.append(
+            "colours of 16 bits, of which the upper 8 were read: dark where a camera "
+            "uses fewer than 16"
+        )
     opaque = _is_opaque(image, remarks)
     image.load()
     image = _turned(image, remarks)
@@ -306,8 +343,9 @@ def _picture(image, size, white, remarks):
     if opaque:
         image = image.convert("RGB")
     if image.mode == "LAB":
-        image = ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"),
-                                          ImageCms.createProfile("sRGB"), outputMode="RGB")
+        image = ImageCms.profileToProfile(
+            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = _on_white(image, remarks)
     if image.mode != "L":  # one band is resized as three are
@@ -328,8 +366,7 @@ def _is_opaque(image, remarks):
 
 
 def _raw_mode(image):
-    """How the pixels of a file are laid out, in Pillow's words, as RGB;16B; "" where it is unknown.
-    """
+    """How the pixels of a file are laid out, in Pillow's words, as RGB;16B; "" where unknown."""
     arguments = image.tile[0][3] if image.tile else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
@@ -401,8 +438,10 @@ def _deep_picture(image, size, white, remarks):
         remarks.append("pixels that are no numbers, read as black")
         grey[strange] = 0
     if (grey < 0).any():
-        remarks.append("negative pixels, read as black; lab/README.md (\"Images\") has two lines "
-                       "that move them up")
+        remarks.append(
+            'negative pixels, read as black; lab/README.md ("Images") has two lines '
+            "that move them up"
+        )
     if tags.get(262) == 0:  # PhotometricInterpretation: 0 is white
         if kind == "integer" and tags.get(258, (0,))[0] == 16:
             grey = 65535 - grey
@@ -424,11 +463,12 @@ def require_memory(count, size):
     if most and needed > 0.8 * most:
         raise InputError(
             f"{count:,} images of {size} x {size} need {needed / 1e9:.1f} GB, and this machine has "
-            f"{most / 1e9:.1f} GB; a smaller --image_size needs less")
+            f"{most / 1e9:.1f} GB; a smaller --image_size needs less"
+        )
 
 
 def bytes_of(count, size):
-    return count * size ** 2 * 3
+    return count * size**2 * 3
 
 
 def copies():

@@ -1,8 +1,9 @@
 """Heavy libraries, loaded when they are first used, and optional ones, which may be missing.
 
-    torch = lazy("torch")          # at the top of a file; loaded by the first torch.something
-    need("--export=x.onnx", "onnx", "onnxruntime")    # InputError says what to install
+torch = lazy("torch")          # at the top of a file; loaded by the first torch.something
+need("--export=x.onnx", "onnx", "onnxruntime")    # InputError says what to install
 """
+
 import importlib
 import sys
 from types import ModuleType
@@ -56,5 +57,6 @@ def need(purpose, *packages):
         if not optional(package):
             missing.append("scikit-learn" if package.startswith("sklearn") else package)
     if missing:
-        raise InputError(f"{purpose} needs {' and '.join(missing)}: pip install "
-                         f"{' '.join(missing)}")
+        raise InputError(
+            f"{purpose} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+        )

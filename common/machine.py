@@ -1,4 +1,5 @@
 """What this process may use of the machine: a container or a job often has less than the host."""
+
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -9,8 +10,9 @@ GROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 def cores():
     """Processor cores that this process may use."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (
-        os.cpu_count() or 1)
+    count = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    )
     for group in _groups():
         older = (_numbers(group / f"cpu.cfs_{name}_us")[0] for name in ("quota", "period"))
         for quota, period in (_numbers(group / "cpu.max"), older):
@@ -38,8 +40,9 @@ def _groups():
     with suppress(OSError, ValueError):
         for line in OWN.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            place = GROUPS / next((each for each in controllers.split(",")
-                                   if each in ("cpu", "memory")), "")
+            place = GROUPS / next(
+                (each for each in controllers.split(",") if each in ("cpu", "memory")), ""
+            )
             if not controllers or place != GROUPS:
                 own = place / path.lstrip("/")
                 found += [own, *(each for each in own.parents if place in each.parents)]

@@ -1,16 +1,23 @@
 """Classes that are made while a program runs, whose objects can be copied and pickled.
 
-    def shouting(kind):
-        return made_class(shouting, kind, (), {"forward": ...})
+def shouting(kind):
+    return made_class(shouting, kind, (), {"forward": ...})
 """
 
 
 def made_class(maker, kind, given, members):
     """A subclass of `kind` with the same name. members: its attributes. maker: the function that is
     called; maker(kind, *given) makes the class again where one of its objects is unpickled."""
-    return type(kind.__name__, (kind,), {
-        **members, "__module__": kind.__module__, "__reduce_ex__": _reduce,
-        "_recipe": (maker, _recipe_of(kind), given)})
+    return type(
+        kind.__name__,
+        (kind,),
+        {
+            **members,
+            "__module__": kind.__module__,
+            "__reduce_ex__": _reduce,
+            "_recipe": (maker, _recipe_of(kind), given),
+        },
+    )
 
 
 def _recipe_of(kind):

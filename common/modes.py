@@ -1,4 +1,5 @@
 """Networks in eval mode for a while."""
+
 from contextlib import contextmanager
 
 

@@ -4,6 +4,7 @@ Reading goes through the system's page cache, which all processes of a machine s
 gives way when memory is short. (A mapping would count as this process's memory, and a file that is
 cut short would kill it.)
 """
+
 import copy
 import os
 import threading
@@ -26,6 +27,7 @@ class FilePixels:
     pixels[rows] are some of them, still in the file; `read` gives a tensor. The file may be removed
     meanwhile. Where it is damaged or changed, reading removes it and raises InputError.
     """
+
     device = torch.device("cpu")
 
     def __init__(self, file, start, sums, size):
@@ -60,7 +62,7 @@ class FilePixels:
         try:
             with self.lock:
                 for number, part in parts:
-                    self.file.seek(self.start + int(number) * self.size ** 2 * 3)
+                    self.file.seek(self.start + int(number) * self.size**2 * 3)
                     if self.file.readinto(part.data) != part.nbytes:
                         raise OSError("it was cut short")
             if _stamp(self.file) != self.stamp:
@@ -70,9 +72,11 @@ class FilePixels:
             with suppress(OSError):
                 os.unlink(self.file.name)  # or the next start would find it
             reason = getattr(error, "strerror", None) or error
-            raise InputError(f"{self.file.name}, with the decoded images, cannot be read any more "
-                             f"({reason}); the same command decodes them again, and goes on with "
-                             "--resume=True") from error
+            raise InputError(
+                f"{self.file.name}, with the decoded images, cannot be read any more "
+                f"({reason}); the same command decodes them again, and goes on with "
+                "--resume=True"
+            ) from error
         return torch.from_numpy(images)
 
     def _check(self, numbers, images):
@@ -97,7 +101,7 @@ def in_memory(images, device):
         return images.to(device)
     whole, place = torch.empty(images.shape, dtype=torch.uint8, device=device), 0
     for chunk in images.chunks():
-        whole[place:place + len(chunk)] = chunk
+        whole[place : place + len(chunk)] = chunk
         place += len(chunk)
     return whole
 

@@ -3,6 +3,7 @@
 The first one prints and writes. What they must agree on is sent by the first (`as_first`) or
 compared (`require_same`); sums over images are made sums over all processes.
 """
+
 import hashlib
 import json
 import os
@@ -24,8 +25,9 @@ def processes():
         return 0, 1  # some clusters set some of these for every job
     number, count, _ = map(number_in, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if number >= count:
-        raise InputError(f"RANK is {number} in the environment, and WORLD_SIZE {count}; RANK must "
-                         "be less")
+        raise InputError(
+            f"RANK is {number} in the environment, and WORLD_SIZE {count}; RANK must be less"
+        )
     return number, count
 
 
@@ -33,8 +35,9 @@ def number_in(name, default=""):
     """The number that torchrun has written into the environment. Raises InputError."""
     value = os.environ.get(name, default)
     if not re.fullmatch("[0-9]{1,9}", value):
-        raise InputError(f"{name} is {value!r} in the environment, which is no number; torchrun "
-                         "sets it")
+        raise InputError(
+            f"{name} is {value!r} in the environment, which is no number; torchrun sets it"
+        )
     return int(value)
 
 
@@ -46,16 +49,22 @@ def is_first():
 def join_processes(device):
     """Meet the processes that torchrun has started beside this one, if there are any."""
     if processes()[1] > 1 and not torch.distributed.is_initialized():
-        if not 0 < number_in("MASTER_PORT") < 2 ** 16:
+        if not 0 < number_in("MASTER_PORT") < 2**16:
             raise InputError("MASTER_PORT is no port in the environment; torchrun sets it")
         try:
             socket.getaddrinfo(os.environ["MASTER_ADDR"], None)
         except (OSError, UnicodeError) as error:
-            raise InputError(f"MASTER_ADDR is {os.environ['MASTER_ADDR']!r} in the environment, "
-                             f"which cannot be found ({error})") from error
-        _in_background(lambda: torch.distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30),
-            device_id=device if device.type == "cuda" else None))
+            raise InputError(
+                f"MASTER_ADDR is {os.environ['MASTER_ADDR']!r} in the environment, "
+                f"which cannot be found ({error})"
+            ) from error
+        _in_background(
+            lambda: torch.distributed.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                timeout=timedelta(minutes=30),
+                device_id=device if device.type == "cuda" else None,
+            )
+        )
 
 
 def _in_background(action):
@@ -110,8 +119,10 @@ def require_same(what, value):
     torch.distributed.all_gather_object(digests, digest)
     others = [number for number, digest in enumerate(digests) if digest != digests[0]]
     if others:
-        raise InputError(f"the processes differ in {what}: {others} from the first; all must run "
-                         "the same code on the same images and kind of machine")
+        raise InputError(
+            f"the processes differ in {what}: {others} from the first; all must run "
+            "the same code on the same images and kind of machine"
+        )
 
 
 def shared(batches):

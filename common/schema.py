@@ -5,6 +5,7 @@
 Types: bool, int, float (an int will do), str, None, object (anything), list[T], dict[str, T],
 T | U, TypedDict classes (further keys are let through), and classes, for their instances.
 """
+
 import reprlib
 import types
 from typing import Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -34,8 +35,12 @@ def check(kind, value, name):
             elif key in kind.__required_keys__:
                 raise ValueError(f"{name}.{key} is missing")
     elif kind in (int, float):
-        _require(type(value) in (int, kind) and abs(value) <= LARGEST, value, name,
-                 f"a number ({kind.__name__})")
+        _require(
+            type(value) in (int, kind) and abs(value) <= LARGEST,
+            value,
+            name,
+            f"a number ({kind.__name__})",
+        )
     elif kind in (bool, str, dict, list):
         _require(type(value) is kind, value, name, kind.__name__)
     elif kind is not object:

@@ -1,4 +1,5 @@
 """Seeds that follow from what they are for."""
+
 import hashlib
 import random
 from contextlib import contextmanager

@@ -1,4 +1,5 @@
 """Signals end a command as KeyboardInterrupt: where it may end, in words, never in silence."""
+
 import signal
 import sys
 import threading
@@ -6,8 +7,11 @@ import time
 from contextlib import contextmanager
 
 # Ctrl-C, kill, a cluster's warning before it kills, and a terminal that was closed.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
-           if hasattr(signal, name)]  # not on Windows
+SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+    if hasattr(signal, name)
+]  # not on Windows
 PATIENCE = 3  # seconds in which a second signal does not disturb the answer to the first
 AGAIN = 0.05  # seconds after which a signal that nobody could see comes again
 
@@ -19,6 +23,7 @@ _inside = threading.local()
 @contextmanager
 def answered():
     """SIGNALS raise KeyboardInterrupt inside, at the end of an `uninterrupted` block."""
+
     def interrupt(number, _frame):
         if not _inside.signal and time.monotonic() - _inside.last < PATIENCE:
             return  # the last one is being answered
@@ -41,8 +46,9 @@ def answered():
     _inside.signal, _inside.last, previous = False, -PATIENCE, {}
     if threading.current_thread() is threading.main_thread():
         previous = {number: signal.getsignal(number) for number in SIGNALS}
-        previous = {number: handler for number, handler in previous.items()
-                    if handler is not signal.SIG_IGN}  # which a shell sets for background commands
+        previous = {
+            number: handler for number, handler in previous.items() if handler is not signal.SIG_IGN
+        }  # which a shell sets for background commands
     for number in previous:
         signal.signal(number, interrupt)
     before, sys.unraisablehook = sys.unraisablehook, ignored

@@ -1,4 +1,5 @@
 """Data sets that are known by a name: CIFAR-100, CIFAR-10, and scikit-learn's digits."""
+
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ FOLDER = "data"  # where CIFAR is looked for and downloaded to
 class Source(NamedTuple):
     """train, test: (uint8, N x size x size x 3; int64, N). flip: whether a mirrored image keeps its
     class."""
+
     name: str
     classes: tuple
     train: tuple
@@ -42,9 +44,12 @@ def _cifar(cls, archive, image_size):
             raise InputError(
                 f"{cls.__name__} is not in {FOLDER}/ and could not be downloaded from {cls.url} "
                 f"({error}); put {archive} into {Path(FOLDER).resolve()}, or use "
-                "--data_path=digits, which needs no download") from error
-    train, test = ((_resized(torch.from_numpy(part.data), image_size), torch.tensor(part.targets))
-                   for part in parts)
+                "--data_path=digits, which needs no download"
+            ) from error
+    train, test = (
+        (_resized(torch.from_numpy(part.data), image_size), torch.tensor(part.targets))
+        for part in parts
+    )
     return Source(cls.__name__, tuple(parts[0].classes), train, test)
 
 
@@ -68,15 +73,25 @@ def digits(image_size):
 
 def _resized(pixels, size):
     """N x H x W x 3 of any type -> uint8, N x size x size x 3."""
+
     def resize(part):
         if part.shape[1:3] != (size, size):
-            part = F.interpolate(part.permute(0, 3, 1, 2).float(), (size, size), mode="bilinear",
-                                 antialias=True).permute(0, 2, 3, 1).round_()
+            part = (
+                F.interpolate(
+                    part.permute(0, 3, 1, 2).float(), (size, size), mode="bilinear", antialias=True
+                )
+                .permute(0, 2, 3, 1)
+                .round_()
+            )
         return part.to(torch.uint8).contiguous()
+
     require_memory(len(pixels), size)
     return torch.cat([resize(part) for part in pixels.split(1000)])  # floats of a part at a time
 
 
-COUNTS = {"cifar100": (100, 50_000, 10_000), "cifar10": (10, 50_000, 10_000),
-          "digits": (10, 1_437, 360)}  # classes, training and test images
+COUNTS = {
+    "cifar100": (100, 50_000, 10_000),
+    "cifar10": (10, 50_000, 10_000),
+    "digits": (10, 1_437, 360),
+}  # classes, training and test images
 NAMED = {"cifar100": cifar100, "cifar10": cifar10, "digits": digits}  # functions of an image size

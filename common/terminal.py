@@ -1,4 +1,5 @@
 """What is shown in a terminal: progress, headings, tables."""
+
 import sys
 from itertools import islice
 
@@ -14,9 +15,15 @@ def progress(iterable, label, start=0, total=None):
     """Iterate, from item `start` on, with a tqdm bar where standard error is a terminal, silently
     elsewhere."""
     total = total or (len(iterable) if hasattr(iterable, "__len__") else None)
-    return tqdm.tqdm(islice(iterable, start, None), desc=f"  {label}", leave=False, total=total,
-                     dynamic_ncols=True, initial=start,
-                     disable=None if sys.stderr and not processes()[0] else True)
+    return tqdm.tqdm(
+        islice(iterable, start, None),
+        desc=f"  {label}",
+        leave=False,
+        total=total,
+        dynamic_ncols=True,
+        initial=start,
+        disable=None if sys.stderr and not processes()[0] else True,
+    )
 
 
 def heading(text):
@@ -29,8 +36,10 @@ def print_table(rows):
     rows = [list(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
-        cells = [cell.ljust(w) if i == 0 else cell.rjust(w)
-                 for i, (cell, w) in enumerate(zip(row, widths))]
+        cells = [
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths))
+        ]
         print("  " + "  ".join(cells).rstrip())
 
 
@@ -46,7 +55,7 @@ def print_columns(pairs):
     cells = [f"{n.ljust(name)} {v.rjust(value)}" for n, v in pairs]
     across = max(1, LINE // (name + value + 4))
     for start in range(0, len(cells), across):
-        print("  " + "   ".join(cells[start:start + across]))
+        print("  " + "   ".join(cells[start : start + across]))
 
 
 def counted(count, noun, plural=None):
@@ -71,8 +80,7 @@ def one_line(text, word=200, line=1000):
 
 
 class Escaping:
-    """A text stream in which control characters, as the names of files may hold them, are escapes.
-    """
+    """A text stream in which control characters, as names of files may hold, are escapes."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -86,11 +94,15 @@ class Escaping:
 
 def printable(text):
     """A text with control characters, and what is no character, as escapes."""
-    return "".join(letter if letter.isprintable() else
-                   letter.encode("unicode_escape", "surrogatepass").decode() for letter in text)
+    return "".join(
+        letter
+        if letter.isprintable()
+        else letter.encode("unicode_escape", "surrogatepass").decode()
+        for letter in text
+    )
 
 
 def _cut(text, most):
     if len(text) <= most:
         return text
-    return f"{text[:most // 2]}...({len(text):,} letters)...{text[-most // 4:]}"
+    return f"{text[: most // 2]}...({len(text):,} letters)...{text[-most // 4 :]}"

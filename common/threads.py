@@ -1,4 +1,5 @@
 """Work that threads do ahead of who needs it."""
+
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager

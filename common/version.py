@@ -1,4 +1,5 @@
 """Which version of the suite this is."""
+
 import subprocess
 from functools import lru_cache
 from pathlib import Path
@@ -14,10 +15,16 @@ def commit_of_suite():
     if not (root / ".git").exists():
         return "unknown"
     try:
-        commit, changes = (subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10,
-            check=True).stdout.strip() for words in (
-                ("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "-uno")))
+        commit, changes = (
+            subprocess.run(
+                ["git", "-C", str(root), *words],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            ).stdout.strip()
+            for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "-uno"))
+        )
     except (OSError, subprocess.SubprocessError):  # no git, or another user's repository
         return "unknown"
     return f"{commit}+" if changes else commit

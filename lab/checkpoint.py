@@ -1,8 +1,9 @@
 """Checkpoints: written, read safely, rebuilt, held against what is wanted; published files, too.
 
-    save_checkpoint("small.pth", small, {"data_path": "digits"})
-    small, record = load_checkpoint("small.pth")
+save_checkpoint("small.pth", small, {"data_path": "digits"})
+small, record = load_checkpoint("small.pth")
 """
+
 import io
 import json
 import reprlib
@@ -47,13 +48,21 @@ def network_content(model):
     now, dense = filter_count(model)
     origin = getattr(model, "origin", None)
     if origin is None:
-        raise ValueError("the network has no `origin`, which says how to build it again; "
-                         "lab.networks.build_network gives it one")
+        raise ValueError(
+            "the network has no `origin`, which says how to build it again; "
+            "lab.networks.build_network gives it one"
+        )
     state = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
     whole = remains_of(model).structure.whole
-    return {"net": state, "cfg": widths_of(model), "model": origin.name, "width": origin.width,
-            "num_classes": origin.num_classes, "pruned": now < dense,
-            **({"whole": whole} if whole else {})}
+    return {
+        "net": state,
+        "cfg": widths_of(model),
+        "model": origin.name,
+        "width": origin.width,
+        "num_classes": origin.num_classes,
+        "pruned": now < dense,
+        **({"whole": whole} if whole else {}),
+    }
 
 
 def to_bytes(content):
@@ -89,8 +98,9 @@ def open_checkpoint(path, model=None):
     content = {**found.entries, "net": found.state}
     ours, left = {"model", "num_classes", "cfg"} <= content.keys(), []
     if "widths" in content:
-        raise InputError(f"{path} was written by save_network, from Python: load_network(path, "
-                         "network) reads it")
+        raise InputError(
+            f"{path} was written by save_network, from Python: load_network(path, network) reads it"
+        )
     try:
         if ours:
             network = rebuild(content, model)
@@ -100,8 +110,11 @@ def open_checkpoint(path, model=None):
             network, left = _rebuild_other(content, model)
         own = {key: value for key, value in network_content(network).items() if key != "net"}
         # Entries of a published file that happen to be called like ours mean something else.
-        entries = {key: value for key, value in content.items()
-                   if ours and key != "net" and is_plain(value)}
+        entries = {
+            key: value
+            for key, value in content.items()
+            if ours and key != "net" and is_plain(value)
+        }
         record = Record.read(entries | own)
         if record.flags is not None and record.normalize is None:  # before there was a choice
             record = replace(record, normalize=list(NORMALIZATIONS["half"]))
@@ -112,8 +125,14 @@ def open_checkpoint(path, model=None):
 
 def left_lines(path, names):
     """A line on the tensors of a file that are none of the network's."""
-    return [f"left in {path}: {counted(len(names), 'tensor')} that the network does not have "
-            f"({shortened(names)})"] if names else []
+    return (
+        [
+            f"left in {path}: {counted(len(names), 'tensor')} that the network does not have "
+            f"({shortened(names)})"
+        ]
+        if names
+        else []
+    )
 
 
 def rebuild(content, own=None):
@@ -125,8 +144,10 @@ def rebuild(content, own=None):
         raise ValueError(f"it holds a network {reprlib.repr(name)}")
     if in_file(name):
         if own is None or not same_network(name, own):
-            raise InputError(f"it holds a network of the file {name}; --model={name} lets its code "
-                             "be run, a checkpoint alone does not")
+            raise InputError(
+                f"it holds a network of the file {name}; --model={name} lets its code "
+                "be run, a checkpoint alone does not"
+            )
         name = own
     if type(classes) is not int or not 1 <= classes <= 1_000_000:
         raise ValueError(f"num_classes is {reprlib.repr(classes)}")
@@ -137,11 +158,18 @@ def rebuild(content, own=None):
         with torch.device("meta"):  # whatever the file says, nothing is allocated yet
             model = build_model(name, classes, width)
         model = pruner.rebuild(model, content["cfg"])
-    elif any(isinstance(tensor, torch.Tensor) and tensor.shape[:1] == (classes,)
-             for tensor in state.values()):
+    elif any(
+        isinstance(tensor, torch.Tensor) and tensor.shape[:1] == (classes,)
+        for tensor in state.values()
+    ):
         flags = content.get("flags") or {}
-        model = build_network(name, classes, widths=content["cfg"], whole=content.get("whole"),
-                              image_size=content.get("image_size") or flags.get("image_size"))
+        model = build_network(
+            name,
+            classes,
+            widths=content["cfg"],
+            whole=content.get("whole"),
+            image_size=content.get("image_size") or flags.get("image_size"),
+        )
     else:
         raise ValueError(f"num_classes is {classes}, and no layer has as many outputs")
     _check_fits(state, model, name)
@@ -174,13 +202,24 @@ def save_network(path, network):
     been pickled, which does not keep what it was pruned from.
     """
     if network.__dict__.get("_remains", network) is None:
-        raise ValueError("a network that was pickled does not know what it was pruned from; "
-                         "save_network keeps that, and takes the network that prune returned")
+        raise ValueError(
+            "a network that was pickled does not know what it was pruned from; "
+            "save_network keeps that, and takes the network that prune returned"
+        )
     structure = remains_of(network).structure
     state = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
-    write_atomically({path: to_bytes({
-        "net": state, "widths": widths_of(network), "whole": structure.whole,
-        "image_size": structure.image_shape[-1]})})
+    write_atomically(
+        {
+            path: to_bytes(
+                {
+                    "net": state,
+                    "widths": widths_of(network),
+                    "whole": structure.whole,
+                    "image_size": structure.image_shape[-1],
+                }
+            )
+        }
+    )
 
 
 def load_network(path, network):
@@ -214,12 +253,16 @@ def misfit_of(key, tensor, wanted, finite=True):
         return "is missing"
     try:
         if tensor.shape != wanted.shape:
-            shape, needed = (" x ".join(map(str, each.shape)) or "one number"
-                             for each in (tensor, wanted))
+            shape, needed = (
+                " x ".join(map(str, each.shape)) or "one number" for each in (tensor, wanted)
+            )
             return f"is {shape} instead of {needed}"
-        plain = tensor.layout == torch.strided and not tensor.is_meta and (
-            tensor.is_floating_point() == wanted.is_floating_point()) and (
-            tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size())
+        plain = (
+            tensor.layout == torch.strided
+            and not tensor.is_meta
+            and (tensor.is_floating_point() == wanted.is_floating_point())
+            and (tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size())
+        )
         values = tensor.to(wanted.dtype) if plain else None
     except (NotImplementedError, RuntimeError, TypeError):  # nested, quantised ...
         plain = False
@@ -239,8 +282,9 @@ def _rebuild_other(content, name):
     state, left = _network_in(content["net"], wanted)
     classes = classes_in(state, name)
     whole = build_network(name, classes)
-    return rebuild({"model": name, "num_classes": classes, "cfg": widths_of(whole), "net": state},
-                   own=name), left
+    return rebuild(
+        {"model": name, "num_classes": classes, "cfg": widths_of(whole), "net": state}, own=name
+    ), left
 
 
 def _network_in(state, wanted):
@@ -261,8 +305,13 @@ def _rebuild_published(content):
     wanted = [_weights(network.state_dict()) for network in networks]
     found = [_network_in(content["net"], names) for names in wanted]
     twin, state, left = next(
-        ((network, state, left) for network, names, (state, left) in zip(networks, wanted, found)
-         if names == _weights(state)), (None, None, None))
+        (
+            (network, state, left)
+            for network, names, (state, left) in zip(networks, wanted, found)
+            if names == _weights(state)
+        ),
+        (None, None, None),
+    )
     if twin is None:
         raise ValueError(_which_network(content["net"], networks, [state for state, _ in found]))
     name = twin.origin.name
@@ -280,21 +329,28 @@ def _which_network(state, networks, states):
     """In words, what a state dict is that is none of the four networks'."""
     for network, part in zip(networks, states):
         if without_shortcuts(_weights(network.state_dict()), _weights(part)):
-            return (f"it is {title_of(network.origin.name)} of option A, whose shortcuts have no "
-                    "weights, and this suite's have (option B); --init=FILE begins with the rest "
-                    "of it")
+            return (
+                f"it is {title_of(network.origin.name)} of option A, whose shortcuts have no "
+                "weights, and this suite's have (option B); --init=FILE begins with the rest "
+                "of it"
+            )
     if name := named_like(state):
         return f"its weights are those of torchvision's {name}: --model={name} takes them"
-    return (f"its weights are those of none of {', '.join(NETWORKS)}"
-            f"{_nearest(networks, states)}; --model names another network")
+    return (
+        f"its weights are those of none of {', '.join(NETWORKS)}"
+        f"{_nearest(networks, states)}; --model names another network"
+    )
 
 
 def without_shortcuts(wanted, names):
     """Whether names are the wanted ones of a ResNet without its shortcuts' weights: it pads with
     zeros instead, option A of He et al. 2016, section 4.2."""
     missing = wanted - names
-    return bool(missing) and names <= wanted and missing == {
-        key for key in wanted if ".shortcut." in key}
+    return (
+        bool(missing)
+        and names <= wanted
+        and missing == {key for key in wanted if ".shortcut." in key}
+    )
 
 
 def _nearest(networks, states):
@@ -325,17 +381,24 @@ def _published_resnet(twin, cfg):  # {"base": .., "l1": [conv1, conv2, conv1, ..
     widths = {}
     for stage, (count, _) in enumerate(twin.layout, 1):
         if len(cfg[f"l{stage}"]) != 2 * count:
-            raise ValueError(f"cfg names {len(cfg[f'l{stage}'])} layers in stage {stage}; "
-                             f"{twin.origin.name} has {2 * count}")
-        widths.update((f"layer{stage}.{i}.conv1", width)
-                      for i, width in enumerate(cfg[f"l{stage}"][::2]))
+            raise ValueError(
+                f"cfg names {len(cfg[f'l{stage}'])} layers in stage {stage}; "
+                f"{twin.origin.name} has {2 * count}"
+            )
+        widths.update(
+            (f"layer{stage}.{i}.conv1", width) for i, width in enumerate(cfg[f"l{stage}"][::2])
+        )
     return widths
 
 
 # What the `cfg` of a published pruned network says: layer -> filters. Layers that write into a
 # residual stream are left out: there all filters stay, removed ones as zeros.
-PUBLISHED = {"vgg": _published_vgg, "mobilenet": _published_mobilenet,
-             "resnet": _published_resnet, "resnet-56": _published_resnet}
+PUBLISHED = {
+    "vgg": _published_vgg,
+    "mobilenet": _published_mobilenet,
+    "resnet": _published_resnet,
+    "resnet-56": _published_resnet,
+}
 
 
 def _without_zeros(model):
@@ -358,8 +421,9 @@ def record_in(path):
     """The Record in a file that this suite wrote; None where there is none. No network is built."""
     try:
         content = read_safely(path)
-        return Record.read({key: value for key, value in content.items()
-                            if key != "net" and is_plain(value)})
+        return Record.read(
+            {key: value for key, value in content.items() if key != "net" and is_plain(value)}
+        )
     except (InputError, ValueError):
         return None
 
@@ -389,43 +453,61 @@ def check_holds(path, network, record, model=None, pruned=None, num_classes=None
 def code_notes(path, network, record):
     """A line where the code of a user's own network is not what it was."""
     name = network.origin.name
-    return [f"Note: {path} was written when {name} had other code"] if (
-        record.code not in (None, code_of(name))) else []
+    return (
+        [f"Note: {path} was written when {name} had other code"]
+        if (record.code not in (None, code_of(name)))
+        else []
+    )
 
 
 def check_data(path, network, record, data):
     """Raise InputError where a network was trained on images of other classes, size or
     normalisation than `data` has. Returns lines on what the file does not say."""
     if len(data.classes) != network.origin.num_classes:
-        raise InputError(f"{path} is a network for {network.origin.num_classes} classes; "
-                         f"{data.name} has {len(data.classes)}")
+        raise InputError(
+            f"{path} is a network for {network.origin.num_classes} classes; "
+            f"{data.name} has {len(data.classes)}"
+        )
     if list(map(composed, record.classes or data.classes)) != list(map(composed, data.classes)):
-        raise InputError(f"{path} was trained on other classes ({shortened(record.classes)}) than "
-                         f"{data.name} has ({shortened(data.classes)})")
+        raise InputError(
+            f"{path} was trained on other classes ({shortened(record.classes)}) than "
+            f"{data.name} has ({shortened(data.classes)})"
+        )
     size = record.image_size or data.image_size
     if size != data.image_size:
-        raise InputError(f"{path} was trained on images of {size} x {size}, not "
-                         f"{data.image_size} x {data.image_size}; --image_size={size} fits it")
-    notes = [f"Note: {path} does not say --{name}; {given} is assumed"
-             for name, known, given in (
-                 ("image_size", record.image_size, data.image_size),
-                 ("normalize", record.normalize, normalization_name(data.normalize)))
-             if known is None]
+        raise InputError(
+            f"{path} was trained on images of {size} x {size}, not "
+            f"{data.image_size} x {data.image_size}; --image_size={size} fits it"
+        )
+    notes = [
+        f"Note: {path} does not say --{name}; {given} is assumed"
+        for name, known, given in (
+            ("image_size", record.image_size, data.image_size),
+            ("normalize", record.normalize, normalization_name(data.normalize)),
+        )
+        if known is None
+    ]
     normalize = list(record.normalize or data.normalize)
     if normalize != list(data.normalize):
-        raise InputError(f"{path} was trained on images that were normalised in another way; "
-                         f"--normalize={normalization_name(normalize)} fits it")
+        raise InputError(
+            f"{path} was trained on images that were normalised in another way; "
+            f"--normalize={normalization_name(normalize)} fits it"
+        )
     digits = record.classes is None and all(
-        name.isascii() and name.isdigit() for name in data.classes)
+        name.isascii() and name.isdigit() for name in data.classes
+    )
     if digits and sorted(data.classes) != sorted(data.classes, key=int):
         notes.append(
             f"Note: {path} names no classes; those of {data.name} are sorted as text, "
             f"{shortened(data.classes, 4)}; where the network's order is that of the numbers, "
-            "rename the folders to one length (00, 01, ...)")
+            "rename the folders to one length (00, 01, ...)"
+        )
     return notes
 
 
 def normalization_name(normalize):
     """A normalisation as a value of --normalize."""
-    return next((name for name, values in NORMALIZATIONS.items()
-                 if list(values) == list(normalize)), ",".join(map(str, normalize)))
+    return next(
+        (name for name, values in NORMALIZATIONS.items() if list(values) == list(normalize)),
+        ",".join(map(str, normalize)),
+    )

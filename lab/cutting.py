@@ -1,5 +1,6 @@
 """How the cut of a round is made: in steps, by one ranking or the best of several, by counted costs
 or by measured time. All functions take the job, a lab.job.Job."""
+
 import pruner
 import train
 from common.copies import copy_of
@@ -11,15 +12,19 @@ from lab import latency, tables
 
 ENOUGH = 1.0  # percentage points that a candidate of --select=best may remove less than others
 
+
 def importance(job, network, number, count, step=0):
-    """The scores of a network, for step `step` of the cut of round `number`, from `count` images.
-    """
+    """The scores of a network from `count` images, for a step of the cut of round `number`."""
     flags, part = job.flags, (step,) if step else ()
     try:
         return cal_importance(
-            network, flags.pruning_type, job.importance_batches(number, count, *part),
-            temperature=flags.GraSP_T, projections=flags.rdt_projections,
-            seed=seed_of(flags.seed, "random", number, *part))
+            network,
+            flags.pruning_type,
+            job.importance_batches(number, count, *part),
+            temperature=flags.GraSP_T,
+            projections=flags.rdt_projections,
+            seed=seed_of(flags.seed, "random", number, *part),
+        )
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -66,13 +71,15 @@ def select(job, network, scores, target, clock, is_last, **choice):
     flags, timed = job.flags, {}
     choice = {**flags.choice(job.data.image_size), **choice}
     if pruner.ranking_of(choice["ranking"], flags.pruning_type) == "measured":
-        choice["losses"] = pruner.measure_losses(network, scores, job.measured_batches(),
-                                                 choice["residual"], job.network)
+        choice["losses"] = pruner.measure_losses(
+            network, scores, job.measured_batches(), choice["residual"], job.network
+        )
     if clock:
         for name in ("budget", "image_size"):  # it counts filters, and the clock knows the size
             del choice[name]
-        kept, saved, most = latency.select_by_time(network, scores, target, clock,
-                                                   exact=is_last, original=job.network, **choice)
+        kept, saved, most = latency.select_by_time(
+            network, scores, target, clock, exact=is_last, original=job.network, **choice
+        )
         timed = {**saved.plain(), "max_percent": most.percent}
     else:
         kept = pruner.select_filters(network, scores, target, **choice)
@@ -86,20 +93,28 @@ def best_cut(job, number, target):
     flags, judged = job.flags, job.judged
     candidates, cuts = [], []
     for choice in pruner.choices(job.network, flags.per_cost):
-        small, timed = cut_in_steps(job, number, target, flags.imp_samples, job.state.scores,
-                                    **choice)
+        small, timed = cut_in_steps(
+            job, number, target, flags.imp_samples, job.state.scores, **choice
+        )
         settled = copy_of(small)
         train.reestimate(settled, job.statistics_batches())
         accuracy = train.evaluate(settled, judged.choice_batches())["top1"]
         reached = timed or reached_by(small, job, choice["residual"])
-        candidates.append({**choice, "achieved_percent": reached["achieved_percent"],
-                           "top1": accuracy, "chosen": False})
+        candidates.append(
+            {
+                **choice,
+                "achieved_percent": reached["achieved_percent"],
+                "top1": accuracy,
+                "chosen": False,
+            }
+        )
         cuts.append((small, timed))
     place = best_of(candidates, target)
     candidates[place]["chosen"] = True
     small, timed = cuts[place]
-    tables.print_candidates(candidates, len(judged.validation or judged.test),
-                            held_out=judged is not job.data)
+    tables.print_candidates(
+        candidates, len(judged.validation or judged.test), held_out=judged is not job.data
+    )
     return small, timed, candidates
 
 
@@ -114,8 +129,9 @@ def best_of(candidates, target):
 
 def clock_of(job):
     flags = job.flags
-    return latency.Clock(job.network, job.data.image_size, flags.latency_batch, job.device,
-                         flags.latency_runtime)
+    return latency.Clock(
+        job.network, job.data.image_size, flags.latency_batch, job.device, flags.latency_runtime
+    )
 
 
 def reached_by(network, job, residual=None):
@@ -123,9 +139,12 @@ def reached_by(network, job, residual=None):
     flags, size = job.flags, job.data.image_size
     if flags.budget == "latency":
         return clock_of(job).saved_by(network, latency.LONG).plain()
-    return {"achieved_percent": pruner.pruned_percent(network, flags.budget, size),
-            "max_percent": pruner.max_percent(network, flags.budget, size, flags.round_to,
-                                              residual or flags.residual)}
+    return {
+        "achieved_percent": pruner.pruned_percent(network, flags.budget, size),
+        "max_percent": pruner.max_percent(
+            network, flags.budget, size, flags.round_to, residual or flags.residual
+        ),
+    }
 
 
 def after_pruning(job):
@@ -133,11 +152,12 @@ def after_pruning(job):
     are re-estimated where --bn_images asks for it."""
     flags, network, batches = job.flags, job.network, job.data.test_batches()
     figures = {"after_pruning": train.evaluate(network, batches)}
-    print("  test accuracy right after pruning: "
-          f"{tables.accuracy_text(figures['after_pruning'])}")
+    print(f"  test accuracy right after pruning: {tables.accuracy_text(figures['after_pruning'])}")
     statistics = flags.bn_images and job.statistics_batches()
     if statistics and train.reestimate(network, statistics):
         figures["after_bn"] = train.evaluate(network, batches)
-        print(f"  with BatchNorms re-estimated on {len(statistics.order):,} training images: "
-              f"{tables.accuracy_text(figures['after_bn'])}")
+        print(
+            f"  with BatchNorms re-estimated on {len(statistics.order):,} training images: "
+            f"{tables.accuracy_text(figures['after_bn'])}"
+        )
     return figures

@@ -1,4 +1,5 @@
 """The flags of main.py, their contradictions, and the names of the files that follow from them."""
+
 from argparse import ArgumentTypeError
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -52,230 +53,482 @@ def normalization(text):
         return text.lower()
     values = tuple(map(number, text.strip("[]() ").split(",")))
     if len(values) != 6 or not all(abs(v) < 1e3 for v in values) or min(values[3:]) < 1e-3:
-        raise ArgumentTypeError(f"{text!r} is none of {', '.join(NORMALIZATIONS)}, nor six numbers "
-                                "(three means, three standard deviations, of pixels from 0 to 1)")
+        raise ArgumentTypeError(
+            f"{text!r} is none of {', '.join(NORMALIZATIONS)}, nor six numbers "
+            "(three means, three standard deviations, of pixels from 0 to 1)"
+        )
     return values
 
 
 @dataclass(frozen=True)
 class Experiment:
     """One command line, checked: the value of every flag."""
+
     data_path: str = flag(
-        "data", "CIFAR100", "CIFAR100, CIFAR10, digits (a quick start without a download), or a "
+        "data",
+        "CIFAR100",
+        "CIFAR100, CIFAR10, digits (a quick start without a download), or a "
         "folder with train/ and test/ or val/, one folder of images per class in each",
-        type=location, metavar="DATA", marks=[RESUME_IGNORES])
+        type=location,
+        metavar="DATA",
+        marks=[RESUME_IGNORES],
+    )
     test_percent: int = flag(
-        "data", 0, "for a folder without test images: percent of each class's images that are the "
-        "test images, the same ones in every run", type=integer(0, 90), metavar="N",
-        marks=[CONTROL_MAY_DIFFER])
+        "data",
+        0,
+        "for a folder without test images: percent of each class's images that are the "
+        "test images, the same ones in every run",
+        type=integer(0, 90),
+        metavar="N",
+        marks=[CONTROL_MAY_DIFFER],
+    )
     image_size: int = flag(
-        "data", 32, "height and width in pixels that images are brought to", type=integer(1, 1024),
-        metavar="N")
-    skip_bad_images: bool = switch("data", "leave out images that cannot be read",
-                                   marks=[CONTROL_MAY_DIFFER])
+        "data",
+        32,
+        "height and width in pixels that images are brought to",
+        type=integer(1, 1024),
+        metavar="N",
+    )
+    skip_bad_images: bool = switch(
+        "data", "leave out images that cannot be read", marks=[CONTROL_MAY_DIFFER]
+    )
     val_percent: int = flag(
-        "data", 0, "percent of the training images to hold out: the best epoch is then chosen on "
+        "data",
+        0,
+        "percent of the training images to hold out: the best epoch is then chosen on "
         "them, as on those in val/ where there is test/ too, and the test images choose nothing",
-        type=integer(0, 50), metavar="N")
+        type=integer(0, 50),
+        metavar="N",
+    )
     num_classes: int = flag(
-        "data", None, "stop if the data has another number of classes", shown="from the data",
-        type=integer(2), metavar="N", marks=[CONTROL_MAY_DIFFER, REPORT_MAY_DIFFER])
+        "data",
+        None,
+        "stop if the data has another number of classes",
+        shown="from the data",
+        type=integer(2),
+        metavar="N",
+        marks=[CONTROL_MAY_DIFFER, REPORT_MAY_DIFFER],
+    )
     normalize: tuple = flag(
-        "data", "half", "what pixels from 0 to 1 are normalised with: half (to -1..1), cifar or "
+        "data",
+        "half",
+        "what pixels from 0 to 1 are normalised with: half (to -1..1), cifar or "
         "imagenet (the means and standard deviations of these images; imagenet for weights of "
         "torchvision and timm), or six numbers, the means and then the standard deviations of red, "
-        "green and blue", type=normalization, metavar="NAME|LIST")
+        "green and blue",
+        type=normalization,
+        metavar="NAME|LIST",
+    )
 
     augment: str = flag(
-        "data", "shift", "how training images are varied: " + "; ".join(
-            f"{name} ({words})" for name, words in AUGMENTS.items())
+        "data",
+        "shift",
+        "how training images are varied: "
+        + "; ".join(f"{name} ({words})" for name, words in AUGMENTS.items())
         + ". With crop, images are scaled to 256/224 of the size and cut to their centre to test",
-        choices=AUGMENTS)
+        choices=AUGMENTS,
+    )
     flip: bool = flag(
-        "data", True, "mirror training images, too (digits never are; with none nothing is)",
-        type=boolean, metavar="True|False")
+        "data",
+        True,
+        "mirror training images, too (digits never are; with none nothing is)",
+        type=boolean,
+        metavar="True|False",
+    )
     memory: float = flag(
-        "data", None, "GB of decoded images that are held in memory; of larger data sets, each "
-        "batch is read from a file", shown="a quarter of the machine's", type=positive(1e6),
-        metavar="GB", marks=[RESUME_IGNORES])
+        "data",
+        None,
+        "GB of decoded images that are held in memory; of larger data sets, each "
+        "batch is read from a file",
+        shown="a quarter of the machine's",
+        type=positive(1e6),
+        metavar="GB",
+        marks=[RESUME_IGNORES],
+    )
 
     model: str = flag(
-        "training", "vgg", "the network: " + ", ".join(f"{k} ({v})" for k, v in MODELS.items())
+        "training",
+        "vgg",
+        "the network: "
+        + ", ".join(f"{k} ({v})" for k, v in MODELS.items())
         + "; one of torchvision's by its name there (resnet50), of timm's as timm:NAME, or your "
-        "own as FILE.py:NAME, which is called with num_classes", "-m", type=location,
-        metavar="NAME", marks=[REPORT_MAY_DIFFER])
+        "own as FILE.py:NAME, which is called with num_classes",
+        "-m",
+        type=location,
+        metavar="NAME",
+        marks=[REPORT_MAY_DIFFER],
+    )
     width: float = flag(
-        "training", 1.0, "multiplies the widths of the unpruned network, one of the first four",
-        type=positive(4), metavar="FACTOR", marks=[REPORT_MAY_DIFFER])
+        "training",
+        1.0,
+        "multiplies the widths of the unpruned network, one of the first four",
+        type=positive(4),
+        metavar="FACTOR",
+        marks=[REPORT_MAY_DIFFER],
+    )
     ebt: bool = switch(
-        "training", "Early-Bird job: train briefly, prune once, retrain; False: train fully, then "
-        "prune and retrain in rounds")
+        "training",
+        "Early-Bird job: train briefly, prune once, retrain; False: train fully, then "
+        "prune and retrain in rounds",
+    )
     preset: str = flag(
-        "training", "paper", "learning rates, epochs and batch size, see PRESETS in config.py: "
-        + ", ".join(PRESETS), choices=PRESETS, metavar="NAME")
+        "training",
+        "paper",
+        "learning rates, epochs and batch size, see PRESETS in config.py: " + ", ".join(PRESETS),
+        choices=PRESETS,
+        metavar="NAME",
+    )
     epochs: int = flag(
-        "training", None, "epochs of every training: the plain one, the one with the penalty, and "
+        "training",
+        None,
+        "epochs of every training: the plain one, the one with the penalty, and "
         "each retraining (orthoreg, before a further round: as many without the penalty, then with "
-        "it). A warm-up, and when rates fall, keep their proportions", shown="the preset's",
-        type=integer(1, 100_000), metavar="N")
+        "it). A warm-up, and when rates fall, keep their proportions",
+        shown="the preset's",
+        type=integer(1, 100_000),
+        metavar="N",
+    )
     lr: float = flag(
-        "training", None, "the learning rate that every training begins with; the preset's later "
-        "rates keep their proportions to it", shown="the preset's", type=positive(1e6),
-        metavar="RATE")
+        "training",
+        None,
+        "the learning rate that every training begins with; the preset's later "
+        "rates keep their proportions to it",
+        shown="the preset's",
+        type=positive(1e6),
+        metavar="RATE",
+    )
     optimizer: str = flag(
-        "training", "sgd", "the optimizer; adam takes the preset's adam_lr",
-        choices=("sgd", "adam"))
+        "training", "sgd", "the optimizer; adam takes the preset's adam_lr", choices=("sgd", "adam")
+    )
     batch_size: int = flag(
-        "training", None, "images in a training step", shown="the preset's", type=integer(2),
-        metavar="N")
+        "training",
+        None,
+        "images in a training step",
+        shown="the preset's",
+        type=integer(2),
+        metavar="N",
+    )
     penalty: float = flag(
-        "training", None, "the weight of the orthonormality penalty, lambda", shown="the "
-        "network's in config.py", type=positive(1e6, or_zero=True), metavar="LAMBDA",
-        marks=[REPORT_MAY_DIFFER])
+        "training",
+        None,
+        "the weight of the orthonormality penalty, lambda",
+        shown="the network's in config.py",
+        type=positive(1e6, or_zero=True),
+        metavar="LAMBDA",
+        marks=[REPORT_MAY_DIFFER],
+    )
     class_weights: str = flag(
-        "training", False, "balanced: all classes count alike in the training's loss, however many "
-        "images they have", type=one_of("balanced", False), metavar="{balanced,False}")
+        "training",
+        False,
+        "balanced: all classes count alike in the training's loss, however many images they have",
+        type=one_of("balanced", False),
+        metavar="{balanced,False}",
+    )
     init: str = flag(
-        "training", None, "begin with the weights in this file, as far as they fit: a network of "
+        "training",
+        None,
+        "begin with the weights in this file, as far as they fit: a network of "
         "this suite, a published one, or torchvision's; in the architecture of a pruned one. Of "
         "several state dicts in a file FILE:KEY takes the one under that key (model.pth:ema). "
         "DEFAULT: torchvision's own weights, downloaded, and their normalisation",
-        shown="fresh weights", type=location, metavar="FILE|DEFAULT",
-        marks=[CONTROL_MAY_DIFFER])
+        shown="fresh weights",
+        type=location,
+        metavar="FILE|DEFAULT",
+        marks=[CONTROL_MAY_DIFFER],
+    )
     classifier: str = flag(
-        "training", False, "keep: begin with the classifier in the file, too, because its classes "
+        "training",
+        False,
+        "keep: begin with the classifier in the file, too, because its classes "
         "are those of the images, in the same order (sorted by name); otherwise it begins fresh "
-        "unless the file names the same classes", type=one_of("keep", False),
-        metavar="{keep,False}", only_with="init", marks=[CONTROL_MAY_DIFFER])
+        "unless the file names the same classes",
+        type=one_of("keep", False),
+        metavar="{keep,False}",
+        only_with="init",
+        marks=[CONTROL_MAY_DIFFER],
+    )
     choose: str = flag(
-        "training", "best", "the epoch that a training ends with: best (the highest accuracy on "
+        "training",
+        "best",
+        "the epoch that a training ends with: best (the highest accuracy on "
         "the validation images, or the test images where there are none) or last",
-        shown="best, or the preset's", choices=("best", "last"))
-    seed: int = flag("training", 0, "seed of all random choices", type=integer(0), metavar="N",
-                     marks=[REPORT_MAY_DIFFER])
+        shown="best, or the preset's",
+        choices=("best", "last"),
+    )
+    seed: int = flag(
+        "training",
+        0,
+        "seed of all random choices",
+        type=integer(0),
+        metavar="N",
+        marks=[REPORT_MAY_DIFFER],
+    )
     only_train: str = flag(
-        "training", False, "train the plain network (base), or the one with the penalty (ortho), "
-        "and stop", type=one_of("base", "ortho", False), metavar="{base,ortho,False}",
-        marks=[SET_BY_SWEEP])
+        "training",
+        False,
+        "train the plain network (base), or the one with the penalty (ortho), and stop",
+        type=one_of("base", "ortho", False),
+        metavar="{base,ortho,False}",
+        marks=[SET_BY_SWEEP],
+    )
     pretrained: bool = switch(
-        "training", "start with the network in pretrained/ instead of training it",
-        marks=[CONTROL_MAY_DIFFER, SET_BY_SWEEP, REPORT_MAY_DIFFER])
+        "training",
+        "start with the network in pretrained/ instead of training it",
+        marks=[CONTROL_MAY_DIFFER, SET_BY_SWEEP, REPORT_MAY_DIFFER],
+    )
     resume: bool = switch(
-        "training", "go on with this command's run that was stopped, with the same result",
-        marks=[RESUME_IGNORES, SET_BY_SWEEP])
+        "training",
+        "go on with this command's run that was stopped, with the same result",
+        marks=[RESUME_IGNORES, SET_BY_SWEEP],
+    )
     wait: bool = switch(
-        "training", "where another run writes the same files, wait until it has ended",
-        marks=[RESUME_IGNORES, SET_BY_SWEEP])
+        "training",
+        "where another run writes the same files, wait until it has ended",
+        marks=[RESUME_IGNORES, SET_BY_SWEEP],
+    )
 
     pruning_type: str = flag(
-        "pruning", None, "how filters are judged: " + "; ".join(
-            f"{name} ({method.help})" for name, method in ESTIMATORS.items()),
-        shown="none; required to prune", choices=ESTIMATORS, metavar="TYPE",
-        marks=[REPORT_MAY_DIFFER])
+        "pruning",
+        None,
+        "how filters are judged: "
+        + "; ".join(f"{name} ({method.help})" for name, method in ESTIMATORS.items()),
+        shown="none; required to prune",
+        choices=ESTIMATORS,
+        metavar="TYPE",
+        marks=[REPORT_MAY_DIFFER],
+    )
     prune_percent: int = flag(
-        "pruning", None, "percent of all filters to remove, 0 to 95", "--pruning_percent",
-        shown="none; this or --thresholds is required to prune", type=integer(0, 95), metavar="N",
-        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
+        "pruning",
+        None,
+        "percent of all filters to remove, 0 to 95",
+        "--pruning_percent",
+        shown="none; this or --thresholds is required to prune",
+        type=integer(0, 95),
+        metavar="N",
+        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
+    )
     n_rounds: int = flag(
-        "pruning", None, "rounds of pruning and retraining", shown=1, type=integer(1, 95),
-        metavar="N", marks=[REPORT_MAY_DIFFER])
+        "pruning",
+        None,
+        "rounds of pruning and retraining",
+        shown=1,
+        type=integer(1, 95),
+        metavar="N",
+        marks=[REPORT_MAY_DIFFER],
+    )
     thresholds: tuple = flag(
-        "pruning", (), "the percent after each round, as in '[10, 50, 80]'", shown="none",
-        type=rising(0, 95), metavar="LIST", marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
+        "pruning",
+        (),
+        "the percent after each round, as in '[10, 50, 80]'",
+        shown="none",
+        type=rising(0, 95),
+        metavar="LIST",
+        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
+    )
     budget: str = flag(
-        "pruning", "filters", "what --prune_percent counts: filters, macs (multiply-adds), params "
+        "pruning",
+        "filters",
+        "what --prune_percent counts: filters, macs (multiply-adds), params "
         "(parameters), or latency (measured time for a batch: 50 makes it twice as fast)",
-        choices=BUDGETS)
+        choices=BUDGETS,
+    )
     latency_batch: int = flag(
-        "pruning", 32, "images in a batch that is timed", type=integer(1, 65536), metavar="N",
-        only_with="budget=latency")
+        "pruning",
+        32,
+        "images in a batch that is timed",
+        type=integer(1, 65536),
+        metavar="N",
+        only_with="budget=latency",
+    )
     latency_runtime: str = flag(
-        "pruning", "pytorch", "what is timed: pytorch on --device, or onnxruntime on the CPU, with "
-        "the network as --export writes it", choices=("pytorch", "onnxruntime"),
-        only_with="budget=latency")
+        "pruning",
+        "pytorch",
+        "what is timed: pytorch on --device, or onnxruntime on the CPU, with "
+        "the network as --export writes it",
+        choices=("pytorch", "onnxruntime"),
+        only_with="budget=latency",
+    )
     round_to: int = flag(
-        "pruning", 1, "widths of pruned layers go up to the next multiple of this; hardware is "
-        "fast at multiples of 8", type=integer(1, 1024), metavar="N")
+        "pruning",
+        1,
+        "widths of pruned layers go up to the next multiple of this; hardware is "
+        "fast at multiples of 8",
+        type=integer(1, 1024),
+        metavar="N",
+    )
     ranking: str = flag(
-        "pruning", "global", "how the scores of different layers are compared: " + "; ".join(
-            f"{name} ({words})" for name, words in RANKINGS.items())
-        + "; paper (as the method's own paper does)", shown="global, or the preset's",
-        choices=(*RANKINGS, "paper"), named=("{}", "{}"), marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
+        "pruning",
+        "global",
+        "how the scores of different layers are compared: "
+        + "; ".join(f"{name} ({words})" for name, words in RANKINGS.items())
+        + "; paper (as the method's own paper does)",
+        shown="global, or the preset's",
+        choices=(*RANKINGS, "paper"),
+        named=("{}", "{}"),
+        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
+    )
     per_cost: bool = flag(
-        "pruning", False, "rank filters by the change of the loss that their score stands for, "
+        "pruning",
+        False,
+        "rank filters by the change of the loss that their score stands for, "
         "divided by what they cost of what --budget counts, so that much is saved first where "
-        "little is lost", shown="False, or the preset's", type=boolean, metavar="True|False",
-        named=("percost", "per cost"), marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
+        "little is lost",
+        shown="False, or the preset's",
+        type=boolean,
+        metavar="True|False",
+        named=("percost", "per cost"),
+        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
+    )
     residual: str = flag(
-        "pruning", "single", "where several layers write the same channels, as into a residual "
+        "pruning",
+        "single",
+        "where several layers write the same channels, as into a residual "
         "stream: judge each layer's filter by itself (single), or remove all that write a channel "
-        "together, by the sum of their scores (coupled)", shown="single, or the preset's",
-        choices=("single", "coupled"), named=("{}", "{}"),
-        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
+        "together, by the sum of their scores (coupled)",
+        shown="single, or the preset's",
+        choices=("single", "coupled"),
+        named=("{}", "{}"),
+        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
+    )
     score_steps: int = flag(
-        "pruning", 1, "make the cut of a round in so many steps, each by scores of what is left; "
+        "pruning",
+        1,
+        "make the cut of a round in so many steps, each by scores of what is left; "
         "nothing is trained between them; where scores are computed from images, BatchNorms "
-        "are re-estimated", shown="1, or the "
-        "preset's", type=integer(1, 100), metavar="K", named=("steps{}", "{} steps"),
-        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
+        "are re-estimated",
+        shown="1, or the preset's",
+        type=integer(1, 100),
+        metavar="K",
+        named=("steps{}", "{} steps"),
+        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
+    )
     select: str = flag(
-        "pruning", False, "best: make the cut by each --ranking, single and coupled, re-estimate "
+        "pruning",
+        False,
+        "best: make the cut by each --ranking, single and coupled, re-estimate "
         "BatchNorms, and retrain the one with the highest accuracy on validation images, or on a "
         "tenth of the training images that nothing else of the cut sees",
-        type=one_of("best", False), metavar="{best,False}", named=("{}", "{} of rankings"),
-        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
+        type=one_of("best", False),
+        metavar="{best,False}",
+        named=("{}", "{} of rankings"),
+        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
+    )
     bn_images: int = flag(
-        "pruning", 0, "training images that the BatchNorms' running statistics are re-estimated on "
-        "after a cut; 0: they stay as they were", shown="0, or the preset's", type=integer(0),
-        metavar="N", named=("bn{}", "BatchNorm on {} images"),
-        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER])
+        "pruning",
+        0,
+        "training images that the BatchNorms' running statistics are re-estimated on "
+        "after a cut; 0: they stay as they were",
+        shown="0, or the preset's",
+        type=integer(0),
+        metavar="N",
+        named=("bn{}", "BatchNorm on {} images"),
+        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
+    )
     distill: float = flag(
-        "pruning", 0.0, "this share of the loss of a retraining is the distance from the answers "
-        "of the network that the round began with", shown="0, or the preset's",
-        type=positive(1, or_zero=True), metavar="SHARE", named=("distill{:g}", "distilled {:g}"),
-        marks=[REPORT_MAY_DIFFER])
+        "pruning",
+        0.0,
+        "this share of the loss of a retraining is the distance from the answers "
+        "of the network that the round began with",
+        shown="0, or the preset's",
+        type=positive(1, or_zero=True),
+        metavar="SHARE",
+        named=("distill{:g}", "distilled {:g}"),
+        marks=[REPORT_MAY_DIFFER],
+    )
     imp_samples: int = flag(
-        "pruning", 10000, "training images that importance is measured on (all, if there are "
-        "fewer)", type=integer(1), metavar="N")
+        "pruning",
+        10000,
+        "training images that importance is measured on (all, if there are fewer)",
+        type=integer(1),
+        metavar="N",
+    )
     GraSP_T: float = flag(
-        "pruning", 200.0, "temperature of grasp", shown=200, type=positive(1e6), metavar="T")
+        "pruning", 200.0, "temperature of grasp", shown=200, type=positive(1e6), metavar="T"
+    )
     rdt_projections: int = flag(
-        "pruning", 3, "backward passes of rdt per minibatch; 0: one for each class, exact",
-        type=integer(0, 1000), metavar="N")
+        "pruning",
+        3,
+        "backward passes of rdt per minibatch; 0: one for each class, exact",
+        type=integer(0, 1000),
+        metavar="N",
+    )
     eb_detect: bool = switch(
-        "pruning", "in an Early-Bird job, end the first training as soon as the filters that would "
-        "be kept no longer change", marks=[ONLY_PRUNED])
+        "pruning",
+        "in an Early-Bird job, end the first training as soon as the filters that would "
+        "be kept no longer change",
+        marks=[ONLY_PRUNED],
+    )
     eb_epsilon: float = flag(
-        "pruning", 0.1, "the ticket is found when the filters to keep differ from each of the 4 "
-        "epochs before in at most this share", type=positive(1), metavar="SHARE",
-        marks=[ONLY_PRUNED], only_with="eb_detect=True")
+        "pruning",
+        0.1,
+        "the ticket is found when the filters to keep differ from each of the 4 "
+        "epochs before in at most this share",
+        type=positive(1),
+        metavar="SHARE",
+        marks=[ONLY_PRUNED],
+        only_with="eb_detect=True",
+    )
     eb_samples: int = flag(
-        "pruning", 2000, "training images that each epoch's choice is measured on",
-        type=integer(1), metavar="N", marks=[ONLY_PRUNED], only_with="eb_detect=True")
+        "pruning",
+        2000,
+        "training images that each epoch's choice is measured on",
+        type=integer(1),
+        metavar="N",
+        marks=[ONLY_PRUNED],
+        only_with="eb_detect=True",
+    )
     control: str = flag(
-        "pruning", False, "instead of pruning: train the unpruned network for as many epochs, or "
-        "the pruned architecture from scratch", type=one_of("unpruned", "scratch", False),
-        metavar="{unpruned,scratch,False}", marks=[CONTROL_MAY_DIFFER, REPORT_MAY_DIFFER])
+        "pruning",
+        False,
+        "instead of pruning: train the unpruned network for as many epochs, or "
+        "the pruned architecture from scratch",
+        type=one_of("unpruned", "scratch", False),
+        metavar="{unpruned,scratch,False}",
+        marks=[CONTROL_MAY_DIFFER, REPORT_MAY_DIFFER],
+    )
 
-    out: str = flag("output", ".", "the folder in which pretrained/ and pruned_nets/ are",
-                    type=location, metavar="FOLDER", marks=[RESUME_IGNORES])
-    tensorboard: bool = switch("output", "write TensorBoard's files beside the result",
-                               marks=[RESUME_IGNORES])
+    out: str = flag(
+        "output",
+        ".",
+        "the folder in which pretrained/ and pruned_nets/ are",
+        type=location,
+        metavar="FOLDER",
+        marks=[RESUME_IGNORES],
+    )
+    tensorboard: bool = switch(
+        "output", "write TensorBoard's files beside the result", marks=[RESUME_IGNORES]
+    )
     print_config: bool = switch(
-        "output", "show the whole job, with schedules and files, and stop",
-        marks=[RESUME_IGNORES, SET_BY_SWEEP])
+        "output",
+        "show the whole job, with schedules and files, and stop",
+        marks=[RESUME_IGNORES, SET_BY_SWEEP],
+    )
 
-    device: str = flag("hardware", "auto", "auto takes a GPU where there is one", choices=DEVICES,
-                       marks=[CONTROL_MAY_DIFFER, REPORT_MAY_DIFFER])
+    device: str = flag(
+        "hardware",
+        "auto",
+        "auto takes a GPU where there is one",
+        choices=DEVICES,
+        marks=[CONTROL_MAY_DIFFER, REPORT_MAY_DIFFER],
+    )
     amp: str = flag(
-        "hardware", False, "train in this precision where autocast finds it safe; penalty, "
-        "importance and accuracy stay float32", type=one_of("bfloat16", "float16", False),
-        metavar="{bfloat16,float16,False}")
+        "hardware",
+        False,
+        "train in this precision where autocast finds it safe; penalty, "
+        "importance and accuracy stay float32",
+        type=one_of("bfloat16", "float16", False),
+        metavar="{bfloat16,float16,False}",
+    )
     compile: bool = switch(
-        "hardware", "train through torch.compile, which takes a minute at the start of each "
-        "training", marks=[CONTROL_MAY_DIFFER])
-    deterministic: bool = switch("hardware", "make a GPU repeat a run bit for bit, which is slower",
-                                 marks=[CONTROL_MAY_DIFFER])
+        "hardware",
+        "train through torch.compile, which takes a minute at the start of each training",
+        marks=[CONTROL_MAY_DIFFER],
+    )
+    deterministic: bool = switch(
+        "hardware",
+        "make a GPU repeat a run bit for bit, which is slower",
+        marks=[CONTROL_MAY_DIFFER],
+    )
 
     @property
     def identity(self):
@@ -285,15 +538,39 @@ class Experiment:
     @property
     def images(self):
         """The arguments of `data.load_data`."""
-        return {**{name: getattr(self, name) for name in (
-            "data_path", "image_size", "skip_bad_images", "test_percent", "normalize", "augment",
-            "flip")}, "memory": self.memory and self.memory * 1e9}
+        return {
+            **{
+                name: getattr(self, name)
+                for name in (
+                    "data_path",
+                    "image_size",
+                    "skip_bad_images",
+                    "test_percent",
+                    "normalize",
+                    "augment",
+                    "flip",
+                )
+            },
+            "memory": self.memory and self.memory * 1e9,
+        }
 
     def choice(self, image_size):
         """The arguments of `pruner.select_filters`, beside the percent."""
-        return {**{name: getattr(self, name) for name in (
-            "budget", "round_to", "residual", "ranking", "per_cost", "pruning_type")},
-                "image_size": image_size, "below_one": True}
+        return {
+            **{
+                name: getattr(self, name)
+                for name in (
+                    "budget",
+                    "round_to",
+                    "residual",
+                    "ranking",
+                    "per_cost",
+                    "pruning_type",
+                )
+            },
+            "image_size": image_size,
+            "below_one": True,
+        }
 
     @property
     def estimator(self):
@@ -341,8 +618,12 @@ class Experiment:
     def method(self):
         """What is compared under this name: the pruning type, or a control of it."""
         if self.control == "unpruned":
-            parts = ["ortho" if self.penalised else "base", self._lambda, *self._unusual,
-                     "unpruned"]
+            parts = [
+                "ortho" if self.penalised else "base",
+                self._lambda,
+                *self._unusual,
+                "unpruned",
+            ]
         else:
             parts = [self.pruning_type, self._lambda, *self._unusual, self.control]
         return "-".join(filter(None, parts))
@@ -353,9 +634,11 @@ class Experiment:
         usual = {**DEFAULTS, **PRESETS[self.preset].flags}
         if self.select:  # which sets them itself
             usual |= {"ranking": self.ranking, "residual": self.residual}
-        return [_written(each, getattr(self, each.name))
-                for each in named_flags(self.control)
-                if str(getattr(self, each.name)) != str(usual[each.name])]
+        return [
+            _written(each, getattr(self, each.name))
+            for each in named_flags(self.control)
+            if str(getattr(self, each.name)) != str(usual[each.name])
+        ]
 
     @property
     def _lambda(self):
@@ -369,15 +652,19 @@ class Experiment:
         return Path(self.out) / "pruned_nets" / self.job / folder / f"{name}_{self.seed}.pth"
 
 
-DEFAULTS = {each.name: each.default for each in fields(Experiment)
-            if RESUME_IGNORES not in each.metadata["marks"]}
+DEFAULTS = {
+    each.name: each.default
+    for each in fields(Experiment)
+    if RESUME_IGNORES not in each.metadata["marks"]
+}
 
 
 def named_flags(control):
     """The flags, as fields, that show in the names of files and in those of reports' methods."""
     pruned = marked(Experiment, ONLY_PRUNED) if control == "unpruned" else ()
-    return [each for each in fields(Experiment)
-            if each.metadata["named"] and each.name not in pruned]
+    return [
+        each for each in fields(Experiment) if each.metadata["named"] and each.name not in pruned
+    ]
 
 
 def _written(flag, value):
@@ -387,28 +674,53 @@ def _written(flag, value):
 def words_of(flags, control):
     """How an experiment differs from the published one, in words: ["mean", "8 steps"]. flags: name
     -> value."""
-    return [each.metadata["named"][1].format(flags[each.name]) for each in named_flags(control)
-            if flags.get(each.name, each.default) != each.default]
+    return [
+        each.metadata["named"][1].format(flags[each.name])
+        for each in named_flags(control)
+        if flags.get(each.name, each.default) != each.default
+    ]
 
 
 def comparable(flags):
     """The flags of a file, which an older version may have written, as `identity` has them."""
-    return {**DEFAULTS, **{name: value for name, value in flags.items()
-                           if name not in marked(Experiment, RESUME_IGNORES)}}
+    return {
+        **DEFAULTS,
+        **{
+            name: value
+            for name, value in flags.items()
+            if name not in marked(Experiment, RESUME_IGNORES)
+        },
+    }
 
 
 @dataclass(frozen=True)
 class Sweep:
     """A command line that runs many experiments."""
+
     sweep: str = flag(
-        "comparison", None, "run all experiments of a JSON file, or of an entry of SWEEPS in "
-        f"config.py: {', '.join(SWEEPS)}", shown="none", type=location, metavar="FILE")
+        "comparison",
+        None,
+        "run all experiments of a JSON file, or of an entry of SWEEPS in "
+        f"config.py: {', '.join(SWEEPS)}",
+        shown="none",
+        type=location,
+        metavar="FILE",
+    )
     jobs: int = flag(
-        "comparison", 1, "how many experiments of a sweep at once; with several GPUs each gets one",
-        type=integer(1, 1000), metavar="N")
+        "comparison",
+        1,
+        "how many experiments of a sweep at once; with several GPUs each gets one",
+        type=integer(1, 1000),
+        metavar="N",
+    )
     cell: int = flag(
-        "comparison", None, "run only experiment K of the sweep, and what it needs",
-        shown="all", type=integer(1), metavar="K")
+        "comparison",
+        None,
+        "run only experiment K of the sweep, and what it needs",
+        shown="all",
+        type=integer(1),
+        metavar="K",
+    )
     print_config: bool = False
 
 
@@ -420,11 +732,11 @@ def make_parser(description=None):
 
 
 def parse(argv, description=None):
-    """The command line -> Experiment or Sweep. Raises InputError where flags contradict each other.
-    """
+    """The command line -> Experiment or Sweep. Raises InputError where flags are in conflict."""
     args = make_parser(description).parse_args(argv)
-    sweep = Sweep(**{each.name: vars(args).pop(each.name)
-                     for each in fields(Sweep) if each.metadata})
+    sweep = Sweep(
+        **{each.name: vars(args).pop(each.name) for each in fields(Sweep) if each.metadata}
+    )
     if sweep.sweep:
         return _checked_sweep(sweep, args)
     if sweep != Sweep():
@@ -444,19 +756,25 @@ def parse(argv, description=None):
     else:
         _check_pruning(args, given)
     if args.ebt and rounds > 1:
-        raise InputError(f"--ebt=True prunes once, and {rounds} rounds are asked for; leave out "
-                         "--ebt=True to prune iteratively, or ask for one round")
+        raise InputError(
+            f"--ebt=True prunes once, and {rounds} rounds are asked for; leave out "
+            "--ebt=True to prune iteratively, or ask for one round"
+        )
     _check_together(args)
     _check_ranking(args, given)
     batch_size = args.batch_size or PRESETS[args.preset].batch_size
     if batch_size < 2 * processes()[1]:
-        raise InputError(f"--batch_size={batch_size} is less than two images for each of the "
-                         f"{processes()[1]} processes")
+        raise InputError(
+            f"--batch_size={batch_size} is less than two images for each of the "
+            f"{processes()[1]} processes"
+        )
     flags = Experiment(**vars(args) | {"n_rounds": rounds, "batch_size": batch_size})
     if flags.penalty is not None and not flags.penalised:
         those = ", ".join(filter(has_penalty, ESTIMATORS))
-        raise InputError(f"--penalty only works where the network is trained with it: {those}, or "
-                         "--only_train=ortho")
+        raise InputError(
+            f"--penalty only works where the network is trained with it: {those}, or "
+            "--only_train=ortho"
+        )
     return flags
 
 
@@ -477,11 +795,15 @@ def _check_ranking(args, given):
     """Raise InputError where flags on the choice of filters contradict each other."""
     if args.select:
         for name in sorted({"ranking", "residual"} & given):
-            raise InputError(f"--select=best tries all rankings, single and coupled; leave out "
-                             f"--{name}, or say --select=False")
+            raise InputError(
+                f"--select=best tries all rankings, single and coupled; leave out "
+                f"--{name}, or say --select=False"
+            )
         if args.eb_detect:
-            raise InputError("--eb_detect=True compares what one ranking keeps from epoch to "
-                             "epoch; leave out --select=best, or say --select=False")
+            raise InputError(
+                "--eb_detect=True compares what one ranking keeps from epoch to "
+                "epoch; leave out --select=best, or say --select=False"
+            )
         args.ranking, args.residual = DEFAULTS["ranking"], DEFAULTS["residual"]
     if args.per_cost and args.pruning_type:
         try:
@@ -489,8 +811,9 @@ def _check_ranking(args, given):
         except ValueError as error:
             raise InputError(f"--per_cost=True: {error}") from error
     if args.bn_images == 1:
-        raise InputError("--bn_images=1: statistics need two images at least; 0 leaves them as "
-                         "they are")
+        raise InputError(
+            "--bn_images=1: statistics need two images at least; 0 leaves them as they are"
+        )
 
 
 def _checked_sweep(sweep, args):
@@ -506,20 +829,27 @@ def _checked_sweep(sweep, args):
 def _check_only_train(args):
     for each in fields(Experiment):
         if each.metadata["group"] == "pruning" and getattr(args, each.name) != each.default:
-            raise InputError(f"--only_train={args.only_train} trains and stops, it does not "
-                             f"prune; leave out --{each.name}")
+            raise InputError(
+                f"--only_train={args.only_train} trains and stops, it does not "
+                f"prune; leave out --{each.name}"
+            )
     if args.pretrained and (args.only_train == "base" or args.ebt):
-        raise InputError(f"--only_train={args.only_train} trains from scratch here, so there "
-                         "is nothing to load; leave out --pretrained=True")
+        raise InputError(
+            f"--only_train={args.only_train} trains from scratch here, so there "
+            "is nothing to load; leave out --pretrained=True"
+        )
 
 
 def _check_pruning(args, given):
     if not args.pruning_type:
-        raise InputError(f"--pruning_type is missing: one of {', '.join(ESTIMATORS)}; to prune "
-                         "nothing: --only_train=base or --only_train=ortho")
+        raise InputError(
+            f"--pruning_type is missing: one of {', '.join(ESTIMATORS)}; to prune "
+            "nothing: --only_train=base or --only_train=ortho"
+        )
     if args.thresholds and args.prune_percent is not None:
-        raise InputError("--thresholds and --prune_percent contradict each other; leave out one of "
-                         "them")
+        raise InputError(
+            "--thresholds and --prune_percent contradict each other; leave out one of them"
+        )
     if args.control == "unpruned":
         for each in named_flags(False):
             if ONLY_PRUNED in each.metadata["marks"]:
@@ -527,15 +857,20 @@ def _check_pruning(args, given):
                     raise InputError(f"--control=unpruned prunes nothing; leave out --{each.name}")
                 setattr(args, each.name, each.default)
         if args.thresholds or args.prune_percent is not None:
-            raise InputError("--control=unpruned prunes nothing; leave out the percent "
-                             "(--n_rounds says how many rounds to train)")
+            raise InputError(
+                "--control=unpruned prunes nothing; leave out the percent "
+                "(--n_rounds says how many rounds to train)"
+            )
         args.prune_percent = 0
     if not args.thresholds and args.prune_percent is None:
-        raise InputError("--prune_percent is missing: an integer from 0 to 95 (or --thresholds, a "
-                         "list of them)")
+        raise InputError(
+            "--prune_percent is missing: an integer from 0 to 95 (or --thresholds, a list of them)"
+        )
     if args.thresholds and args.n_rounds not in (None, len(args.thresholds)):
-        raise InputError(f"--thresholds names {len(args.thresholds)} rounds and --n_rounds "
-                         f"{args.n_rounds}; leave out --n_rounds")
+        raise InputError(
+            f"--thresholds names {len(args.thresholds)} rounds and --n_rounds "
+            f"{args.n_rounds}; leave out --n_rounds"
+        )
 
 
 def _check_together(args):
@@ -548,9 +883,13 @@ def _check_together(args):
     if args.latency_runtime == "onnxruntime":
         need("--latency_runtime=onnxruntime", "onnx", "onnxscript", "onnxruntime")
     if args.budget == "latency" and args.eb_detect:
-        raise InputError("--eb_detect=True needs filters that only change when the network does, "
-                         "and measured times always change; take --budget=macs")
+        raise InputError(
+            "--eb_detect=True needs filters that only change when the network does, "
+            "and measured times always change; take --budget=macs"
+        )
     if args.eb_detect and (args.control or args.pretrained or not args.ebt):
-        raise InputError("--eb_detect=True looks for the ticket while the network is trained in an "
-                         "Early-Bird job: it needs --ebt=True, and neither --pretrained=True nor "
-                         "--control")
+        raise InputError(
+            "--eb_detect=True looks for the ticket while the network is trained in an "
+            "Early-Bird job: it needs --ebt=True, and neither --pretrained=True nor "
+            "--control"
+        )

@@ -1,4 +1,5 @@
 """A network leaves the suite, as a file of .pt2, .onnx or .safetensors, and runs elsewhere."""
+
 import io
 import json
 import statistics
@@ -26,9 +27,22 @@ onnx, onnxruntime, safetensors_torch = map(lazy, ("onnx", "onnxruntime", "safete
 
 ONNX = "onnx", "onnxscript", "onnxruntime"
 OLDEST_WRITTEN = 18  # opset that torch writes; older ones are made of it
-WEIGHTED, ELEMENTWISE = ("Conv", "Gemm", "MatMul"), (
-    "Add", "Clip", "Elu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "PRelu", "Relu",
-    "Sigmoid", "Tanh")
+WEIGHTED, ELEMENTWISE = (
+    ("Conv", "Gemm", "MatMul"),
+    (
+        "Add",
+        "Clip",
+        "Elu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Mul",
+        "PRelu",
+        "Relu",
+        "Sigmoid",
+        "Tanh",
+    ),
+)
 WIDE = 8  # widths that are multiples of it are fast in most runtimes
 
 
@@ -45,8 +59,18 @@ class _Product(torch.nn.Module):
         return self.network(images * self.scale - self.shift if self.scaled else images)
 
 
-def export(model, classes, path, images, inside=False, normalize=HALF, white=None, fold=True,
-           opset=None, scaled=None):
+def export(
+    model,
+    classes,
+    path,
+    images,
+    inside=False,
+    normalize=HALF,
+    white=None,
+    fold=True,
+    opset=None,
+    scaled=None,
+):
     """Write `model` for use without this suite: .pt2 (torch.export), .onnx or .safetensors.
 
     classes: their names. images: real ones, normalised, N x 3 x H x W. normalize: with what, the
@@ -64,8 +88,10 @@ def export(model, classes, path, images, inside=False, normalize=HALF, white=Non
     if kind not in EXPORTS:
         raise InputError(f"--export={path}: the name must end in {', '.join(EXPORTS)}")
     if inside and kind == ".safetensors":
-        raise InputError("--export_normalize=True: a .safetensors file holds weights, and no graph "
-                         "that could normalise; the normalisation is in its metadata")
+        raise InputError(
+            "--export_normalize=True: a .safetensors file holds weights, and no graph "
+            "that could normalise; the normalisation is in its metadata"
+        )
     if opset and kind != ".onnx":
         raise InputError(f"--export_opset={opset} only works with --export=FILE.onnx")
     model = copy_of(model).cpu().eval().to(memory_format=torch.contiguous_format)
@@ -76,16 +102,25 @@ def export(model, classes, path, images, inside=False, normalize=HALF, white=Non
     images = images.cpu().contiguous()
     given = images * deviations + means if inside else images
     with torch.no_grad():
-        product = model if kind == ".safetensors" else _Product(
-            lower(model, images, fold, plain=kind == ".onnx"),
-            *((1 / deviations, means / deviations) if inside else ()))
+        product = (
+            model
+            if kind == ".safetensors"
+            else _Product(
+                lower(model, images, fold, plain=kind == ".onnx"),
+                *((1 / deviations, means / deviations) if inside else ()),
+            )
+        )
         content, loaded = EXPORTS[kind](product, given, metadata, opset, fold)
         logits = model(images)
-        difference = max((loaded(given) - logits).abs().max().item(),
-                         (loaded(given[:1]) - logits[:1]).abs().max().item())
+        difference = max(
+            (loaded(given) - logits).abs().max().item(),
+            (loaded(given[:1]) - logits[:1]).abs().max().item(),
+        )
     if not difference <= 1e-3 * max(1, logits.abs().max().item()):
-        raise InputError(f"--export={path}: the exported network's logits differ by "
-                         f"{difference:.2g}; nothing was written")
+        raise InputError(
+            f"--export={path}: the exported network's logits differ by "
+            f"{difference:.2g}; nothing was written"
+        )
     write_atomically({path: content})
     return {"difference": difference, "metadata": metadata}
 
@@ -93,42 +128,73 @@ def export(model, classes, path, images, inside=False, normalize=HALF, white=Non
 def odd_widths(model):
     """(how many layers have widths that are no multiples of WIDE and were others, of how many)."""
     groups = filter_groups(model)
-    return sum(g.conv.out_channels % WIDE != 0 and g.conv.out_channels < g.dense
-               for g in groups), len(groups)
+    return sum(
+        g.conv.out_channels % WIDE != 0 and g.conv.out_channels < g.dense for g in groups
+    ), len(groups)
 
 
 def _metadata(model, classes, size, scaled, inside, normalize, white):
     means, deviations = ((0.0,) * 3, (1.0,) * 3) if inside else (normalize[:3], normalize[3:])
-    pixels = "pixels from 0 to 1" if inside else (
-        f"pixels from 0 to 1 normalised with means {_numbers(means)} and standard deviations "
-        f"{_numbers(deviations)}{', so from -1 to 1' if tuple(normalize) == HALF else ''}")
+    pixels = (
+        "pixels from 0 to 1"
+        if inside
+        else (
+            f"pixels from 0 to 1 normalised with means {_numbers(means)} and standard deviations "
+            f"{_numbers(deviations)}{', so from -1 to 1' if tuple(normalize) == HALF else ''}"
+        )
+    )
     content = network_content(model)
     return {
-        **{key: content[key] for key in ("model", "width", "num_classes", "cfg", "whole")
-           if key in content},
-        "image_size": size, "scaled_size": scaled, "classes": list(classes),
+        **{
+            key: content[key]
+            for key in ("model", "width", "num_classes", "cfg", "whole")
+            if key in content
+        },
+        "image_size": size,
+        "scaled_size": scaled,
+        "classes": list(classes),
         "input": f"float32, N x 3 x {size} x {size}, RGB, {pixels}",
-        "mean": list(means), "std": list(deviations), **({"white": white} if white else {}),
+        "mean": list(means),
+        "std": list(deviations),
+        **({"white": white} if white else {}),
         "steps": _steps(size, scaled, means, deviations),
-        "output": f"logits, N x {model.origin.num_classes}", "torch": torch.__version__}
+        "output": f"logits, N x {model.origin.num_classes}",
+        "torch": torch.__version__,
+    }
 
 
 def _steps(size, scaled, means, deviations):
     """How an image file becomes pixels, a dict for each step, as common/images.py does it."""
     draft = drafted_size(scaled)
-    return [{"do": "decode", "jpeg": "at a half, a quarter or an eighth of its size, as small as "
-             f"leaves both sides {draft} pixels", "as": f"image.draft(None, ({draft}, {draft}))"},
-            {"do": "turn", "by": "the EXIF orientation"},
-            {"do": "lay on", "colour": [255, 255, 255], "where": "it is transparent"},
-            {"do": "convert", "to": "RGB"},
-            {"do": "cut", "part": "the largest centred square, to fractions of a pixel",
-             "and": "scale", "to": [scaled, scaled], "filter": "bilinear", "antialias": True,
-             "as": "PIL.ImageOps.fit(image, to, PIL.Image.Resampling.BILINEAR)"},
-            *([{"do": "cut", "part": f"the centred square of {size} x {size} pixels"}]
-              if size < scaled else []),
-            {"do": "divide", "by": 255},
-            {"do": "subtract", "colour": list(means)}, {"do": "divide", "by": list(deviations)},
-            {"do": "order", "as": "N x colour x row x column", "type": "float32"}]
+    return [
+        {
+            "do": "decode",
+            "jpeg": "at a half, a quarter or an eighth of its size, as small as "
+            f"leaves both sides {draft} pixels",
+            "as": f"image.draft(None, ({draft}, {draft}))",
+        },
+        {"do": "turn", "by": "the EXIF orientation"},
+        {"do": "lay on", "colour": [255, 255, 255], "where": "it is transparent"},
+        {"do": "convert", "to": "RGB"},
+        {
+            "do": "cut",
+            "part": "the largest centred square, to fractions of a pixel",
+            "and": "scale",
+            "to": [scaled, scaled],
+            "filter": "bilinear",
+            "antialias": True,
+            "as": "PIL.ImageOps.fit(image, to, PIL.Image.Resampling.BILINEAR)",
+        },
+        *(
+            [{"do": "cut", "part": f"the centred square of {size} x {size} pixels"}]
+            if size < scaled
+            else []
+        ),
+        {"do": "divide", "by": 255},
+        {"do": "subtract", "colour": list(means)},
+        {"do": "divide", "by": list(deviations)},
+        {"do": "order", "as": "N x colour x row x column", "type": "float32"},
+    ]
 
 
 def _numbers(values):
@@ -136,8 +202,10 @@ def _numbers(values):
 
 
 def _as_texts(metadata):
-    return {key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in metadata.items()}
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in metadata.items()
+    }
 
 
 # -------------------------------------------------------------------------------- kinds of files
@@ -148,8 +216,9 @@ def _as_texts(metadata):
 
 def _export_pt2(network, images, metadata, opset, fold):
     with _quiet():
-        program = torch.export.export(network, (images,), dynamic_shapes=(
-            {0: torch.export.Dim("batch", min=1)},))
+        program = torch.export.export(
+            network, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+        )
     file = io.BytesIO()
     extra = {"metadata.json": json.dumps(_as_texts(metadata))}
     torch.export.save(program, file, extra_files=extra)
@@ -167,10 +236,13 @@ def _export_onnx(network, images, metadata, opset, fold):
 
 def _export_safetensors(network, images, metadata, opset, fold):
     need("--export as .safetensors", "safetensors")
-    content = safetensors_torch.save({key: tensor.contiguous() for key, tensor in
-                                      network.state_dict().items()}, _as_texts(metadata))
-    return content, rebuild({**metadata, "net": safetensors_torch.load(content)},
-                            own=metadata["model"]).eval()
+    content = safetensors_torch.save(
+        {key: tensor.contiguous() for key, tensor in network.state_dict().items()},
+        _as_texts(metadata),
+    )
+    return content, rebuild(
+        {**metadata, "net": safetensors_torch.load(content)}, own=metadata["model"]
+    ).eval()
 
 
 EXPORTS = {".pt2": _export_pt2, ".onnx": _export_onnx, ".safetensors": _export_safetensors}
@@ -186,10 +258,16 @@ def onnx_of(network, images, opset=None, fold=True):
     try:
         with _quiet():
             program = torch.onnx.export(
-                network, (images,), dynamo=True, verbose=False, input_names=["images"],
-                output_names=["logits"], opset_version=opset and max(opset, OLDEST_WRITTEN),
+                network,
+                (images,),
+                dynamo=True,
+                verbose=False,
+                input_names=["images"],
+                output_names=["logits"],
+                opset_version=opset and max(opset, OLDEST_WRITTEN),
                 optimize=fold,
-                dynamic_shapes=({0: torch.export.Dim("batch")},))
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
         proto = program.model_proto
         if opset and opset < OLDEST_WRITTEN:
             proto = onnx.version_converter.convert_version(proto, opset)
@@ -200,10 +278,14 @@ def onnx_of(network, images, opset=None, fold=True):
         while cause.__cause__:
             cause = cause.__cause__
         if opset is None:
-            raise InputError(f"this network cannot be written as ONNX: {first_line(cause)}; "
-                             "--export=FILE.pt2 may do") from error
-        raise InputError(f"--export_opset={opset}: this network cannot be written so "
-                         f"({first_line(cause)}); leave it out, or another number") from error
+            raise InputError(
+                f"this network cannot be written as ONNX: {first_line(cause)}; "
+                "--export=FILE.pt2 may do"
+            ) from error
+        raise InputError(
+            f"--export_opset={opset}: this network cannot be written so "
+            f"({first_line(cause)}); leave it out, or another number"
+        ) from error
     proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import)
     return proto
 
@@ -222,8 +304,9 @@ class Runtime:
         return options
 
     def _session(self, options):
-        return onnxruntime.InferenceSession(self.content, options,
-                                            providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            self.content, options, providers=["CPUExecutionProvider"]
+        )
 
     def __call__(self, images):
         return torch.from_numpy(self.run(self.prepare(images)))
@@ -251,8 +334,10 @@ class Runtime:
             name = event["name"].removesuffix("_kernel_time").removesuffix("_nchwc")
             if event["cat"] == "Node" and name in owners:
                 times.setdefault(owners[name], {}).setdefault(name, []).append(event["dur"] / 1000)
-        return {layer: sum(statistics.median(each[1:]) for each in own.values())
-                for layer, own in times.items()}
+        return {
+            layer: sum(statistics.median(each[1:]) for each in own.values())
+            for layer, own in times.items()
+        }
 
 
 def _owners(graph):

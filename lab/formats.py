@@ -1,4 +1,5 @@
 """What a file of weights is, by its first bytes, whatever its name says."""
+
 import tarfile
 import zipfile
 from contextlib import suppress
@@ -16,8 +17,11 @@ UNPACK = "unpack it first"
 
 # (where, bytes, what a file is that has them there, and what to do)
 SIGNS = (
-    (0, b"version https://git-lfs.github.com/spec/",
-     "is a pointer of Git LFS, not the file itself; `git lfs pull` fetches that"),
+    (
+        0,
+        b"version https://git-lfs.github.com/spec/",
+        "is a pointer of Git LFS, not the file itself; `git lfs pull` fetches that",
+    ),
     (0, b"\x89HDF\r\n\x1a\n", f"is an HDF5 file (.h5), as Keras writes; {SAVE}"),
     (4, b"TFL3", f"is a network of TensorFlow Lite (.tflite); {GIVE}"),
     (4, b"ORTM", f"is a network of ONNX Runtime (.ort); {GIVE}"),
@@ -41,8 +45,10 @@ ONNX_TAGS = b"\x12\x1a\x22\x28\x32\x3a\x42"  # the fields of an ONNX model behin
 
 # (how the name of a member ends, what a zip archive is that has one)
 MEMBERS = (
-    ("/constants.pkl",
-     "is a TorchScript archive; save the state dict of what torch.jit.load gives"),
+    (
+        "/constants.pkl",
+        "is a TorchScript archive; save the state dict of what torch.jit.load gives",
+    ),
     ("/archive_format", f"is a network that torch.export wrote (.pt2); {GIVE}"),
     ("serialized_exported_program.json", f"is a network that torch.export wrote (.pt2); {GIVE}"),
     ("model.weights.h5", f"is a network of Keras (.keras); {SAVE}"),
@@ -106,19 +112,25 @@ def _what_else(path, head):
     if head[0] == 8 and 1 < head[1] < 64 and head[2:3] and head[2] in ONNX_TAGS:
         return f"is a network in ONNX; {GIVE}"
     if head[:1] == b"\x80":
-        return ("is a pickle that torch.save did not write; if you trust it, load it in Python, "
-                "and write its state dict with torch.save")
+        return (
+            "is a pickle that torch.save did not write; if you trust it, load it in Python, "
+            "and write its state dict with torch.save"
+        )
     with suppress(UnicodeDecodeError):
         head[:-4].decode()  # the last letter may be cut in two
         if not head.count(0):
             return "is text, not weights"
-    return ("begins like no kind of weights that is known here: it is damaged, or of another "
-            f"program; {SAVE}")
+    return (
+        "begins like no kind of weights that is known here: it is damaged, or of another "
+        f"program; {SAVE}"
+    )
 
 
 def _what_tar(path):
     with suppress(tarfile.TarError), tarfile.open(path) as archive:
         if archive.next().name in ("storages", "tensors", "pickle"):
-            return ("is a tar file, as PyTorch wrote until 2017; if you trust it, load it in "
-                    "Python with torch.load(..., weights_only=False), and save it again")
+            return (
+                "is a tar file, as PyTorch wrote until 2017; if you trust it, load it in "
+                "Python with torch.load(..., weights_only=False), and save it again"
+            )
     return f"is a tar archive: {UNPACK}"

@@ -4,6 +4,7 @@ Every loss-based method takes that for granted, and orthonormal filters are to m
 et al. 2020). Here groups are removed, and the change of the loss is compared with both sums: of the
 members' scores, and of their own changes.
 """
+
 import itertools
 import math
 
@@ -19,11 +20,13 @@ from lab.plots import load_pyplot, method_style, save_figure
 from lab.record import grouped
 from pruner import Masked
 
-SIZES = tuple(2 ** k for k in range(9))
-KINDS = {("network", "random"): "over all layers, random",
-         ("network", "lowest"): "over all layers, of the lowest scores",
-         ("layer", "random"): "within a layer, random",
-         ("layer", "lowest"): "within a layer, of the lowest scores"}
+SIZES = tuple(2**k for k in range(9))
+KINDS = {
+    ("network", "random"): "over all layers, random",
+    ("network", "lowest"): "over all layers, of the lowest scores",
+    ("layer", "random"): "within a layer, random",
+    ("layer", "lowest"): "within a layer, of the lowest scores",
+}
 FEWEST = 8  # groups that say something
 
 
@@ -54,9 +57,14 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
 
     def change(members):
         gone = set(members)
-        masked.keep({name: torch.tensor([i for i in range(group.conv.out_channels)
-                                         if (name, i) not in gone])
-                     for name, group in groups.items()})
+        masked.keep(
+            {
+                name: torch.tensor(
+                    [i for i in range(group.conv.out_channels) if (name, i) not in gone]
+                )
+                for name, group in groups.items()
+            }
+        )
         return train.evaluate(masked.network, batches)["loss"] - loss
 
     drawn = _draw(groups, score, torch.Generator().manual_seed(seed), draws, pool, layers)
@@ -74,20 +82,33 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
             by_scores = [factor * sum(score[m] for m in group) for group in found]
             by_changes = [sum(alone[m] for m in group) for group in found]
             places = [group[0][0] if kind[0] == "layer" else None for group in found]
-            kinds[name].append({"size": size, "n": len(found),
-                                **_compare(changes, by_scores, by_changes, places)})
-    return {"loss": loss, "images": sum(len(labels) for _, labels in batches),
-            "pruning_type": pruning_type, "seed": seed, "draws": draws, "kinds": kinds}
+            kinds[name].append(
+                {"size": size, "n": len(found), **_compare(changes, by_scores, by_changes, places)}
+            )
+    return {
+        "loss": loss,
+        "images": sum(len(labels) for _, labels in batches),
+        "pruning_type": pruning_type,
+        "seed": seed,
+        "draws": draws,
+        "kinds": kinds,
+    }
 
 
 def _few_at_a_time(batches):
     """On a CPU 32 images at a time, which stay in its cache: 1.2 to 1.8 times as fast."""
-    return [part for images, labels in batches for part in (
-        [(images, labels)] if images.is_cuda else zip(images.split(32), labels.split(32)))]
+    return [
+        part
+        for images, labels in batches
+        for part in (
+            [(images, labels)] if images.is_cuda else zip(images.split(32), labels.split(32))
+        )
+    ]
 
 
 def _draw(groups, score, generator, draws, pool, layers):
     """{(kind, size): groups}, each a list of pairs of a layer's name and an index."""
+
     def shuffled(items):
         items = list(items)
         return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
@@ -95,32 +116,38 @@ def _draw(groups, score, generator, draws, pool, layers):
     def removable(group):
         """A layer's filters but for those that its floor keeps, the lowest first."""
         members = sorted(((group.name, i) for i in range(group.conv.out_channels)), key=score.get)
-        return members[:max(0, len(members) - group.floor)]
+        return members[: max(0, len(members) - group.floor)]
 
-    largest = sorted(groups.values(), key=lambda g: len(removable(g)))[-2 * layers:]
+    largest = sorted(groups.values(), key=lambda g: len(removable(g)))[-2 * layers :]
     sampled = [removable(g) for g in groups.values() if g in largest][::2]  # spread over the depth
     everything = sorted((m for g in groups.values() for m in removable(g)), key=score.get)
     if not everything:
-        raise InputError("--group_check=True: no layer has more filters than it must keep; give a "
-                         "network of which less is pruned")
+        raise InputError(
+            "--group_check=True: no layer has more filters than it must keep; give a "
+            "network of which less is pruned"
+        )
     chance = shuffled(everything)[:pool]
     drawn = {(kind, size): [] for kind in KINDS for size in SIZES}
     often = max(FEWEST, draws // len(sampled))
-    for where, anything, first, count in (("network", chance, everything, draws),
-                                          *(("layer", layer, layer, often) for layer in sampled)):
+    for where, anything, first, count in (
+        ("network", chance, everything, draws),
+        *(("layer", layer, layer, often) for layer in sampled),
+    ):
         for draw, size in itertools.product(range(count), SIZES):
             if len(anything) >= size:
                 drawn[(where, "random"), size].append(shuffled(anything)[:size])
                 drawn[(where, "lowest"), size].append(
-                    shuffled(first[:max(2 * size, 32)])[:size] if draw else first[:size])
+                    shuffled(first[: max(2 * size, 32)])[:size] if draw else first[:size]
+                )
     return drawn
 
 
 def _compare(changes, by_scores, by_changes, layers):
     """Actual changes of the loss beside the two estimates of them, one of each for a group; layers:
     the one that each group is of. Pooled, layers of other sizes of change would make the ranks."""
-    changes, by_scores, by_changes = (torch.tensor(values).double()
-                                      for values in (changes, by_scores, by_changes))
+    changes, by_scores, by_changes = (
+        torch.tensor(values).double() for values in (changes, by_scores, by_changes)
+    )
     magnitude = changes.abs()
     places = grouped(range(len(layers)), layers.__getitem__).values()
 
@@ -135,18 +162,23 @@ def _compare(changes, by_scores, by_changes, layers):
     def gap(estimate, truth):
         return (estimate - truth).abs().median().item()
 
-    return {"change": magnitude.mean().item(), "rank_scores": rank(by_scores, magnitude),
-            "rank_changes": rank(by_changes, changes),
-            "error_scores": error(by_scores, magnitude),
-            "error_changes": error(by_changes, changes),
-            "gap_scores": gap(by_scores, magnitude), "gap_changes": gap(by_changes, changes)}
+    return {
+        "change": magnitude.mean().item(),
+        "rank_scores": rank(by_scores, magnitude),
+        "rank_changes": rank(by_changes, changes),
+        "error_scores": error(by_scores, magnitude),
+        "error_changes": error(by_changes, changes),
+        "gap_scores": gap(by_scores, magnitude),
+        "gap_changes": gap(by_changes, changes),
+    }
 
 
 def spearman(a, b):
     """The rank correlation of two tensors, equal values sharing their mean rank; None where all
     values of one are equal."""
-    ranks = torch.stack([(v[:, None] > v).sum(1) + ((v[:, None] == v).sum(1) - 1) / 2
-                         for v in (a, b)]).double()
+    ranks = torch.stack(
+        [(v[:, None] > v).sum(1) + ((v[:, None] == v).sum(1) - 1) / 2 for v in (a, b)]
+    ).double()
     return None if (ranks[:, :1] == ranks).all(1).any() else torch.corrcoef(ranks)[0, 1].item()
 
 
@@ -154,14 +186,25 @@ def print_groups(figures):
     columns = ("rank_scores", "error_scores", "rank_changes", "error_changes")
     for name, rows in figures["kinds"].items():
         print(f"Groups {name}")
-        print_table([
-            ("", "", "", "sum of scores:", "", "sum of single changes:", ""),
-            ("filters", "groups", "change of loss", *("rank corr.", "rel. error") * 2),
-            *((str(r["size"]), str(r["n"]), f"{r['change']:.2e}",
-               *("–" if r[column] is None else f"{r[column]:.2f}" for column in columns))
-              for r in rows)])
-    print("  Scores have another unit than the loss: they are scaled by one factor, so that the "
-          "scores\n  and the changes of the loss of all single filters have the same sum.")
+        print_table(
+            [
+                ("", "", "", "sum of scores:", "", "sum of single changes:", ""),
+                ("filters", "groups", "change of loss", *("rank corr.", "rel. error") * 2),
+                *(
+                    (
+                        str(r["size"]),
+                        str(r["n"]),
+                        f"{r['change']:.2e}",
+                        *("–" if r[column] is None else f"{r[column]:.2f}" for column in columns),
+                    )
+                    for r in rows
+                ),
+            ]
+        )
+    print(
+        "  Scores have another unit than the loss: they are scaled by one factor, so that the "
+        "scores\n  and the changes of the loss of all single filters have the same sum."
+    )
 
 
 def plot_groups(figures, path):
@@ -170,35 +213,46 @@ def plot_groups(figures, path):
     pyplot = load_pyplot()
     if pyplot is None:
         return
-    figure, axes = pyplot.subplots(2, len(KINDS), figsize=(13, 6), layout="constrained",
-                                   sharex=True, sharey="row")
+    figure, axes = pyplot.subplots(
+        2, len(KINDS), figsize=(13, 6), layout="constrained", sharex=True, sharey="row"
+    )
     penalised = next(method.name for method in ESTIMATORS.values() if method.penalty)
     for column, name in enumerate(KINDS.values()):
         for number, (label, result) in enumerate(figures.items()):
             style = method_style(penalised if result.get("penalised") else PLAIN)
             style["markerfacecolor"] = "none" if number else style["color"]
             rows = result["kinds"][name]
-            for measure, line, estimate in (("scores", "-", "sum of scores"),
-                                            ("changes", "--", "sum of single changes")):
+            for measure, line, estimate in (
+                ("scores", "-", "sum of scores"),
+                ("changes", "--", "sum of single changes"),
+            ):
                 for axis, kind in zip(axes[:, column], ("rank", "error")):
                     values = [r[f"{kind}_{measure}"] for r in rows]  # no 0 on an axis of powers
-                    axis.plot([r["size"] for r in rows], [
-                        math.nan if v is None or kind == "error" and not v else v for v in values],
-                              **style | {"linestyle": line, "label": f"{label}: {estimate}"})
+                    axis.plot(
+                        [r["size"] for r in rows],
+                        [math.nan if v is None or kind == "error" and not v else v for v in values],
+                        **style | {"linestyle": line, "label": f"{label}: {estimate}"},
+                    )
         axes[0, column].set_title(name, fontsize=9)
         axes[1, column].set(xlabel="filters in the group", xscale="log")
         axes[1, column].set_xticks(SIZES, SIZES, fontsize=7)
         axes[1, column].minorticks_off()
     axes[0, 0].set_ylabel("rank correlation with the\nchange of the loss")
     axes[1, 0].set_ylabel("median relative error")
-    if any(row[error] for result in figures.values() for rows in result["kinds"].values()
-           for row in rows for error in ("error_scores", "error_changes")):
+    if any(
+        row[error]
+        for result in figures.values()
+        for rows in result["kinds"].values()
+        for row in rows
+        for error in ("error_scores", "error_changes")
+    ):
         axes[1, 0].set_yscale("log")
         axes[1, 0].yaxis.set_major_formatter("{x:g}")  # not as a formula, which is shown as text
         axes[1, 0].yaxis.set_minor_formatter("")
     for axis in axes.flat:
-        axis.grid(alpha=.3)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
-                  fontsize=8)
+        axis.grid(alpha=0.3)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8
+    )
     save_figure(figure, path)
     pyplot.close(figure)

@@ -1,4 +1,5 @@
 """An experiment under way: locks, what is done of it, how it goes on, what it writes."""
+
 import os
 import shlex
 from contextlib import ExitStack
@@ -39,8 +40,12 @@ FEW_STEPS, FEW_TUNING = 80, 30  # in a training that begins with fresh weights, 
 STATISTICS = 512  # images that BatchNorms are re-estimated on between the steps of a cut
 MEASURED = 128  # images on which --ranking=measured compares the network's answers
 HELD_OUT = 10  # percent of the training images that --select=best judges on
-DOING = {"base": "training the plain network", "ortho": "training with the penalty",
-         "retrain": "retraining", "between": "retraining"}
+DOING = {
+    "base": "training the plain network",
+    "ortho": "training with the penalty",
+    "retrain": "retraining",
+    "between": "retraining",
+}
 
 
 class Job(Plan):
@@ -83,12 +88,16 @@ class Job(Plan):
         if flags.eb_detect:
             self.importance_batches(1, flags.eb_samples)
         if len(data.train) < 2 * processes()[1]:
-            raise InputError(f"{len(data.train)} training images are less than two for each of "
-                             f"the {processes()[1]} processes")
+            raise InputError(
+                f"{len(data.train)} training images are less than two for each of "
+                f"the {processes()[1]} processes"
+            )
         if flags.init and Path(file_and_part(self.init_file)[0]).resolve() in [
-                path.resolve() for path in self.recording.outputs]:
-            raise InputError(f"--init={flags.init} would be replaced by this very run; copy it "
-                             "first")
+            path.resolve() for path in self.recording.outputs
+        ]:
+            raise InputError(
+                f"--init={flags.init} would be replaced by this very run; copy it first"
+            )
 
     @property
     def outputs(self):
@@ -101,10 +110,16 @@ class Job(Plan):
     @property
     def identity(self):
         """What makes two runs the same: the entries of a checkpoint by which they are compared."""
-        schedule = {**self.flags.schedule.plain(), "penalty": self.flags.strength,
-                    "momentum": MOMENTUM}
-        identity = {"flags": self.flags.identity, "fingerprint": self.data.fingerprint,
-                    "schedule": schedule}
+        schedule = {
+            **self.flags.schedule.plain(),
+            "penalty": self.flags.strength,
+            "momentum": MOMENTUM,
+        }
+        identity = {
+            "flags": self.flags.identity,
+            "fingerprint": self.data.fingerprint,
+            "schedule": schedule,
+        }
         files = {"content of --init": self.init, "code of --model": self.code}
         return identity | {key: digest for key, digest in files.items() if digest}
 
@@ -122,21 +137,28 @@ class Job(Plan):
         if method is None or not method.needs_images:
             return None
         return self.judged.train_batches(
-            flags.batch_size, key=(flags.seed, "importance", number, *part), count=count,
-            balanced=method.needs == "balanced images")
+            flags.batch_size,
+            key=(flags.seed, "importance", number, *part),
+            count=count,
+            balanced=method.needs == "balanced images",
+        )
 
     def statistics_batches(self):
         """The images that BatchNorms' running statistics are re-estimated on after a cut."""
         flags = self.flags
         return self.judged.train_batches(
-            flags.batch_size, key=(flags.seed, "BatchNorm"), augmented=False,
-            count=flags.bn_images or STATISTICS)
+            flags.batch_size,
+            key=(flags.seed, "BatchNorm"),
+            augmented=False,
+            count=flags.bn_images or STATISTICS,
+        )
 
     def measured_batches(self):
         """The images on which --ranking=measured looks at the network's answers."""
         flags = self.flags
-        return self.judged.train_batches(flags.batch_size, key=(flags.seed, "measured"),
-                                         augmented=False, count=MEASURED)
+        return self.judged.train_batches(
+            flags.batch_size, key=(flags.seed, "measured"), augmented=False, count=MEASURED
+        )
 
     @property
     def judged(self):
@@ -148,8 +170,10 @@ class Job(Plan):
             try:
                 self._judged = self.data, self.data.hold_out(HELD_OUT, self.flags.seed)
             except InputError as error:
-                raise InputError("--select=best holds out a tenth of each class's training images, "
-                                 "and no class has two; give validation images (val/)") from error
+                raise InputError(
+                    "--select=best holds out a tenth of each class's training images, "
+                    "and no class has two; give validation images (val/)"
+                ) from error
         return self._judged[1]
 
     # ------------------------------------------------------------------------------------- a run
@@ -189,16 +213,25 @@ class Job(Plan):
             record = record_in(path)
             if record is None or record.fingerprint in (None, self.data.fingerprint):
                 continue
-            place, prepared = record.data_path, ("image_size", "augment", "val_percent",
-                                                  "test_percent")
-            if place is None or same_place(place, flags.data_path) or any(
-                    record.flag(name) != getattr(flags, name) for name in prepared):
-                notes.append(f"Note: {path}, which will be replaced, was trained on other images, "
-                             "or on the same ones prepared in another way")
+            place, prepared = (
+                record.data_path,
+                ("image_size", "augment", "val_percent", "test_percent"),
+            )
+            if (
+                place is None
+                or same_place(place, flags.data_path)
+                or any(record.flag(name) != getattr(flags, name) for name in prepared)
+            ):
+                notes.append(
+                    f"Note: {path}, which will be replaced, was trained on other images, "
+                    "or on the same ones prepared in another way"
+                )
             else:
-                raise InputError(f"{path} would be replaced, and was trained on the images of "
-                                 f"{place}, which are others; another --out, or another name of "
-                                 "the folder, keeps both")
+                raise InputError(
+                    f"{path} would be replaced, and was trained on the images of "
+                    f"{place}, which are others; another --out, or another name of "
+                    "the folder, keeps both"
+                )
         return notes
 
     def _hold(self, stack):
@@ -220,13 +253,23 @@ class Job(Plan):
         found = self.flags.resume and self.resume_file.is_file()
         if found:
             self.network, self.state = read_resume_file(self.resume_file, self.identity)
-            recording = recording_of(self.flags, self.drive, self.resume_file, self.state.begin,
-                                     self.state.done)
+            recording = recording_of(
+                self.flags, self.drive, self.resume_file, self.state.begin, self.state.done
+            )
             if len(self.state.records) != recording.records_after(self.state.done):
                 raise damaged(self.resume_file)
-        require_same("the resume file", found and [self.state.begin, self.state.done, [
-            [name, len(training.history), training.sums and training.sums["batches"]]
-            for name, training in self.state.trained.items()]])
+        require_same(
+            "the resume file",
+            found
+            and [
+                self.state.begin,
+                self.state.done,
+                [
+                    [name, len(training.history), training.sums and training.sums["batches"]]
+                    for name, training in self.state.trained.items()
+                ],
+            ],
+        )
         return self.state.begin if found else self._begin()
 
     def _take_up(self):
@@ -258,9 +301,11 @@ class Job(Plan):
 
     def tell_epoch(self, title, phase, number):
         """The function by which a training reports its epochs to the writers."""
+
         def report(history, epochs):
             for writer in self.writers if is_first() else ():
                 writer.epoch(title, (phase, number), history, epochs, self.network)
+
         return report
 
     def _how_to_go_on(self):
@@ -268,8 +313,10 @@ class Job(Plan):
         if not self.kept:
             return ""
         if processes()[1] > 1:
-            return ("the last epoch's state is saved, the same torchrun command goes on from it "
-                    "with --resume=True")
+            return (
+                "the last epoch's state is saved, the same torchrun command goes on from it "
+                "with --resume=True"
+            )
         package = __name__.removesuffix("lab.job")  # "" where it is not installed
         again = ["-m", f"{package}main"] if package else [os.path.relpath(MAIN)]
         again = ["python", *again, *self.argv]
@@ -288,39 +335,51 @@ class Job(Plan):
         elif flags.control:
             goal = f"the control {flags.method}"
         steps = len(data.train_batches(flags.batch_size, key=()))
-        images = (f"{len(data.train):,} training and {len(data.test):,} test images of "
-                  f"{len(data.classes)} classes, {data.image_size} x {data.image_size}")
+        images = (
+            f"{len(data.train):,} training and {len(data.test):,} test images of "
+            f"{len(data.classes)} classes, {data.image_size} x {data.image_size}"
+        )
         if data.validation:
             images += f", {len(data.validation):,} validation images"
         images += f" ({data.place_text(flags.batch_size)})"
         device = environment(self.device)["device"]
         if processes()[1] > 1:
             device += f", in each of {processes()[1]} processes"
-        print(f"{title_of(flags.model)}, {JOBS[flags.job]} job: {goal}\n"
-              f"  data    {printable(data.name)}: {images}")
+        print(
+            f"{title_of(flags.model)}, {JOBS[flags.job]} job: {goal}\n"
+            f"  data    {printable(data.name)}: {images}"
+        )
         print_notes(data.notes, indent=4)
-        print(f"  device  {device}\n"
-              f"  recipe  preset {flags.preset}, {flags.optimizer}, batch {flags.batch_size} "
-              f"({counted(steps, 'step')} in an epoch), seed {flags.seed}")
+        print(
+            f"  device  {device}\n"
+            f"  recipe  preset {flags.preset}, {flags.optimizer}, batch {flags.batch_size} "
+            f"({counted(steps, 'step')} in an epoch), seed {flags.seed}"
+        )
         print_notes(self._recipes_in_words(), indent=10)
         if words := [] if flags.only_train else words_of(asdict(flags), flags.control):
             print(f"  cut     {', '.join(words)}")
         self._say_if_few_steps(steps)
         if flags.eb_detect and not self.seeks_ticket:
-            print(f"  Note: --eb_detect needs {EarlyBird.older + 1} epochs or more (--epochs), and "
-                  "the first training has fewer: no ticket can be found, and none is looked for")
+            print(
+                f"  Note: --eb_detect needs {EarlyBird.older + 1} epochs or more (--epochs), and "
+                "the first training has fewer: no ticket can be found, and none is looked for"
+            )
         self._say_if_resumed()
 
     def _recipes_in_words(self):
         """A line for each kind of training of the job: its epochs and rates."""
-        trained = {step.phase: self.recipe(step.phase) for step in self.recording.steps
-                   if hasattr(step.action, "keeps_itself")}
-        return [f"{phase}: {recipe_text(recipe, self.flags.optimizer)}"
-                for phase, recipe in trained.items()]
+        trained = {
+            step.phase: self.recipe(step.phase)
+            for step in self.recording.steps
+            if hasattr(step.action, "keeps_itself")
+        }
+        return [
+            f"{phase}: {recipe_text(recipe, self.flags.optimizer)}"
+            for phase, recipe in trained.items()
+        ]
 
     def _say_if_few_steps(self, steps):
-        """A note where the shortest training has too few steps to learn from; steps: in an epoch.
-        """
+        """A note where the shortest training has too few steps to learn. steps: in an epoch."""
         flags, images = self.flags, len(self.data.train)
         phases = self.origin.train or self.phases(1)
         epochs = min(sum(self.recipe(phase).epochs) for phase in phases)
@@ -331,8 +390,10 @@ class Job(Plan):
         advice, more = "more --epochs help", images // smaller * epochs
         if smaller < flags.batch_size and more > steps * epochs:
             advice = f"--batch_size={smaller} makes it {more:,}; {advice}, too"
-        print(f"  Note: {counted(epochs, 'epoch')} of {counted(steps, 'step')} are "
-              f"{counted(steps * epochs, 'step')} in all, too few to learn much from; {advice}")
+        print(
+            f"  Note: {counted(epochs, 'epoch')} of {counted(steps, 'step')} are "
+            f"{counted(steps * epochs, 'step')} in all, too few to learn much from; {advice}"
+        )
 
     def _say_if_resumed(self):
         path = self.resume_file
@@ -344,17 +405,23 @@ class Job(Plan):
             if others:
                 print(f"  (resume files of other commands: {others})")
         elif path.is_file():
-            print(f"  Note: {path} belongs to a run that was stopped, and --resume=True goes on "
-                  "from it; this run begins anew and will replace it")
+            print(
+                f"  Note: {path} belongs to a run that was stopped, and --resume=True goes on "
+                "from it; this run begins anew and will replace it"
+            )
 
     def _place(self):
         """Where a resumed run goes on, in words."""
         step = self.recording.steps[self.state.done]
-        place = f"in round {step.number} of {len(self.targets)}" if step.number else (
-            "before any pruning")
+        place = (
+            f"in round {step.number} of {len(self.targets)}"
+            if step.number
+            else ("before any pruning")
+        )
         place += f", {DOING.get(step.phase, 'estimating or pruning')}"
-        training = self.state.trained.get(self.training(step.phase, step.number)) if (
-            step.phase) else None
+        training = (
+            self.state.trained.get(self.training(step.phase, step.number)) if (step.phase) else None
+        )
         if training and training.history and hasattr(step.action, "keeps_itself"):
             epochs = len(self.recipe(step.phase).rates(self.flags.optimizer))
             place += f", after epoch {len(training.history)} of {epochs}"
@@ -382,8 +449,10 @@ class Job(Plan):
         except (OSError, ValueError):  # an unpruned network has its own training's epochs beside
             result = record_in(path)
             known = result.history if result and not result.pruned else None
-        return not there or all(to_json(epochs) == to_json((known or {}).get(training, epochs))
-                                for training, epochs in (there.history or {}).items())
+        return not there or all(
+            to_json(epochs) == to_json((known or {}).get(training, epochs))
+            for training, epochs in (there.history or {}).items()
+        )
 
     def stale_resume_file(self):
         """Whether there is a resume file, and it cannot be gone on from: of a command with other
@@ -398,15 +467,18 @@ class Job(Plan):
     def _say_if_finished(self):
         accuracy = self.finished()
         if accuracy:
-            print(f"This run is finished: {self.outputs[-1]}, test {accuracy_text(accuracy)}; "
-                  "without --resume=True it is run anew")
+            print(
+                f"This run is finished: {self.outputs[-1]}, test {accuracy_text(accuracy)}; "
+                "without --resume=True it is run anew"
+            )
         return bool(accuracy)
 
 
 def check_classes(flags, count):
     if flags.num_classes not in (None, count):
-        raise InputError(f"--num_classes={flags.num_classes}, but {flags.data_path} has {count} "
-                         "classes")
+        raise InputError(
+            f"--num_classes={flags.num_classes}, but {flags.data_path} has {count} classes"
+        )
 
 
 def check_init(flags):
@@ -430,16 +502,25 @@ def save_network(job, phase, number=0):
     training = state.trained[job.training(phase, number)]
     record = Record(
         **{FIELDS.get(key, key): value for key, value in job.identity.items()},
-        data=job.data.name, data_path=flags.data_path, classes=list(job.data.classes),
-        image_size=job.data.image_size, normalize=list(job.data.normalize),
-        white=job.data.white or None, seed=flags.seed, job=flags.job, penalised=phase == "ortho",
+        data=job.data.name,
+        data_path=flags.data_path,
+        classes=list(job.data.classes),
+        image_size=job.data.image_size,
+        normalize=list(job.data.normalize),
+        white=job.data.white or None,
+        seed=flags.seed,
+        job=flags.job,
+        penalised=phase == "ortho",
         training=job.settings(*state.trained),
         accuracy={name: getattr(training, name) for name in ("best", "last", "chosen_on")},
         environment=environment(job.device),
-        history={**({} if number or not state.records else state.records[-1].history or {}),
-                 **{name: each.history for name, each in state.trained.items()}},
+        history={
+            **({} if number or not state.records else state.records[-1].history or {}),
+            **{name: each.history for name, each in state.trained.items()},
+        },
         seconds={**state.seconds, **{name: t.seconds for name, t in state.trained.items()}},
-        pruning=state.pruning if number else None)
+        pruning=state.pruning if number else None,
+    )
     contents = {path: checkpoint_bytes(job.network, record.plain())}
     record = measured(record, path, job.network, len(contents[path]))
     if number:

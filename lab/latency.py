@@ -1,4 +1,5 @@
 """--budget=latency: as many filters go as a share of the measured time asks for."""
+
 import statistics
 from typing import NamedTuple
 
@@ -20,14 +21,18 @@ class Saved(NamedTuple):
     """Time that a network saves of the unpruned one's, in percent, median over turns; `spread`: the
     quarter of the turns with the most saved that much more than the quarter with the least.
     milliseconds: of the network and of the unpruned one, for a batch."""
+
     percent: float
     spread: float
     milliseconds: tuple
 
     def plain(self):
         """As entries of lab.record.Pruning."""
-        return {"achieved_percent": self.percent, "spread_percent": self.spread,
-                "milliseconds": list(self.milliseconds)}
+        return {
+            "achieved_percent": self.percent,
+            "spread_percent": self.spread,
+            "milliseconds": list(self.milliseconds),
+        }
 
 
 class Clock:
@@ -72,17 +77,38 @@ class Clock:
         """The Saved of a network; of several processes, what the first has measured."""
         if not is_first():
             return Saved(*as_first(None))
-        figures = measure_latency({"unpruned": self.unpruned, "this": self._ready(network)},
-                                  self.batch, self.image_size, self.device, seconds)
+        figures = measure_latency(
+            {"unpruned": self.unpruned, "this": self._ready(network)},
+            self.batch,
+            self.image_size,
+            self.device,
+            seconds,
+        )
         times = [figures[name]["turns"] for name in ("this", "unpruned")]
         saved = [100 * (1 - ours / theirs) for ours, theirs in zip(*times)]
         lower, _, upper = statistics.quantiles(saved, n=4)
-        return Saved(*as_first((statistics.median(saved), upper - lower,
-                                [statistics.median(each) for each in times])))
+        return Saved(
+            *as_first(
+                (
+                    statistics.median(saved),
+                    upper - lower,
+                    [statistics.median(each) for each in times],
+                )
+            )
+        )
 
 
-def select_by_time(model, scores, percent, clock, round_to=1, residual="single", exact=True,
-                   original=None, **choice):
+def select_by_time(
+    model,
+    scores,
+    percent,
+    clock,
+    round_to=1,
+    residual="single",
+    exact=True,
+    original=None,
+    **choice,
+):
     """Choose the filters to keep when `percent` of the unpruned network's time is saved.
 
     They go in the order of the scores; how many, is found by bisection over cut networks that are
@@ -97,18 +123,28 @@ def select_by_time(model, scores, percent, clock, round_to=1, residual="single",
     times = clock.layer_times(model) if counts_costs else None
 
     def cut(share):
-        kept = select_filters(model, scores, share, round_to=round_to, image_size=size,
-                              residual=residual, layer_times=times, **choice)
+        kept = select_filters(
+            model,
+            scores,
+            share,
+            round_to=round_to,
+            image_size=size,
+            residual=residual,
+            layer_times=times,
+            **choice,
+        )
         return kept, prune(model, kept, original=original)
 
     def timed(share, network, seconds=BRIEF):
         saved = clock.saved_by(network, seconds)
-        print(f"  timed: without {share:.1f}% of the filters a batch takes "
-              f"{saved.milliseconds[0]:.2f} ms, {saved.percent:.1f}% less", flush=True)
+        print(
+            f"  timed: without {share:.1f}% of the filters a batch takes "
+            f"{saved.milliseconds[0]:.2f} ms, {saved.percent:.1f}% less",
+            flush=True,
+        )
         return saved
 
-    low, high = pruned_percent(model), max_percent(
-        model, round_to=round_to, residual=residual)
+    low, high = pruned_percent(model), max_percent(model, round_to=round_to, residual=residual)
     found = cut(high)
     most = saved = timed(high, found[1])
     if most.percent <= percent:  # before all goes that may

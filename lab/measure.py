@@ -1,4 +1,5 @@
 """What can be measured of a network without images."""
+
 import logging
 import math
 import statistics
@@ -27,11 +28,16 @@ LEAST_MISSED = 0.001  # share of the multiply-adds that may go uncounted without
 def measured(record, path, network, file_bytes):
     """`record` with all that is known of `network`, in a file of `file_bytes` at `path`."""
     size = record.image_size
-    return replace(record, file=str(path), model=network.origin.name,
-                   num_classes=network.origin.num_classes,
-                   widths=layer_widths(network), **measure_cost(network, size),
-                   compression=measure_compression(network, file_bytes, record.plain(), size),
-                   orthogonality=measure_orthogonality(network))
+    return replace(
+        record,
+        file=str(path),
+        model=network.origin.name,
+        num_classes=network.origin.num_classes,
+        widths=layer_widths(network),
+        **measure_cost(network, size),
+        compression=measure_compression(network, file_bytes, record.plain(), size),
+        orthogonality=measure_orthogonality(network),
+    )
 
 
 def measure_compression(network, file_bytes, entries, image_size=32):
@@ -40,9 +46,13 @@ def measure_compression(network, file_bytes, entries, image_size=32):
     twin = unpruned_twin(network)
     ours, theirs = measure_cost(network, image_size), measure_cost(twin, image_size)
     unpruned = len(checkpoint_bytes(twin, entries))
-    return {"parameters": theirs["parameters"] / ours["parameters"],
-            "flops": theirs["flops"] / ours["flops"], "file": unpruned / file_bytes,
-            "file_bytes": file_bytes, "unpruned_file_bytes": unpruned}
+    return {
+        "parameters": theirs["parameters"] / ours["parameters"],
+        "flops": theirs["flops"] / ours["flops"],
+        "file": unpruned / file_bytes,
+        "file_bytes": file_bytes,
+        "unpruned_file_bytes": unpruned,
+    }
 
 
 def layer_widths(network):
@@ -68,16 +78,26 @@ def measure_layers(network, image_size=32):
     outputs, "macs" and "unpruned_macs" (multiply-adds of one image), and "orthogonality", its
     degree, None for the classifier."""
     twin = dict(remains_of(network).structure.skeleton.named_modules())
-    before, after = (measure_cost(network, image_size, filters)["layer_macs"]
-                     for filters in (all_filters(network), None))
+    before, after = (
+        measure_cost(network, image_size, filters)["layer_macs"]
+        for filters in (all_filters(network), None)
+    )
     degrees, modules = measure_orthogonality(network)["layers"], dict(network.named_modules())
 
     def outputs(layer):
         return layer.out_features if isinstance(layer, torch.nn.Linear) else layer.out_channels
 
-    return [{"layer": name, "kept": outputs(modules[name]), "total": outputs(twin[name]),
-             "macs": after[name], "unpruned_macs": before[name],
-             "orthogonality": degrees.get(name)} for name in after]
+    return [
+        {
+            "layer": name,
+            "kept": outputs(modules[name]),
+            "total": outputs(twin[name]),
+            "macs": after[name],
+            "unpruned_macs": before[name],
+            "orthogonality": degrees.get(name),
+        }
+        for name in after
+    ]
 
 
 def uncounted_lines(network, image_size):
@@ -93,25 +113,34 @@ def uncounted_lines(network, image_size):
     if share < LEAST_MISSED:
         return []
     places = shortened([name or type(network).__name__ for name in missed])
-    return [f"Note: {100 * share:.3g}% of its multiply-adds are not counted, neither in MACs and "
-            f"FLOPs nor by --budget=macs: those of {places}. Only convolutions and linear layers "
-            "that are modules are counted; --budget=latency measures all"]
+    return [
+        f"Note: {100 * share:.3g}% of its multiply-adds are not counted, neither in MACs and "
+        f"FLOPs nor by --budget=macs: those of {places}. Only convolutions and linear layers "
+        "that are modules are counted; --budget=latency measures all"
+    ]
 
 
 def _multiply_adds(network, image_size):
     """{module: multiply-adds that it makes for one image, without those of the modules in it}; none
     where the network does not take such an image."""
     image = noise(1, image_size).to(next(network.parameters()).device)
-    counter = flop_counter.FlopCounterMode(display=False, custom_mapping={
-        torch.ops.torchvision.deform_conv2d: _deformed,
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention})
+    counter = flop_counter.FlopCounterMode(
+        display=False,
+        custom_mapping={
+            torch.ops.torchvision.deform_conv2d: _deformed,
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        },
+    )
     try:  # with gradients, since attention without them is one operation that nobody can count
         with evaluating(network), torch.enable_grad(), torch.random.fork_rng([]), counter:
             network(image)
     except Exception:  # a network may do anything
         return {}
-    counts = {name: sum(operations.values()) // 2
-              for name, operations in counter.get_flop_counts().items() if name != "Global"}
+    counts = {
+        name: sum(operations.values()) // 2
+        for name, operations in counter.get_flop_counts().items()
+        if name != "Global"
+    }
     own = dict(counts)
     for name, count in counts.items():
         outer = name.rpartition(".")[0]
@@ -153,10 +182,16 @@ def layer_times(network, images, runs=LAYER_RUNS):
     def end(module, _inputs, _output):
         times[names[module]][-1] += 1000 * (time_on(images.device) - began[module])
 
-    names = {module: name for name, module in network.named_modules()
-             if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))}
-    handles = [handle for module in names for handle in (
-        module.register_forward_pre_hook(begin), module.register_forward_hook(end))]
+    names = {
+        module: name
+        for name, module in network.named_modules()
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))
+    }
+    handles = [
+        handle
+        for module in names
+        for handle in (module.register_forward_pre_hook(begin), module.register_forward_hook(end))
+    ]
     images = images.to(memory_format=torch.channels_last)
     try:
         with evaluating(network), torch.inference_mode():
@@ -186,8 +221,11 @@ def measure_latency(networks, batch_size, image_size, device, seconds=4.0):
         else:
             call, given = network.run, network.prepare(images)
         timers[label] = benchmark.Timer(
-            "network(images)", timer=clock, num_threads=torch.get_num_threads(),
-            globals={"network": call, "images": given})
+            "network(images)",
+            timer=clock,
+            num_threads=torch.get_num_threads(),
+            globals={"network": call, "images": given},
+        )
     times, turns = ({label: [] for label in networks} for _ in range(2))
     with torch.inference_mode():
         for timer in timers.values():
@@ -201,7 +239,11 @@ def measure_latency(networks, batch_size, image_size, device, seconds=4.0):
     for label, milliseconds in times.items():
         milliseconds.sort()
         median = statistics.median(milliseconds)
-        figures[label] = {"median": median, "runs": len(milliseconds), "turns": turns[label],
-                          "p90": milliseconds[math.ceil(0.9 * len(milliseconds)) - 1],
-                          "images_per_second": 1000 * batch_size / median}
+        figures[label] = {
+            "median": median,
+            "runs": len(milliseconds),
+            "turns": turns[label],
+            "p90": milliseconds[math.ceil(0.9 * len(milliseconds)) - 1],
+            "images_per_second": 1000 * batch_size / median,
+        }
     return figures

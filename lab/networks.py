@@ -1,9 +1,10 @@
 """Networks by name: the four, torchvision's, timm's, and those of a user's own file.
 
-    build_network("resnet50", num_classes=10)
-    build_network("timm:resnet26d", num_classes=10)
-    build_network("my.py:Net", num_classes=10)        # Net(num_classes=10), in the file my.py
+build_network("resnet50", num_classes=10)
+build_network("timm:resnet26d", num_classes=10)
+build_network("my.py:Net", num_classes=10)        # Net(num_classes=10), in the file my.py
 """
+
 import ast
 import difflib
 import hashlib
@@ -34,13 +35,17 @@ timm, zoo = lazy("timm"), lazy("torchvision.models")  # timm is optional
 MOST = 8  # lines about what stays
 TORCHVISION = re.compile(r"^(torchvision([:./]models)?[:./]|tv[:./])")
 # In names of networks that detect, segment, or follow motion, by which people ask for them.
-NO_CLASSIFIER = re.compile(r"yolo|rcnn|retinanet|\bssd|detr\b|fcos|deeplab|lraspp|^fcn_|unet\b|"
-                           r"segmentation|detection|mask2?former|\bsam\b|raft_")
+NO_CLASSIFIER = re.compile(
+    r"yolo|rcnn|retinanet|\bssd|detr\b|fcos|deeplab|lraspp|^fcn_|unet\b|"
+    r"segmentation|detection|mask2?former|\bsam\b|raft_"
+)
 NEAREST = 5  # networks of torchvision that a file without a name is held against
 
 # Without further outputs in training; their own initialisation takes a minute.
-ARGUMENTS = {"googlenet": {"aux_logits": False, "init_weights": False},
-             "inception_v3": {"aux_logits": False, "init_weights": False}}
+ARGUMENTS = {
+    "googlenet": {"aux_logits": False, "init_weights": False},
+    "inception_v3": {"aux_logits": False, "init_weights": False},
+}
 
 
 def check_name(name):
@@ -75,8 +80,7 @@ def file_name(name):
     return name.replace(":", ".")
 
 
-def build_network(name, num_classes, width=1.0, widths=None, whole=(),
-                  image_size=None):
+def build_network(name, num_classes, width=1.0, widths=None, whole=(), image_size=None):
     """A network with fresh weights, in channels-last memory; `origin` says how it was built.
 
     width: multiplies the widths of one of the four. widths: those of a pruned one, as
@@ -95,8 +99,10 @@ def build_network(name, num_classes, width=1.0, widths=None, whole=(),
         return small.to(memory_format=torch.channels_last)
     network = _as_given(name, num_classes)
     if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
-        raise InputError(f"--model={name} has weights on the meta device, which have no values; "
-                         "build it on the CPU")
+        raise InputError(
+            f"--model={name} has weights on the meta device, which have no values; "
+            "build it on the CPU"
+        )
     if any(map(torch.nn.parameter.is_lazy, network.parameters())):
         raise InputError(f"--model={name}: {LAZY}")
     network = _in_memory(network.float().cpu())
@@ -111,14 +117,19 @@ def _as_given(name, num_classes):
         with settings_kept():
             network = factory(num_classes=num_classes)
     except (Exception, SystemExit) as error:  # a user's own code, or a library's
-        raise InputError(f"--model={name} cannot be built for {num_classes} classes: "
-                         f"{type(error).__name__}: {error}") from error
+        raise InputError(
+            f"--model={name} cannot be built for {num_classes} classes: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if not isinstance(network, torch.nn.Module):
-        raise InputError(f"--model={name} returns {type(network).__name__}, not a network "
-                         "(torch.nn.Module)")
+        raise InputError(
+            f"--model={name} returns {type(network).__name__}, not a network (torch.nn.Module)"
+        )
     if taken := next((each for each in ("origin", "_remains") if hasattr(network, each)), None):
-        raise InputError(f"--model={name} has a layer or attribute called {taken}, where the suite "
-                         "keeps its own notes; another name lets it be used")
+        raise InputError(
+            f"--model={name} has a layer or attribute called {taken}, where the suite "
+            "keeps its own notes; another name lets it be used"
+        )
     return network
 
 
@@ -126,8 +137,12 @@ def _as_given(name, num_classes):
 def settings_kept():
     """What a user's code changes is put back: the type and device of new tensors, whether gradients
     are computed, the folder that it runs in, and the suite's modules."""
-    kind, device, grad, place = (torch.get_default_dtype(), torch.get_default_device(),
-                                 torch.is_grad_enabled(), os.getcwd())
+    kind, device, grad, place = (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_grad_enabled(),
+        os.getcwd(),
+    )
     try:
         with own.suite_kept():
             yield
@@ -142,9 +157,12 @@ def settings_kept():
 def _in_memory(network):
     """A network in channels-last memory; one that calls `view`, as tutorials flatten activations,
     which not every memory allows, in the other one, of which its images become part, too."""
-    views = any("view" in code.co_names for module in network.modules()
-                if not type(module).__module__.startswith(("torch.", "torchvision.", "timm."))
-                and (code := getattr(type(module).forward, "__code__", None)))
+    views = any(
+        "view" in code.co_names
+        for module in network.modules()
+        if not type(module).__module__.startswith(("torch.", "torchvision.", "timm."))
+        and (code := getattr(type(module).forward, "__code__", None))
+    )
     if not views:
         return network.to(memory_format=torch.channels_last)
     network.__class__ = _contiguous(type(network))
@@ -155,6 +173,7 @@ def _in_memory(network):
 def _contiguous(kind):
     def forward(self, images):
         return kind.forward(self, images.contiguous())
+
     return made_class(_contiguous, kind, (), {"forward": forward})
 
 
@@ -172,21 +191,28 @@ def look_at(network, image_size, pruning_type=None):
     except ValueError as error:
         raise InputError(f"--model={name}: {error}") from error
     except (Exception, SystemExit) as error:  # of the user's own code
-        raise InputError(f"--model={name} fails on noise: {type(error).__name__}: "
-                         f"{first_line(error)}; the suite trains in float32, so leave out casts to "
-                         "other types") from error
+        raise InputError(
+            f"--model={name} fails on noise: {type(error).__name__}: "
+            f"{first_line(error)}; the suite trains in float32, so leave out casts to "
+            "other types"
+        ) from error
     structure = remains_of(network).structure
     if structure.outputs != network.origin.num_classes:
-        raise InputError(f"--model={name} gives {structure.outputs} logits for "
-                         f"{network.origin.num_classes} classes")
+        raise InputError(
+            f"--model={name} gives {structure.outputs} logits for "
+            f"{network.origin.num_classes} classes"
+        )
     if structure.image_shape[0] != 3:
-        raise InputError(f"--model={name} takes images with {structure.image_shape[0]} channels; "
-                         "this suite's have 3")
+        raise InputError(
+            f"--model={name} takes images with {structure.image_shape[0]} channels; "
+            "this suite's have 3"
+        )
     try:
         structure.positions(image_size)
     except ValueError as error:
-        raise InputError(f"--model={name}: {error}; --image_size={structure.image_shape[1]} fits "
-                         "it") from error
+        raise InputError(
+            f"--model={name}: {error}; --image_size={structure.image_shape[1]} fits it"
+        ) from error
     lines = stays_text(structure)
     more = [f"and so do filters of {len(lines) - MOST} more layers"] if len(lines) > MOST else []
     return [*_type_lines(network.origin), *try_out(network, image_size), *lines[:MOST], *more]
@@ -198,18 +224,29 @@ def _type_lines(origin):
         return []
     with forked_random_state():
         given = _as_given(origin.name, origin.num_classes)
-    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in given.parameters()
-             if tensor.is_floating_point() and tensor.dtype != torch.float32}
-    return [f"Note: its {' and '.join(sorted(kinds))} weights became float32, which the suite "
-            "trains in; --amp computes in a smaller type"] if kinds else []
+    kinds = {
+        str(tensor.dtype).removeprefix("torch.")
+        for tensor in given.parameters()
+        if tensor.is_floating_point() and tensor.dtype != torch.float32
+    }
+    return (
+        [
+            f"Note: its {' and '.join(sorted(kinds))} weights became float32, which the suite "
+            "trains in; --amp computes in a smaller type"
+        ]
+        if kinds
+        else []
+    )
 
 
 def default_weights(name):
     """Torchvision's own weights for one of its networks, an entry of a WeightsEnum. Raises
     InputError."""
     if name in NETWORKS or in_file(name) or name not in zoo.list_models(module=zoo):
-        raise InputError(f"--init=DEFAULT takes torchvision's own weights, and --model={name} is "
-                         "none of its networks; name a file of weights, --init=FILE")
+        raise InputError(
+            f"--init=DEFAULT takes torchvision's own weights, and --model={name} is "
+            "none of its networks; name a file of weights, --init=FILE"
+        )
     return zoo.get_model_weights(name).DEFAULT
 
 
@@ -273,8 +310,12 @@ def named_like(state):
     for name in zoo.list_models(module=zoo):
         with suppress(AttributeError, KeyError):
             known[name] = zoo.get_model_weights(name).DEFAULT.meta["num_params"]
-    tensors = [tensor for key, tensor in state.items() if isinstance(tensor, torch.Tensor)
-               and not key.rpartition(".")[2].startswith(("running_", "num_batches"))]
+    tensors = [
+        tensor
+        for key, tensor in state.items()
+        if isinstance(tensor, torch.Tensor)
+        and not key.rpartition(".")[2].startswith(("running_", "num_batches"))
+    ]
     count = sum(tensor.numel() for tensor in tensors)
     for tensor in [tensor for tensor in tensors if tensor.ndim > 1 and tensor.numel()][-1:]:
         count += (1000 - len(tensor)) * (1 + tensor[0].numel())  # as if it were for ImageNet
@@ -289,9 +330,11 @@ def _is_like(state, name):
         part, _ = unwrapped(state, shapes.keys())
     except ValueError:
         return False
-    return all(key in part and (tuple(part[key].shape) == shape
-                                or key.rpartition(".")[0] in classifier)
-               for key, shape in shapes.items() if not key.endswith("num_batches_tracked"))
+    return all(
+        key in part and (tuple(part[key].shape) == shape or key.rpartition(".")[0] in classifier)
+        for key, shape in shapes.items()
+        if not key.endswith("num_batches_tracked")
+    )
 
 
 def unpruned_twin(network):
@@ -306,8 +349,14 @@ def fresh_like(network, num_classes):
     """A network with fresh weights for `num_classes` classes, as small as `network`, in which the
     same stays whole."""
     origin, structure = network.origin, remains_of(network).structure
-    return build_network(origin.name, num_classes, origin.width, widths_of(network),
-                         structure.whole, structure.image_shape[-1])
+    return build_network(
+        origin.name,
+        num_classes,
+        origin.width,
+        widths_of(network),
+        structure.whole,
+        structure.image_shape[-1],
+    )
 
 
 def _factory(name):
@@ -324,33 +373,43 @@ def _factory(name):
         if not timm.is_model(wanted.split(".")[0]):
             raise _unknown(name, [f"timm:{each}" for each in timm.list_models()])
         return lambda num_classes: timm.create_model(
-            wanted, pretrained=False, num_classes=num_classes)
+            wanted, pretrained=False, num_classes=num_classes
+        )
     known = zoo.list_models(module=zoo)
     if name not in known:
         raise _unknown(name, [*MODELS, *known])
     return lambda num_classes: zoo.get_model(
-        name, weights=None, num_classes=num_classes, **ARGUMENTS.get(name, {}))
+        name, weights=None, num_classes=num_classes, **ARGUMENTS.get(name, {})
+    )
 
 
 def _unknown(name, names):
     bare = TORCHVISION.sub("", name)
     if bare != name and bare in zoo.list_models(module=zoo):
-        return InputError(f"--model={name}: networks of torchvision have their names there, "
-                          f"--model={bare}")
+        return InputError(
+            f"--model={name}: networks of torchvision have their names there, --model={bare}"
+        )
     if (whole := bare.removeprefix("quantized_")) != bare:
-        return InputError(f"--model={name} is quantised, so it can be neither trained nor "
-                          f"pruned; --model={whole} is the same network in floating point")
+        return InputError(
+            f"--model={name} is quantised, so it can be neither trained nor "
+            f"pruned; --model={whole} is the same network in floating point"
+        )
     if bare in zoo.list_models() or NO_CLASSIFIER.search(bare.lower()):
-        inside = max((known for known in zoo.list_models(module=zoo) if known in bare),
-                     key=len, default=None)
+        inside = max(
+            (known for known in zoo.list_models(module=zoo) if known in bare), key=len, default=None
+        )
         backbone = f"; its backbone is --model={inside}" if inside else ""
         return InputError(
             f"--model={name} is no classifier, and the commands prune classifiers only{backbone}. "
             "From Python, pruner.prune takes any network that gives one row of numbers for each "
-            "image (lab/README.md, From Python)")
+            "image (lab/README.md, From Python)"
+        )
     near = difflib.get_close_matches(name, names, 3, 0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else (
-        f"there are {', '.join(MODELS)}, torchvision's networks, timm:NAME and FILE.py:NAME")
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else (f"there are {', '.join(MODELS)}, torchvision's networks, timm:NAME and FILE.py:NAME")
+    )
     return InputError(f"--model={name}: there is no such network; {hint}")
 
 
@@ -365,8 +424,10 @@ def _in_file(path, attribute):
         names = [each for each, value in vars(module).items() if callable(value)]
         near = difflib.get_close_matches(attribute, names, 3, 0.4)
         what = "is no function or class" if hasattr(module, attribute) else "is not in it"
-        raise InputError(f"--model={path}:{attribute}: {attribute or 'its name'} {what}"
-                         + (f"; did you mean {' or '.join(near)}?" if near else ""))
+        raise InputError(
+            f"--model={path}:{attribute}: {attribute or 'its name'} {what}"
+            + (f"; did you mean {' or '.join(near)}?" if near else "")
+        )
     return factory
 
 
@@ -379,5 +440,6 @@ def _load(resolved, path):
         with settings_kept():
             return own.load_file(resolved)
     except (Exception, SystemExit) as error:  # a user's own code
-        raise InputError(f"--model: {path} cannot be loaded: {type(error).__name__}: "
-                         f"{error}") from error
+        raise InputError(
+            f"--model: {path} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error

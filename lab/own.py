@@ -3,6 +3,7 @@ suite has modules of that name, too.
 
     module = load_file(Path("net.py"))        # its `import models` is the models.py beside it
 """
+
 import builtins
 import importlib
 import itertools
@@ -63,8 +64,7 @@ class Project:
             sys.path[:], self.path = self.path, None
 
     def _take_folders(self):
-        """Folders that the file adds to Python's path are its own; the suite goes on without them.
-        """
+        """Folders that the file adds to Python's path are its own; the suite does not see them."""
         if self.path is not None:
             added = [str(Path(folder).resolve()) for folder in sys.path if folder not in self.path]
             self.folders += [folder for folder in added if folder not in self.folders]
@@ -106,8 +106,11 @@ class Project:
         """Whether Python knows a module of this name, by a file elsewhere."""
         known = sys.modules.get(name)
         spec = known.__spec__ if known else PathFinder.find_spec(name, self.path or sys.path)
-        return bool(spec and spec.origin) and not _of_suite(spec) and (
-            str(Path(spec.origin).resolve().parent) not in self.folders)
+        return (
+            bool(spec and spec.origin)
+            and not _of_suite(spec)
+            and (str(Path(spec.origin).resolve().parent) not in self.folders)
+        )
 
     def import_name(self, name, globals=None, locals=None, fromlist=(), level=0):
         """What `__import__` does, in the modules of this project."""
@@ -156,7 +159,8 @@ class _Importlib(ModuleType):
         project = self.__project
         if not name.startswith("."):
             return importlib.import_module(
-                f"{project.prefix}.{name}" if project.has(name) else name)
+                f"{project.prefix}.{name}" if project.has(name) else name
+            )
         if package and project.has(package):
             package = f"{project.prefix}.{package}"
         return importlib.import_module(name, package)
@@ -170,8 +174,11 @@ def suite_kept():
         tops = {__name__.partition(".")[0]}
 
     def of_suite():
-        return {name: module for name, module in list(sys.modules.items())
-                if name.partition(".")[0] in tops}
+        return {
+            name: module
+            for name, module in list(sys.modules.items())
+            if name.partition(".")[0] in tops
+        }
 
     before = of_suite()
     try:
@@ -196,5 +203,8 @@ def _of_suite(spec):
 
 
 def _holds_code(folders):
-    return any(next(Path(folder).glob(pattern), None) for folder in folders
-               for pattern in ("*.py", "*/*.py"))
+    return any(
+        next(Path(folder).glob(pattern), None)
+        for folder in folders
+        for pattern in ("*.py", "*/*.py")
+    )

@@ -4,6 +4,7 @@ A few bytes may stand for endless work: a tuple that holds the same tuple twice,
 same tuple twice, and so on, is a tree of 2^45 items to whoever hashes it, and no signal ends that.
 Here each value is only its size, so that such files are refused at once.
 """
+
 import pickletools
 
 import torch
@@ -11,16 +12,28 @@ import torch
 DEPTH = 50  # of tuples in tuples; hashing recurses
 ITEMS = 2_000_000  # in one value, as a tree
 WORK = 20_000_000  # items that are hashed or copied, in all
-LONGEST = 2 ** 29  # bytes of a pickle; tensors are not in it
+LONGEST = 2**29  # bytes of a pickle; tensors are not in it
 ENDLESS = "it holds the same things within each other so often that reading it would never end"
 LETTERS = 64  # of a text that count as one item
 
 # What torch.save lets a file call: with tensors, containers, and the bytes of NumPy's numbers.
-CALLED = {"collections.OrderedDict", "collections.Counter", "torch.nn.parameter.Parameter",
-          "torch.Size", "torch.device", "torch.serialization._get_layout", "builtins.set",
-          "__builtin__.set", "builtins.complex", "__builtin__.complex"}
-REBUILD, TYPED, ENCODE = ("torch._utils._rebuild_", "torch._tensor._rebuild_from_type_v2",
-                          "_codecs.encode")
+CALLED = {
+    "collections.OrderedDict",
+    "collections.Counter",
+    "torch.nn.parameter.Parameter",
+    "torch.Size",
+    "torch.device",
+    "torch.serialization._get_layout",
+    "builtins.set",
+    "__builtin__.set",
+    "builtins.complex",
+    "__builtin__.complex",
+}
+REBUILD, TYPED, ENCODE = (
+    "torch._utils._rebuild_",
+    "torch._tensor._rebuild_from_type_v2",
+    "_codecs.encode",
+)
 
 
 class Refused(ValueError):
@@ -30,6 +43,7 @@ class Refused(ValueError):
 class _Value:
     """A value that would be built. size: its items, as a tree; depth: of tuples in it; what: a
     text, a number, the name of a global, or the items of a tuple."""
+
     __slots__ = "size", "depth", "what"
 
     def __init__(self, size=1, depth=0, what=None):
@@ -38,6 +52,7 @@ class _Value:
 
 class _Global(_Value):
     """A function or a class, by its name."""
+
     __slots__ = ()
 
 
@@ -50,8 +65,9 @@ class Count:
 
     def __init__(self, allowed=()):
         self.called, self.work, self.storages = CALLED | set(allowed), 0, {}
-        self.steps = {code.name: getattr(self, f"_{code.name.lower()}", None)
-                      for code in pickletools.opcodes}
+        self.steps = {
+            code.name: getattr(self, f"_{code.name.lower()}", None) for code in pickletools.opcodes
+        }
 
     @property
     def bytes(self):
@@ -62,7 +78,7 @@ class Count:
         self.stack, self.marks, self.memo = [], [], {}
         for code, argument, place in pickletools.genops(file):
             if place > LONGEST:
-                raise Refused(f"it has more than {LONGEST // 2 ** 20} MiB beside its tensors")
+                raise Refused(f"it has more than {LONGEST // 2**20} MiB beside its tensors")
             if step := self.steps[code.name]:
                 step(argument)
             elif code.name in _LEAVES:
@@ -82,8 +98,10 @@ class Count:
         return items
 
     def _push_tuple(self, items):
-        size, depth = 1 + sum(item.size for item in items), 1 + max(
-            (item.depth for item in items), default=0)
+        size, depth = (
+            1 + sum(item.size for item in items),
+            1 + max((item.depth for item in items), default=0),
+        )
         if size > ITEMS or depth > DEPTH:
             raise Refused(ENDLESS)
         self.stack.append(_Value(size, depth, items))
@@ -188,5 +206,18 @@ def _leaf(value):
 
 
 _NOTHING = {"PROTO", "STOP"}
-_LEAVES = {"NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
-           "BINUNICODE", "SHORT_BINSTRING", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"}
+_LEAVES = {
+    "NONE",
+    "NEWTRUE",
+    "NEWFALSE",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "BINFLOAT",
+    "BINUNICODE",
+    "SHORT_BINSTRING",
+    "EMPTY_LIST",
+    "EMPTY_DICT",
+    "EMPTY_SET",
+}

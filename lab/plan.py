@@ -4,6 +4,7 @@ A job is driven by a function of main.py, which calls `job.step` for each step i
 function on a `Recording` only lists them: so a job knows its files before it begins, skips what a
 resume file says is done, and can be shown.
 """
+
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -16,15 +17,19 @@ from pruner import round_targets
 
 class Origin(NamedTuple):
     """Where the unpruned network comes from: the phase to load, or None, and those to train."""
+
     load: str
     train: tuple
 
 
 ORIGINS = {
-    "load base": Origin("base", ()), "train base": Origin(None, ("base",)),
-    "load ortho": Origin("ortho", ()), "train ortho": Origin(None, ("ortho",)),
+    "load base": Origin("base", ()),
+    "train base": Origin(None, ("base",)),
+    "load ortho": Origin("ortho", ()),
+    "train ortho": Origin(None, ("ortho",)),
     "load base, train ortho": Origin("base", ("ortho",)),
-    "train base, train ortho": Origin(None, ("base", "ortho"))}
+    "train base, train ortho": Origin(None, ("base", "ortho")),
+}
 
 
 class Step(NamedTuple):
@@ -34,6 +39,7 @@ class Step(NamedTuple):
     network's file; `records` that a network is recorded by it; `keeps_itself` that the state is
     kept within it, and need not be after it.
     """
+
     action: Callable
     phase: str = None
     number: int = 0
@@ -45,11 +51,14 @@ class Plan:
     def __init__(self, flags, begin=None):
         self.flags, self.folder = flags, folder_of(flags.data_path)
         self.targets = [float(t) for t in flags.thresholds] or round_targets(
-            flags.prune_percent or 0, flags.n_rounds)
+            flags.prune_percent or 0, flags.n_rounds
+        )
         names = {round(target) for target in self.targets}
         if len(names) < len(self.targets) and not flags.control:
-            raise InputError(f"{flags.n_rounds} rounds to {flags.prune_percent}% would share file "
-                             "names, which hold whole percents; ask for fewer rounds")
+            raise InputError(
+                f"{flags.n_rounds} rounds to {flags.prune_percent}% would share file "
+                "names, which hold whole percents; ask for fewer rounds"
+            )
         self.rounds = () if flags.only_train else range(1, len(self.targets) + 1)
         self.begin = begin or self._begin()
 
@@ -96,9 +105,13 @@ class Plan:
             phase = training.split()[0]
             recipe = self.recipe(phase)
             settings[training] = {
-                "lr": recipe.rates(flags.optimizer), "weight_decay": recipe.weight_decay,
-                "optimizer": flags.optimizer, "batch_size": flags.batch_size, "amp": flags.amp,
-                "penalty": flags.strength if phase == "ortho" else 0}
+                "lr": recipe.rates(flags.optimizer),
+                "weight_decay": recipe.weight_decay,
+                "optimizer": flags.optimizer,
+                "batch_size": flags.batch_size,
+                "amp": flags.amp,
+                "penalty": flags.strength if phase == "ortho" else 0,
+            }
             if recipe.label_smoothing:
                 settings[training]["label_smoothing"] = recipe.label_smoothing
             if flags.choose != "best":
@@ -146,8 +159,11 @@ class Recording(Plan):
     @property
     def outputs(self):
         """The files that the job writes, in order."""
-        return [self.file(step.phase, step.number) for step in self.steps
-                if hasattr(step.action, "writes")]
+        return [
+            self.file(step.phase, step.number)
+            for step in self.steps
+            if hasattr(step.action, "writes")
+        ]
 
     @property
     def resume_file(self):

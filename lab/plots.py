@@ -1,5 +1,6 @@
 """Plots of a comparison. To add one, write a function (axis, records) -> whether it drew something,
 under `@plot(file name, caption)`."""
+
 import io
 import itertools
 import math
@@ -23,9 +24,11 @@ GREY = {"color": "0.5", "linewidth": 3}
 
 def plot(name, caption, columns=2, sharey=False):
     """Register a plot. columns: how many networks at most stand beside each other."""
+
     def register(draw):
         PLOTS[name] = caption, draw, columns, sharey
         return draw
+
     return register
 
 
@@ -42,8 +45,7 @@ def load_pyplot():
 
 
 def plot_section(pyplot, records, folder, suffix=""):
-    """Draw the plots of one comparison: [(file name, caption)]. One that cannot be drawn is named.
-    """
+    """Draw the plots of one comparison: [(file name, caption)]. It names those that fail."""
     files = []
     for name in PLOTS:
         path = Path(folder) / f"{name}{suffix}.png"
@@ -67,16 +69,21 @@ def _plot_networks(pyplot, records, name, path):
     rows = -(-len(networks) // columns)
     width = max(9, 4 * columns) if len(networks) > 1 else 6.5
     figure, axes = pyplot.subplots(
-        rows, columns, squeeze=False, layout="constrained", sharey=sharey,
-        figsize=(width, (4 if rows > 1 else 4.2) * rows + .6))
-    for axis in axes.flat[len(networks):]:
+        rows,
+        columns,
+        squeeze=False,
+        layout="constrained",
+        sharey=sharey,
+        figsize=(width, (4 if rows > 1 else 4.2) * rows + 0.6),
+    )
+    for axis in axes.flat[len(networks) :]:
         axis.set_axis_off()
     drawn = [draw(axis, own) for axis, own in zip(axes.flat, networks.values())]
     if any(drawn):
         handles = {}
         for axis, network in zip(axes.flat, networks):
             axis.set_title(printable(network))
-            axis.grid(alpha=.3)
+            axis.grid(alpha=0.3)
             handles |= {label: line for line, label in zip(*axis.get_legend_handles_labels())}
         labels = [axis.get_ylabel() for axis in axes.flat]
         for axis, label, before in zip(axes.flat[1:], labels[1:], labels):
@@ -85,10 +92,11 @@ def _plot_networks(pyplot, records, name, path):
         letters = int(13.2 * width)  # in a line of that width
         longest = max(map(len, handles), default=0)
         columns = max(1, letters // (8 + longest))
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=8,
-                      ncols=columns)
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", fontsize=8, ncols=columns
+        )
         # A legend of many lines must not take the height from the axes, and cut their labels.
-        figure.set_figheight(figure.get_figheight() + .17 * -(-len(handles) // columns))
+        figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(handles) // columns))
         save_figure(figure, path)
     pyplot.close(figure)
     return any(drawn)
@@ -105,8 +113,14 @@ def save_figure(figure, path):
 
 
 # Markers of ways to choose filters, beside the published one.
-WAYS = {"layer": "1", "mean": "2", "norm": "3", "paper": "4", "measured": (8, 2, 0),
-        "best": (5, 1, 0)}
+WAYS = {
+    "layer": "1",
+    "mean": "2",
+    "norm": "3",
+    "paper": "4",
+    "measured": (8, 2, 0),
+    "best": (5, 1, 0),
+}
 
 
 def method_style(name, coupled=False, weight=None):
@@ -117,16 +131,21 @@ def method_style(name, coupled=False, weight=None):
     if weight is not None:
         last = len(WEIGHTS) - 1  # of 0
         marker = WEIGHTS[round(3 * math.log10(weight)) % last if weight else last]
-    return {"color": about.colour if about else "#000000", "marker": marker, "markersize": 5,
-            "fillstyle": "bottom" if coupled else "full", "linestyle": "--" if coupled else "-",
-            "linewidth": 1.4}
+    return {
+        "color": about.colour if about else "#000000",
+        "marker": marker,
+        "markersize": 5,
+        "fillstyle": "bottom" if coupled else "full",
+        "linestyle": "--" if coupled else "-",
+        "linewidth": 1.4,
+    }
 
 
 def style_of(record):
-    """A method's style; its way to choose filters shows in the marker, where it is not published.
-    """
-    style = method_style(record.flags["pruning_type"], record.flag("residual") == "coupled",
-                         record.flag("penalty"))
+    """A method's style. The marker shows a way to choose filters that is not the published one."""
+    style = method_style(
+        record.flags["pruning_type"], record.flag("residual") == "coupled", record.flag("penalty")
+    )
     way = "best" if record.flag("select") else record.flag("ranking")
     if way in WAYS:
         style |= {"marker": WAYS[way], "markersize": 9}
@@ -141,8 +160,9 @@ def by_method(records, control=False):
 
 def most_pruned(records):
     """Each variant's record of the highest percent, of the lowest seed."""
-    return [max(found, key=lambda r: (r.requested, -r.flags["seed"]))
-            for found in by_method(records)]
+    return [
+        max(found, key=lambda r: (r.requested, -r.flags["seed"])) for found in by_method(records)
+    ]
 
 
 def label_of(record):
@@ -154,15 +174,17 @@ def label_of(record):
 
 @plot("macs", "Test accuracy against the multiply-adds left", columns=3, sharey=True)
 def plot_macs(axis, records):
-    return plot_accuracy(axis, records, "multiply-adds left (% of the unpruned network's)",
-                         lambda r: r.flops_left)
+    return plot_accuracy(
+        axis, records, "multiply-adds left (% of the unpruned network's)", lambda r: r.flops_left
+    )
 
 
 @plot("time", "Test accuracy against the measured time for a batch", columns=3, sharey=True)
 def plot_time(axis, records):
     timed = [record for record in records if record.time_left is not None]
     return bool(timed) and plot_accuracy(
-        axis, timed, "time for a batch (% of the unpruned network's)", lambda r: r.time_left)
+        axis, timed, "time for a batch (% of the unpruned network's)", lambda r: r.time_left
+    )
 
 
 @plot("accuracy", "Test accuracy against the share removed", columns=3, sharey=True)
@@ -172,12 +194,19 @@ def plot_removed(axis, records):
 
 def plot_accuracy(axis, records, label, x_of):
     """Methods whose points would hide each other stand side by side."""
-    lines = [(found, marks) for control, marks in (
-        (False, {}), ("scratch", {"linestyle": ":", "markerfacecolor": "none"}))
-             for found in by_method(records, control)]
+    lines = [
+        (found, marks)
+        for control, marks in (
+            (False, {}),
+            ("scratch", {"linestyle": ":", "markerfacecolor": "none"}),
+        )
+        for found in by_method(records, control)
+    ]
     points = [list(_points(found, x_of)) for found, _ in lines]
-    places = [[x for _, x, *_ in each]
-              for each in grouped(itertools.chain(*points), lambda point: point[0]).values()]
+    places = [
+        [x for _, x, *_ in each]
+        for each in grouped(itertools.chain(*points), lambda point: point[0]).values()
+    ]
     apart = 0
     if len(lines) > 1 and all(max(each) - min(each) < 1 for each in places):
         apart = 0.8
@@ -186,13 +215,23 @@ def plot_accuracy(axis, records, label, x_of):
     for i, (found, marks) in enumerate(lines):
         _, x, width, y, height = zip(*points[i])
         shift = apart * (i - (len(lines) - 1) / 2)
-        axis.errorbar([place + shift for place in x], y, height if any(height) else None,
-                      width if any(width) and not apart else None, capsize=3,
-                      label=found[0].method, **style_of(found[0]) | marks)
+        axis.errorbar(
+            [place + shift for place in x],
+            y,
+            height if any(height) else None,
+            width if any(width) and not apart else None,
+            capsize=3,
+            label=found[0].method,
+            **style_of(found[0]) | marks,
+        )
     unpruned = grouped([r for r in records if r.control == "unpruned"], lambda r: r.method)
     for kind, found in sorted(unpruned.items()):
-        axis.axhline(statistics.mean(r.best for r in found), color="0.4", label=kind,
-                     linestyle={None: ":", 0: "--"}.get(found[0].strength, "-."))
+        axis.axhline(
+            statistics.mean(r.best for r in found),
+            color="0.4",
+            label=kind,
+            linestyle={None: ":", 0: "--"}.get(found[0].strength, "-."),
+        )
     axis.set(xlabel=label, ylabel=f"test accuracy, best epoch (%)\n{_over(records)}")
     left, right = min(0, axis.get_xlim()[0]), axis.get_xlim()[1]
     axis.set_xlim(left, right + (right - left) / 30)
@@ -231,23 +270,41 @@ def plot_penalty(axis, records):
     most = max((r.requested for r in found), default=0)
     found = [r for r in found if r.requested == most]
     count = len({r.strength for r in found})
-    found = [r for each in grouped(found, lambda r: r.flags["seed"]).values()
-             if len({r.strength for r in each}) == count for r in each]
+    found = [
+        r
+        for each in grouped(found, lambda r: r.flags["seed"]).values()
+        if len({r.strength for r in each}) == count
+        for r in each
+    ]
     if not found or count < 2:
         return False
     weights = grouped(sorted(found, key=lambda r: r.strength), lambda r: r.strength)
-    lines = {"before pruning": ("-", "^", lambda r: r.unpruned.best),
-             "right after pruning": ("-", "v", lambda r: r.after_pruning),
-             "retrained": ("-", "o", lambda r: r.best),
-             "degree of orthogonality before pruning, x 100": (
-                 ":", "s", lambda r: 100 * r.unpruned.orthogonality["mean"])}
+    lines = {
+        "before pruning": ("-", "^", lambda r: r.unpruned.best),
+        "right after pruning": ("-", "v", lambda r: r.after_pruning),
+        "retrained": ("-", "o", lambda r: r.best),
+        "degree of orthogonality before pruning, x 100": (
+            ":",
+            "s",
+            lambda r: 100 * r.unpruned.orthogonality["mean"],
+        ),
+    }
     for label, (line, marker, value_of) in lines.items():
         means, bars = zip(*(_mean(map(value_of, each)) for each in weights.values()))
-        axis.errorbar(range(len(means)), means, bars if any(bars) else None, capsize=3,
-                      linestyle=line, marker=marker, label=label)
+        axis.errorbar(
+            range(len(means)),
+            means,
+            bars if any(bars) else None,
+            capsize=3,
+            linestyle=line,
+            marker=marker,
+            label=label,
+        )
     axis.set_xticks(range(count), [f"{weight:g}" for weight in weights])
-    axis.set(xlabel=f"weight of the penalty, λ ({most:g}% removed)",
-             ylabel=f"test accuracy, best epoch (%)\n{_over(found)}")
+    axis.set(
+        xlabel=f"weight of the penalty, λ ({most:g}% removed)",
+        ylabel=f"test accuracy, best epoch (%)\n{_over(found)}",
+    )
     axis.set_ylim(bottom=0)
     return True
 
@@ -265,20 +322,25 @@ def plot_widths(axis, records):
     return bool(chosen) and plot_layers(axis, lines, "filters")
 
 
-@plot("orthogonality", "Degree of orthogonality of each layer, unpruned (grey) and at the end",
-      columns=1)
+@plot(
+    "orthogonality",
+    "Degree of orthogonality of each layer, unpruned (grey) and at the end",
+    columns=1,
+)
 def plot_orthogonality(axis, records):
     chosen, lines = most_pruned(records), {}
     for record in chosen:
         base = record.unpruned
         if base is not None:
-            label, line = (("unpruned with penalty", "--") if base.penalised else ("unpruned", "-"))
+            label, line = ("unpruned with penalty", "--") if base.penalised else ("unpruned", "-")
             lines.setdefault(label, (base.orthogonality["layers"], {**GREY, "linestyle": line}))
-    lines |= {label_of(record): (record.orthogonality["layers"], style_of(record))
-              for record in chosen}
+    lines |= {
+        label_of(record): (record.orthogonality["layers"], style_of(record)) for record in chosen
+    }
     # A network with depthwise layers has these in between: they stand on a level of their own.
-    return bool(lines) and plot_layers(axis, lines, "degree of orthogonality (1: orthogonal)",
-                                       first=chosen[0].widths)
+    return bool(lines) and plot_layers(
+        axis, lines, "degree of orthogonality (1: orthogonal)", first=chosen[0].widths
+    )
 
 
 def plot_layers(axis, lines, ylabel, first=()):
@@ -287,8 +349,9 @@ def plot_layers(axis, lines, ylabel, first=()):
     names = list(next(iter(lines.values()))[0])
     others = [name for name in names if name not in first] if first else []
     names = [name for name in names if name not in others]
-    shown = [f"conv {i}" if name.startswith("features.") else name
-             for i, name in enumerate(names, 1)]
+    shown = [
+        f"conv {i}" if name.startswith("features.") else name for i, name in enumerate(names, 1)
+    ]
     if others:
         names, shown = [*names, "", *others], [*shown, "", *others]
     for label, (values, style) in lines.items():
@@ -311,10 +374,15 @@ def plot_training(axis, records):
         epochs = before + record.epochs
         accuracy = [(e.get("validation") or e["test"])["top1"] for e in epochs]
         marked = {*range(0, len(epochs), -(-len(epochs) // 8)), len(epochs) - 1}
-        axis.plot(range(1, len(epochs) + 1), accuracy, markevery=sorted(marked),
-                  label=label_of(record), **style_of(record))
+        axis.plot(
+            range(1, len(epochs) + 1),
+            accuracy,
+            markevery=sorted(marked),
+            label=label_of(record),
+            **style_of(record),
+        )
         if before:
-            axis.axvline(len(before) + .5, color="0.6", linewidth=.8)
+            axis.axvline(len(before) + 0.5, color="0.6", linewidth=0.8)
     shown = {"validation" if "validation" in e else "test" for r in chosen for e in r.epochs}
     images = " and ".join(sorted(shown))
     axis.xaxis.get_major_locator().set_params(integer=True)
@@ -328,19 +396,34 @@ def plot_masks(axis, records):
     epsilon = None
     for record in most_pruned(records):
         base = record.unpruned
-        distances = {e["epoch"]: max(e["mask_distances"]) for e in (base.epochs if base else ())
-                     if e.get("mask_distances")}
+        distances = {
+            e["epoch"]: max(e["mask_distances"])
+            for e in (base.epochs if base else ())
+            if e.get("mask_distances")
+        }
         if distances:
-            axis.plot(list(distances), list(distances.values()), label=label_of(record),
-                      **style_of(record))
+            axis.plot(
+                list(distances),
+                list(distances.values()),
+                label=label_of(record),
+                **style_of(record),
+            )
             epsilon = record.flag("eb_epsilon")
             if base.chosen_on == "ticket":
-                axis.plot(*list(distances.items())[-1], linestyle="", marker="o", markersize=13,
-                          markerfacecolor="none", color="0.3", label="the ticket is drawn")
+                axis.plot(
+                    *list(distances.items())[-1],
+                    linestyle="",
+                    marker="o",
+                    markersize=13,
+                    markerfacecolor="none",
+                    color="0.3",
+                    label="the ticket is drawn",
+                )
     if epsilon:
         axis.axhline(epsilon, color="0.4", linestyle=":", label="--eb_epsilon")
         axis.set_ylim(bottom=0)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set(xlabel="epoch",
-                 ylabel="share of filters that differ\n(largest of up to 4 comparisons)")
+        axis.set(
+            xlabel="epoch", ylabel="share of filters that differ\n(largest of up to 4 comparisons)"
+        )
     return bool(epsilon)

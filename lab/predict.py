@@ -1,4 +1,5 @@
 """The names of classes for images."""
+
 import torch
 
 from common.errors import InputError
@@ -20,8 +21,10 @@ def predict(model, classes, images, normalize=HALF, size=None):
     with evaluating(model), torch.no_grad():
         for batch, _ in plain_batches(split, normalize, size):
             likely = model(batch).softmax(1).topk(min(LIKELIEST, len(classes)))
-            results += [[(classes[k], p) for k, p in zip(indices, shares)] for indices, shares in
-                        zip(likely.indices.tolist(), likely.values.tolist())]
+            results += [
+                [(classes[k], p) for k, p in zip(indices, shares)]
+                for indices, shares in zip(likely.indices.tolist(), likely.values.tolist())
+            ]
     return results
 
 
@@ -34,22 +37,28 @@ def print_predictions(model, record, path, image_size, skip_bad_images, table):
     stored = stored_size(image_size, record.flag("augment"))
     print(f"Predictions for {counted(len(files), 'image')}, brought to {image_size} x {image_size}")
     for start in range(0, len(files), 1000):
-        part = files[start:start + 1000]
+        part = files[start : start + 1000]
         read = read_images({"the": part}, stored, white)
         white = {**read.white, **white}  # all images have one rule
         images, unreadable = read.parts["the"], read.unreadable
         if unreadable and not skip_bad_images:
             file, reason = next(iter(unreadable.items()))
-            raise InputError(f"{file} cannot be read ({reason}); --skip_bad_images=True leaves "
-                             "such files out")
+            raise InputError(
+                f"{file} cannot be read ({reason}); --skip_bad_images=True leaves such files out"
+            )
         good = [file not in unreadable for file in part]
         found = predict(model, classes, images[good], record.normalize or HALF, image_size)
         rows += _rows(part, unreadable, iter(found))
         results = iter(found)
         empty = [""] * (min(LIKELIEST, len(classes)) - 1)
-        print_table([
-            (file, f"left out: {unreadable[file]}", *empty) if file in unreadable else
-            (file, *(f"{name} {100 * p:.1f}%" for name, p in next(results))) for file in part])
+        print_table(
+            [
+                (file, f"left out: {unreadable[file]}", *empty)
+                if file in unreadable
+                else (file, *(f"{name} {100 * p:.1f}%" for name, p in next(results)))
+                for file in part
+            ]
+        )
         print_notes(describe(read))
     write_atomically({table: to_csv(rows)})
     print(f"  saved {table}")

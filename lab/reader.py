@@ -1,4 +1,5 @@
 """What is in a file of weights, whoever wrote it. Nothing in a file is ever run."""
+
 import json
 import reprlib
 import struct
@@ -19,9 +20,22 @@ from lab.pickles import ENDLESS, Count, Refused
 safetensors, safetensors_torch = lazy("safetensors"), lazy("safetensors.torch")  # optional
 
 # Under what others keep a state dict, the first of these that a file has.
-WRAPPINGS = ("net", "state_dict", "model", "model_ema", "module", "model_state_dict", "model_state",
-             "state_dict_ema", "ema_state_dict", "params_ema", "params", "weights", "network",
-             "ema")
+WRAPPINGS = (
+    "net",
+    "state_dict",
+    "model",
+    "model_ema",
+    "module",
+    "model_state_dict",
+    "model_state",
+    "state_dict_ema",
+    "ema_state_dict",
+    "params_ema",
+    "params",
+    "weights",
+    "network",
+    "ema",
+)
 COUNTERS = "total_ops", "total_params", "n_averaged"  # beside weights, of thop and of averages
 DEEPEST = 4  # dicts in dicts in which a state dict is looked for
 
@@ -33,6 +47,7 @@ class Weights:
     state: the state dict. entries: what stands beside it, where the file is a dict of several
     things. lines: which of several state dicts it is, and how to have the others.
     """
+
     state: dict
     entries: dict
     lines: list
@@ -72,14 +87,18 @@ def read_weights(path):
             raise InputError(f"{file} has no {shortened([part])}{_has(places, content)}")
         return Weights(_without_counters(state), content if place == part else {}, [])
     if place is None:
-        raise InputError(f"{path} holds no state dict, neither bare nor under "
-                         f"{shortened(WRAPPINGS, 5)}{_has(places, content)}")
+        raise InputError(
+            f"{path} holds no state dict, neither bare nor under "
+            f"{shortened(WRAPPINGS, 5)}{_has(places, content)}"
+        )
     others = [name for name in places if name != place and _is_network(places[name])]
     lines = []
     if others:
-        lines = [f"{file} has several state dicts: that under {place} is taken; {file}:{others[0]} "
-                 f"takes the one under {others[0]}" + (
-                     f", and so do {shortened(others[1:])}" if others[1:] else "")]
+        lines = [
+            f"{file} has several state dicts: that under {place} is taken; {file}:{others[0]} "
+            f"takes the one under {others[0]}"
+            + (f", and so do {shortened(others[1:])}" if others[1:] else "")
+        ]
     return Weights(_without_counters(places[place]), content if place else {}, lines)
 
 
@@ -90,7 +109,7 @@ def _named(places, usual, part):
         if part == place:
             return place, places[place]
         if place and part.startswith(place + "."):
-            return place, _below(places[place], part[len(place) + 1:] + ".")
+            return place, _below(places[place], part[len(place) + 1 :] + ".")
     return usual, _below(places.get(usual, {}), part + ".")
 
 
@@ -116,8 +135,11 @@ def _state_dicts(content, place="", deepest=DEEPEST):
 def _usual(places):
     """The place of the state dict that is taken unless another one is named: the first of the usual
     ones; the file itself where there is none; None where there is neither."""
-    ranked = [[WRAPPINGS.index(key) for key in place.split(".")] for place in places
-              if place and set(place.split(".")) <= set(WRAPPINGS)]
+    ranked = [
+        [WRAPPINGS.index(key) for key in place.split(".")]
+        for place in places
+        if place and set(place.split(".")) <= set(WRAPPINGS)
+    ]
     if ranked:
         return ".".join(WRAPPINGS[number] for number in min(ranked))
     return "" if "" in places else None
@@ -129,27 +151,39 @@ def _is_network(state):
 
 
 def _without_counters(state):
-    return {str(key): tensor for key, tensor in state.items()
-            if str(key).rpartition(".")[2] not in COUNTERS}
+    return {
+        str(key): tensor
+        for key, tensor in state.items()
+        if str(key).rpartition(".")[2] not in COUNTERS
+    }
 
 
 def _below(state, prefix):
-    return {str(key)[len(prefix):]: tensor for key, tensor in state.items()
-            if str(key).startswith(prefix)}
+    return {
+        str(key)[len(prefix) :]: tensor
+        for key, tensor in state.items()
+        if str(key).startswith(prefix)
+    }
 
 
 def unwrapped(state, wanted):
     """(the part of a state dict below the one prefix, as in module._orig_mod.conv1.weight, below
     which most of the `wanted` names are; the names that stand beside it). Raises ValueError where
     two parts of it would do equally well."""
-    fits = Counter(key[:start] for key in state for start in _beginnings(key)
-                   if key[start:] in wanted)
+    fits = Counter(
+        key[:start] for key in state for start in _beginnings(key) if key[start:] in wanted
+    )
     best = [prefix for prefix in fits if fits[prefix] == max(fits.values())]
-    outer = [prefix for prefix in best
-             if not any(prefix != other and prefix.startswith(other) for other in best)]
+    outer = [
+        prefix
+        for prefix in best
+        if not any(prefix != other and prefix.startswith(other) for other in best)
+    ]
     if len(outer) > 1 and 2 * fits[outer[0]] > len(wanted):
-        raise ValueError(f"it holds several networks, under {' and '.join(sorted(outer))}; "
-                         f"FILE:{min(outer).rstrip('.')} takes the first")
+        raise ValueError(
+            f"it holds several networks, under {' and '.join(sorted(outer))}; "
+            f"FILE:{min(outer).rstrip('.')} takes the first"
+        )
     if len(outer) != 1 or not outer[0]:
         return state, []
     return _below(state, outer[0]), [key for key in state if not key.startswith(outer[0])]
@@ -199,9 +233,11 @@ def _why(path, error):
         unknown = []
     unknown = sorted(set(unknown) - STAND_IN_NAMES)
     if unknown:
-        return (f"it holds {shortened(unknown)}, which would not be safe to load; if you trust it, "
-                "load it in Python with torch.load(..., weights_only=False), and save its state "
-                "dict")
+        return (
+            f"it holds {shortened(unknown)}, which would not be safe to load; if you trust it, "
+            "load it in Python with torch.load(..., weights_only=False), and save its state "
+            "dict"
+        )
     if isinstance(error, Refused):
         return str(error)
     return "it is damaged, or holds more than tensors and plain values"
@@ -234,8 +270,11 @@ def _count_archive(path):
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
         names = {record.filename.lower() for record in records}  # torch.load reads A as a
-        if len(names) < len(records) or sum(record.file_size for record in records) > size or any(
-                record.compress_type != zipfile.ZIP_STORED for record in records):
+        if (
+            len(names) < len(records)
+            or sum(record.file_size for record in records) > size
+            or any(record.compress_type != zipfile.ZIP_STORED for record in records)
+        ):
             raise Refused("its records overlap or are packed, and torch.save writes neither")
         pickles = [record for record in records if record.filename.lower().endswith("/data.pkl")]
         if len(pickles) != 1 or archive.testzip():
@@ -260,12 +299,14 @@ def _count_old(path):
 
 class _Number:
     """Reads what NumPy wrote as one number: scalar(dtype, its bytes)."""
+
     def __new__(cls, kind, content):
         return struct.unpack(kind.order + _NUMBERS[kind.code], content)[0]
 
 
 class _NumberType:
     """Reads numpy.dtype("i8"), with its byte order; refuses all that is no number."""
+
     def __init__(self, code, *_):
         if code not in _NUMBERS:
             raise ValueError(f"{code!r} is no number")
@@ -275,17 +316,31 @@ class _NumberType:
         self.order = ">" if state[1] == ">" else "<"
 
 
-_NUMBERS = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I",
-            "u8": "Q", "f2": "e", "f4": "f", "f8": "d"}
+_NUMBERS = {
+    "b1": "?",
+    "i1": "b",
+    "i2": "h",
+    "i4": "i",
+    "i8": "q",
+    "u1": "B",
+    "u2": "H",
+    "u4": "I",
+    "u8": "Q",
+    "f2": "e",
+    "f4": "f",
+    "f8": "d",
+}
 
 # Stand-ins under the names that NumPy 1 and 2 write into files; none of NumPy's own code is called.
 NUMPY_NUMBERS = [type("dtype", (_NumberType,), {"__module__": "numpy"})] + [
     type("scalar", (_Number,), {"__module__": f"numpy.{core}.multiarray"})
-    for core in ("core", "_core")]
+    for core in ("core", "_core")
+]
 
 
 class _Bag(dict):
     """Reads a namespace, or another container of named values, as a dict."""
+
     def __init__(self, *_, **values):
         super().__init__(**values)
 
@@ -296,6 +351,7 @@ class _Bag(dict):
 
 class _Words(list):
     """Reads a path or a date as a list of what it was made of."""
+
     def __new__(cls, *parts):
         return super().__new__(cls)
 
@@ -304,20 +360,32 @@ class _Words(list):
 
 
 def _stand_ins(kind, names):
-    return [type(name.rpartition(".")[2], (kind,), {"__module__": name.rpartition(".")[0]})
-            for name in names.split()]
+    return [
+        type(name.rpartition(".")[2], (kind,), {"__module__": name.rpartition(".")[0]})
+        for name in names.split()
+    ]
 
 
-STAND_INS = NUMPY_NUMBERS + _stand_ins(_Bag, """
+STAND_INS = (
+    NUMPY_NUMBERS
+    + _stand_ins(
+        _Bag,
+        """
     argparse.Namespace types.SimpleNamespace easydict.EasyDict
     lightning_fabric.utilities.data.AttributeDict pytorch_lightning.utilities.parsing.AttributeDict
     lightning.fabric.utilities.data.AttributeDict lightning.pytorch.utilities.parsing.AttributeDict
     yacs.config.CfgNode addict.addict.Dict ml_collections.config_dict.config_dict.ConfigDict
-    """) + _stand_ins(_Words, """
+    """,
+    )
+    + _stand_ins(
+        _Words,
+        """
     pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath
     pathlib._local.PosixPath pathlib._local.WindowsPath datetime.datetime datetime.date
     datetime.timedelta
-    """)
+    """,
+    )
+)
 
 
 STAND_IN_NAMES = {f"{kind.__module__}.{kind.__qualname__}" for kind in STAND_INS}

@@ -4,6 +4,7 @@ A checkpoint has the entries up to `pruned`, beside the weights under "net". A .
 are known. Entries that nobody knows, as in published files, are None, and left out when written.
 Percents go from 0 to 100, accuracies too; times are seconds, sizes bytes.
 """
+
 import json
 import reprlib
 from dataclasses import dataclass, fields
@@ -26,6 +27,7 @@ class _Top1(TypedDict):
 
 class Figures(_Top1, total=False):
     """A network measured on images."""
+
     top5: float  # where there are more than 5 classes
     balanced: float  # mean of the classes' accuracies, where classes are uneven
     unanswered: int  # classes that the network never answers, where there are any
@@ -45,6 +47,7 @@ class Accuracy(_Best, total=False):
 
 class Epoch(TypedDict, total=False):
     """One epoch of a training."""
+
     epoch: int  # from 1
     lr: float  # learning rate
     seconds: float
@@ -63,6 +66,7 @@ class _Percents(TypedDict):
 
 class Candidate(TypedDict):
     """A cut that --select=best has tried."""
+
     ranking: str
     residual: str
     achieved_percent: float
@@ -84,6 +88,7 @@ class Pruning(_Percents, total=False):
 
 class _GroupSize(TypedDict):
     """What --group_check found of groups of one size: see lab.groups.check_groups."""
+
     size: int
     n: int  # groups
     change: float  # mean absolute change of the loss
@@ -104,6 +109,7 @@ class GroupCheck(TypedDict):
 
 class Compression(TypedDict):
     """How many times smaller than the unpruned network."""
+
     parameters: float
     flops: float
     file: float
@@ -133,6 +139,7 @@ class _ReportedFlags(TypedDict):
 
 class _Given(TypedDict):
     """Flags that may not be given."""
+
     penalty: float | None
     epochs: int | None
     lr: float | None
@@ -194,8 +201,7 @@ class Record:
         """The record in a dict that a file held. Raises ValueError that names what is wrong."""
         if not isinstance(values, dict):
             raise ValueError(f"{name or 'it'} is no record")
-        values = {FIELDS.get(key, key): value for key, value in values.items()
-                  if value is not None}
+        values = {FIELDS.get(key, key): value for key, value in values.items() if value is not None}
         if isinstance(values.get("pruned"), dict):
             values["original"] = values.pop("pruned")
         known = {each.name: values[each.name] for each in fields(cls) if each.name in values}
@@ -204,12 +210,16 @@ class Record:
             raise ValueError(f"image_size is {known['image_size']}, not from 1 to 1024")
         if {"classes", "num_classes"} <= known.keys():
             if len(known["classes"]) != known["num_classes"]:
-                raise ValueError(f"classes has {len(known['classes'])} names, and num_classes is "
-                                 f"{known['num_classes']}")
+                raise ValueError(
+                    f"classes has {len(known['classes'])} names, and num_classes is "
+                    f"{known['num_classes']}"
+                )
         if "normalize" in known and not (
-                len(known["normalize"]) == 6 and min(known["normalize"][3:]) > 0):
-            raise ValueError(f"normalize is {known['normalize']}, not three means and three "
-                             "deviations above 0")
+            len(known["normalize"]) == 6 and min(known["normalize"][3:]) > 0
+        ):
+            raise ValueError(
+                f"normalize is {known['normalize']}, not three means and three deviations above 0"
+            )
         for name in ("filters", "parameters", "macs", "flops"):
             if known.get(name, 1) <= 0:
                 raise ValueError(f"{name} is {known[name]}, not above 0")
@@ -228,8 +238,19 @@ class Record:
         Raises ValueError where something is missing.
         """
         record = cls.read(values)
-        for name in ("flags", "data", "model", "job", "accuracy", "environment", "pruning",
-                     "compression", "widths", "orthogonality", "file"):
+        for name in (
+            "flags",
+            "data",
+            "model",
+            "job",
+            "accuracy",
+            "environment",
+            "pruning",
+            "compression",
+            "widths",
+            "orthogonality",
+            "file",
+        ):
             if getattr(record, name) is None:
                 raise ValueError(f"{name} is missing")
         check(_ReportedFlags, {**DEFAULTS, **record.flags}, "flags")
@@ -239,8 +260,9 @@ class Record:
                 raise ValueError(f"{reprlib.repr(value)} is none of {', '.join(known)}")
         if not all(record.compression[cost] > 0 for cost in ("parameters", "flops")):
             raise ValueError("a compression is not above 0")
-        if record.base is not None and not (record.unpruned.widths and record.unpruned.accuracy
-                                            and record.unpruned.orthogonality):
+        if record.base is not None and not (
+            record.unpruned.widths and record.unpruned.accuracy and record.unpruned.orthogonality
+        ):
             raise ValueError("the base network's figures are missing")
         times = record.pruning.get("milliseconds")
         if times and not (len(times) == 2 and all(0 < time < 1e9 for time in times)):
@@ -254,13 +276,22 @@ class Record:
     def plain(self):
         """Its known entries as a dict of plain values, in the order of a checkpoint."""
         names = {field: key for key, field in FIELDS.items()} | {"original": "pruned"}
-        return {names.get(each.name, each.name): getattr(self, each.name)
-                for each in fields(self) if getattr(self, each.name) is not None}
+        return {
+            names.get(each.name, each.name): getattr(self, each.name)
+            for each in fields(self)
+            if getattr(self, each.name) is not None
+        }
 
     def json(self):
         """The content of a .json file, as a dict."""
-        first = {"file": self.file, "model": self.model, "num_classes": self.num_classes,
-                 "training": None, "history": None, "seconds": None}
+        first = {
+            "file": self.file,
+            "model": self.model,
+            "num_classes": self.num_classes,
+            "training": None,
+            "history": None,
+            "seconds": None,
+        }
         return first | self.plain()
 
     # ---------------------------------------------------------------------- what reports ask for
@@ -270,7 +301,8 @@ class Record:
         """The preset, and how --epochs and --lr have scaled it, in words."""
         given = {name: self.flag(name) for name in ("epochs", "lr")}
         return self.flags["preset"] + "".join(
-            f", {name} {value:g}" for name, value in given.items() if value is not None)
+            f", {name} {value:g}" for name, value in given.items() if value is not None
+        )
 
     def flag(self, name):
         """The value of a flag, also of one that is newer than the file."""
@@ -320,8 +352,7 @@ class Record:
 
     @property
     def strength(self):
-        """The weight of the penalty that the network was trained with before the pruning, or None.
-        """
+        """The weight of the penalty in the training before the pruning, or None."""
         if not has_penalty(self.flags["pruning_type"]):
             return None
         return (self.schedule or {}).get("penalty")
@@ -344,8 +375,12 @@ class Record:
         """What methods are sorted by: as in imp_estimator.py, each before its controls; unpruned
         networks come last."""
         unpruned = self.control == "unpruned"
-        return (unpruned, not unpruned and order_of(self.flags["pruning_type"]),
-                self.method if unpruned else self.variant, self.control or "")
+        return (
+            unpruned,
+            not unpruned and order_of(self.flags["pruning_type"]),
+            self.method if unpruned else self.variant,
+            self.control or "",
+        )
 
     @property
     def budget(self):
@@ -412,8 +447,11 @@ class Record:
         """The epochs of its trainings, one flat dict for each: the lines of the .csv."""
         pruning = self.pruning or {}
         own = 0 if pruning.get("control") else pruning.get("round", 0)
-        return [row for training, epochs in (self.history or {}).items()
-                for row in flat_rows(training, epochs, own)]
+        return [
+            row
+            for training, epochs in (self.history or {}).items()
+            for row in flat_rows(training, epochs, own)
+        ]
 
 
 def flat_rows(training, epochs, own_round=0):
@@ -444,9 +482,18 @@ def grouped(items, key):
 
 def by_network(records):
     """{name of a network: its records}, in the order of MODELS, others behind them."""
-    return grouped(sorted(records, key=lambda r: (
-        r.model not in MODELS, [*MODELS, r.model].index(r.model), r.model, r.flag("width"))),
-                   lambda r: r.network)
+    return grouped(
+        sorted(
+            records,
+            key=lambda r: (
+                r.model not in MODELS,
+                [*MODELS, r.model].index(r.model),
+                r.model,
+                r.flag("width"),
+            ),
+        ),
+        lambda r: r.network,
+    )
 
 
 # key in a file -> field

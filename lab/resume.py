@@ -1,4 +1,5 @@
 """Resume files: all that is needed to go on with a run, and to end with the same bits."""
+
 import random
 from dataclasses import dataclass, field
 
@@ -27,6 +28,7 @@ class State:
     that the round began with, where its answers are learnt; phase -> its seconds; name of a
     training -> Training.
     """
+
     begin: str
     done: int = 0
     records: list = field(default_factory=list)
@@ -41,14 +43,25 @@ def write_resume_file(path, network, state, identity):
     """Write all that is needed to go on, atomically. identity: entries that tell a command from
     another one, nested dicts of plain values."""
     kind, keys, *rest = np.random.get_state()
-    states = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest),
-              "torch": torch.get_rng_state(),
-              "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-    stored = {**vars(state), "records": [record.json() for record in state.records],
-              "trained": {name: vars(training) for name, training in state.trained.items()},
-              "teacher": state.teacher and network_content(state.teacher)}
-    write_atomically({path: to_bytes({**network_content(network), **identity, "random": states,
-                                      "state": stored})})
+    states = {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    stored = {
+        **vars(state),
+        "records": [record.json() for record in state.records],
+        "trained": {name: vars(training) for name, training in state.trained.items()},
+        "teacher": state.teacher and network_content(state.teacher),
+    }
+    write_atomically(
+        {
+            path: to_bytes(
+                {**network_content(network), **identity, "random": states, "state": stored}
+            )
+        }
+    )
 
 
 def read_resume_file(path, identity):
@@ -61,16 +74,27 @@ def read_resume_file(path, identity):
         if not all(is_plain(content.get(key)) for key in identity):
             raise TypeError("what identifies the command is not plain")
         content["flags"] = comparable(content["flags"])
-        change = next(filter(None, (_difference(content.get(key), now, _SPOKEN.get(key, key))
-                                    for key, now in identity.items())), None)
+        change = next(
+            filter(
+                None,
+                (
+                    _difference(content.get(key), now, _SPOKEN.get(key, key))
+                    for key, now in identity.items()
+                ),
+            ),
+            None,
+        )
         if change:
-            raise InputError(f"{path} belongs to another command: {change} now; give the old "
-                             "value to go on, or leave out --resume=True to begin anew")
+            raise InputError(
+                f"{path} belongs to another command: {change} now; give the old "
+                "value to go on, or leave out --resume=True to begin anew"
+            )
         network = rebuild(content, identity["flags"].get("model"))
         state = _read_state(content["state"])
         if state.teacher:
-            state.teacher = rebuild({**state.teacher, "flags": content["flags"]},
-                                    identity["flags"].get("model"))
+            state.teacher = rebuild(
+                {**state.teacher, "flags": content["flags"]}, identity["flags"].get("model")
+            )
         for training in state.trained.values():
             _check_states(training, network)
         states = content["random"]
@@ -101,8 +125,7 @@ def read_progress(path):
 def _read_state(stored):
     check_fields(State, stored, "state")
     records = [Record.read(record) for record in stored["records"]]
-    trained = {name: _read_training(training, name)
-               for name, training in stored["trained"].items()}
+    trained = {name: _read_training(training, name) for name, training in stored["trained"].items()}
     return State(**{**stored, "records": records, "trained": trained})
 
 
@@ -135,8 +158,10 @@ def _check_states(training, network):
         optimizer = (torch.optim.Adam if adam else torch.optim.SGD)(twin.parameters(), lr=1.0)
         optimizer.load_state_dict(training.optimizer)
         for weights, known in optimizer.state.items():
-            if any(isinstance(value, torch.Tensor) and value.shape not in (weights.shape, ())
-                   for value in known.values()):
+            if any(
+                isinstance(value, torch.Tensor) and value.shape not in (weights.shape, ())
+                for value in known.values()
+            ):
                 raise ValueError("what an optimizer remembers does not fit the network")
     if training.scaler:
         check(float, training.scaler.get("scale"), "scale")
@@ -147,14 +172,23 @@ def _check_states(training, network):
             raise ValueError("a mask does not fit the network")
 
 
-_SPOKEN = {"flags": "--", "schedule": "in config.py, ",
-           "fingerprint": "the fingerprint of the images"}
+_SPOKEN = {
+    "flags": "--",
+    "schedule": "in config.py, ",
+    "fingerprint": "the fingerprint of the images",
+}
 
 
 def _difference(old, new, name):
     """The first difference of two nested dicts, in words; None where there is none."""
     if isinstance(old, dict) and isinstance(new, dict):
-        changes = (_difference(old.get(key), new.get(key), f"{name}{key}" if name in
-                               _SPOKEN.values() else f"{name}.{key}") for key in {**new, **old})
+        changes = (
+            _difference(
+                old.get(key),
+                new.get(key),
+                f"{name}{key}" if name in _SPOKEN.values() else f"{name}.{key}",
+            )
+            for key in {**new, **old}
+        )
         return next(filter(None, changes), None)
     return None if to_json(old) == to_json(new) else f"{name} was {old!r} and is {new!r}"

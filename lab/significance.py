@@ -1,4 +1,5 @@
 """What differences over few seeds can say: intervals, t-tests, Holm's correction, power."""
+
 import math
 import statistics
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ LEVEL = 0.05  # of all tests
 @dataclass(frozen=True)
 class Difference:
     """The mean of some differences, its standard error, and their number."""
+
     mean: float
     error: float
     n: int
@@ -20,7 +22,7 @@ class Difference:
         gaps = list(gaps)
         if len(gaps) < 2:
             return None
-        return cls(statistics.mean(gaps), statistics.stdev(gaps) / len(gaps) ** .5, len(gaps))
+        return cls(statistics.mean(gaps), statistics.stdev(gaps) / len(gaps) ** 0.5, len(gaps))
 
     @property
     def p(self):
@@ -36,7 +38,7 @@ class Difference:
         reach = t_critical(self.n - 1) * self.error
         return self.mean - reach, self.mean + reach
 
-    def detectable(self, power=.8):
+    def detectable(self, power=0.8):
         """The true mean that such a test finds significant in `power` of all repetitions, if the
         differences spread as these do."""
         return _shift(self.n - 1, power) * self.error
@@ -44,13 +46,13 @@ class Difference:
 
 def t_outside(t, freedom):
     """The chance that Student's t lies beyond ±t (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / freedom ** .5)
+    angle = math.atan(t / freedom**0.5)
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = freedom % 2
     term, total = (cosine, 0.0) if odd else (1.0, 0.0)
     for k in range(1, freedom // 2 + 1):
         total += term
-        term *= cosine ** 2 * (2 * k - 1 + odd) / (2 * k + odd)
+        term *= cosine**2 * (2 * k - 1 + odd) / (2 * k + odd)
     inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
     return max(0.0, 1 - inside)
 
@@ -75,7 +77,7 @@ def _found(shift, freedom, steps=4000, widest=8.0):
     log_scale = math.log(2) + half * math.log(half) - math.lgamma(half)
     total = 0.0
     for i in range(steps):
-        s = widest * (i + .5) / steps
+        s = widest * (i + 0.5) / steps
         density = math.exp(log_scale + (freedom - 1) * math.log(s) - half * s * s)
         total += density * (normal.cdf(shift - critical * s) + normal.cdf(-shift - critical * s))
     return total * widest / steps
@@ -95,8 +97,9 @@ def _root(rising):
 def stars(differences):
     """{key: "", "*" where significant by itself, "**" where also after Holm's correction over all
     that are given} of {key: a Difference, or None}."""
-    found = sorted(((each.p, key) for key, each in differences.items() if each),
-                   key=lambda pair: pair[0])
+    found = sorted(
+        ((each.p, key) for key, each in differences.items() if each), key=lambda pair: pair[0]
+    )
     marks = dict.fromkeys(differences, "")
     holds = True
     for rank, (p, key) in enumerate(found):

@@ -1,4 +1,5 @@
 """Comparisons with one command: every combination of some flags, as processes of their own."""
+
 import itertools
 import json
 import os
@@ -28,8 +29,10 @@ from lab.experiment import ONLY_PRUNED, SET_BY_SWEEP, Experiment, make_parser, p
 from lab.job import MAIN
 from lab.tables import accuracy_text
 
-OF_INIT = {"init", *(each.name for each in fields(Experiment)
-                     if each.metadata["only_with"] == "init")}
+OF_INIT = {
+    "init",
+    *(each.name for each in fields(Experiment) if each.metadata["only_with"] == "init"),
+}
 
 
 def read_sweep(name):
@@ -43,14 +46,17 @@ def read_sweep(name):
         if os.path.exists(name) and not os.path.isfile(name):
             raise InputError(f"--sweep={name} is no file")
         try:
-            settings = json.loads(Path(name).read_text("utf-8-sig"),  # Windows marks it
-                                  object_pairs_hook=_without_twins)
+            settings = json.loads(
+                Path(name).read_text("utf-8-sig"),  # Windows marks it
+                object_pairs_hook=_without_twins,
+            )
         except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"--sweep={name} is neither in config.py ({', '.join(SWEEPS)}) nor a "
-                             f"JSON file that can be read ({error})") from error
+            raise InputError(
+                f"--sweep={name} is neither in config.py ({', '.join(SWEEPS)}) nor a "
+                f"JSON file that can be read ({error})"
+            ) from error
     if not isinstance(settings, dict):
-        raise InputError(f"--sweep={name} holds no flags; it looks like {{\"model\": [\"vgg\"], "
-                         "...}")
+        raise InputError(f'--sweep={name} holds no flags; it looks like {{"model": ["vgg"], ...}}')
     allowed = {each.name for each in fields(Experiment)} - marked(Experiment, SET_BY_SWEEP)
     parser, choices = make_parser(), {}
     parser.place = f"--sweep={name}: "
@@ -61,8 +67,10 @@ def read_sweep(name):
             raise InputError(f"--sweep={name}: {hint}")
         if values == []:
             raise InputError(f"--sweep={name}: {key!r} has no value")
-        choices[key] = [getattr(parser.parse_args([f"--{key}={value}"]), key)
-                        for value in (values if isinstance(values, list) else [values])]
+        choices[key] = [
+            getattr(parser.parse_args([f"--{key}={value}"]), key)
+            for value in (values if isinstance(values, list) else [values])
+        ]
     if "data_path" in choices:  # imgs, imgs/ and ./imgs are one
         choices["data_path"] = list(dict.fromkeys(map(os.path.normpath, choices["data_path"])))
     cells = []
@@ -93,8 +101,9 @@ def _without_idle(cell):
         cell = {key: value for key, value in cell.items() if key != "per_cost"}
     if cell.get("control") != "unpruned":
         return cell
-    control = {key: value for key, value in cell.items()
-               if key not in marked(Experiment, ONLY_PRUNED)}
+    control = {
+        key: value for key, value in cell.items() if key not in marked(Experiment, ONLY_PRUNED)
+    }
     if cell.get("thresholds"):
         control["n_rounds"] = len(cell["thresholds"])
     if not has_penalty(cell.get("pruning_type")):  # one for all that start from the plain network
@@ -107,8 +116,9 @@ def command_of(cell):
     needs = needs_of(cell)
     if needs and cell.get("init") == "DEFAULT" and "normalize" not in cell:
         cell = {**cell, "normalize": parse(command_of(needs[0])).normalize}  # which --init decides
-    command = [f"--{name}={value}" for name, value in cell.items()
-               if not needs or name not in OF_INIT]
+    command = [
+        f"--{name}={value}" for name, value in cell.items() if not needs or name not in OF_INIT
+    ]
     if needs and cell.get("control") != "scratch":
         command.append("--pretrained=True")
     return [*command, "--resume=True", "--wait=True"]
@@ -121,8 +131,11 @@ def needs_of(cell):
     only = cell.get("only_train")
     if only == "base" or cell.get("ebt") and (only or cell.get("eb_detect")):
         return []
-    training = {each.name: cell[each.name] for each in fields(Experiment)
-                if each.name in cell and each.metadata["group"] != "pruning"}
+    training = {
+        each.name: cell[each.name]
+        for each in fields(Experiment)
+        if each.name in cell and each.metadata["group"] != "pruning"
+    }
     only = "ortho" if has_penalty(cell.get("pruning_type")) else "base"
     if only == "base":  # as in _without_idle
         training.pop("penalty", None)
@@ -173,10 +186,14 @@ def check_outputs(runs, outputs):
             if other != cell:
                 values = "; ".join(
                     f"{key}: {other.get(key)} and {cell.get(key)}"
-                    for key in {**cell, **other} if cell.get(key) != other.get(key))
-                raise InputError(f"two cells of the sweep would write {path}. They differ only in "
-                                 f"what file names do not show ({values}): put them into two "
-                                 'sweeps, each with its own "out"')
+                    for key in {**cell, **other}
+                    if cell.get(key) != other.get(key)
+                )
+                raise InputError(
+                    f"two cells of the sweep would write {path}. They differ only in "
+                    f"what file names do not show ({values}): put them into two "
+                    'sweeps, each with its own "out"'
+                )
 
 
 class _Comparison:
@@ -204,8 +221,11 @@ class _Comparison:
         cells = [cell for cell in self.runs if cell in self.cells]
         others = counted(len(self.runs) - len(cells), "network")
         runs = counted(len(self.runs), "run")
-        print(f"{counted(len(cells), 'cell')} and {others} that they need: {runs}, {self.at_once} "
-              "at a time; the output of each is in the .log beside its network", flush=True)
+        print(
+            f"{counted(len(cells), 'cell')} and {others} that they need: {runs}, {self.at_once} "
+            "at a time; the output of each is in the .log beside its network",
+            flush=True,
+        )
         order = TopologicalSorter({number: self.needs(number) for number in range(len(self.runs))})
         order.prepare()
         pool, under_way, done = ThreadPoolExecutor(self.at_once), {}, 0
@@ -228,9 +248,11 @@ class _Comparison:
             raise
         pool.shutdown()
         if self.failed:
-            raise InputError(f"{len(self.failed)} of {len(self.runs)} runs failed: "
-                             f"{', '.join(self.failed.values())}; the .log files beside their "
-                             "results say why")
+            raise InputError(
+                f"{len(self.failed)} of {len(self.runs)} runs failed: "
+                f"{', '.join(self.failed.values())}; the .log files beside their "
+                "results say why"
+            )
 
     def name(self, number, job):
         cell, path = self.runs[number], job.outputs[-1].with_suffix("")
@@ -281,9 +303,13 @@ class _Comparison:
                 if self.stopped:
                     return 130, log
                 argv = [each for each in job.argv if not (stale and each == "--resume=True")]
-                process = subprocess.Popen([sys.executable, str(MAIN), *argv], env=environment,
-                                           stdout=output, stderr=subprocess.STDOUT,
-                                           start_new_session=True)
+                process = subprocess.Popen(
+                    [sys.executable, str(MAIN), *argv],
+                    env=environment,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
                 self.processes.add(process)
                 code = process.wait()
                 self.processes.discard(process)

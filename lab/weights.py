@@ -1,4 +1,5 @@
 """Weights of others: a network begins with what fits of a file, whatever wrote it."""
+
 import math
 import re
 from contextlib import suppress
@@ -29,8 +30,10 @@ from lab.reader import read_weights, unwrapped
 
 DEFAULT = "DEFAULT"  # --init: torchvision's own weights
 CLASSIFIER = "the classifier"  # as a key of what does not fit
-KEEP = ("--classifier=keep takes it, where its classes are those of the images, in the same order "
-        "(by name)")
+KEEP = (
+    "--classifier=keep takes it, where its classes are those of the images, in the same order "
+    "(by name)"
+)
 
 
 def weights_file(init, model):
@@ -47,9 +50,10 @@ def weights_file(init, model):
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, path, checksum and checksum[1], progress=False)
         except (OSError, RuntimeError) as error:
-            raise InputError(f"--init={DEFAULT}: {url} could not be downloaded ({error}); put "
-                             f"{path.name} into {path.parent}, or name a file, --init=FILE"
-                             ) from error
+            raise InputError(
+                f"--init={DEFAULT}: {url} could not be downloaded ({error}); put "
+                f"{path.name} into {path.parent}, or name a file, --init=FILE"
+            ) from error
     return str(path)
 
 
@@ -73,11 +77,14 @@ def network_like(path, model, num_classes, width=1.0, image_size=None):
         now, dense = filter_count(pruned)
         if now < dense:
             if pruned.origin.width != width:
-                raise InputError(f"--init={path} is a pruned network of --width="
-                                 f"{pruned.origin.width:g}, and this run has --width={width:g}")
+                raise InputError(
+                    f"--init={path} is a pruned network of --width="
+                    f"{pruned.origin.width:g}, and this run has --width={width:g}"
+                )
             return fresh_like(pruned, num_classes), [
                 f"its architecture is that of {path}, which is pruned: {now:,} of {dense:,} "
-                "filters; percents count the unpruned network's"]
+                "filters; percents count the unpruned network's"
+            ]
     network = build_network(model, num_classes, width)
     try:
         remains_of(network, image_size)
@@ -109,8 +116,11 @@ def initialise(model, path, classes=None, normalize=None, classifier=False):
             state, left = load_checkpoint(path, model.origin.name)[0].state_dict(), []
     state, folded, unused = _our_names(state, model)
     taken, fresh = {}, {}
-    layers = {name: module for name, module in model.named_modules()
-              if module._parameters or module._buffers}
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if module._parameters or module._buffers
+    }
     heads = _classifier(model, layers)
     stem, stem_norm = _stem(layers, heads)
     misfits = {name: _misfits(name, module, state) for name, module in layers.items()}
@@ -123,25 +133,35 @@ def initialise(model, path, classes=None, normalize=None, classifier=False):
             continue
         fresh[name] = misfits[name]
         if isinstance(module, torch.nn.Conv2d) and name not in (stem, *heads, *padded):
-            raise InputError(f"--init={path} does not fit {title_of(model.origin.name)}: "
-                             + _why(name, misfits[name], model))
+            raise InputError(
+                f"--init={path} does not fit {title_of(model.origin.name)}: "
+                + _why(name, misfits[name], model)
+            )
     load_weights(model, taken, strict=False)
     share = _numbers(taken) / _numbers(model.state_dict())
-    lines = [f"from {path}: {math.floor(1000 * share) / 10}% of the weights", *found.lines, *folded,
-             *left_lines(path, [*left, *unused]),
-             *_fresh_lines(fresh, layers, bool(folded), stem, heads, padded)]
+    lines = [
+        f"from {path}: {math.floor(1000 * share) / 10}% of the weights",
+        *found.lines,
+        *folded,
+        *left_lines(path, [*left, *unused]),
+        *_fresh_lines(fresh, layers, bool(folded), stem, heads, padded),
+    ]
     theirs = found.entries.get("normalize")
     if isinstance(theirs, list) and normalize and theirs != list(normalize):
-        lines.append("its images were normalised in another way; --normalize="
-                     f"{normalization_name(theirs)} fits it")
+        lines.append(
+            "its images were normalised in another way; --normalize="
+            f"{normalization_name(theirs)} fits it"
+        )
     return lines
 
 
 def _tensors(name, module):
     """{key in the network's state dict: tensor} of a layer, of those that weights are for."""
-    return {f"{name}.{part}" if name else part: tensor
-            for part, tensor in module.state_dict().items()
-            if "." not in part and part != "num_batches_tracked"}
+    return {
+        f"{name}.{part}" if name else part: tensor
+        for part, tensor in module.state_dict().items()
+        if "." not in part and part != "num_batches_tracked"
+    }
 
 
 def _misfits(name, module, state):
@@ -175,8 +195,12 @@ def _classifier(model, layers):
     with suppress(InputError):
         if following := classifier_of(model.origin.name):
             return [name for name in layers if name in following]
-    fitting = [name for name in layers if isinstance(layers[name], torch.nn.Linear)
-               and layers[name].out_features == model.origin.num_classes]
+    fitting = [
+        name
+        for name in layers
+        if isinstance(layers[name], torch.nn.Linear)
+        and layers[name].out_features == model.origin.num_classes
+    ]
     return (fitting or list(layers))[-1:]
 
 
@@ -190,12 +214,20 @@ def _judge_classifier(misfits, heads, theirs, ours, classifier, path):
             misfits[name] = misfits[name] or {CLASSIFIER: why if wrong else f"{why}; {KEEP}"}
     elif ours and wrong:
         key, misfit = next(iter(wrong.items()))
-        raise InputError(f"--classifier=keep: the classifier in {path} is not for {len(ours)} "
-                         f"classes: {key} {misfit}")
-    elif ours and why and isinstance(theirs, (list, tuple)) and (
-            sorted(map(composed, map(str, theirs))) == sorted(map(composed, ours))):
-        raise InputError(f"--classifier=keep: {path} has these classes in another order "
-                         f"({shortened(theirs)}) than the images ({shortened(ours)})")
+        raise InputError(
+            f"--classifier=keep: the classifier in {path} is not for {len(ours)} "
+            f"classes: {key} {misfit}"
+        )
+    elif (
+        ours
+        and why
+        and isinstance(theirs, (list, tuple))
+        and (sorted(map(composed, map(str, theirs))) == sorted(map(composed, ours)))
+    ):
+        raise InputError(
+            f"--classifier=keep: {path} has these classes in another order "
+            f"({shortened(theirs)}) than the images ({shortened(ours)})"
+        )
 
 
 def _without_shortcuts(model, state):
@@ -204,13 +236,15 @@ def _without_shortcuts(model, state):
         return []
     own = {key for key in model.state_dict() if not key.endswith("num_batches_tracked")}
     names = {key for key in state if key in own}
-    return sorted({key.rpartition(".")[0] for key in own - names}) if (
-        without_shortcuts(own, names | {f"linear.{part}" for part in ("weight", "bias")})) else []
+    return (
+        sorted({key.rpartition(".")[0] for key in own - names})
+        if (without_shortcuts(own, names | {f"linear.{part}" for part in ("weight", "bias")}))
+        else []
+    )
 
 
 def _not_for(ours, theirs):
-    """Why a file's classifier is not taken for our classes; None where it is, or ours are unknown.
-    """
+    """Why a file's classifier is not taken for our classes; None where it is or none are known."""
     if ours is None:
         return None
     if theirs is None and len(ours) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in ours):
@@ -239,17 +273,24 @@ def _fresh_lines(fresh, layers, folded, stem, heads, padded):
         lines.append(f"fresh: the classifier {shortened(names)}, since {key} {misfit}")
     if padded:
         shortcuts = sorted({name.rpartition(".")[0] for name in padded})
-        lines.append(f"fresh: the shortcuts {' and '.join(shortcuts)}, since the file's have no "
-                     "weights (option A)")
+        lines.append(
+            f"fresh: the shortcuts {' and '.join(shortcuts)}, since the file's have no "
+            "weights (option A)"
+        )
     titled = {stem, *heads, *padded}
-    norms = [name for name in fresh
-             if isinstance(layers[name], torch.nn.BatchNorm2d) and name not in titled]
+    norms = [
+        name
+        for name in fresh
+        if isinstance(layers[name], torch.nn.BatchNorm2d) and name not in titled
+    ]
     others = [name for name in fresh if name not in (*norms, *titled)]
     if others:
         lines.append(f"fresh: {counted(len(others), 'layer')} ({shortened(others)})")
     if norms and not folded:  # else they leave what the convolutions give as it is
-        lines.append(f"fresh: {counted(len(norms), 'BatchNorm')} ({', '.join(norms)}), so the "
-                     "network does not compute what the file's does before it is trained")
+        lines.append(
+            f"fresh: {counted(len(norms), 'BatchNorm')} ({', '.join(norms)}), so the "
+            "network does not compute what the file's does before it is trained"
+        )
     return lines
 
 
@@ -266,30 +307,41 @@ def _our_names(state, model):
     if model.origin.name != "vgg" or "features.2.running_mean" in renamed:
         return renamed, [], [key for key in renamed if key not in own]
     # Its layers are numbered; with BatchNorms elsewhere, or none, the order is still the same.
-    theirs = sorted(int(key.split(".")[1]) for key, tensor in renamed.items() if re.fullmatch(
-        r"features\.\d{1,3}\.weight", key) and getattr(tensor, "ndim", 0) == 4)
+    theirs = sorted(
+        int(key.split(".")[1])
+        for key, tensor in renamed.items()
+        if re.fullmatch(r"features\.\d{1,3}\.weight", key) and getattr(tensor, "ndim", 0) == 4
+    )
     convolutions = list(dense_widths(model))
     if len(theirs) != len(convolutions):
         return renamed, [], []
     ours, norms, broken = {}, 0, []
     for name, number in zip(convolutions, theirs):
         weight, bias = (renamed.get(f"features.{number}.{part}") for part in ("weight", "bias"))
-        norm = [renamed.get(f"features.{number + 1}.{part}")
-                for part in ("weight", "bias", "running_mean", "running_var")]
+        norm = [
+            renamed.get(f"features.{number + 1}.{part}")
+            for part in ("weight", "bias", "running_mean", "running_var")
+        ]
         like = torch.empty(weight.shape[:1], device="meta")
         if not misfit_of("weight", weight, weight) and not any(
-                misfit_of(key, tensor, like) for key, tensor in (
-                    ("bias", bias), *zip(("", "", "", "running_var"), norm))):
+            misfit_of(key, tensor, like)
+            for key, tensor in (("bias", bias), *zip(("", "", "", "running_var"), norm))
+        ):
             norms += 1
             weight, bias = _folded(*(each.float() for each in (weight, bias, *norm)))
         elif any(each is not None for each in norm[2:]):
             broken.append(f"features.{number + 1}")
         ours |= {f"{name}.weight": weight, f"{name}.bias": bias}
-    lines = [f"its {counted(norms, 'BatchNorm')}, before the ReLUs, are folded into the "
-             "convolutions"] if norms else []
+    lines = (
+        [f"its {counted(norms, 'BatchNorm')}, before the ReLUs, are folded into the convolutions"]
+        if norms
+        else []
+    )
     if broken:
-        lines.append(f"left out: {counted(len(broken), 'BatchNorm')} that cannot be used "
-                     f"({shortened(broken)})")
+        lines.append(
+            f"left out: {counted(len(broken), 'BatchNorm')} that cannot be used "
+            f"({shortened(broken)})"
+        )
     return ours, lines, []
 
 

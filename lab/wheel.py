@@ -3,6 +3,7 @@ so that a project may have its own models.py beside it.
 
     pip install .                              # then: from orthoreg.models import build_model
 """
+
 import ast
 from pathlib import Path
 
@@ -23,8 +24,7 @@ exit_with(main())
 
 
 class BuildPy(build_py):
-    """Copies the modules, as setuptools does, and lets them import each other by their new names.
-    """
+    """Copies the modules, as setuptools does, and renames their imports."""
 
     def run(self):
         super().run()
@@ -38,8 +38,11 @@ class BuildPy(build_py):
 
 def suite_names(folder):
     """The top-level names in a folder of modules and packages."""
-    return {path.stem for path in folder.iterdir()
-            if path.suffix == ".py" or (path / "__init__.py").is_file()} - {"__init__"}
+    return {
+        path.stem
+        for path in folder.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    } - {"__init__"}
 
 
 def renamed(source, names):
@@ -66,10 +69,15 @@ def renamed(source, names):
             end = place(node.end_lineno, node.end_col_offset)
             edits.append((begin, end, "; ".join(_import_of(each, is_own) for each in node.names)))
         elif isinstance(node, ast.Assign) and _calls_lazy(node):
-            edits += [(place(part.lineno, part.col_offset), place(part.end_lineno,
-                                                                  part.end_col_offset),
-                       f'"{PACKAGE}.{part.value}"') for part in ast.walk(node)
-                      if isinstance(part, ast.Constant) and is_own(part.value)]
+            edits += [
+                (
+                    place(part.lineno, part.col_offset),
+                    place(part.end_lineno, part.end_col_offset),
+                    f'"{PACKAGE}.{part.value}"',
+                )
+                for part in ast.walk(node)
+                if isinstance(part, ast.Constant) and is_own(part.value)
+            ]
     for begin, end, new in sorted(edits, reverse=True):
         text = text[:begin] + new.encode() + text[end:]
     return text.decode()

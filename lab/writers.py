@@ -3,6 +3,7 @@
 All have the methods of `Writer`. They are told the whole history so far, so that after a resume
 each can catch up.
 """
+
 import math
 import secrets
 import threading
@@ -46,13 +47,16 @@ class Console(Writer):
     def epoch(self, title, phase, history, epochs, network):
         print(epoch_line(title, history, epochs, self.epsilon), flush=True)
         chance, now = self.data.chance, history[-1]["train"]["top1"]
-        spread = 300 * (chance / 100 * (1 - chance / 100) / len(self.data.train)) ** .5
+        spread = 300 * (chance / 100 * (1 - chance / 100) / len(self.data.train)) ** 0.5
         if len(history) == math.ceil(epochs / 3) < epochs and now <= chance + spread:
-            print(f"  Note: nothing has been learnt yet that could not be chance: {now:.1f}% of "
-                  f"the training images are right. One answer for all gets {chance:.1f}%, and with "
-                  f"{len(self.data.train):,} images up to {min(100, chance + spread):.1f}% may be "
-                  "luck. What may help: another --lr, more --epochs, a warm-up (config.py), "
-                  "--init, another --normalize", flush=True)
+            print(
+                f"  Note: nothing has been learnt yet that could not be chance: {now:.1f}% of "
+                f"the training images are right. One answer for all gets {chance:.1f}%, and with "
+                f"{len(self.data.train):,} images up to {min(100, chance + spread):.1f}% may be "
+                "luck. What may help: another --lr, more --epochs, a warm-up (config.py), "
+                "--init, another --normalize",
+                flush=True,
+            )
 
     def saved(self, path):
         beside = f"{path.stem}.csv (every epoch)"
@@ -89,9 +93,11 @@ class TensorBoard(Writer):
         try:
             self._log(phase, history, network)
         except OSError as error:
-            raise InputError(f"cannot write TensorBoard's files in {self._folder(phase)} "
-                             f"({error.strerror or error}); the same command with --resume=True "
-                             "and without --tensorboard=True does without them") from error
+            raise InputError(
+                f"cannot write TensorBoard's files in {self._folder(phase)} "
+                f"({error.strerror or error}); the same command with --resume=True "
+                "and without --tensorboard=True does without them"
+            ) from error
 
     def _log(self, phase, history, network):
         if phase not in self.logs:
@@ -101,8 +107,10 @@ class TensorBoard(Writer):
             for key, value in row.items():
                 if isinstance(value, (int, float)) and key not in ("round", "epoch"):
                     log.add_scalar(key, value, row["epoch"])
-        for key, layers in (("width", layer_widths(network)),
-                            ("orthogonality of", measure_orthogonality(network)["layers"])):
+        for key, layers in (
+            ("width", layer_widths(network)),
+            ("orthogonality of", measure_orthogonality(network)["layers"]),
+        ):
             for layer, value in layers.items():
                 log.add_scalar(f"{key}/{layer}", value, history[-1]["epoch"])
         log.flush()
@@ -118,8 +126,9 @@ class TensorBoard(Writer):
         if self.known is None:
             for old in files:
                 old.unlink()
-        return tensorboard.SummaryWriter(folder, purge_step=known + 1,
-                                         filename_suffix=f".{secrets.token_hex(8)}"), known
+        return tensorboard.SummaryWriter(
+            folder, purge_step=known + 1, filename_suffix=f".{secrets.token_hex(8)}"
+        ), known
 
     def _folder(self, phase):
         return self.folder / f"round-{phase[1]}-{phase[0]}"
@@ -131,7 +140,9 @@ class TensorBoard(Writer):
 def _without_tensorboard(hook):
     """A threading.excepthook that leaves out the threads by which TensorBoard writes: what they
     raise is raised again where the log is used next."""
+
     def said(args):
         if not type(args.thread).__module__.startswith("tensorboard."):
             hook(args)
+
     return said

@@ -11,6 +11,7 @@ sets how the C library keeps memory; they take turns, so that neither runs besid
 their results are compared at every turn. Medians of five repeats after a warm-up; the spread is
 that of the ratios.
 """
+
 import argparse
 import copy
 import itertools
@@ -58,6 +59,7 @@ class Row:
     check(baseline's results, ours) raises where they differ; it may return a note.
     work: multiply-adds of each side, by which the seconds are divided.
     """
+
     side: Callable
     check: Callable
     ratio: float = None
@@ -69,6 +71,7 @@ def row(name, **options):
     def add(side):
         ROWS[name] = Row(side, **options)
         return side
+
     return add
 
 
@@ -76,6 +79,7 @@ def close(rtol=1e-3, atol=1e-5):
     def check(baseline, ours):
         for a, b in zip(baseline, ours, strict=True):
             np.testing.assert_allclose(b, a, rtol, atol)
+
     return check
 
 
@@ -133,13 +137,20 @@ def measure(name, repeats):
                 side.join()
     a, b = each.work()
     ratios = [(baseline / a) / (ours / b) for baseline, ours in times]
-    figures = {"baseline": statistics.median(t for t, _ in times),
-               "ours": statistics.median(t for _, t in times),
-               "ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios),
-               "repeats": repeats, "notes": [note for note in notes if note],
-               "wanted_ratio": each.ratio, "wanted_seconds": each.seconds}
-    figures["reached"] = ((each.ratio is None or figures["ratio"] >= each.ratio)
-                          and (each.seconds is None or figures["ours"] < each.seconds))
+    figures = {
+        "baseline": statistics.median(t for t, _ in times),
+        "ours": statistics.median(t for _, t in times),
+        "ratio": statistics.median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+        "repeats": repeats,
+        "notes": [note for note in notes if note],
+        "wanted_ratio": each.ratio,
+        "wanted_seconds": each.seconds,
+    }
+    figures["reached"] = (each.ratio is None or figures["ratio"] >= each.ratio) and (
+        each.seconds is None or figures["ours"] < each.seconds
+    )
     return figures
 
 
@@ -157,7 +168,7 @@ def textbook(model):
 def textbook_penalty(model):
     """SPEC's formula by autograd."""
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    roots = [(c.in_channels if c.kernel_size == (1, 1) else c.out_channels) ** .5 for c in convs]
+    roots = [(c.in_channels if c.kernel_size == (1, 1) else c.out_channels) ** 0.5 for c in convs]
     total = 0
     for conv, root in zip(convs, roots):
         w = conv.weight.flatten(1)
@@ -181,16 +192,19 @@ class Pictures(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         from PIL import Image
+
         return self.transform(Image.fromarray(self.pixels[i])), self.labels[i]
 
 
 def textbook_loader(split, batch_size, augment=True, flip=True):
     from torchvision import transforms
+
     steps = [transforms.RandomCrop(32, padding=4)] * augment
     steps += [transforms.RandomHorizontalFlip()] * (augment and flip)
-    steps += [transforms.ToTensor(), transforms.Normalize((.5,) * 3, (.5,) * 3)]
-    return torch.utils.data.DataLoader(Pictures(split, transforms.Compose(steps)), batch_size,
-                                       shuffle=augment, num_workers=2)
+    steps += [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
+    return torch.utils.data.DataLoader(
+        Pictures(split, transforms.Compose(steps)), batch_size, shuffle=augment, num_workers=2
+    )
 
 
 def textbook_fisher(model, batches):
@@ -198,14 +212,18 @@ def textbook_fisher(model, batches):
     count = sum(len(labels) for _, labels in batches)
     for images, labels in batches:
         (F.cross_entropy(model(images), labels, reduction="sum") / count).backward()
-    return {g.name: (g.conv.weight * g.conv.weight.grad).sum((1, 2, 3)).square()
-            for g in filter_groups(model)}
+    return {
+        g.name: (g.conv.weight * g.conv.weight.grad).sum((1, 2, 3)).square()
+        for g in filter_groups(model)
+    }
 
 
 def textbook_tfo(model, batches):
     textbook_fisher(model, batches)
-    return {g.name: (g.bn.weight * g.bn.weight.grad + g.bn.bias * g.bn.bias.grad).square()
-            for g in filter_groups(model)}
+    return {
+        g.name: (g.bn.weight * g.bn.weight.grad + g.bn.bias * g.bn.bias.grad).square()
+        for g in filter_groups(model)
+    }
 
 
 def textbook_theis(model, batches):
@@ -215,7 +233,9 @@ def textbook_theis(model, batches):
         def hook(_module, _inputs, output):
             output.retain_grad()
             outputs[name] = output
+
         return hook
+
     groups = filter_groups(model)
     handles = [g.bn.register_forward_hook(keep(g.name)) for g in groups]
     count = sum(len(labels) for _, labels in batches)
@@ -242,8 +262,10 @@ def textbook_grasp(model, batches):
         loss = F.cross_entropy(model(images) / 200, labels, reduction="sum") / count
         slopes = torch.autograd.grad(loss, parameters, create_graph=True)
         sum((g * t).sum() for g, t in zip(slopes, total)).backward()
-    return {g.name: (g.conv.weight * g.conv.weight.grad).sum((1, 2, 3)).detach()
-            for g in filter_groups(model)}
+    return {
+        g.name: (g.conv.weight * g.conv.weight.grad).sum((1, 2, 3)).detach()
+        for g in filter_groups(model)
+    }
 
 
 def textbook_rdt(model, batches):
@@ -256,13 +278,19 @@ def textbook_rdt(model, batches):
         for k in range(len(p)):
             slopes = torch.autograd.grad(log_p[k], weights, retain_graph=True)
             for total, slope in zip(information, slopes):
-                total += p[k].detach() * slope ** 2 / len(batches)
-    return {g.name: (w ** 2 * i).sum((1, 2, 3)).detach()
-            for g, w, i in zip(groups, weights, information)}
+                total += p[k].detach() * slope**2 / len(batches)
+    return {
+        g.name: (w**2 * i).sum((1, 2, 3)).detach() for g, w, i in zip(groups, weights, information)
+    }
 
 
-TEXTBOOK = {"fisher": textbook_fisher, "tfo": textbook_tfo, "theis": textbook_theis,
-            "grasp": textbook_grasp, "rdt": textbook_rdt}
+TEXTBOOK = {
+    "fisher": textbook_fisher,
+    "tfo": textbook_tfo,
+    "theis": textbook_theis,
+    "grasp": textbook_grasp,
+    "rdt": textbook_rdt,
+}
 
 
 def textbook_quick_job():
@@ -275,8 +303,10 @@ def textbook_quick_job():
     def accuracy():
         model.eval()
         with torch.no_grad():
-            hits = sum((model(images.to(DEVICE)).argmax(1) == labels.to(DEVICE)).sum().item()
-                       for images, labels in test)
+            hits = sum(
+                (model(images.to(DEVICE)).argmax(1) == labels.to(DEVICE)).sum().item()
+                for images, labels in test
+            )
         return 100 * hits / len(data.test)
 
     def fit(recipe, penalty):
@@ -338,7 +368,7 @@ def same_gradients(baseline, ours):
 
 def training_step(name, ours):
     model = side_of(fresh(name), ours)
-    (images, labels), = random_images(128).to(DEVICE).train_batches(128, key=(0,))
+    ((images, labels),) = random_images(128).to(DEVICE).train_batches(128, key=(0,))
     images, parameters = layout(images, ours), list(model.parameters())
     # At rate 0 every turn does the same work on the same weights.
     optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=MOMENTUM, weight_decay=1e-4)
@@ -360,7 +390,8 @@ def training_step(name, ours):
 
 for _name in ("vgg", "mobilenet", "resnet"):
     row(f"training step, batch 128: {_name}", ratio=1.3, check=same_gradients)(
-        lambda ours, _folder, name=_name: training_step(name, ours))
+        lambda ours, _folder, name=_name: training_step(name, ours)
+    )
 
 
 def macs_of_a_step(name):
@@ -370,8 +401,12 @@ def macs_of_a_step(name):
     return counter.get_total_flops() / 2
 
 
-@row("training step, batch 128: vgg, multiply-adds per second against those of a matrix product",
-     ratio=0.7, check=different, work=lambda: (4096 ** 3, macs_of_a_step("vgg")))
+@row(
+    "training step, batch 128: vgg, multiply-adds per second against those of a matrix product",
+    ratio=0.7,
+    check=different,
+    work=lambda: (4096**3, macs_of_a_step("vgg")),
+)
 def against_matrix_product(ours, _folder):
     if ours:
         return training_step("vgg", ours)
@@ -380,25 +415,29 @@ def against_matrix_product(ours, _folder):
     def product():
         torch.mm(a, b, out=c)
         return []
+
     return product
 
 
 def penalty(name, ours):
     model = side_of(fresh(name), ours)
-    value_of = OrthonormalityPenalty(model, PENALTY[name]) if ours else (
-        lambda: textbook_penalty(model))
+    value_of = (
+        OrthonormalityPenalty(model, PENALTY[name]) if ours else (lambda: textbook_penalty(model))
+    )
 
     def step():
         model.zero_grad()
         value = value_of()
         value.backward()
         return [value, *(p.grad for p in model.parameters() if p.grad is not None)]
+
     return step
 
 
-for _name, _share in (("vgg", .65), ("mobilenet", .75), ("resnet", .65), ("resnet-56", None)):
+for _name, _share in (("vgg", 0.65), ("mobilenet", 0.75), ("resnet", 0.65), ("resnet-56", None)):
     row(f"penalty, forward and backward: {_name}", ratio=_share and 1 / _share, check=close())(
-        lambda ours, _folder, name=_name: penalty(name, ours))
+        lambda ours, _folder, name=_name: penalty(name, ours)
+    )
 
 
 @row("training batches, 50,000 images of 32 x 32", ratio=10, check=close(0, 0.02))
@@ -412,15 +451,20 @@ def batches(ours, _folder):
     def epoch():  # the means of all pixels, of the upper edge and of a corner: black comes in there
         sums = torch.zeros(3, device=DEVICE if ours else "cpu")
         for images, _labels in data.train_batches(128, key=(0,)) if ours else loader:
-            sums += len(images) / 50_000 * torch.stack((
-                images.mean(), images[:, :, 0].mean(), images[:, :, 0, 0].mean()))
+            sums += (
+                len(images)
+                / 50_000
+                * torch.stack((images.mean(), images[:, :, 0].mean(), images[:, :, 0, 0].mean()))
+            )
         return sums
+
     return epoch
 
 
 @row("second start on a folder of 60,000 PNGs, against the first", ratio=10, check=close(0, 0))
 def second_start(ours, folder):
     from PIL import Image
+
     generator = np.random.RandomState(0)
     for part, count in (("train", 50_000), ("test", 10_000)) if not ours else ():
         for k in range(100):
@@ -434,26 +478,38 @@ def second_start(ours, folder):
             for cache in Path(f"{folder}/cache").rglob("*.pt"):
                 cache.unlink()
         return [int(load_data(f"{folder}/images").fingerprint[:12], 16)]
+
     return start
 
 
 def importance(method, ours, name="mobilenet", count=2560, width=1.0):
     model = side_of(fresh(name, width), ours).eval()
-    batches = list(random_images(count).to(DEVICE).train_batches(
-        128, key=(0,), balanced=method == "grasp", count=count))
+    batches = list(
+        random_images(count)
+        .to(DEVICE)
+        .train_batches(128, key=(0,), balanced=method == "grasp", count=count)
+    )
     plain, seeds = [(layout(i, ours), labels) for i, labels in batches], itertools.count()
 
     def estimate():
-        scores = (cal_importance(model, method, batches, seed=next(seeds)) if ours
-                  else TEXTBOOK[method](model, plain))
-        return [torch.cat([score / score.abs().max() for score in scores.values()])
-                if method != "rdt" else torch.cat(list(scores.values()))]
+        scores = (
+            cal_importance(model, method, batches, seed=next(seeds))
+            if ours
+            else TEXTBOOK[method](model, plain)
+        )
+        return [
+            torch.cat([score / score.abs().max() for score in scores.values()])
+            if method != "rdt"
+            else torch.cat(list(scores.values()))
+        ]
+
     return estimate
 
 
 for _name in ("fisher", "tfo", "theis", "grasp"):
     row(f"{_name}, 2,560 images, mobilenet", ratio=1.3, check=close(0.02, 5e-3))(
-        lambda ours, _folder, name=_name: importance(name, ours))
+        lambda ours, _folder, name=_name: importance(name, ours)
+    )
 
 
 @row("theis against fisher, 2,560 images, mobilenet", ratio=1 / 1.5, check=different)
@@ -467,16 +523,21 @@ def same_ranks(exact, ours):
     spearman = np.corrcoef(ranks)[0, 1]
     model = build_model("mobilenet", width=1 / 4)
     sizes = dense_widths(model)
-    kept = [select_filters(model, dict(zip(sizes, torch.tensor(side[0]).split([*sizes.values()]))), 50)
-            for side in (exact, ours)]
+    kept = [
+        select_filters(model, dict(zip(sizes, torch.tensor(side[0]).split([*sizes.values()]))), 50)
+        for side in (exact, ours)
+    ]
     same = sum(torch.isin(kept[1][n], kept[0][n]).sum().item() for n in kept[0])
     same /= sum(map(len, kept[0].values()))
-    assert spearman >= .98 and same >= .95, (spearman, same)
+    assert spearman >= 0.98 and same >= 0.95, (spearman, same)
     return f"Spearman {spearman:.4f}, {100 * same:.1f}% the same kept filters at 50%"
 
 
-@row("rdt, 100 classes, 10 minibatches, mobilenet at a quarter of its width", ratio=25,
-     check=same_ranks)
+@row(
+    "rdt, 100 classes, 10 minibatches, mobilenet at a quarter of its width",
+    ratio=25,
+    check=same_ranks,
+)
 def rdt(ours, _folder):
     """Other signs at every turn."""
     return importance("rdt", ours, count=1280, width=1 / 4)
@@ -489,9 +550,14 @@ def pruned(dense, percent, evenly):
         kept = select_filters(dense, cal_importance(dense, "random"), percent)
     else:
         generator = torch.Generator().manual_seed(0)
-        kept = {g.name: torch.randperm(g.dense, generator=generator)[
-            :g.dense if g.protected else round(g.dense * (1 - percent / 100))].sort().values
-            for g in filter_groups(dense)}
+        kept = {
+            g.name: torch.randperm(g.dense, generator=generator)[
+                : g.dense if g.protected else round(g.dense * (1 - percent / 100))
+            ]
+            .sort()
+            .values
+            for g in filter_groups(dense)
+        }
     return prune(dense, kept), kept
 
 
@@ -499,7 +565,8 @@ def inference(percent, evenly, ours, against_dense):
     dense = fresh("resnet").eval()
     small, kept = pruned(dense, percent, evenly)
     images = torch.randn(128, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(
-        DEVICE, memory_format=torch.channels_last)
+        DEVICE, memory_format=torch.channels_last
+    )
     if ours or against_dense:
         pick_device(DEVICE.type)
         model = small if ours else dense
@@ -514,6 +581,7 @@ def inference(percent, evenly, ours, against_dense):
     def run():
         with torch.no_grad():
             return [model(images)]
+
     return run
 
 
@@ -522,17 +590,33 @@ def macs_of_inference(percent, evenly):
     return [measure_cost(model)["macs"] for model in (dense, pruned(dense, percent, evenly)[0])]
 
 
-for _percent, _share, _evenly in ((25, .9, True), (50, .9, True), (75, .75, True),
-                                  (25, None, False), (50, None, False), (75, None, False)):
-    _name = (f"inference, resnet pruned by {_percent}% "
-             f"{'of every layer' if _evenly else 'over all layers'}, ")
+for _percent, _share, _evenly in (
+    (25, 0.9, True),
+    (50, 0.9, True),
+    (75, 0.75, True),
+    (25, None, False),
+    (50, None, False),
+    (75, None, False),
+):
+    _name = (
+        f"inference, resnet pruned by {_percent}% "
+        f"{'of every layer' if _evenly else 'over all layers'}, "
+    )
     row(_name + "against zeroed", ratio=1.3 if _percent == 50 else None, check=close(1e-2, 1e-3))(
         lambda ours, _folder, percent=_percent, evenly=_evenly: inference(
-            percent, evenly, ours, False))
-    row(_name + "per multiply-add, against unpruned", ratio=_share, check=different,
-        work=lambda percent=_percent, evenly=_evenly: macs_of_inference(percent, evenly))(
+            percent, evenly, ours, False
+        )
+    )
+    row(
+        _name + "per multiply-add, against unpruned",
+        ratio=_share,
+        check=different,
+        work=lambda percent=_percent, evenly=_evenly: macs_of_inference(percent, evenly),
+    )(
         lambda ours, _folder, percent=_percent, evenly=_evenly: inference(
-            percent, evenly, ours, True))
+            percent, evenly, ours, True
+        )
+    )
 
 
 def cut(name, ours):
@@ -542,23 +626,30 @@ def cut(name, ours):
     def step():
         _ = prune(model, select_filters(model, scores, 50)) if ours else copy.deepcopy(model)
         return []
+
     return step
 
 
 for _name in PENALTY:
-    row(f"selection and surgery, against a copy of the network: {_name}", seconds=.2,
-        check=different)(lambda ours, _folder, name=_name: cut(name, ours))
+    row(
+        f"selection and surgery, against a copy of the network: {_name}",
+        seconds=0.2,
+        check=different,
+    )(lambda ours, _folder, name=_name: cut(name, ours))
 
 
 def command(*arguments, cwd=ROOT):
-    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True,
-                          cwd=cwd)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=cwd
+    )
 
 
 for _arguments in (["--help"], ["--modle=vgg"]):
-    row(f"main.py {_arguments[0]}, against python -c pass", seconds=.3, check=different)(
-        lambda ours, _folder, arguments=_arguments: lambda: [command(
-            *["main.py", *arguments] if ours else ["-c", "pass"]).returncode])
+    row(f"main.py {_arguments[0]}, against python -c pass", seconds=0.3, check=different)(
+        lambda ours, _folder, arguments=_arguments: (
+            lambda: [command(*["main.py", *arguments] if ours else ["-c", "pass"]).returncode]
+        )
+    )
 
 
 def same_quality(baseline, ours):
@@ -571,27 +662,48 @@ def same_quality(baseline, ours):
 def quick_job(ours, folder):
     def job():
         if not ours:
-            return json.loads(command("-c", "from tests.benchmark import textbook_quick_job as job; "
-                                      "job()").stdout)
-        command(ROOT / "main.py", *"--preset=quick --data_path=digits --ebt=True --model=vgg "
-                "--pruning_type=orthoreg --prune_percent=25".split(), cwd=folder)
+            return json.loads(
+                command("-c", "from tests.benchmark import textbook_quick_job as job; job()").stdout
+            )
+        command(
+            ROOT / "main.py",
+            *"--preset=quick --data_path=digits --ebt=True --model=vgg "
+            "--pruning_type=orthoreg --prune_percent=25".split(),
+            cwd=folder,
+        )
         result = json.loads(next(Path(folder).rglob("*.json")).read_text())
         return [result["filters"], result["accuracy"]["best"]["top1"]]
+
     return job
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("rows", nargs="*", help="beginnings of the names of the rows (default: all)")
-    parser.add_argument("--json", default="benchmark.json", metavar="FILE",
-                        help="where to write the figures (default: benchmark.json)")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N",
-                        help="turns that are measured, after one that is not (default: 5)")
+    parser.add_argument(
+        "rows", nargs="*", help="beginnings of the names of the rows (default: all)"
+    )
+    parser.add_argument(
+        "--json",
+        default="benchmark.json",
+        metavar="FILE",
+        help="where to write the figures (default: benchmark.json)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        metavar="N",
+        help="turns that are measured, after one that is not (default: 5)",
+    )
     args = parser.parse_args()
-    chosen = [name for name in ROWS
-              if not args.rows or any(name.startswith(part) for part in args.rows)]
-    print(f"torch {torch.__version__}, {DEVICE}, {torch.get_num_threads()} threads\n"
-          "row: seconds of the baseline, ours, ratio (lowest to highest), to reach", flush=True)
+    chosen = [
+        name for name in ROWS if not args.rows or any(name.startswith(part) for part in args.rows)
+    ]
+    print(
+        f"torch {torch.__version__}, {DEVICE}, {torch.get_num_threads()} threads\n"
+        "row: seconds of the baseline, ours, ratio (lowest to highest), to reach",
+        flush=True,
+    )
     figures, failed = {}, []
     for name in chosen:
         try:
@@ -600,15 +712,34 @@ def main():
             print(f"{name}\n    FAILED: {error}", flush=True)
             failed.append(name)
             continue
-        goal = (f"{f['wanted_ratio']:.2f}x" if f["wanted_ratio"] else
-                f"{f['wanted_seconds']} s" if f["wanted_seconds"] else "")
-        print(f"{name}\n    {f['baseline']:9.4f}  {f['ours']:9.4f}  {f['ratio']:6.2f}x "
-              f"({f['lowest']:.2f} to {f['highest']:.2f})", end="")
-        print(goal and f"  {goal}: {'reached' if f['reached'] else 'NOT REACHED'}",
-              *(f"\n      {note}" for note in f["notes"]), flush=True)
-        Path(args.json).write_text(json.dumps({
-            "torch": torch.__version__, "device": str(DEVICE),
-            "threads": torch.get_num_threads(), "rows": figures}, indent=1))
+        goal = (
+            f"{f['wanted_ratio']:.2f}x"
+            if f["wanted_ratio"]
+            else f"{f['wanted_seconds']} s"
+            if f["wanted_seconds"]
+            else ""
+        )
+        print(
+            f"{name}\n    {f['baseline']:9.4f}  {f['ours']:9.4f}  {f['ratio']:6.2f}x "
+            f"({f['lowest']:.2f} to {f['highest']:.2f})",
+            end="",
+        )
+        print(
+            goal and f"  {goal}: {'reached' if f['reached'] else 'NOT REACHED'}",
+            *(f"\n      {note}" for note in f["notes"]),
+            flush=True,
+        )
+        Path(args.json).write_text(
+            json.dumps(
+                {
+                    "torch": torch.__version__,
+                    "device": str(DEVICE),
+                    "threads": torch.get_num_threads(),
+                    "rows": figures,
+                },
+                indent=1,
+            )
+        )
     if failed:
         sys.exit(f"the two sides differ, or one failed: {', '.join(failed)}")
 

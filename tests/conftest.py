@@ -1,4 +1,5 @@
 """Narrow networks and small real data for all tests: offline, on the CPU, deterministic."""
+
 import copy
 import os
 import shutil
@@ -44,14 +45,17 @@ def copy_suite(folder):
     for script in ROOT.glob("*.py"):
         shutil.copy(script, folder)
     for package in [path.parent.name for path in ROOT.glob("*/__init__.py")]:
-        shutil.copytree(ROOT / package, folder / package,
-                        ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
 
 
 def short_preset(epochs=1):
     """As many epochs of everything, at one rate."""
+
     def recipe(weight_decay=1e-4):
-        return Recipe(lr=[.02], epochs=[epochs], weight_decay=weight_decay, adam_lr=[1e-3])
+        return Recipe(lr=[0.02], epochs=[epochs], weight_decay=weight_decay, adam_lr=[1e-3])
+
     schedule = Schedule(base=recipe(), ortho=recipe(0), retrain=recipe(), between=recipe())
     return Preset(schedule, schedule, batch_size=16)
 
@@ -116,6 +120,7 @@ def few(digits):
 def write_folder(root, digits, classes=("one", "two", "three"), train=12, test=6):
     """An image folder of real digits as PNG files."""
     from PIL import Image
+
     for part, split, count in (("train", digits.train, train), ("test", digits.test, test)):
         for digit, name in enumerate(classes, 1):
             folder = root / part / name

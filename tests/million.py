@@ -5,6 +5,7 @@
 It makes 2,000 JPEGs of noise, of which all others are hard links, and stops the training after its
 first seconds. Not run by pytest.
 """
+
 import os
 import re
 import resource
@@ -34,15 +35,29 @@ def write_noise(folder, count):
                 os.link(pool / f"{(31 * name + k) % POOL}.jpg", place / f"{k}.jpg")
 
 
-def main(folder, count=10 ** 6):
+def main(folder, count=10**6):
     folder = Path(folder)
     if not (folder / "noise").exists():
         write_noise(folder, count)
-    command = [sys.executable, ROOT / "main.py", "--data_path=noise", "--image_size=64", "--ebt=True",
-               "--preset=quick", "--model=mobilenet", "--width=0.125", "--only_train=base"]
+    command = [
+        sys.executable,
+        ROOT / "main.py",
+        "--data_path=noise",
+        "--image_size=64",
+        "--ebt=True",
+        "--preset=quick",
+        "--model=mobilenet",
+        "--width=0.125",
+        "--only_train=base",
+    ]
     began = time.monotonic()
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env={
-            **os.environ, "XDG_CACHE_HOME": str(folder), "PYTHONUNBUFFERED": "1"}) as run:
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(folder), "PYTHONUNBUFFERED": "1"},
+    ) as run:
         for line in run.stdout:
             print(line, end="", flush=True)
             if re.match("Train the plain network", line):

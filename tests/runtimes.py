@@ -4,6 +4,7 @@ Prints the table of lab/README.md, for whichever of onnxruntime, openvino and op
 installed. The networks are whole, pruned to half of their multiply-adds by `l1` without training;
 their BatchNorms fit their activations, and their largest logit is 10. All variants and runtimes of a network take turns.
 """
+
 import contextlib
 import logging
 import os
@@ -32,6 +33,7 @@ THREADS = torch.get_num_threads()
 
 def onnxruntime_on(content, optimise=True):
     import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = THREADS, 3
     if not optimise:
@@ -42,25 +44,34 @@ def onnxruntime_on(content, optimise=True):
 
 def openvino_on(content):
     import openvino
-    compiled = openvino.compile_model(openvino.Core().read_model(content), "CPU", {
-        "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": THREADS})
+
+    compiled = openvino.compile_model(
+        openvino.Core().read_model(content),
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": THREADS},
+    )
     return lambda images: compiled(images)[0]
 
 
 def opencv_on(content):
     import cv2
+
     cv2.setNumThreads(THREADS)
     network = cv2.dnn.readNetFromONNX(np.frombuffer(content, np.uint8))
 
     def run(images):
         network.setInput(images)
         return network.forward().copy()
+
     return run
 
 
-RUNTIMES = {"ONNX Runtime": onnxruntime_on,
-            "not optimised": lambda content: onnxruntime_on(content, optimise=False),
-            "OpenVINO": openvino_on, "OpenCV": opencv_on}
+RUNTIMES = {
+    "ONNX Runtime": onnxruntime_on,
+    "not optimised": lambda content: onnxruntime_on(content, optimise=False),
+    "OpenVINO": openvino_on,
+    "OpenCV": opencv_on,
+}
 
 
 def pytorch_on(network):
@@ -69,6 +80,7 @@ def pytorch_on(network):
     def run(images):
         with torch.inference_mode():
             return network(torch.from_numpy(images)).numpy()
+
     return run
 
 
@@ -97,9 +109,13 @@ def variants(name, images):
         head.weight *= scale
         head.bias *= scale
     scores = cal_importance(dense, "l1")
-    networks = {"dense": dense, **{
-        title: prune(dense, select_filters(dense, scores, 50, budget="macs", round_to=multiple))
-        for title, multiple in (("pruned", 1), ("pruned, --round_to=8", 8))}}
+    networks = {
+        "dense": dense,
+        **{
+            title: prune(dense, select_filters(dense, scores, 50, budget="macs", round_to=multiple))
+            for title, multiple in (("pruned", 1), ("pruned, --round_to=8", 8))
+        },
+    }
     found = {}
     for title, network in networks.items():
         export(network, list("0123456789"), "net.onnx", torch.from_numpy(images[:4]))
@@ -111,8 +127,7 @@ def variants(name, images):
 
 
 def measure(name):
-    """[(variant, runtime, {batch: milliseconds}, largest difference of logits or why there is none)]
-    """
+    """[(variant, runtime, {batch: milliseconds}, largest difference of logits or why there is none)]"""
     images = np.random.RandomState(0).rand(64, 3, SIZE, SIZE).astype("float32") * 2 - 1
     runs, rows = {}, []
     for title, (network, content) in variants(name, images).items():
@@ -154,9 +169,14 @@ def main():
                 cells.setdefault(title, {})[runtime] = text or difference, difference
             for title, row in cells.items():
                 numbers = [float(difference) for text, difference in row.values() if "/" in text]
-                print(f"| {name} | {title} | " + " | ".join(
-                    row.get(runtime, ("", ""))[0] for runtime in ("PyTorch", *RUNTIMES))
-                    + f" | {max(numbers):.0e} |", flush=True)
+                print(
+                    f"| {name} | {title} | "
+                    + " | ".join(
+                        row.get(runtime, ("", ""))[0] for runtime in ("PyTorch", *RUNTIMES)
+                    )
+                    + f" | {max(numbers):.0e} |",
+                    flush=True,
+                )
                 name = ""
     print(f"\nMilliseconds at batch 1 / 32, {os.cpu_count()} cores, torch {torch.__version__}")
 

@@ -3,6 +3,7 @@
 Importing torch takes seconds, so one process imports it once, and forks itself for every command
 line: a child has its own folder, output, signals and end, as if started by a shell.
 """
+
 import atexit
 import itertools
 import json
@@ -29,13 +30,21 @@ class Shell:
 
     def __init__(self):
         self.server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        )
 
     def __call__(self, script, *flags, cwd, **how):
         with tempfile.TemporaryDirectory() as folder:
-            request = {"argv": [str(ROOT / script), *map(str, flags)], "cwd": str(cwd),
-                       "output": folder, **how}
+            request = {
+                "argv": [str(ROOT / script), *map(str, flags)],
+                "cwd": str(cwd),
+                "output": folder,
+                **how,
+            }
             print(json.dumps(request), file=self.server.stdin, flush=True)
             code = int(self.server.stdout.readline())
             texts = [(Path(folder) / name).read_text() for name in ("stdout", "stderr")]
@@ -48,13 +57,24 @@ class Shell:
 
 def _serve():
     import importlib
-    for slow in ("sklearn.datasets", "torchvision.datasets", "lab.job", "lab.sweep", "lab.report",
-                 "lab.export", "lab.predict", "lab.weights", "eval"):
+
+    for slow in (
+        "sklearn.datasets",
+        "torchvision.datasets",
+        "lab.job",
+        "lab.sweep",
+        "lab.report",
+        "lab.export",
+        "lab.predict",
+        "lab.weights",
+        "eval",
+    ):
         importlib.import_module(slow)
     import torch
 
     import config
     from conftest import short_preset
+
     torch.set_num_threads(1)
     config.PRESETS["test"] = short_preset(epochs=2)
     for line in sys.stdin:
@@ -80,10 +100,22 @@ def _run(argv, cwd, output, die_at=None, stop=None, file_limit=None, fresh=False
             _stop(*stop)
         if file_limit:
             import resource
+
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
         if fresh:
-            suite = ("channels", "common", "config", "data", "eval", "imp_estimator", "lab", "main", "models",
-                     "pruner", "train")
+            suite = (
+                "channels",
+                "common",
+                "config",
+                "data",
+                "eval",
+                "imp_estimator",
+                "lab",
+                "main",
+                "models",
+                "pruner",
+                "train",
+            )
             for name in [name for name in sys.modules if name.split(".")[0] in suite]:
                 del sys.modules[name]
         sys.argv, sys.path[0] = argv, os.path.dirname(argv[0])
@@ -110,6 +142,7 @@ def _watch(owner, name, before=None, after=None):
         if after:
             after(*args)
         return result
+
     setattr(owner, name, watched)
 
 
@@ -120,8 +153,9 @@ def _die_at(last):
 
     import pruner
     import train
+
     events = itertools.count(1)
-    if last == 10 ** 9:  # it will not die, and says how many events there were
+    if last == 10**9:  # it will not die, and says how many events there were
         atexit.register(lambda: print(next(events) - 1, file=sys.stderr))
 
     def event(*_):
@@ -145,11 +179,13 @@ def _die_at(last):
 
 def _stop(number, last):
     import torch
+
     steps = itertools.count(1)
 
     def step(*_):
         if next(steps) == last:
             os.kill(os.getpid(), number)
+
     _watch(torch.Tensor, "backward", before=step)
 
 

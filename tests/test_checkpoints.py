@@ -1,4 +1,5 @@
 """Published checkpoints load, and nothing that a checkpoint holds does harm."""
+
 import argparse
 import collections
 import copy
@@ -42,12 +43,16 @@ def published_cfg(model):
     count = {g.name: next(integers)(g.conv.out_channels) for g in filter_groups(model)}
     if model.origin.name == "vgg":
         names = iter(count)
-        return ["M" if item == "M" else count[next(names)] for item in
-                (64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")]
+        return [
+            "M" if item == "M" else count[next(names)]
+            for item in (64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
+        ]
     if model.origin.name == "mobilenet":
         strides = (1, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
-        return [(n, np.int64(stride)) if stride > 1 else n for n, stride in
-                zip(count.values(), strides, strict=True)]
+        return [
+            (n, np.int64(stride)) if stride > 1 else n
+            for n, stride in zip(count.values(), strides, strict=True)
+        ]
     cfg = {"base": count.pop("conv1")}
     for name, n in count.items():
         stage = name.split(".")[0].replace("layer", "l")
@@ -89,8 +94,15 @@ def images():
 @pytest.mark.parametrize("name", WIDTH)
 def test_published_dense_files_load(name, images, tmp_path):
     dense = narrow(name, 7, width=1)
-    path = publish(tmp_path / "net.pth", dense, accuracy=73.4, classes=7, history=[1],
-                   acc=np.float64(70.5), epoch=np.int64(139))
+    path = publish(
+        tmp_path / "net.pth",
+        dense,
+        accuracy=73.4,
+        classes=7,
+        history=[1],
+        acc=np.float64(70.5),
+        epoch=np.int64(139),
+    )
     loaded, record = load_checkpoint(path)
     assert (loaded.origin.name, loaded.origin.num_classes) == (name, 7)
     assert record.pruned is False and record.accuracy is None
@@ -113,14 +125,22 @@ def test_older_and_smaller_forms_load_too(images, tmp_path):
 @pytest.mark.parametrize("name", WIDTH)
 def test_published_pruned_files_load_and_are_compact(name, zero_scale, images, tmp_path):
     pruned, kept = published_pruned(name, zero_scale=zero_scale)
-    path = publish(tmp_path / "net.pth", pruned, cfg=published_cfg(pruned), acc=torch.tensor(70.5),
-                   epoch=np.int64(139))
+    path = publish(
+        tmp_path / "net.pth",
+        pruned,
+        cfg=published_cfg(pruned),
+        acc=torch.tensor(70.5),
+        epoch=np.int64(139),
+    )
     loaded, record = load_checkpoint(path)
     assert record.pruned
     assert {g.name: g.conv.out_channels for g in filter_groups(loaded)} == {
-        key: len(index) for key, index in kept.items()}
+        key: len(index) for key, index in kept.items()
+    }
     torch.testing.assert_close(loaded.eval()(images), pruned(images), atol=1e-5, rtol=1e-4)
-    save_checkpoint(tmp_path / "again.pth", loaded, record.plain())  # and it can be written in our own form
+    save_checkpoint(
+        tmp_path / "again.pth", loaded, record.plain()
+    )  # and it can be written in our own form
     again, _ = load_checkpoint(tmp_path / "again.pth")
     assert torch.equal(again.eval()(images), loaded(images))
     model, _ = network_like(path, name, 7, loaded.origin.width)  # and begun with
@@ -140,8 +160,11 @@ def test_a_silent_looking_filter_that_adds_a_constant_stays(images, tmp_path):
 
 def test_files_of_numpy_1_load_too(tmp_path):
     """NumPy 1 wrote its integers under another module name."""
-    path = publish(tmp_path / "net.pth", narrow("vgg", 3, width=1),
-                   cfg=[np.int64(w) if w != "M" else w for w in build_model("vgg").layout])
+    path = publish(
+        tmp_path / "net.pth",
+        narrow("vgg", 3, width=1),
+        cfg=[np.int64(w) if w != "M" else w for w in build_model("vgg").layout],
+    )
     with zipfile.ZipFile(path) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
@@ -152,21 +175,37 @@ def test_files_of_numpy_1_load_too(tmp_path):
     assert load_checkpoint(path)[0].origin.num_classes == 3
 
 
-@pytest.mark.parametrize("name, cfg", [
-    ("vgg", [64, 64, "M"]), ("vgg", "text"), ("vgg", {"base": 3}), ("vgg", None),
-    ("mobilenet", [32, 64, (128, 1), *[128] * 11]), ("mobilenet", [32]), ("mobilenet", 5),
-    ("resnet-56", {"base": 16, "l1": [16] * 18}), ("resnet-56", [16] * 57),
-    ("resnet-56", {"base": 16, "l1": [8] * 18, "l2": [32] * 18, "l3": [64] * 18}),
-    ("resnet-56", {"base": 16, "l1": [10 ** 12] * 18, "l2": [32] * 18, "l3": [64] * 18})])
+@pytest.mark.parametrize(
+    "name, cfg",
+    [
+        ("vgg", [64, 64, "M"]),
+        ("vgg", "text"),
+        ("vgg", {"base": 3}),
+        ("vgg", None),
+        ("mobilenet", [32, 64, (128, 1), *[128] * 11]),
+        ("mobilenet", [32]),
+        ("mobilenet", 5),
+        ("resnet-56", {"base": 16, "l1": [16] * 18}),
+        ("resnet-56", [16] * 57),
+        ("resnet-56", {"base": 16, "l1": [8] * 18, "l2": [32] * 18, "l3": [64] * 18}),
+        ("resnet-56", {"base": 16, "l1": [10**12] * 18, "l2": [32] * 18, "l3": [64] * 18}),
+    ],
+)
 def test_a_cfg_that_does_not_fit_is_refused(name, cfg, tmp_path):
     path = publish(tmp_path / "net.pth", narrow(name, 3, width=1), cfg=cfg)
     with pytest.raises(InputError):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("name, job, suffix, method", [
-    ("vgg", "ebt", "_ortho", "orthoreg"), ("mobilenet", "iterative", "", "bn"),
-    ("resnet", "ebt", "", "l1"), ("resnet-56", "iterative", "_ortho", "orthoreg")])
+@pytest.mark.parametrize(
+    "name, job, suffix, method",
+    [
+        ("vgg", "ebt", "_ortho", "orthoreg"),
+        ("mobilenet", "iterative", "", "bn"),
+        ("resnet", "ebt", "", "l1"),
+        ("resnet-56", "iterative", "_ortho", "orthoreg"),
+    ],
+)
 def test_published_files_work_in_both_scripts(name, job, suffix, method, shell, folder, tmp_path):
     base = tmp_path / "pretrained" / job / "shapes"
     base.mkdir(parents=True)
@@ -174,17 +213,43 @@ def test_published_files_work_in_both_scripts(name, job, suffix, method, shell, 
     had = sum(len(kept[g.name]) * max(g.costs) for g in filter_groups(pruned))
     gone = 100 * (1 - had / filter_count(pruned)[1])
     path = publish(base / f"{name}{suffix}.pth", pruned, cfg=published_cfg(pruned))
-    ended = shell("main.py", "--preset=test", f"--data_path={folder}", "--image_size=8",
-                  f"--model={name}", f"--ebt={job == 'ebt'}", "--pretrained=True",
-                  f"--pruning_type={method}", "--prune_percent=60", cwd=tmp_path)
+    ended = shell(
+        "main.py",
+        "--preset=test",
+        f"--data_path={folder}",
+        "--image_size=8",
+        f"--model={name}",
+        f"--ebt={job == 'ebt'}",
+        "--pretrained=True",
+        f"--pruning_type={method}",
+        "--prune_percent=60",
+        cwd=tmp_path,
+    )
     assert ended.returncode == 0 and ended.stderr == "", ended.stderr
     assert "it is pruned already" in ended.stdout
     smaller, _ = load_checkpoint(tmp_path / f"pruned_nets/{job}/shapes/{name}_{method}_60_0.pth")
     now, whole = filter_count(smaller)
-    assert now < had and now / whole == pytest.approx(.4, abs=.001)
-    shown = shell("eval.py", "--model", name, "--pruned", "True", "--model_path", path,
-                  "--data_path", folder, "--test_acc", "True", "--compression", "True",
-                  "--flops", "True", "--eval_ortho", "True", cwd=tmp_path)
+    assert now < had and now / whole == pytest.approx(0.4, abs=0.001)
+    shown = shell(
+        "eval.py",
+        "--model",
+        name,
+        "--pruned",
+        "True",
+        "--model_path",
+        path,
+        "--data_path",
+        folder,
+        "--test_acc",
+        "True",
+        "--compression",
+        "True",
+        "--flops",
+        "True",
+        "--eval_ortho",
+        "True",
+        cwd=tmp_path,
+    )
     assert shown.returncode == 0 and shown.stderr == "", shown.stderr
     assert f"({gone:.2f}% pruned)" in shown.stdout and "18 test images" in shown.stdout
 
@@ -217,8 +282,10 @@ def with_weight(tensor, key="features.0.weight"):
 def packed(content):
     """The same archive with its records compressed, as a small file that fills the memory would."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as old, \
-            zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as old,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
         for name in old.namelist():
             new.writestr(name, bytes(len(old.read(name))) if "/data/" in name else old.read(name))
     return buffer.getvalue()
@@ -226,9 +293,11 @@ def packed(content):
 
 def bytearray_of_gigabytes():
     """A few bytes for which the unpickler, allowed to, would fill 3 GB."""
+
     class Large:
         def __reduce__(self):
             return bytearray, (3_000_000_000,)
+
     return altered(more=Large())
 
 
@@ -236,50 +305,81 @@ def one_byte_changed(content):
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         record = next(r for r in archive.infolist() if r.file_size > 10_000)
     place = content.index(b"FB", record.header_offset) + 5000
-    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1:]
+    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
 
 
 WHOLE = checkpoint_bytes(small(), {"data": "digits"})
 NAN = torch.full((8, 3, 3, 3), float("nan"))
-HUGE = torch.zeros(1).expand(10 ** 9, 64)
+HUGE = torch.zeros(1).expand(10**9, 64)
 ENDLESS = functools.reduce(lambda inside, _: [inside] * 40, range(18), ["x"])
 HOSTILE = {
-    "endless": altered(more=ENDLESS), "endless cfg": altered(cfg=ENDLESS),
+    "endless": altered(more=ENDLESS),
+    "endless cfg": altered(cfg=ENDLESS),
     "endless classes": altered(classes=ENDLESS),
     "deep": altered(more=functools.reduce(lambda inside, _: [inside], range(90), [])),
-    "large": bytearray_of_gigabytes(), "variance": with_weight(-torch.ones(8), "features.2.running_var"),
-    "empty": b"", "text": b"weights\n", "random": bytes(np.random.RandomState(0).bytes(5000)),
-    "code": pickle.dumps(Code()), "code in net": pickle.dumps({"net": Code()}),
-    "half": WHOLE[:len(WHOLE) // 2], "almost": WHOLE[:-1], "no head": WHOLE[100:],
-    "one byte": one_byte_changed(WHOLE), "packed": packed(WHOLE),
-    "a list": pickle.dumps([1, 2]), "no net": altered(net=None), "net a list": altered(net=[1]),
-    "net empty": altered(net={}), "keys numbers": altered(net={1: torch.zeros(1)}),
-    "unknown network": altered(model="alexnet"), "network a list": altered(model=["vgg"]),
-    "other network": altered(model="mobilenet"), "no model": altered(model=None),
-    "cfg none of ours": altered(cfg=[1, 2]), "cfg text": altered(cfg="wide"),
-    "cfg unknown layer": altered(cfg={"conv99": 3}), "cfg number": altered(cfg={1: 2, "a": 3}),
-    "cfg huge": altered(cfg={"features.0": 10 ** 15}), "cfg zero": altered(cfg={"features.0": 0}),
-    "cfg True": altered(cfg={"features.0": True}), "cfg float": altered(cfg={"features.0": 8.0}),
-    "cfg smaller": altered(cfg={"features.0": 4}), "classes more": altered(num_classes=4),
-    "classes huge": altered(num_classes=10 ** 18), "classes text": altered(num_classes="3"),
-    "classes huge and expanded": altered(num_classes=10 ** 9, net={
-        **small().state_dict(), "classifier.weight": HUGE, "classifier.bias": HUGE[:, 0]}),
-    "classes zero": altered(num_classes=0), "classes negative": altered(num_classes=-3),
+    "large": bytearray_of_gigabytes(),
+    "variance": with_weight(-torch.ones(8), "features.2.running_var"),
+    "empty": b"",
+    "text": b"weights\n",
+    "random": bytes(np.random.RandomState(0).bytes(5000)),
+    "code": pickle.dumps(Code()),
+    "code in net": pickle.dumps({"net": Code()}),
+    "half": WHOLE[: len(WHOLE) // 2],
+    "almost": WHOLE[:-1],
+    "no head": WHOLE[100:],
+    "one byte": one_byte_changed(WHOLE),
+    "packed": packed(WHOLE),
+    "a list": pickle.dumps([1, 2]),
+    "no net": altered(net=None),
+    "net a list": altered(net=[1]),
+    "net empty": altered(net={}),
+    "keys numbers": altered(net={1: torch.zeros(1)}),
+    "unknown network": altered(model="alexnet"),
+    "network a list": altered(model=["vgg"]),
+    "other network": altered(model="mobilenet"),
+    "no model": altered(model=None),
+    "cfg none of ours": altered(cfg=[1, 2]),
+    "cfg text": altered(cfg="wide"),
+    "cfg unknown layer": altered(cfg={"conv99": 3}),
+    "cfg number": altered(cfg={1: 2, "a": 3}),
+    "cfg huge": altered(cfg={"features.0": 10**15}),
+    "cfg zero": altered(cfg={"features.0": 0}),
+    "cfg True": altered(cfg={"features.0": True}),
+    "cfg float": altered(cfg={"features.0": 8.0}),
+    "cfg smaller": altered(cfg={"features.0": 4}),
+    "classes more": altered(num_classes=4),
+    "classes huge": altered(num_classes=10**18),
+    "classes text": altered(num_classes="3"),
+    "classes huge and expanded": altered(
+        num_classes=10**9,
+        net={**small().state_dict(), "classifier.weight": HUGE, "classifier.bias": HUGE[:, 0]},
+    ),
+    "classes zero": altered(num_classes=0),
+    "classes negative": altered(num_classes=-3),
     "width nan": altered(width=float("nan")),
-    "width text": altered(width="1/8"), "width huge": altered(width=1e300), "width large": altered(width=8.0),
-    "nan": with_weight(NAN), "inf": with_weight(NAN.fill_(float("inf"))),
+    "width text": altered(width="1/8"),
+    "width huge": altered(width=1e300),
+    "width large": altered(width=8.0),
+    "nan": with_weight(NAN),
+    "inf": with_weight(NAN.fill_(float("inf"))),
     "too large for float32": with_weight(torch.full((8, 3, 3, 3), 1e300, dtype=torch.float64)),
     "integers": with_weight(torch.ones(8, 3, 3, 3, dtype=torch.int64)),
     "complex": with_weight(torch.ones(8, 3, 3, 3, dtype=torch.complex64)),
     "sparse": with_weight(torch.ones(8, 3, 3, 3).to_sparse()),
-    "other shape": with_weight(torch.ones(8, 3, 1, 1)), "expanded": with_weight(
-        torch.ones(1).expand(8, 3, 3, 3)),
+    "other shape": with_weight(torch.ones(8, 3, 1, 1)),
+    "expanded": with_weight(torch.ones(1).expand(8, 3, 3, 3)),
     "one weight more": with_weight(torch.ones(1), "features.99.weight"),
-    "not a tensor": with_weight("text"), "image size text": altered(image_size="big"),
-    "image size huge": altered(image_size=10 ** 9), "image size true": altered(image_size=True),
-    "names of too few classes": altered(classes=["a"]), "class names": altered(classes=[1, 2, 3]),
-    "accuracy": altered(accuracy={"last": {"top1": "good"}}), "accuracy 2": altered(accuracy=[9]), "accuracy 3": altered(accuracy={}),
-    "data": altered(data={"a": 1}), "data path": altered(data_path=7),
+    "not a tensor": with_weight("text"),
+    "image size text": altered(image_size="big"),
+    "image size huge": altered(image_size=10**9),
+    "image size true": altered(image_size=True),
+    "names of too few classes": altered(classes=["a"]),
+    "class names": altered(classes=[1, 2, 3]),
+    "accuracy": altered(accuracy={"last": {"top1": "good"}}),
+    "accuracy 2": altered(accuracy=[9]),
+    "accuracy 3": altered(accuracy={}),
+    "data": altered(data={"a": 1}),
+    "data path": altered(data_path=7),
 }
 
 
@@ -289,11 +389,30 @@ def test_what_is_no_sound_checkpoint_is_one_line(kind, tmp_path, shell, folder):
     path.parent.mkdir(parents=True)
     path.write_bytes(HOSTILE[kind])
     before = files(tmp_path)
-    for command in (("eval.py", "--model_path", path, "--test_acc", "True", "--compression", "True",
-                     "--data_path", folder),
-                    ("main.py", "--preset=test", "--width=0.125", f"--data_path={folder}",
-                     "--ebt=True", "--image_size=16", "--pretrained=True", "--pruning_type=l1",
-                     "--prune_percent=20")):
+    for command in (
+        (
+            "eval.py",
+            "--model_path",
+            path,
+            "--test_acc",
+            "True",
+            "--compression",
+            "True",
+            "--data_path",
+            folder,
+        ),
+        (
+            "main.py",
+            "--preset=test",
+            "--width=0.125",
+            f"--data_path={folder}",
+            "--ebt=True",
+            "--image_size=16",
+            "--pretrained=True",
+            "--pruning_type=l1",
+            "--prune_percent=20",
+        ),
+    ):
         ended = shell(*command, cwd=tmp_path)
         assert ended.returncode == 2 and ended.stderr.count("\n") == 1, (ended, kind)
         assert str(path.name) in ended.stderr
@@ -304,10 +423,15 @@ def test_a_sound_file_of_something_else_is_one_line(tmp_path, shell, folder):
     path = tmp_path / "net.pth"
     save_checkpoint(path, small(), {"image_size": 24, "classes": ["x", "y", "z"]})
     for flags, message in (
-            (("--model", "resnet"), "--model=resnet is wrong"), (("--pruned", "True"), "--pruned=True is wrong"),
-            (("--num_classes", "10"), "--num_classes=10 is wrong"),
-            (("--test_acc", "True", "--data_path", folder), "has no test images of the network's classes (x, y, z)"),
-            (("--test_acc", "True", "--data_path", "digits"), "for 3 classes; digits has 10")):
+        (("--model", "resnet"), "--model=resnet is wrong"),
+        (("--pruned", "True"), "--pruned=True is wrong"),
+        (("--num_classes", "10"), "--num_classes=10 is wrong"),
+        (
+            ("--test_acc", "True", "--data_path", folder),
+            "has no test images of the network's classes (x, y, z)",
+        ),
+        (("--test_acc", "True", "--data_path", "digits"), "for 3 classes; digits has 10"),
+    ):
         ended = shell("eval.py", "--model_path", path, "--flops=True", *flags, cwd=tmp_path)
         assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and message in ended.stderr
     for missing in ("missing.pth", tmp_path, "/dev/null", "a" * 300):
@@ -317,10 +441,15 @@ def test_a_sound_file_of_something_else_is_one_line(tmp_path, shell, folder):
 
 damages = st.one_of(
     st.tuples(st.just("cut"), st.integers(0, len(WHOLE) - 1)),
-    st.tuples(st.just("bytes"), st.lists(st.tuples(st.integers(0, len(WHOLE) - 1),
-                                                   st.integers(1, 255)), min_size=1, max_size=30)),
+    st.tuples(
+        st.just("bytes"),
+        st.lists(
+            st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(1, 255)), min_size=1, max_size=30
+        ),
+    ),
     st.tuples(st.just("random"), st.binary(max_size=400)),
-    st.tuples(st.just("tail"), st.binary(min_size=1, max_size=400)))
+    st.tuples(st.just("tail"), st.binary(min_size=1, max_size=400)),
+)
 
 
 def damaged(kind, how):
@@ -346,8 +475,12 @@ def test_damage_is_refused_or_does_not_matter(damage, folder_of_its_own):
     else:  # what is read is what was written
         path.write_bytes(WHOLE)
         original, _ = load_checkpoint(path)
-        assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(),
-                                                     original.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(
+                model.state_dict().values(), original.state_dict().values(), strict=True
+            )
+        )
 
 
 @pytest.fixture(scope="module")
@@ -363,10 +496,19 @@ def test_damage_through_the_command_line(damage, script, folder_of_its_own, shel
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(damaged(*damage))
     before = files(folder_of_its_own)
-    flags = {"eval.py": ("--model_path", name, "--eval_ortho", "True", "--compression", "True"),
-             "main.py": ("--preset=test", "--width=0.125", f"--data_path={folder}", "--ebt=True",
-                         "--image_size=8", "--pretrained=True", "--pruning_type=random",
-                         "--prune_percent=20")}[script]
+    flags = {
+        "eval.py": ("--model_path", name, "--eval_ortho", "True", "--compression", "True"),
+        "main.py": (
+            "--preset=test",
+            "--width=0.125",
+            f"--data_path={folder}",
+            "--ebt=True",
+            "--image_size=8",
+            "--pretrained=True",
+            "--pruning_type=random",
+            "--prune_percent=20",
+        ),
+    }[script]
     ended = shell(script, *flags, cwd=folder_of_its_own)
     assert ended.returncode in (0, 2) and "Traceback" not in ended.stderr + ended.stdout
     if ended.returncode:
@@ -379,23 +521,44 @@ def test_damage_through_the_command_line(damage, script, folder_of_its_own, shel
 
 def wrapped(kind, state):
     """A state dict as different programs save it."""
+
     def under(prefix):
         return {prefix + key: tensor for key, tensor in state.items()}
 
-    counters = {f"module.{name}": torch.zeros(1, dtype=torch.double)
-                for name in ("total_ops", "layer1.total_params")}
-    return {"bare": state, "published": {"net": under("module."), "acc": 93.1},
-            "compiled": {"state_dict": under("_orig_mod.")},
-            "compiled, in parallel": {"model": under("module._orig_mod.")},
-            "average": {"model_ema": {"n_averaged": torch.tensor(3), **under("module.")}},
-            "counted": {"net": {**under("module."), **counters}},
-            "lightning": {"state_dict": under("model.net."), "epoch": 3, "callbacks": {}},
-            "reference": {"model": state, "epoch": 9, "args": argparse.Namespace(lr=0.1, out=Path("x")),
-                          "more": types.SimpleNamespace(a=[1])}}[kind]
+    counters = {
+        f"module.{name}": torch.zeros(1, dtype=torch.double)
+        for name in ("total_ops", "layer1.total_params")
+    }
+    return {
+        "bare": state,
+        "published": {"net": under("module."), "acc": 93.1},
+        "compiled": {"state_dict": under("_orig_mod.")},
+        "compiled, in parallel": {"model": under("module._orig_mod.")},
+        "average": {"model_ema": {"n_averaged": torch.tensor(3), **under("module.")}},
+        "counted": {"net": {**under("module."), **counters}},
+        "lightning": {"state_dict": under("model.net."), "epoch": 3, "callbacks": {}},
+        "reference": {
+            "model": state,
+            "epoch": 9,
+            "args": argparse.Namespace(lr=0.1, out=Path("x")),
+            "more": types.SimpleNamespace(a=[1]),
+        },
+    }[kind]
 
 
-@pytest.mark.parametrize("kind", ["bare", "published", "compiled", "compiled, in parallel", "average",
-                                  "counted", "lightning", "reference"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "bare",
+        "published",
+        "compiled",
+        "compiled, in parallel",
+        "average",
+        "counted",
+        "lightning",
+        "reference",
+    ],
+)
 def test_weights_are_found_in_all_their_wrappings(kind, tmp_path, images):
     theirs, path = build_model("resnet-56", 4), tmp_path / "net.pth"
     torch.save(wrapped(kind, theirs.state_dict()), path)
@@ -411,8 +574,10 @@ def test_weights_are_found_in_all_their_wrappings(kind, tmp_path, images):
 
 def test_what_cannot_be_read_safely_is_named(tmp_path):
     state, path = build_model("vgg", 4, 1 / 8).state_dict(), tmp_path / "net.pth"
-    torch.save({f"{who}.{key}": tensor for who in ("student", "teacher")
-                for key, tensor in state.items()}, path)
+    torch.save(
+        {f"{who}.{key}": tensor for who in ("student", "teacher") for key, tensor in state.items()},
+        path,
+    )
     with pytest.raises(InputError, match="several networks, under student. and teacher."):
         load_checkpoint(path)
     torch.save({"net": state, "config": collections.defaultdict(list)}, path)
@@ -421,15 +586,24 @@ def test_what_cannot_be_read_safely_is_named(tmp_path):
     torch.save({"model_state_dict": state}, path)
     assert initialise(build_model("vgg", 4, 1 / 8), path) == [f"from {path}: 100.0% of the weights"]
     torch.save({"nets": state, "epoch": 3}, path)
-    with pytest.raises(InputError, match="no state dict, neither bare nor under .*; it has 'nets', "
-                                         "'epoch'; FILE:nets takes the weights there"):
+    with pytest.raises(
+        InputError,
+        match="no state dict, neither bare nor under .*; it has 'nets', "
+        "'epoch'; FILE:nets takes the weights there",
+    ):
         load_checkpoint(path)
-    for content, says in ((gzip.compress(b"x"), "packed by gzip"), (b"<!DOCTYPE html>", "a web page")):
+    for content, says in (
+        (gzip.compress(b"x"), "packed by gzip"),
+        (b"<!DOCTYPE html>", "a web page"),
+    ):
         path.write_bytes(content)
         with pytest.raises(InputError, match=says):
             load_checkpoint(path)
-    for entries, says in (({"normalize": [.5] * 3}, "not three means"), ({"white": {"integer": 0.}}, "not above 0"),
-                          ({"normalize": [.5] * 5 + [0.]}, "not three means")):
+    for entries, says in (
+        ({"normalize": [0.5] * 3}, "not three means"),
+        ({"white": {"integer": 0.0}}, "not above 0"),
+        ({"normalize": [0.5] * 5 + [0.0]}, "not three means"),
+    ):
         save_checkpoint(path, build_model("vgg", 4, 1 / 8), entries)
         with pytest.raises(InputError, match=says):
             load_checkpoint(path)
@@ -439,10 +613,17 @@ def test_what_cannot_be_read_safely_is_named(tmp_path):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("unusual", [
-    lambda t: t.to(torch.float8_e4m3fn), lambda t: t.to_sparse(), lambda t: t.to(torch.complex64),
-    lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
-    lambda t: torch.nested.nested_tensor([t, t]), lambda t: t.to("meta")])
+@pytest.mark.parametrize(
+    "unusual",
+    [
+        lambda t: t.to(torch.float8_e4m3fn),
+        lambda t: t.to_sparse(),
+        lambda t: t.to(torch.complex64),
+        lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+        lambda t: torch.nested.nested_tensor([t, t]),
+        lambda t: t.to("meta"),
+    ],
+)
 def test_tensors_of_unusual_kinds_are_taken_or_named(unusual, tmp_path):
     state, path = build_model("vgg", 4, 1 / 8).state_dict(), tmp_path / "net.pth"
     state["features.3.weight"] = unusual(state["features.3.weight"])
@@ -452,7 +633,9 @@ def test_tensors_of_unusual_kinds_are_taken_or_named(unusual, tmp_path):
         assert initialise(model, path)[0].endswith("100.0% of the weights")
         assert model.features[3].weight.isfinite().all()
     except InputError as error:
-        assert "features.3.weight is not a plain tensor" in str(error) or "not a readable" in str(error)
+        assert "features.3.weight is not a plain tensor" in str(error) or "not a readable" in str(
+            error
+        )
     # Also where it would be folded: the BatchNorm of a torchvision VGG.
     with torch.device("meta"):
         shapes = torchvision.models.vgg13_bn().features.state_dict()
@@ -478,19 +661,28 @@ def test_a_bare_file_of_torchvision_is_measured_where_its_network_is_named(tmp_p
 
 
 def shifted(state, by):
-    return {key: tensor + by if tensor.is_floating_point() else tensor
-            for key, tensor in state.items()}
+    return {
+        key: tensor + by if tensor.is_floating_point() else tensor for key, tensor in state.items()
+    }
 
 
-OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(2, 2)}}, "param_groups": [{"lr": .1}]}
+OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(2, 2)}}, "param_groups": [{"lr": 0.1}]}
 
 
-@pytest.mark.parametrize("usual, other", [
-    ("state_dict", "state_dict_ema"), ("model", "model_ema"), ("net", "ema"),
-    ("state_dict", "callbacks.EMA.weights")])
-def test_of_several_copies_it_is_said_which_is_taken_and_how_to_have_the_others(usual, other, tmp_path):
+@pytest.mark.parametrize(
+    "usual, other",
+    [
+        ("state_dict", "state_dict_ema"),
+        ("model", "model_ema"),
+        ("net", "ema"),
+        ("state_dict", "callbacks.EMA.weights"),
+    ],
+)
+def test_of_several_copies_it_is_said_which_is_taken_and_how_to_have_the_others(
+    usual, other, tmp_path
+):
     first, path = build_model("vgg", 4).state_dict(), tmp_path / "net.pth"
-    second = shifted(first, .5)
+    second = shifted(first, 0.5)
     content = {usual: first, "epoch": 3, "optimizer": OPTIMIZER}
     inside = functools.reduce(lambda value, key: {key: value}, reversed(other.split(".")), second)
     torch.save({**content, **inside}, path)
@@ -513,8 +705,14 @@ def test_of_several_copies_it_is_said_which_is_taken_and_how_to_have_the_others(
 
 def test_one_of_two_networks_in_a_state_dict_is_taken_by_its_prefix(tmp_path):
     state, path = build_model("vgg", 4).state_dict(), tmp_path / "net.pth"
-    torch.save({f"{who}.{key}": tensor for who, by in (("student", 0), ("teacher", 1))
-                for key, tensor in shifted(state, by).items()}, path)
+    torch.save(
+        {
+            f"{who}.{key}": tensor
+            for who, by in (("student", 0), ("teacher", 1))
+            for key, tensor in shifted(state, by).items()
+        },
+        path,
+    )
     with pytest.raises(InputError, match="FILE:student takes the first"):
         initialise(build_model("vgg", 4), path)
     taken = load_checkpoint(f"{path}:teacher")[0]
@@ -525,21 +723,34 @@ def test_what_stands_beside_the_network_is_named_and_left(tmp_path):
     state, path = build_model("resnet-56", 4).state_dict(), tmp_path / "last.ckpt"
     metrics = {"criterion.weight": torch.ones(4), "val_acc.tp": torch.zeros(4)}
     torch.save({"state_dict": {**{f"model.{key}": t for key, t in state.items()}, **metrics}}, path)
-    says = f"left in {path}: 2 tensors that the network does not have (criterion.weight, val_acc.tp)"
+    says = (
+        f"left in {path}: 2 tensors that the network does not have (criterion.weight, val_acc.tp)"
+    )
     network, _, lines = open_checkpoint(path)
     assert lines == [says] and torch.equal(network.linear.weight, state["linear.weight"])
     assert says in initialise(build_model("resnet-56", 4), path)
     state["layer1.9.conv1.weight"] = state["layer1.8.conv1.weight"]  # a block more: another network
     torch.save(state, path)
-    with pytest.raises(InputError, match="for resnet-56 layer1.9.conv1.weight is none of its weights"):
+    with pytest.raises(
+        InputError, match="for resnet-56 layer1.9.conv1.weight is none of its weights"
+    ):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("name, classes, prefix", [
-    ("resnet18", 1000, ""), ("resnet18", 3, "module."), ("squeezenet1_1", 7, ""),
-    ("mobilenet_v2", 10, "model.")])
+@pytest.mark.parametrize(
+    "name, classes, prefix",
+    [
+        ("resnet18", 1000, ""),
+        ("resnet18", 3, "module."),
+        ("squeezenet1_1", 7, ""),
+        ("mobilenet_v2", 10, "model."),
+    ],
+)
 def test_a_file_of_torchvision_says_which_network_it_needs(name, classes, prefix, tmp_path):
-    state, path = getattr(torchvision.models, name)(num_classes=classes).state_dict(), tmp_path / "net.pth"
+    state, path = (
+        getattr(torchvision.models, name)(num_classes=classes).state_dict(),
+        tmp_path / "net.pth",
+    )
     torch.save({prefix + key: tensor for key, tensor in state.items()}, path)
     with pytest.raises(InputError, match=f"torchvision's {name}: --model={name} takes them"):
         load_checkpoint(path)
@@ -561,10 +772,15 @@ def test_shortcuts_without_weights_are_option_a(tmp_path):
         load_checkpoint(path)
     ours = build_model("resnet-56", 4)
     lines = initialise(ours, path)
-    assert lines[1:] == ["fresh: the shortcuts layer2.0.shortcut and layer3.0.shortcut, since the "
-                         "file's have no weights (option A)"]
-    assert all(torch.equal(ours.state_dict()[key], tensor) for key, tensor in state.items()
-               if not key.endswith("num_batches_tracked"))
+    assert lines[1:] == [
+        "fresh: the shortcuts layer2.0.shortcut and layer3.0.shortcut, since the "
+        "file's have no weights (option A)"
+    ]
+    assert all(
+        torch.equal(ours.state_dict()[key], tensor)
+        for key, tensor in state.items()
+        if not key.endswith("num_batches_tracked")
+    )
     del state["layer2.0.conv1.weight"]  # another layer is missing: that is no option
     torch.save(state, path)
     with pytest.raises(InputError, match="it has no layer2.0.conv1"):
@@ -590,12 +806,18 @@ def test_what_follows_the_number_of_classes_is_the_classifier(tmp_path, monkeypa
     name = "my.py:Last"
     theirs = networks.build_network(name, 10)
     save_checkpoint("net.pth", theirs, {"classes": list("abcdefghij")})
-    for classes, kept in ((list("abcdefghij"), True), (list("abc"), False), (list("klmnopqrst"), False)):
+    for classes, kept in (
+        (list("abcdefghij"), True),
+        (list("abc"), False),
+        (list("klmnopqrst"), False),
+    ):
         ours = networks.build_network(name, len(classes))
         lines = initialise(ours, "net.pth", classes)
         assert torch.equal(ours[0].weight, theirs[0].weight)
-        assert (ours[3].weight.shape == theirs[3].weight.shape
-                and torch.equal(ours[3].weight, theirs[3].weight)) == kept
+        assert (
+            ours[3].weight.shape == theirs[3].weight.shape
+            and torch.equal(ours[3].weight, theirs[3].weight)
+        ) == kept
         assert any("fresh: the classifier 2, 3, 4, since" in line for line in lines) != kept
     assert networks.classifier_of(name) == {"2", "3", "4"}
     assert networks.classifier_of("vgg") == {"classifier"}
@@ -623,10 +845,16 @@ def test_a_classifier_is_kept_where_the_user_says_so(tmp_path):
     fresh = build_model("vgg", 3, 1 / 8)
     assert "; --classifier=keep takes it" in "\n".join(initialise(fresh, path, classes))
     assert not torch.equal(fresh.classifier.weight, theirs.classifier.weight)
-    assert initialise(fresh, path, classes, classifier="keep") == [f"from {path}: 100.0% of the weights"]
+    assert initialise(fresh, path, classes, classifier="keep") == [
+        f"from {path}: 100.0% of the weights"
+    ]
     assert torch.equal(fresh.classifier.weight, theirs.classifier.weight)
-    initialise(build_model("vgg", 2, 1 / 8), path, (), classifier="keep")  # the classes are not known yet
-    with pytest.raises(InputError, match="is not for 4 classes: classifier.weight is 3 x 64 instead of 4"):
+    initialise(
+        build_model("vgg", 2, 1 / 8), path, (), classifier="keep"
+    )  # the classes are not known yet
+    with pytest.raises(
+        InputError, match="is not for 4 classes: classifier.weight is 3 x 64 instead of 4"
+    ):
         initialise(build_model("vgg", 4, 1 / 8), path, list("abcd"), classifier="keep")
     save_checkpoint(path, theirs, {"classes": ["c", "b", "a"]})
     with pytest.raises(InputError, match=r"these classes in another order \(c, b, a\)"):
@@ -648,21 +876,35 @@ def zipped(*names):
 
 KINDS = {
     "a.onnx": (b"\x08\x0a\x12\x07pytorch\x1a\x062.14.1", "a network in ONNX; give the checkpoint"),
-    "a.pt2": (zipped("a/models/model.json", "a/archive_format"), "torch.export wrote .* give the checkpoint"),
+    "a.pt2": (
+        zipped("a/models/model.json", "a/archive_format"),
+        "torch.export wrote .* give the checkpoint",
+    ),
     "a.pt": (zipped("a/data.pkl", "a/constants.pkl"), "a TorchScript archive; save the state dict"),
     "a.keras": (zipped("config.json", "model.weights.h5"), "a network of Keras"),
-    "a.npz": (zipped("conv1.npy"), "NumPy's arrays"), "a.zip": (zipped("net.pth"), "unpack it first"),
+    "a.npz": (zipped("conv1.npy"), "NumPy's arrays"),
+    "a.zip": (zipped("net.pth"), "unpack it first"),
     "a.h5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file .* as Keras writes"),
     "a.tflite": (b"\x1c\0\0\0TFL3" + bytes(99), "a network of TensorFlow Lite"),
     "a.pb": (b"\x08\x01\x12\x05hello", "a network of TensorFlow"),
-    "lfs.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS.* `git lfs pull`"),
+    "lfs.pth": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "Git LFS.* `git lfs pull`",
+    ),
     "empty.pth": (b"", "it is empty: copy or download it again"),
-    "zeros.pth": (bytes(9999), "nothing but zeros"), "half.pth": (WHOLE[:-400], "it is damaged"),
-    "page.pth": (b"\n<!DOCTYPE html>", "a web page"), "words.pth": (b"hello\n", "it is text"),
-    "index.pth": (b'{"weight_map": {}}', "it is JSON"), "a.bz2": (b"BZh91AY", "packed by bzip2"),
+    "zeros.pth": (bytes(9999), "nothing but zeros"),
+    "half.pth": (WHOLE[:-400], "it is damaged"),
+    "page.pth": (b"\n<!DOCTYPE html>", "a web page"),
+    "words.pth": (b"hello\n", "it is text"),
+    "index.pth": (b'{"weight_map": {}}', "it is JSON"),
+    "a.bz2": (b"BZh91AY", "packed by bzip2"),
     "pickle.pth": (pickle.dumps({"a": 1}), "a pickle that torch.save did not write"),
-    "half.safetensors": (struct.pack("<Q", 9999) + b'{"a": ', "a .safetensors file that is not whole"),
-    "noise.pth": (bytes(range(200, 256)), "no kind of weights that is known here")}
+    "half.safetensors": (
+        struct.pack("<Q", 9999) + b'{"a": ',
+        "a .safetensors file that is not whole",
+    ),
+    "noise.pth": (bytes(range(200, 256)), "no kind of weights that is known here"),
+}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -677,10 +919,14 @@ def test_what_is_no_checkpoint_is_called_what_it_is(name, suffix, tmp_path):
 def test_weights_are_read_whatever_their_file_is_called(tmp_path):
     network = build_model("vgg", 4, 1 / 8)
     save_checkpoint(tmp_path / "net.safetensors", network, {})
-    torch.save({"model": network.state_dict()}, tmp_path / "old.onnx", _use_new_zipfile_serialization=False)
+    torch.save(
+        {"model": network.state_dict()}, tmp_path / "old.onnx", _use_new_zipfile_serialization=False
+    )
     safetensors = pytest.importorskip("safetensors.torch")
-    safetensors.save_file({key: tensor.contiguous() for key, tensor in network.state_dict().items()},
-                          tmp_path / "net.pth")
+    safetensors.save_file(
+        {key: tensor.contiguous() for key, tensor in network.state_dict().items()},
+        tmp_path / "net.pth",
+    )
     for name in ("net.safetensors", "old.onnx", "net.pth"):
         lines = initialise(build_model("vgg", 4, 1 / 8), tmp_path / name)
         assert lines[0].endswith("100.0% of the weights")
@@ -691,23 +937,35 @@ def test_weights_are_read_whatever_their_file_is_called(tmp_path):
 
 TWICE = b")" + b"q\x00h\x00\x86" * 45  # a tuple of the same tuple twice, 45 times: 2 ** 45 items
 ENDLESS_PICKLES = {
-    "a key": b"}" + TWICE + b"K\x01s.", "keys": b"}(" + TWICE + b"K\x01u.",
+    "a key": b"}" + TWICE + b"K\x01s.",
+    "keys": b"}(" + TWICE + b"K\x01u.",
     "a set": b"cbuiltins\nset\n]" + TWICE + b"a\x85R.",
     "a counter": b"ccollections\nCounter\n]" + TWICE + b"a\x85R.",
     "a deep key": b"})" + b"\x85" * 200_000 + b"K\x01s.",  # a hash of it overflows the stack
     "bytes": b"c_codecs\nencode\nq\x01X\x04\0\0\0aaaaX\x06\0\0\0latin1\x86R"
-             + b"q\x02h\x01h\x02X\x03\0\0\0hex\x86R" * 40 + b".",
-    "copies": b"](" + b"K\x01" * 50_000 + b"eq\x01](" + b"cbuiltins\nset\nh\x01\x85R" * 1000 + b"e.",
+    + b"q\x02h\x01h\x02X\x03\0\0\0hex\x86R" * 40
+    + b".",
+    "copies": b"]("
+    + b"K\x01" * 50_000
+    + b"eq\x01]("
+    + b"cbuiltins\nset\nh\x01\x85R" * 1000
+    + b"e.",
     "memory": b"ctorch\nTensor\nJ\xff\xff\xff\x7f\x85R.",
     "memory by others": b"ctorch._tensor\n_rebuild_from_type_v2\n(cbuiltins\nbytearray\nctorch\nTensor\n"
-                        b"J\xff\xff\xff\x7f\x85}tR.",
-    "itself": b"]q\x01" + b"h\x01a" * 1000 + b"."}
+    b"J\xff\xff\xff\x7f\x85}tR.",
+    "itself": b"]q\x01" + b"h\x01a" * 1000 + b".",
+}
 
 
 def archived(pickled, records=()):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in (("a/data.pkl", pickled), ("a/byteorder", "little"), ("a/version", "3"), *records):
+        for name, content in (
+            ("a/data.pkl", pickled),
+            ("a/byteorder", "little"),
+            ("a/version", "3"),
+            *records,
+        ):
             archive.writestr(name, content)
     return buffer.getvalue()
 
@@ -716,20 +974,39 @@ def archived(pickled, records=()):
 @pytest.mark.parametrize("kind", ENDLESS_PICKLES)
 def test_what_would_be_endless_is_refused_before_it_is_built(kind, form, tmp_path, monkeypatch):
     path, pickled = tmp_path / "net.pth", b"\x80\x02" + ENDLESS_PICKLES[kind]
-    path.write_bytes(archived(pickled) if form == "archive" else b"".join((
-        b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x02M\xe9\x03.", b"\x80\x02}.", pickled,
-        b"\x80\x02].")))
+    path.write_bytes(
+        archived(pickled)
+        if form == "archive"
+        else b"".join(
+            (
+                b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
+                b"\x80\x02M\xe9\x03.",
+                b"\x80\x02}.",
+                pickled,
+                b"\x80\x02].",
+            )
+        )
+    )
     if kind != "itself":  # which is found afterwards
         monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it would be built"))
-    with pytest.raises(InputError, match="net.pth is not a readable checkpoint: it (holds|calls|encodes)"):
+    with pytest.raises(
+        InputError, match="net.pth is not a readable checkpoint: it (holds|calls|encodes)"
+    ):
         read_content(path)
 
 
 def tensor_under(key, count):
     """The instructions for a tensor of numbers in the record of this name."""
-    return (b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX"
-            + struct.pack("<I", len(key)) + key.encode() + b"X\x03\0\0\0cpuJ" + struct.pack("<i", count)
-            + b"tQK\0J" + struct.pack("<i", count) + b"\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtR")
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX"
+        + struct.pack("<I", len(key))
+        + key.encode()
+        + b"X\x03\0\0\0cpuJ"
+        + struct.pack("<i", count)
+        + b"tQK\0J"
+        + struct.pack("<i", count)
+        + b"\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtR"
+    )
 
 
 def record_under_many_names(names):
@@ -743,13 +1020,23 @@ def record_under_many_names(names):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("content", [
-    record_under_many_names(["a/data/0"] * 20_000),
-    record_under_many_names([f"a/data/{number}" for number in range(1, 20_000)]),
-    # PyTorch finds data/abc where data/ABC is asked for, and reads it once for each spelling.
-    archived(b"\x80\x02](" + b"".join(
-        tensor_under("".join(letters), 1000) for letters in itertools.product(*["aA"] * 8)) + b"e.",
-        [("a/data/" + "a" * 8, bytes(4000))])], ids=["one name", "names", "spellings"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        record_under_many_names(["a/data/0"] * 20_000),
+        record_under_many_names([f"a/data/{number}" for number in range(1, 20_000)]),
+        # PyTorch finds data/abc where data/ABC is asked for, and reads it once for each spelling.
+        archived(
+            b"\x80\x02]("
+            + b"".join(
+                tensor_under("".join(letters), 1000) for letters in itertools.product(*["aA"] * 8)
+            )
+            + b"e.",
+            [("a/data/" + "a" * 8, bytes(4000))],
+        ),
+    ],
+    ids=["one name", "names", "spellings"],
+)
 def test_one_record_is_not_read_as_many(content, tmp_path, monkeypatch):
     path = tmp_path / "net.pth"
     path.write_bytes(content)
@@ -761,12 +1048,20 @@ def test_one_record_is_not_read_as_many(content, tmp_path, monkeypatch):
 
 
 def test_what_torch_saves_beside_weights_is_no_endless_work(tmp_path):
-    content = {"net": build_model("resnet-56", 4).state_dict(), "random": random.getstate(),
-               "numpy": [np.float64(1.5), np.int32(3)], "names": {"a", "b"}, "size": torch.Size([2, 3]),
-               "shared": [torch.zeros(3)] * 3, "empty": [torch.zeros(0), torch.zeros(0)],
-               "half": torch.ones(3, dtype=torch.bfloat16), "bits": torch.ones(3, dtype=torch.uint16),
-               "parameter": torch.nn.Parameter(torch.ones(2)), "counts": collections.Counter("abca"),
-               "history": [{"epoch": number, "top1": number / 7} for number in range(5000)]}
+    content = {
+        "net": build_model("resnet-56", 4).state_dict(),
+        "random": random.getstate(),
+        "numpy": [np.float64(1.5), np.int32(3)],
+        "names": {"a", "b"},
+        "size": torch.Size([2, 3]),
+        "shared": [torch.zeros(3)] * 3,
+        "empty": [torch.zeros(0), torch.zeros(0)],
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "bits": torch.ones(3, dtype=torch.uint16),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "counts": collections.Counter("abca"),
+        "history": [{"epoch": number, "top1": number / 7} for number in range(5000)],
+    }
     for modern in (True, False):
         if not modern:
             del content["bits"]  # which that form does not know

@@ -1,5 +1,6 @@
 """Which filters go: rankings, costs, steps, the best of several cuts; and BatchNorms, answers of
 the unpruned network and the last epoch, on the way from a cut to a network that is used."""
+
 import copy
 import json
 import math
@@ -53,11 +54,22 @@ def left(model, kept):
 def test_by_layer_each_layer_loses_the_same_share_in_all_rounds(network, residual):
     rounds = network
     for number, percent in enumerate((30, 60)):
-        kept = select_filters(rounds, random_scores(rounds, number), percent, "macs",
-                              image_size=16, residual=residual, ranking="layer")
+        kept = select_filters(
+            rounds,
+            random_scores(rounds, number),
+            percent,
+            "macs",
+            image_size=16,
+            residual=residual,
+            ranking="layer",
+        )
         rounds = prune(rounds, kept)
-        free = [g for g in filter_groups(rounds) if not g.protected and g.conv.out_channels > g.floor]
-        if residual == "coupled" and network.origin.name.startswith("resnet"):  # the stem's stream stays
+        free = [
+            g for g in filter_groups(rounds) if not g.protected and g.conv.out_channels > g.floor
+        ]
+        if residual == "coupled" and network.origin.name.startswith(
+            "resnet"
+        ):  # the stem's stream stays
             free = [g for g in free if g.stream.name != "layer1"]
         shares = [g.conv.out_channels / g.dense for g in free]
         step = 1 / min(g.dense for g in free)
@@ -65,39 +77,71 @@ def test_by_layer_each_layer_loses_the_same_share_in_all_rounds(network, residua
     assert pruned_percent(rounds, "macs", 16) == pytest.approx(60, abs=6)
 
 
-@pytest.mark.parametrize("ranking, moves", [("global", True), ("mean", False), ("norm", False), ("layer", False)])
+@pytest.mark.parametrize(
+    "ranking, moves", [("global", True), ("mean", False), ("norm", False), ("layer", False)]
+)
 def test_the_size_of_a_layers_scores_counts_in_one_list_only(ranking, moves):
     model = narrow("vgg")
     scores = random_scores(model)
     larger = {**scores, "features.14": scores["features.14"] * 1000}
-    before, after = (left(model, select_filters(model, each, 50, ranking=ranking)) for each in (scores, larger))
+    before, after = (
+        left(model, select_filters(model, each, 50, ranking=ranking)) for each in (scores, larger)
+    )
     assert (before != after) == moves
     assert (after["features.14"] == 1) == moves
 
 
-@pytest.mark.parametrize("ranking, size", [("mean", lambda own: own.abs().mean()), ("norm", lambda own: own.norm())])
+@pytest.mark.parametrize(
+    "ranking, size", [("mean", lambda own: own.abs().mean()), ("norm", lambda own: own.norm())]
+)
 def test_scores_are_divided_by_their_layers_mean_or_norm(ranking, size):
     model = narrow("vgg")  # 368 filters
     torch.manual_seed(0)
-    scores = {g.name: torch.randn(len(g.channels)).double() * 10 ** k for k, g in enumerate(filter_groups(model))}
-    ranks = {(name, i): (own[i] / size(own)).item() for name, own in scores.items() for i in range(len(own))}
+    scores = {
+        g.name: torch.randn(len(g.channels)).double() * 10**k
+        for k, g in enumerate(filter_groups(model))
+    }
+    ranks = {
+        (name, i): (own[i] / size(own)).item()
+        for name, own in scores.items()
+        for i in range(len(own))
+    }
     kept = select_filters(model, scores, 100 * 50 / 368, ranking=ranking)
-    gone = {(g.name, i) for g in filter_groups(model) for i in range(len(g.channels)) if i not in kept[g.name]}
+    gone = {
+        (g.name, i)
+        for g in filter_groups(model)
+        for i in range(len(g.channels))
+        if i not in kept[g.name]
+    }
     assert gone == set(sorted(ranks, key=ranks.get)[:50])
 
 
 def test_each_method_ranks_as_its_paper_does():
     papers = {name: method.ranking for name, method in ESTIMATORS.items()}
     assert papers == {
-        "orthoreg": "global", "fisher": "global", "theis": "global", "tfo": "norm", "bn": "global",
-        "l1": "layer", "sfp": "layer", "fpgm": "layer", "group": "mean", "grasp": "global",
-        "rdt": "global", "random": "global"}
+        "orthoreg": "global",
+        "fisher": "global",
+        "theis": "global",
+        "tfo": "norm",
+        "bn": "global",
+        "l1": "layer",
+        "sfp": "layer",
+        "fpgm": "layer",
+        "group": "mean",
+        "grasp": "global",
+        "rdt": "global",
+        "random": "global",
+    }
     model = narrow("vgg")
     scores = random_scores(model)
     for name, ranking in papers.items():
         ours = select_filters(model, scores, 50, ranking="paper", pruning_type=name)
-        changes = {layer: own.double().sqrt() if name == "tfo" else own for layer, own in scores.items()}
-        theirs = select_filters(model, changes, 50, ranking=ranking)  # Molchanov divides changes, not squares
+        changes = {
+            layer: own.double().sqrt() if name == "tfo" else own for layer, own in scores.items()
+        }
+        theirs = select_filters(
+            model, changes, 50, ranking=ranking
+        )  # Molchanov divides changes, not squares
         assert all(torch.equal(ours[layer], theirs[layer]) for layer in theirs)
 
 
@@ -106,22 +150,39 @@ def test_each_method_ranks_as_its_paper_does():
 def test_every_ranking_keeps_to_every_budget(budget, residual):
     for name in ("mobilenet", "resnet-56"):
         model = narrow(name)
-        for how in ({"ranking": "layer"}, {"ranking": "mean"}, {"ranking": "norm"},
-                    {"per_cost": True, "pruning_type": "fisher"},
-                    {"ranking": "norm", "per_cost": True, "pruning_type": "theis"}):
+        for how in (
+            {"ranking": "layer"},
+            {"ranking": "mean"},
+            {"ranking": "norm"},
+            {"per_cost": True, "pruning_type": "fisher"},
+            {"ranking": "norm", "per_cost": True, "pruning_type": "theis"},
+        ):
             for round_to in (1, 4):
                 limit = max_percent(model, budget, 16, round_to, residual)
-                kept = select_filters(model, random_scores(model), 40, budget, round_to, 16, residual, **how)
+                kept = select_filters(
+                    model, random_scores(model), 40, budget, round_to, 16, residual, **how
+                )
                 gone = pruned_percent(prune(model, kept), budget, 16)
-                assert min(40, limit) - (18 if round_to > 1 else 3) < gone <= 40.1, (name, how, round_to, limit)
+                assert min(40, limit) - (18 if round_to > 1 else 3) < gone <= 40.1, (
+                    name,
+                    how,
+                    round_to,
+                    limit,
+                )
 
 
-@pytest.mark.parametrize("how, says", [
-    ({"ranking": "mine"}, "no ranking 'mine'"), ({"ranking": "paper"}, "pruning_type is None"),
-    ({"per_cost": True}, "pruning_type is None"), ({"ranking": "measured"}, "needs losses"),
-    ({"losses": {}}, "no other ranking does"),
-    ({"per_cost": True, "pruning_type": "l1"}, "does not estimate the change of the loss"),
-    ({"per_cost": True, "pruning_type": "fisher", "ranking": "layer"}, "costs change nothing")])
+@pytest.mark.parametrize(
+    "how, says",
+    [
+        ({"ranking": "mine"}, "no ranking 'mine'"),
+        ({"ranking": "paper"}, "pruning_type is None"),
+        ({"per_cost": True}, "pruning_type is None"),
+        ({"ranking": "measured"}, "needs losses"),
+        ({"losses": {}}, "no other ranking does"),
+        ({"per_cost": True, "pruning_type": "l1"}, "does not estimate the change of the loss"),
+        ({"per_cost": True, "pruning_type": "fisher", "ranking": "layer"}, "costs change nothing"),
+    ],
+)
 def test_a_choice_that_means_nothing_is_refused(how, says):
     model = narrow("vgg")
     with pytest.raises(ValueError, match=says):
@@ -137,7 +198,9 @@ def test_the_hull_is_below_all_points():
     assert lower_hull([(0, 0), (1, 0), (2, 0)]) == [(0, 0), (2, 0)]
 
 
-@pytest.mark.parametrize("name, residual", [("vgg", "single"), ("mobilenet", "single"), ("resnet", "coupled")])
+@pytest.mark.parametrize(
+    "name, residual", [("vgg", "single"), ("mobilenet", "single"), ("resnet", "coupled")]
+)
 def test_a_layers_loss_is_what_the_answers_lose_without_its_lowest_filters(name, residual, few):
     """Against networks that are really cut, and normalise by the batch."""
     network = narrow(name)
@@ -178,20 +241,30 @@ def test_what_the_network_does_not_miss_goes_first_and_costs_count(few):
     assert [count for count, _ in losses["features.14",]] == [8, 15, 22, 30]
     assert [loss > 1e-5 for _, loss in losses["features.14",]] == [False, False, True, True]
     kept = select_filters(model, scores, 100 * 15 / 368, ranking="measured", losses=losses)
-    gone = {name: set(range(len(scores[name]))) - set(index.tolist()) for name, index in kept.items()}
+    gone = {
+        name: set(range(len(scores[name]))) - set(index.tolist()) for name, index in kept.items()
+    }
     assert gone.pop("features.14") == set(idle.tolist()) and not any(gone.values())
-    even = {layers: [(count, float(count)) for count, _ in points] for layers, points in losses.items()}
+    even = {
+        layers: [(count, float(count)) for count, _ in points] for layers, points in losses.items()
+    }
     costs = filter_costs(model, "macs", 16)
     dear = max(costs, key=lambda name: costs[name][0])
     kept = select_filters(model, scores, 5, "macs", image_size=16, ranking="measured", losses=even)
     gone = {name: len(scores[name]) - len(index) for name, index in kept.items()}
     assert gone[dear] and sum(gone.values()) == gone[dear]
-    lowest = scores[dear].argsort()[:gone[dear]]  # many filters that lose little each, before few that lose more
-    few_lose = {layers: [(count, 1.0 * count) for count, _ in points] for layers, points in losses.items()}
+    lowest = scores[dear].argsort()[
+        : gone[dear]
+    ]  # many filters that lose little each, before few that lose more
+    few_lose = {
+        layers: [(count, 1.0 * count) for count, _ in points] for layers, points in losses.items()
+    }
     many = max(losses, key=lambda layers: losses[layers][-1][0])
-    few_lose[many] = [(count, .5 * count) for count, _ in losses[many]]
+    few_lose[many] = [(count, 0.5 * count) for count, _ in losses[many]]
     kept_now = select_filters(model, scores, 5, ranking="measured", losses=few_lose)
-    assert all(len(index) == len(scores[name]) for name, index in kept_now.items() if name not in many)
+    assert all(
+        len(index) == len(scores[name]) for name, index in kept_now.items() if name not in many
+    )
     assert not set(lowest.tolist()) & set(kept[dear].tolist())
 
 
@@ -199,7 +272,9 @@ def test_what_the_network_does_not_miss_goes_first_and_costs_count(few):
 
 
 @pytest.mark.parametrize("name", WIDTH)
-@pytest.mark.parametrize("budget, entry", [("macs", "macs"), ("params", "parameters"), ("filters", "filters")])
+@pytest.mark.parametrize(
+    "budget, entry", [("macs", "macs"), ("params", "parameters"), ("filters", "filters")]
+)
 def test_a_filter_costs_what_the_network_saves_without_it(name, budget, entry):
     """Of each layer that is a chain's; of a stream, of all that write one channel together."""
     model = narrow(name)
@@ -215,7 +290,9 @@ def test_a_filter_costs_what_the_network_saves_without_it(name, budget, entry):
         for group in groups:
             kept[group.name] = kept[group.name][1:]
         saved = whole - measure_cost(prune(model, kept), 16)[entry]
-        assert sum(costs[group.name][0].item() for group in groups) == pytest.approx(saved), groups[0].name
+        assert sum(costs[group.name][0].item() for group in groups) == pytest.approx(saved), groups[
+            0
+        ].name
 
 
 def test_what_always_has_its_channels_saves_nothing_in_its_readers():
@@ -238,10 +315,13 @@ def test_change_per_cost_is_the_root_of_a_square_by_its_multiply_adds():
     def first(factor, pruning_type):
         """The layer that loses a filter first, where the dear one's score is so many times the cheap one's."""
         scores[cheap][0], scores[dear][0] = 1e-4, 1e-4 * factor
-        kept = select_filters(model, scores, one, "macs", image_size=16, per_cost=True, pruning_type=pruning_type)
+        kept = select_filters(
+            model, scores, one, "macs", image_size=16, per_cost=True, pruning_type=pruning_type
+        )
         return cheap if len(kept[dear]) == most else dear
-    assert first(ratio * .9, "theis") == dear and first(ratio * 1.1, "theis") == cheap
-    assert first(ratio ** 2 * .9, "fisher") == dear and first(ratio ** 2 * 1.1, "fisher") == cheap
+
+    assert first(ratio * 0.9, "theis") == dear and first(ratio * 1.1, "theis") == cheap
+    assert first(ratio**2 * 0.9, "fisher") == dear and first(ratio**2 * 1.1, "fisher") == cheap
 
 
 def test_time_is_shared_out_as_multiply_adds_are():
@@ -259,9 +339,13 @@ def test_each_layer_has_a_time(runtime):
     model = narrow("resnet-56")
     clock = latency.Clock(model, 16, 4, torch.device("cpu"), runtime)
     times = clock.layer_times(prune(model, select_filters(model, random_scores(model), 50)))
-    layers = {name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    layers = {
+        name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))
+    }
     assert times.keys() == layers and all(time > 0 for time in times.values())
-    slow = layer_times(model, torch.zeros(64, 3, 32, 32))  # sixteen times the images, four times the pixels
+    slow = layer_times(
+        model, torch.zeros(64, 3, 32, 32)
+    )  # sixteen times the images, four times the pixels
     assert sum(slow.values()) > 2 * sum(layer_times(model, torch.zeros(4, 3, 16, 16)).values())
 
 
@@ -287,12 +371,19 @@ def test_a_group_is_a_filter_its_scale_and_what_reads_its_channel():
     norms = group_norms(model)
     for i in range(4):
         parts = model.a.weight[i], model.norm.weight[i], model.b.weight[:, i], model.c.weight[:, i]
-        assert norms["a"][i].item() == pytest.approx(math.sqrt(sum(p.square().sum().item() for p in parts)))
+        assert norms["a"][i].item() == pytest.approx(
+            math.sqrt(sum(p.square().sum().item() for p in parts))
+        )
     for name in "bc":  # each of the two writers has half of what reads their channel
         for i in range(5):
-            own = getattr(model, name).weight[i].square().sum() + model.linear.weight[:, i].square().sum() / 2
+            own = (
+                getattr(model, name).weight[i].square().sum()
+                + model.linear.weight[:, i].square().sum() / 2
+            )
             assert norms[name][i].item() == pytest.approx(math.sqrt(own.item()))
-    small = prune(model, {"a": torch.tensor([0, 2]), "b": torch.tensor([1, 3]), "c": torch.tensor([1, 2])})
+    small = prune(
+        model, {"a": torch.tensor([0, 2]), "b": torch.tensor([1, 3]), "c": torch.tensor([1, 2])}
+    )
     left = group_norms(small)  # channel 1 has two writers still, 2 and 3 have one each
     whole = small.c.weight[1].square().sum() + model.linear.weight[:, 2].square().sum()
     assert left["c"][1].item() == pytest.approx(math.sqrt(whole.item()))
@@ -303,12 +394,20 @@ def test_a_group_is_a_filter_its_scale_and_what_reads_its_channel():
 # ------------------------------------------------------------------------------ steps, and after
 
 
-@pytest.mark.parametrize("gone, percent, steps, expected", [
-    (0, 75, 2, [50, 75]), (0, 50, 1, [50]), (50, 75, 2, [64.6, 75]), (60, 40, 3, [40]), (0, 0, 4, [0]),
-    (0, 60, 3, [26.3, 45.7, 60])])
+@pytest.mark.parametrize(
+    "gone, percent, steps, expected",
+    [
+        (0, 75, 2, [50, 75]),
+        (0, 50, 1, [50]),
+        (50, 75, 2, [64.6, 75]),
+        (60, 40, 3, [40]),
+        (0, 0, 4, [0]),
+        (0, 60, 3, [26.3, 45.7, 60]),
+    ],
+)
 def test_what_is_left_shrinks_by_the_same_factor_in_each_step(gone, percent, steps, expected):
     targets = step_targets(gone, percent, steps)
-    assert targets == pytest.approx(expected, abs=.05) and targets[-1] == percent
+    assert targets == pytest.approx(expected, abs=0.05) and targets[-1] == percent
 
 
 def test_statistics_are_those_of_the_images_and_nothing_else_changes(network, few):
@@ -329,7 +428,7 @@ def test_statistics_are_those_of_the_images_and_nothing_else_changes(network, fe
     torch.testing.assert_close(norm.running_mean, wanted, rtol=1e-4, atol=1e-5)
     wanted = sum(half.var((0, 2, 3)) for half in halves) / 2
     torch.testing.assert_close(norm.running_var, wanted, rtol=1e-3, atol=1e-5)
-    assert all(m.momentum == .1 for m in small.modules() if isinstance(m, nn.BatchNorm2d))
+    assert all(m.momentum == 0.1 for m in small.modules() if isinstance(m, nn.BatchNorm2d))
 
 
 def test_a_teachers_answers_are_part_of_the_loss(few):
@@ -338,23 +437,29 @@ def test_a_teachers_answers_are_part_of_the_loss(few):
     own, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(768, 4)) for _ in range(2))
     logits = own(images)
     loss = F.cross_entropy(logits, labels)
-    mixed = Distillation(teacher.train(), .3, 2.0)(loss, logits, images)
+    mixed = Distillation(teacher.train(), 0.3, 2.0)(loss, logits, images)
     p = (teacher(images) / 2).softmax(1)
     apart = (p * (p.log() - (logits / 2).log_softmax(1))).sum(1).mean()
-    torch.testing.assert_close(mixed, .7 * loss + .3 * 4 * apart)
+    torch.testing.assert_close(mixed, 0.7 * loss + 0.3 * 4 * apart)
     assert teacher.training and all(w.grad is None for w in teacher.parameters())
     still = torch.optim.SGD(own.parameters(), lr=0.0)
     batches = [(images, labels)]
-    figures = train_epoch(own, batches, still, distillation=Distillation(teacher, .3, 2.0))
+    figures = train_epoch(own, batches, still, distillation=Distillation(teacher, 0.3, 2.0))
     assert figures["loss"] == pytest.approx(mixed.item(), rel=1e-5)
 
 
 def test_the_last_epoch_may_be_taken(digits):
     model = narrow("vgg", num_classes=10)
-    recipe = config.Recipe(lr=[.02, .3], epochs=[2, 1], weight_decay=0, adam_lr=[1, 1])  # the last spoils it
-    trained = fit(model, digits, recipe, key=(0,), batch_size=128, choose="last", report=lambda *_: None)
+    recipe = config.Recipe(
+        lr=[0.02, 1], epochs=[2, 1], weight_decay=0, adam_lr=[1, 1]
+    )  # the last spoils it
+    trained = fit(
+        model, digits, recipe, key=(0,), batch_size=128, choose="last", report=lambda *_: None
+    )
     assert trained.history[1]["test"]["top1"] > trained.history[2]["test"]["top1"] + 5
-    assert trained.best == trained.last and trained.best["epoch"] == 3 and trained.chosen_on == "last"
+    assert (
+        trained.best == trained.last and trained.best["epoch"] == 3 and trained.chosen_on == "last"
+    )
     assert train.evaluate(model, digits.test_batches())["top1"] == trained.last["top1"]
 
 
@@ -368,11 +473,19 @@ def flags(folder, monkeypatch, tmp_path):
     return ["--preset=test", "--image_size=16", f"--data_path={folder}", "--ebt=True"]
 
 
-@pytest.mark.parametrize("removed, accuracies, chosen", [
-    ((60, 60, 60), (10, 30, 20), 1), ((60, 50, 60), (10, 90, 20), 2), ((48, 40, 47.5), (10, 90, 20), 2),
-    ((60, 60, 60), (30, 30, 20), 0)])
+@pytest.mark.parametrize(
+    "removed, accuracies, chosen",
+    [
+        ((60, 60, 60), (10, 30, 20), 1),
+        ((60, 50, 60), (10, 90, 20), 2),
+        ((48, 40, 47.5), (10, 90, 20), 2),
+        ((60, 60, 60), (30, 30, 20), 0),
+    ],
+)
 def test_a_smaller_cut_is_no_candidate(removed, accuracies, chosen):
-    candidates = [{"achieved_percent": gone, "top1": top1} for gone, top1 in zip(removed, accuracies)]
+    candidates = [
+        {"achieved_percent": gone, "top1": top1} for gone, top1 in zip(removed, accuracies)
+    ]
     assert cutting.best_of(candidates, 60) == chosen
 
 
@@ -393,11 +506,21 @@ def test_after_single_cuts_channels_are_compared_with_their_whole_stage():
         assert gone.any() and sums[gone].max() <= sums[~gone].min()
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.SiLU, nn.Tanh, nn.Hardswish])
+@pytest.mark.parametrize(
+    "activation", [nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.SiLU, nn.Tanh, nn.Hardswish]
+)
 def test_fused_activations_hide_no_layers_time(activation):
     pytest.importorskip("onnxruntime")
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), activation(), nn.Conv2d(8, 8, 3),
-                          activation(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        activation(),
+        nn.Conv2d(8, 8, 3),
+        activation(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
     times = runtime_of(model, 16).layer_times(torch.zeros(4, 3, 16, 16), runs=2)
     assert times.keys() == {"0", "3", "7"}
 
@@ -406,8 +529,12 @@ def test_a_layer_without_a_time_has_its_multiply_adds(monkeypatch):
     model = narrow("vgg")
     macs = measure_cost(model, 16)["layer_macs"]
     clock = latency.Clock(model, 16, 2, torch.device("cpu"))
-    monkeypatch.setattr(latency, "layer_times", lambda *_: {name: 1e-3 * macs[name] for name in list(macs)[::2]})
-    assert clock.layer_times(model) == pytest.approx({name: 1e-3 * count for name, count in macs.items()})
+    monkeypatch.setattr(
+        latency, "layer_times", lambda *_: {name: 1e-3 * macs[name] for name in list(macs)[::2]}
+    )
+    assert clock.layer_times(model) == pytest.approx(
+        {name: 1e-3 * count for name, count in macs.items()}
+    )
 
 
 def test_statistics_without_images_or_norms(few):
@@ -416,22 +543,31 @@ def test_statistics_without_images_or_norms(few):
         reestimate(model, iter(()))
     with pytest.raises(ValueError, match="more than 1 value"):
         reestimate(nn.Sequential(nn.BatchNorm2d(3)), [(torch.zeros(1, 3, 1, 1), None)])
-    assert all(m.momentum == .1 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    assert all(m.momentum == 0.1 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     assert reestimate(nn.Linear(2, 2), [(torch.zeros(2, 2), None)]) == 0
 
 
 def test_a_buffer_that_scales_channels_is_no_weight():
     model = Chain().eval()
     model.register_buffer("scale", torch.rand(1, 4, 1, 1))
-    model.__class__ = type("Scaled", (Chain,), {"forward": lambda self, x: self.linear((
-        self.b(self.norm(self.a(x)).relu() * self.scale) + self.c(self.norm(self.a(x)).relu() * self.scale)
-        ).mean((2, 3)))})
+    model.__class__ = type(
+        "Scaled",
+        (Chain,),
+        {
+            "forward": lambda self, x: self.linear(
+                (
+                    self.b(self.norm(self.a(x)).relu() * self.scale)
+                    + self.c(self.norm(self.a(x)).relu() * self.scale)
+                ).mean((2, 3))
+            )
+        },
+    )
     assert set(group_norms(model)) == {"a", "b", "c"}
 
 
 def result(name):
     """The record of the only pruned network whose name has this in it."""
-    found, = (path for path in Path("pruned_nets").rglob(f"*{name}*.json"))
+    (found,) = (path for path in Path("pruned_nets").rglob(f"*{name}*.json"))
     return Record.read_result(json.loads(found.read_text())), found
 
 
@@ -442,6 +578,7 @@ def test_the_best_of_all_cuts_is_retrained(flags, capsys, monkeypatch):
         if len(batches.split) == 3:  # a tenth of 36 images: one of each class
             return {"top1": float(next(told))}
         return evaluate(model, batches)
+
     monkeypatch.setattr(train, "evaluate", watched)
     job = [*flags, "--model=resnet-56", "--width=0.25", "--pruning_type=group", "--budget=macs"]
     assert main.main([*job, "--prune_percent=40", "--select=best", "--bn_images=24"]) == 0
@@ -449,7 +586,8 @@ def test_the_best_of_all_cuts_is_retrained(flags, capsys, monkeypatch):
     record, path = result("best")
     tried = record.pruning["candidates"]
     assert [(each["ranking"], each["residual"]) for each in tried] == [
-        (ranking, residual) for residual in ("single", "coupled") for ranking in config.RANKINGS]
+        (ranking, residual) for residual in ("single", "coupled") for ranking in config.RANKINGS
+    ]
     assert [each["top1"] for each in tried] == [10, 30, 20, 90, 0, 90, 5, 5, 5, 5]
     assert [each["chosen"] for each in tried].index(True) == 3  # of equals the first
     chosen = tried[3]
@@ -467,9 +605,20 @@ def test_a_cut_in_steps_scores_what_is_left(flags, capsys, monkeypatch):
     def watched(network, *args, **kwargs):
         seen.append(pruned_percent(network, "macs", 16))
         return score(network, *args, **kwargs)
+
     monkeypatch.setattr(cutting, "cal_importance", watched)
-    job = [*flags, "--model=vgg", "--width=0.125", "--pruning_type=tfo", "--budget=macs", "--prune_percent=75"]
-    assert main.main([*job, "--score_steps=2", "--ranking=paper", "--per_cost=True", "--choose=last"]) == 0
+    job = [
+        *flags,
+        "--model=vgg",
+        "--width=0.125",
+        "--pruning_type=tfo",
+        "--budget=macs",
+        "--prune_percent=75",
+    ]
+    assert (
+        main.main([*job, "--score_steps=2", "--ranking=paper", "--per_cost=True", "--choose=last"])
+        == 0
+    )
     out = capsys.readouterr().out
     assert seen == [0, pytest.approx(50, abs=3)] and ", in 2 steps\n" in out
     assert "  cut     paper, per cost, 2 steps\n" in out and "best epoch" not in out
@@ -480,8 +629,17 @@ def test_a_cut_in_steps_scores_what_is_left(flags, capsys, monkeypatch):
 
 
 def test_a_ticket_in_steps_keeps_what_the_cut_keeps(flags, monkeypatch):
-    run = main.make_job([*flags, "--model=vgg", "--width=0.125", "--pruning_type=tfo", "--prune_percent=60",
-                         "--eb_detect=True", "--score_steps=2"])
+    run = main.make_job(
+        [
+            *flags,
+            "--model=vgg",
+            "--width=0.125",
+            "--pruning_type=tfo",
+            "--prune_percent=60",
+            "--eb_detect=True",
+            "--score_steps=2",
+        ]
+    )
     run.network = narrow("vgg", num_classes=3)
     mask = main.find_ticket(run).mask()
     small, _ = cutting.cut_in_steps(run, 0, 60, 2000)
@@ -493,35 +651,58 @@ def test_a_ticket_in_steps_keeps_what_the_cut_keeps(flags, monkeypatch):
 
 
 def test_a_preset_may_say_what_flags_are(flags, monkeypatch, capsys):
-    preset = config.replace(config.PRESETS["test"], flags={"ranking": "mean", "bn_images": 64, "choose": "last"})
+    preset = config.replace(
+        config.PRESETS["test"], flags={"ranking": "mean", "bn_images": 64, "choose": "last"}
+    )
     monkeypatch.setitem(config.PRESETS, "mine", preset)
     flags = ["--preset=mine", *flags[1:], "--pruning_type=l1", "--prune_percent=50"]
     usual, own = parse(flags), parse([*flags, "--ranking=norm", "--bn_images", "0"])
     best = parse([*flags, "--select=best"])
     assert (best.ranking, best.residual, best.method) == ("global", "single", "l1-best")
-    monkeypatch.setitem(config.PRESETS, "other", config.replace(preset, flags={"select": "best", "prune_percent": 30}))
+    monkeypatch.setitem(
+        config.PRESETS,
+        "other",
+        config.replace(preset, flags={"select": "best", "prune_percent": 30}),
+    )
     other = parse(["--preset=other", *flags[1:-1], "--pruning_percent=75", "--select=False"])
     assert (other.prune_percent, other.method) == (75, "l1-no-select")
-    assert (usual.ranking, usual.bn_images, usual.choose, usual.method) == ("mean", 64, "last", "l1")
+    assert (usual.ranking, usual.bn_images, usual.choose, usual.method) == (
+        "mean",
+        64,
+        "last",
+        "l1",
+    )
     assert (own.ranking, own.bn_images, own.method) == ("norm", 0, "l1-norm-bn0")
     trained = parse([*flags[:-2], "--only_train=base"])
     assert (trained.ranking, trained.choose) == ("global", "last")
-    for wrong, says in (({"rank": "mean"}, "there is no flag 'rank'"), ({"ranking": "mine"}, "flags: argument --ranking")):
+    for wrong, says in (
+        ({"rank": "mean"}, "there is no flag 'rank'"),
+        ({"ranking": "mine"}, "flags: argument --ranking"),
+    ):
         monkeypatch.setitem(config.PRESETS, "mine", config.replace(preset, flags=wrong))
         with pytest.raises((InputError, SystemExit)) as refused:
             parse(flags)
         assert says in str(refused.value) + capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more, says", [
-    (["--select=best", "--ranking=mean"], "leave out --ranking"),
-    (["--select=best", "--residual=coupled"], "leave out --residual"),
-    (["--select=best", "--eb_detect=True"], "leave out --select=best"),
-    (["--per_cost=True"], "does not estimate the change of the loss"),
-    (["--per_cost=True", "--ranking=measured", "--pruning_type=fisher"], "divides by costs already"),
-    (["--control=unpruned", "--prune_percent=0", "--bn_images=8"], "leave out --bn_images"),
-    (["--bn_images=1"], "two images at least"), (["--score_steps=0"], "from 1 to 100"),
-    (["--distill=2"], "up to 1"), (["--ranking=mine"], "invalid choice")])
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (["--select=best", "--ranking=mean"], "leave out --ranking"),
+        (["--select=best", "--residual=coupled"], "leave out --residual"),
+        (["--select=best", "--eb_detect=True"], "leave out --select=best"),
+        (["--per_cost=True"], "does not estimate the change of the loss"),
+        (
+            ["--per_cost=True", "--ranking=measured", "--pruning_type=fisher"],
+            "divides by costs already",
+        ),
+        (["--control=unpruned", "--prune_percent=0", "--bn_images=8"], "leave out --bn_images"),
+        (["--bn_images=1"], "two images at least"),
+        (["--score_steps=0"], "from 1 to 100"),
+        (["--distill=2"], "up to 1"),
+        (["--ranking=mine"], "invalid choice"),
+    ],
+)
 def test_choices_that_contradict_each_other_are_refused(more, says, flags, capsys):
     try:
         assert main.main([*flags, "--pruning_type=l1", "--prune_percent=50", *more]) == 2
@@ -537,8 +718,10 @@ def test_choices_leave_out_what_is_the_same(network):
 
 
 def test_few_validation_images_are_said_to_choose_by_chance(flags, capsys):
-    falling = config.Recipe(lr=[.02], epochs=[4], weight_decay=0, adam_lr=[1], schedule="cosine")
-    config.PRESETS["test"] = config.replace(config.PRESETS["test"], ebt=config.Schedule(falling, falling, falling))
+    falling = config.Recipe(lr=[0.02], epochs=[4], weight_decay=0, adam_lr=[1], schedule="cosine")
+    config.PRESETS["test"] = config.replace(
+        config.PRESETS["test"], ebt=config.Schedule(falling, falling, falling)
+    )
     job = [*flags, "--model=vgg", "--width=0.125", "--only_train=base", "--val_percent=10"]
     assert main.main(job) == 0
     assert "--choose=last takes the last one" in capsys.readouterr().out
@@ -558,15 +741,38 @@ def test_too_few_steps_are_noted_with_what_would_help(batch, noted, flags, capsy
 
 
 def test_a_sweep_of_rankings_has_a_file_for_each_and_one_control(flags, tmp_path):
-    ways = {"ranking": ["global", "mean"], "residual": ["single", "coupled"], "score_steps": [1, 2], "distill": [0, .5],
-            "control": [False, "unpruned"]}
-    (tmp_path / "sweep.json").write_text(json.dumps({
-        "data_path": "digits", "ebt": True, "model": "resnet-56", "pruning_type": "fisher", "prune_percent": 50, **ways}))
+    ways = {
+        "ranking": ["global", "mean"],
+        "residual": ["single", "coupled"],
+        "score_steps": [1, 2],
+        "distill": [0, 0.5],
+        "control": [False, "unpruned"],
+    }
+    (tmp_path / "sweep.json").write_text(
+        json.dumps(
+            {
+                "data_path": "digits",
+                "ebt": True,
+                "model": "resnet-56",
+                "pruning_type": "fisher",
+                "prune_percent": 50,
+                **ways,
+            }
+        )
+    )
     cells = sweep.read_sweep("sweep.json")
-    assert len(cells) == 2 ** 4 + 2  # the unpruned network, with the answers of its own and without
+    assert len(cells) == 2**4 + 2  # the unpruned network, with the answers of its own and without
     names = [parse(sweep.command_of(cell)).pruned_file("", 50, False).name for cell in cells]
-    assert "fisher-steps2-best" in parse(sweep.command_of(sweep._without_idle(
-        {**cells[-2], "control": False, "select": "best", "ranking": "mean"}))).method
+    assert (
+        "fisher-steps2-best"
+        in parse(
+            sweep.command_of(
+                sweep._without_idle(
+                    {**cells[-2], "control": False, "select": "best", "ranking": "mean"}
+                )
+            )
+        ).method
+    )
     assert "per_cost" not in sweep._without_idle({"pruning_type": "l1", "per_cost": True})
     assert len(set(names)) == len(cells) and "resnet-56_base-distill0.5-unpruned_50_0.pth" in names
 
@@ -578,6 +784,7 @@ def test_controls_learn_from_the_unpruned_network_too(flags, capsys, monkeypatch
     def watched(self, teacher, share, *rest):
         taught.append((teacher, share))
         init(self, teacher, share, *rest)
+
     monkeypatch.setattr(Distillation, "__init__", watched)
     job = [*flags, "--model=vgg", "--width=0.125", "--pruning_type=fisher", "--distill=0.5"]
     assert main.main([*job, "--prune_percent=50"]) == 0
@@ -587,7 +794,9 @@ def test_controls_learn_from_the_unpruned_network_too(flags, capsys, monkeypatch
     assert len(taught) == 3
     for teacher, share in taught:  # which nothing has trained meanwhile
         state = teacher.state_dict()
-        assert share == .5 and all(torch.equal(state[name], tensor) for name, tensor in base.state_dict().items())
+        assert share == 0.5 and all(
+            torch.equal(state[name], tensor) for name, tensor in base.state_dict().items()
+        )
     assert main.main([*job, "--prune_percent=50", "--val_percent=10"]) == 0
     assert main.main([*flags, "--model=vgg", "--width=0.125", "--only_train=base"]) == 0
     assert main.main([*job, "--prune_percent=50", "--val_percent=10", "--control=scratch"]) == 2
@@ -605,19 +814,47 @@ def test_only_a_retraining_learns_answers(flags, monkeypatch):
     def watched(*args, key, teacher=None, **more):
         taught.append((key[1], teacher is not None))
         return fit(*args, key=key, teacher=teacher, **more)
+
     monkeypatch.setattr(train, "fit", watched)
-    assert main.main([*flags[:-1], "--model=vgg", "--width=0.125", "--pruning_type=orthoreg", "--thresholds=[20, 40]",
-                      "--distill=0.5"]) == 0
-    assert taught == [("base", False), ("ortho", False), ("between", True), ("ortho", False), ("retrain", True)]
+    assert (
+        main.main(
+            [
+                *flags[:-1],
+                "--model=vgg",
+                "--width=0.125",
+                "--pruning_type=orthoreg",
+                "--thresholds=[20, 40]",
+                "--distill=0.5",
+            ]
+        )
+        == 0
+    )
+    assert taught == [
+        ("base", False),
+        ("ortho", False),
+        ("between", True),
+        ("ortho", False),
+        ("retrain", True),
+    ]
     record = json.loads(next(Path("pruned_nets").rglob("*_40_0.json")).read_text())
-    assert record["training"]["retrain"]["distill"] == .5
+    assert record["training"]["retrain"]["distill"] == 0.5
 
 
 def test_one_image_of_each_class_is_too_few_to_select_by(flags, digits, tmp_path, capsys):
     write_folder(tmp_path / "few", digits, train=1, test=1)
-    job = [flags[0], flags[1], f"--data_path={tmp_path / 'few'}", "--ebt=True", "--pruning_type=l1", "--prune_percent=50"]
+    job = [
+        flags[0],
+        flags[1],
+        f"--data_path={tmp_path / 'few'}",
+        "--ebt=True",
+        "--pruning_type=l1",
+        "--prune_percent=50",
+    ]
     assert main.main([*job, "--model=vgg", "--width=0.125", "--select=best"]) == 2
-    assert "--select=best holds out a tenth" in capsys.readouterr().err and not Path("pretrained").exists()
+    assert (
+        "--select=best holds out a tenth" in capsys.readouterr().err
+        and not Path("pretrained").exists()
+    )
 
 
 def test_without_batchnorms_nothing_is_said_to_be_re_estimated(flags, tmp_path, capsys):
@@ -626,5 +863,16 @@ from torch import nn
 def Net(num_classes):
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
 """)
-    assert main.main([*flags, "--model=net.py:Net", "--pruning_type=group", "--prune_percent=50", "--bn_images=24"]) == 0
+    assert (
+        main.main(
+            [
+                *flags,
+                "--model=net.py:Net",
+                "--pruning_type=group",
+                "--prune_percent=50",
+                "--bn_images=24",
+            ]
+        )
+        == 0
+    )
     assert "re-estimated" not in capsys.readouterr().out

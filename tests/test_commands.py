@@ -1,5 +1,6 @@
 """Both scripts as a user drives them: every combination in this process, the main ones as
 processes of their own."""
+
 import itertools
 import json
 import os
@@ -37,25 +38,55 @@ def run_main(*flags):
     return main.main([f"--image_size={SIZE}", "--preset=test", *flags])
 
 
-def test_control_characters_in_the_names_of_files_reach_no_terminal(digits, tmp_path, monkeypatch, capsys):
+def test_control_characters_in_the_names_of_files_reach_no_terminal(
+    digits, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(config, "PRESETS", {**config.PRESETS, "test": short_preset()})
     monkeypatch.setenv("XDG_CACHE_HOME", "c\x1b]0;x\x07d")
-    images = write_folder(tmp_path / "im\x1b[31mgs", digits, classes=("one", "t\nw\x1b[7mo", "=three"))
-    assert run_main("--width=0.125", f"--data_path={images}", "--ebt=True", "--only_train=base",
-                    "--memory=0.00001") == 0
+    images = write_folder(
+        tmp_path / "im\x1b[31mgs", digits, classes=("one", "t\nw\x1b[7mo", "=three")
+    )
+    assert (
+        run_main(
+            "--width=0.125",
+            f"--data_path={images}",
+            "--ebt=True",
+            "--only_train=base",
+            "--memory=0.00001",
+        )
+        == 0
+    )
     path = "pretrained/ebt/im\x1b[31mgs/vgg-w0.125.pth"
-    assert measure.main([f"--model_path={path}", "--test_acc=True", "--per_class=True",
-                         f"--predict={images}/test"]) == 0
+    assert (
+        measure.main(
+            [
+                f"--model_path={path}",
+                "--test_acc=True",
+                "--per_class=True",
+                f"--predict={images}/test",
+            ]
+        )
+        == 0
+    )
     said = "".join(capsys.readouterr())
     assert "\x1b" not in said and "\x07" not in said
-    assert r"saved pretrained/ebt/im\x1b[31mgs/vgg-w0.125.pth" in said and r"c\x1b]0;x\x07d/orthoreg/" in said
+    assert (
+        r"saved pretrained/ebt/im\x1b[31mgs/vgg-w0.125.pth" in said
+        and r"c\x1b]0;x\x07d/orthoreg/" in said
+    )
 
 
 def process(script, *flags, cwd):
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    return subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=cwd,
-                          capture_output=True, text=True, timeout=300, env=environment)
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, flags)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +114,8 @@ def test_every_method_in_every_job(model, shared, folder, monkeypatch, capsys):
         assert (shared / folder_name / f"{network}{suffix}.pth").is_file()
     # Runs of residual networks take seconds; test_importance has all methods on them.
     methods = {"resnet-56": ("orthoreg",), "resnet": ("orthoreg", "theis", "bn", "grasp")}.get(
-        model, ESTIMATORS)
+        model, ESTIMATORS
+    )
     for method in methods:
         start = (*flags, "--pretrained=True", f"--pruning_type={method}")
         assert run_main(*start, "--ebt=True", "--prune_percent=30") == 0
@@ -92,8 +124,13 @@ def test_every_method_in_every_job(model, shared, folder, monkeypatch, capsys):
         middle = "_ortho" if method == "orthoreg" else ""
         expected = {f"ebt/shapes/{network}_{method}_30_0": 30} | {
             f"iterative/shapes/{network}_{method}_{name}": percent
-            for name, percent in ((f"25{middle}_0", 25), ("40_0", 40), (f"20{middle}_0", 20),
-                                  ("60_0", 60))}
+            for name, percent in (
+                (f"25{middle}_0", 25),
+                ("40_0", 40),
+                (f"20{middle}_0", 20),
+                ("60_0", 60),
+            )
+        }
         for name, percent in expected.items():
             path = shared / "pruned_nets" / f"{name}.pth"
             pruned, kept = load_checkpoint(path)
@@ -116,11 +153,24 @@ def test_every_method_in_every_job(model, shared, folder, monkeypatch, capsys):
 def ticket(tmp_path, folder, monkeypatch, capsys):
     """An Early-Bird ticket with its output: (folder, path, record, text)."""
     monkeypatch.chdir(tmp_path)
-    assert run_main("--width=0.125", f"--data_path={folder}", "--ebt=True",
-                    "--pruning_type=orthoreg", "--prune_percent=25", "--seed=3") == 0
+    assert (
+        run_main(
+            "--width=0.125",
+            f"--data_path={folder}",
+            "--ebt=True",
+            "--pruning_type=orthoreg",
+            "--prune_percent=25",
+            "--seed=3",
+        )
+        == 0
+    )
     path = tmp_path / "pruned_nets/ebt/shapes/vgg-w0.125_orthoreg_25_3.pth"
-    return tmp_path, path, json.loads(path.with_suffix(".json").read_text()), \
-        capsys.readouterr().out
+    return (
+        tmp_path,
+        path,
+        json.loads(path.with_suffix(".json").read_text()),
+        capsys.readouterr().out,
+    )
 
 
 def test_the_record_tells_the_truth_about_the_network(ticket, folder):
@@ -134,7 +184,7 @@ def test_the_record_tells_the_truth_about_the_network(ticket, folder):
     assert record["flops"] == 2 * record["macs"] < record["base"]["flops"]
     assert record["pruning"]["requested_percent"] == 25
     assert record["flags"]["pruning_type"] == "orthoreg" and record["flags"]["seed"] == 3
-    assert record["schedule"]["retrain"]["lr"] == [.02]
+    assert record["schedule"]["retrain"]["lr"] == [0.02]
     assert len(record["history"]["retrain"]) == 1 and record["accuracy"]["chosen_on"] == "test"
     assert set(record["seconds"]) == {"importance", "pruning", "retrain"}
     assert record["orthogonality"]["layers"].keys() == widths_of(model).keys()
@@ -147,13 +197,27 @@ def test_the_record_tells_the_truth_about_the_network(ticket, folder):
 
 def test_the_output_tells_the_story(ticket):
     _, _, record, out = ticket
-    for part in ("VGG-13, Early-Bird job", "36 training and 18 test images of 3 classes",
-                 "Train with the penalty", "ortho 1/1  lr 0.02  loss", "in the mean (before the training: ",
-                 "features.31", "Round 1 of 1, step 1 of 3", "Round 1 of 1, step 2 of 3",
-                 "removed ", " filters: 25.00% (asked for: 25%)", " -> ", "FLOPs",
-                 "test accuracy right after pruning", "step 3 of 3: retrain", "unpruned",
-                 "percent removed", record["file"], "chosen on the test images, which flatters all accuracies",
-                 "was trained 1 epoch longer than the unpruned one"):
+    for part in (
+        "VGG-13, Early-Bird job",
+        "36 training and 18 test images of 3 classes",
+        "Train with the penalty",
+        "ortho 1/1  lr 0.02  loss",
+        "in the mean (before the training: ",
+        "features.31",
+        "Round 1 of 1, step 1 of 3",
+        "Round 1 of 1, step 2 of 3",
+        "removed ",
+        " filters: 25.00% (asked for: 25%)",
+        " -> ",
+        "FLOPs",
+        "test accuracy right after pruning",
+        "step 3 of 3: retrain",
+        "unpruned",
+        "percent removed",
+        record["file"],
+        "chosen on the test images, which flatters all accuracies",
+        "was trained 1 epoch longer than the unpruned one",
+    ):
         assert part in out, part
 
 
@@ -163,13 +227,24 @@ def test_rounds_go_on_from_each_other_and_a_seed_decides_everything(tmp_path, fo
         cwd = tmp_path / str(run)
         cwd.mkdir()
         monkeypatch.chdir(cwd)
-        assert run_main("--model=resnet-56", "--width=0.25", f"--data_path={folder}",
-                        "--pruning_type=orthoreg", "--prune_percent=50", "--n_rounds=2",
-                        f"--seed={seed}") == 0
+        assert (
+            run_main(
+                "--model=resnet-56",
+                "--width=0.25",
+                f"--data_path={folder}",
+                "--pruning_type=orthoreg",
+                "--prune_percent=50",
+                "--n_rounds=2",
+                f"--seed={seed}",
+            )
+            == 0
+        )
         base = "pretrained/iterative/shapes/resnet-56-w0.25"
         assert {name for name in files(cwd) if name.startswith(base)} == {
-            f"{base}{s}.{kind}" for s in ("_s1" * seed, "_ortho" + "_s1" * seed)
-            for kind in ("pth", "csv")}
+            f"{base}{s}.{kind}"
+            for s in ("_s1" * seed, "_ortho" + "_s1" * seed)
+            for kind in ("pth", "csv")
+        }
         folder_name = cwd / "pruned_nets/iterative/shapes"
         first, _ = load_checkpoint(folder_name / f"resnet-56-w0.25_orthoreg_33_ortho_{seed}.pth")
         second, _ = load_checkpoint(folder_name / f"resnet-56-w0.25_orthoreg_50_{seed}.pth")
@@ -195,8 +270,9 @@ def test_iterative_orthoreg_uses_the_base_that_is_there(tmp_path, folder, monkey
     assert run_main(*flags, "--only_train=ortho", "--batch_size=18") == 0
     assert "trained with other settings" in capsys.readouterr().out
     base.with_name("vgg-w0.125_ortho.pth").unlink()
-    assert run_main(*flags, "--pretrained=True", "--pruning_type=orthoreg",
-                    "--prune_percent=20") == 0
+    assert (
+        run_main(*flags, "--pretrained=True", "--pruning_type=orthoreg", "--prune_percent=20") == 0
+    )
     assert "Train with the penalty" in capsys.readouterr().out
     assert base.read_bytes() == before
 
@@ -215,35 +291,76 @@ def test_a_target_beyond_the_floors_says_how_far_it_went(tmp_path, folder, monke
 
 def test_processes_train_prune_and_measure(tmp_path, folder, shell):
     flags = ("--preset=quick", f"--data_path={folder}", "--image_size=16", "--width=0.125")
-    done = process("main.py", *flags, "--ebt=true", "--model=vgg", "--pretrained=FALSE",
-                   "--pruning_type=fisher", "--prune_percent=50", cwd=tmp_path)
+    done = process(
+        "main.py",
+        *flags,
+        "--ebt=true",
+        "--model=vgg",
+        "--pretrained=FALSE",
+        "--pruning_type=fisher",
+        "--prune_percent=50",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     path = "pruned_nets/ebt/shapes/vgg-w0.125_fisher_50_0.pth"
     assert path in done.stdout and "base 4/4" in done.stdout
     record = json.loads((tmp_path / path).with_suffix(".json").read_text())
 
-    shown = shell("eval.py", "--model", "vgg", "--pruned", "True", "--model_path", path,
-                    "--train_acc", "True", "--test_acc", "True", "--flops", "True",
-                    "--compression", "True", "--eval_ortho", "True", cwd=tmp_path)
+    shown = shell(
+        "eval.py",
+        "--model",
+        "vgg",
+        "--pruned",
+        "True",
+        "--model_path",
+        path,
+        "--train_acc",
+        "True",
+        "--test_acc",
+        "True",
+        "--flops",
+        "True",
+        "--compression",
+        "True",
+        "--eval_ortho",
+        "True",
+        cwd=tmp_path,
+    )
     assert shown.returncode == 0 and shown.stderr == "", shown.stderr
-    assert f"18 test images of shapes: top-1 {record['accuracy']['best']['top1']:.2f}%" in shown.stdout
-    for part in (f"{record['parameters']:,}", f"{record['macs']:,}", f"{record['flops']:,}",
-                 "MACs (multiply-adds)", "FLOPs (2 per MAC)", "36 training images",
-                 f"{record['compression']['file']:.2f}x", "degree of orthogonality",
-                 f"{record['orthogonality']['mean']:.3f}", "pruned VGG-13"):
+    assert (
+        f"18 test images of shapes: top-1 {record['accuracy']['best']['top1']:.2f}%" in shown.stdout
+    )
+    for part in (
+        f"{record['parameters']:,}",
+        f"{record['macs']:,}",
+        f"{record['flops']:,}",
+        "MACs (multiply-adds)",
+        "FLOPs (2 per MAC)",
+        "36 training images",
+        f"{record['compression']['file']:.2f}x",
+        "degree of orthogonality",
+        f"{record['orthogonality']['mean']:.3f}",
+        "pruned VGG-13",
+    ):
         assert part in shown.stdout, part
 
     base = "pretrained/ebt/shapes/vgg-w0.125.pth"
     before = files(tmp_path)
-    for wrong in (("--model", "resnet", "--model_path", path),
-                  ("--pruned", "False", "--model_path", path),
-                  ("--pruned", "True", "--model_path", base),
-                  ("--model_path", path, "--data_path", "digits", "--test_acc", "True"),
-                  ("--model_path", "missing.pth")):
+    for wrong in (
+        ("--model", "resnet", "--model_path", path),
+        ("--pruned", "False", "--model_path", path),
+        ("--pruned", "True", "--model_path", base),
+        ("--model_path", path, "--data_path", "digits", "--test_acc", "True"),
+        ("--model_path", "missing.pth"),
+    ):
         refused = shell("eval.py", "--flops=True", *wrong, cwd=tmp_path)
         assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
-    assert "holds: pruned VGG-13" in shell("eval.py", "--model", "resnet", "--model_path", path, "--flops=True",
-                                             cwd=tmp_path).stderr
+    assert (
+        "holds: pruned VGG-13"
+        in shell(
+            "eval.py", "--model", "resnet", "--model_path", path, "--flops=True", cwd=tmp_path
+        ).stderr
+    )
     assert files(tmp_path) == before
 
 
@@ -302,8 +419,12 @@ def test_other_images_under_the_same_name_are_noticed(tmp_path, digits, monkeypa
 def test_output_folders_are_tried_before_hours_of_training(tmp_path, folder, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pruned_nets").write_text("in the way")
-    assert run_main("--width=0.125", f"--data_path={folder}", "--pruning_type=l1",
-                    "--prune_percent=20") == 2
+    assert (
+        run_main(
+            "--width=0.125", f"--data_path={folder}", "--pruning_type=l1", "--prune_percent=20"
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "cannot write to pruned_nets/iterative/shapes/" in error
     assert list(files(tmp_path)) == ["pruned_nets"]
@@ -315,8 +436,16 @@ def test_so_are_the_files_themselves(kind, tmp_path, folder, monkeypatch, capsys
     there = tmp_path / f"pruned_nets/iterative/shapes/vgg-w0.125_l1_20_0.{kind}"
     there.parent.mkdir(parents=True)
     there.touch() if kind == "tensorboard" else there.mkdir()
-    assert run_main("--width=0.125", f"--data_path={folder}", "--pruning_type=l1",
-                    "--prune_percent=20", "--tensorboard=True") == 2
+    assert (
+        run_main(
+            "--width=0.125",
+            f"--data_path={folder}",
+            "--pruning_type=l1",
+            "--prune_percent=20",
+            "--tensorboard=True",
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "cannot write" in error and there.name in error
     assert not list(tmp_path.rglob("pretrained"))
@@ -324,8 +453,15 @@ def test_so_are_the_files_themselves(kind, tmp_path, folder, monkeypatch, capsys
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_output_that_cannot_be_written_is_one_line(tmp_path, folder):
-    command = [sys.executable, str(ROOT / "main.py"), "--preset=quick", f"--data_path={folder}",
-               "--image_size=16", "--width=0.125", "--only_train=base"]
+    command = [
+        sys.executable,
+        str(ROOT / "main.py"),
+        "--preset=quick",
+        f"--data_path={folder}",
+        "--image_size=16",
+        "--width=0.125",
+        "--only_train=base",
+    ]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space" in done.stderr
@@ -333,50 +469,110 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path, folder):
 
 @pytest.mark.parametrize("script, module", [("main.py", main), ("eval.py", measure)])
 def test_help_names_every_flag_without_importing_torch(script, module, tmp_path):
-    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {module.__name__} as m\n"
-            "try: m.main(['--help'])\n"
-            "finally: print('torch' in sys.modules)")
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                           cwd=tmp_path)
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {module.__name__} as m\n"
+        "try: m.main(['--help'])\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
     assert shown.stdout.endswith("False\n")
-    flags = {"main.py": ["--model", "-m", "--ebt", "--pretrained", "--data_path", "--pruning_type",
-                         "--prune_percent", "--pruning_percent", "--n_rounds", "--thresholds",
-                         "--seed", "--only_train", "--imp_samples", "--GraSP_T", "--num_classes"],
-             "eval.py": ["--model", "--pruned", "--model_path", "--data_path", "--train_acc",
-                         "--test_acc", "--flops", "--compression", "--eval_ortho"]}[script]
+    flags = {
+        "main.py": [
+            "--model",
+            "-m",
+            "--ebt",
+            "--pretrained",
+            "--data_path",
+            "--pruning_type",
+            "--prune_percent",
+            "--pruning_percent",
+            "--n_rounds",
+            "--thresholds",
+            "--seed",
+            "--only_train",
+            "--imp_samples",
+            "--GraSP_T",
+            "--num_classes",
+        ],
+        "eval.py": [
+            "--model",
+            "--pruned",
+            "--model_path",
+            "--data_path",
+            "--train_acc",
+            "--test_acc",
+            "--flops",
+            "--compression",
+            "--eval_ortho",
+        ],
+    }[script]
     for flag in [*flags, "--device", "(default:"]:
         assert flag in shown.stdout, flag
 
 
 def test_defaults_are_the_documented_ones():
     flags = main.parse(["--pruning_type=l1", "--prune_percent=50"])
-    assert (flags.data_path, flags.model, flags.ebt, flags.pretrained, flags.n_rounds, flags.seed,
-            flags.only_train, flags.imp_samples, flags.GraSP_T, flags.num_classes, flags.image_size,
-            flags.preset, flags.batch_size, flags.device) == (
-        "CIFAR100", "vgg", False, False, 1, 0, False, 10000, 200, None, 32, "paper", 128, "auto")
+    assert (
+        flags.data_path,
+        flags.model,
+        flags.ebt,
+        flags.pretrained,
+        flags.n_rounds,
+        flags.seed,
+        flags.only_train,
+        flags.imp_samples,
+        flags.GraSP_T,
+        flags.num_classes,
+        flags.image_size,
+        flags.preset,
+        flags.batch_size,
+        flags.device,
+    ) == ("CIFAR100", "vgg", False, False, 1, 0, False, 10000, 200, None, 32, "paper", 128, "auto")
 
 
 def test_file_names_of_the_published_jobs():
-    flags = main.parse(["--model=resnet-56", "--pruning_type=orthoreg", "--prune_percent=80",
-                        "--n_rounds=3"])
+    flags = main.parse(
+        ["--model=resnet-56", "--pruning_type=orthoreg", "--prune_percent=80", "--n_rounds=3"]
+    )
     assert [str(flags.base_file("", ortho)) for ortho in (False, True)] == [
-        "pretrained/iterative/resnet-56.pth", "pretrained/iterative/resnet-56_ortho.pth"]
-    assert str(flags.pruned_file("", 57.14, True)) == \
-        "pruned_nets/iterative/resnet-56_orthoreg_57_ortho_0.pth"
-    assert str(flags.pruned_file("digits", 80.0, False)) == \
-        "pruned_nets/iterative/digits/resnet-56_orthoreg_80_0.pth"
+        "pretrained/iterative/resnet-56.pth",
+        "pretrained/iterative/resnet-56_ortho.pth",
+    ]
+    assert (
+        str(flags.pruned_file("", 57.14, True))
+        == "pruned_nets/iterative/resnet-56_orthoreg_57_ortho_0.pth"
+    )
+    assert (
+        str(flags.pruned_file("digits", 80.0, False))
+        == "pruned_nets/iterative/digits/resnet-56_orthoreg_80_0.pth"
+    )
 
 
-@pytest.mark.parametrize("flag, weight, name", [
-    ((), .01, "vgg_ortho.pth vgg_orthoreg_50_0.pth"),
-    (("--penalty=0.01",), .01, "vgg_ortho-lambda0.01.pth vgg_orthoreg-lambda0.01_50_0.pth"),
-    (("--penalty=0", "--control=scratch"), 0, "vgg_ortho-lambda0.pth vgg_orthoreg-lambda0-scratch_50_0.pth")])
+@pytest.mark.parametrize(
+    "flag, weight, name",
+    [
+        ((), 0.01, "vgg_ortho.pth vgg_orthoreg_50_0.pth"),
+        (("--penalty=0.01",), 0.01, "vgg_ortho-lambda0.01.pth vgg_orthoreg-lambda0.01_50_0.pth"),
+        (
+            ("--penalty=0", "--control=scratch"),
+            0,
+            "vgg_ortho-lambda0.pth vgg_orthoreg-lambda0-scratch_50_0.pth",
+        ),
+    ],
+)
 def test_the_weight_of_the_penalty_is_used_recorded_and_shows_in_names(flag, weight, name):
     flags = main.parse(["--pruning_type=orthoreg", "--prune_percent=50", *flag])
     plan = Plan(flags)
     assert plan.settings("ortho", "retrain")["ortho"]["penalty"] == weight == flags.strength
     assert plan.settings("retrain")["retrain"]["penalty"] == 0
-    assert " ".join(path.name for path in (flags.base_file("", True), flags.pruned_file("", 50, False))) == name
+    assert (
+        " ".join(
+            path.name for path in (flags.base_file("", True), flags.pruned_file("", 50, False))
+        )
+        == name
+    )
     assert flags.base_file("", False).name == "vgg.pth"
 
 
@@ -404,8 +600,12 @@ def test_the_python_of_the_readme_runs_and_its_flags_exist(monkeypatch, tmp_path
     assert measure.main(["--model_path=small.pth", "--test_acc=True"]) == 0
     assert all(f"`{name}`" in text for name in ESTIMATORS)
     assert all(title in text for title in MODELS.values())
-    flags = {name for parser in (make_parser(), measure.make_parser())
-             for action in parser._actions for name in action.option_strings}
+    flags = {
+        name
+        for parser in (make_parser(), measure.make_parser())
+        for action in parser._actions
+        for name in action.option_strings
+    }
     for page in (text, more):
         for line in re.sub(r"`?torchrun.*|.*rdzv.*|#SBATCH.*|--logdir", "", page).splitlines():
             assert set(re.findall(r"(?<![-\w])--[a-z]\w+", line)) <= flags, line
@@ -415,7 +615,7 @@ def test_a_training_that_has_learnt_nothing_says_so(capsys, monkeypatch, tmp_pat
     monkeypatch.chdir(tmp_path)
     job = ("--width=0.125", "--data_path=digits", "--only_train=base", "--ebt=True")
     schedule = short_preset(3).ebt
-    for rate, notes in ((.02, 0), (1e-9, 1)):
+    for rate, notes in ((0.02, 0), (1e-9, 1)):
         base = replace(schedule.base, lr=[rate])
         monkeypatch.setitem(config.PRESETS, "test", Preset(replace(schedule, base=base), schedule))
         assert run_main(*job, "--batch_size=32", "--class_weights=balanced") == 0
@@ -423,13 +623,32 @@ def test_a_training_that_has_learnt_nothing_says_so(capsys, monkeypatch, tmp_pat
         assert out.count("nothing has been learnt yet") == notes, out
 
 
-@pytest.mark.parametrize("right, says", [
-    (62.7, ["62.7% of the training images are right", "One answer for all gets 48.0%",
-            "with 64 images up to 66.7% may be luck"]), (67.0, []), (40.0, ["40.0%"])])
+@pytest.mark.parametrize(
+    "right, says",
+    [
+        (
+            62.7,
+            [
+                "62.7% of the training images are right",
+                "One answer for all gets 48.0%",
+                "with 64 images up to 66.7% may be luck",
+            ],
+        ),
+        (67.0, []),
+        (40.0, ["40.0%"]),
+    ],
+)
 def test_more_than_a_constant_answer_may_be_luck_and_the_note_says_how_much(right, says, capsys):
     data = SimpleNamespace(chance=48.0, train=range(64))
-    history = [{"epoch": 1, "lr": .1, "seconds": 1.0, "train": {"loss": 1.0, "top1": right},
-                "test": {"top1": 50.0}}]
+    history = [
+        {
+            "epoch": 1,
+            "lr": 0.1,
+            "seconds": 1.0,
+            "train": {"loss": 1.0, "top1": right},
+            "test": {"top1": 50.0},
+        }
+    ]
     Console(None, data).epoch("base", ("base", 0), history, 3, None)
     out = capsys.readouterr().out
     assert all(words in out for words in says) and ("Note" in out) == bool(says)
@@ -437,9 +656,14 @@ def test_more_than_a_constant_answer_may_be_luck_and_the_note_says_how_much(righ
 
 def test_what_is_asked_for_is_said_in_the_words_of_the_budget(capsys):
     assert tables.goal_text("50%", "filters") == "remove filters until 50% are gone"
-    assert tables.goal_text("50%", "macs") == "remove filters until 50% of the multiply-adds are gone"
+    assert (
+        tables.goal_text("50%", "macs") == "remove filters until 50% of the multiply-adds are gone"
+    )
     assert tables.goal_text("50%", "latency") == "remove filters until a batch takes 50% less time"
-    for name in ("mobilenet", "vgg"):  # the number of filters is that of the list, or a line says why
+    for name in (
+        "mobilenet",
+        "vgg",
+    ):  # the number of filters is that of the list, or a line says why
         model = narrow(name)
         small = prune(model, select_filters(model, cal_importance(model, "l1"), 50))
         tables.print_pruning(model, small, 50, 50.0, 16)
@@ -453,5 +677,6 @@ def test_classes_that_are_never_predicted_are_called_so_everywhere(capsys):
     assert tables.accuracy_text(figures).endswith("1 class never predicted")
     assert tables.accuracy_text({**figures, "unanswered": 2}).endswith("2 classes never predicted")
     tables._print_notes([Record(accuracy={"best": figures, "chosen_on": "test"}, num_classes=10)])
-    assert ("The unpruned network never predicts 1 of 10 classes; eval.py --per_class=True says "
-            "which.") in capsys.readouterr().out
+    assert (
+        "The unpruned network never predicts 1 of 10 classes; eval.py --per_class=True says which."
+    ) in capsys.readouterr().out

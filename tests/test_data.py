@@ -1,4 +1,5 @@
 """Every source of images ends up as the same thing: RGB bytes of one size, labels, class names."""
+
 import itertools
 import os
 import pickle
@@ -46,30 +47,46 @@ def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
 
 def test_an_image_folder(folder, digits):
     images = load_data(folder, 16)
-    assert images.classes == ("one", "three", "two") and images.name == folder_of(folder) == "shapes"
+    assert (
+        images.classes == ("one", "three", "two") and images.name == folder_of(folder) == "shapes"
+    )
     assert images.train.labels.bincount().tolist() == [12] * 3
     assert images.test.labels.bincount().tolist() == [6] * 3 and images.flip
     ones = digits.train.images[digits.train.labels == 1][:12]
     assert {i.numpy().tobytes() for i in images.train.images[:12]} == {
-        i.numpy().tobytes() for i in ones}, "lossless at the same size"
+        i.numpy().tobytes() for i in ones
+    }, "lossless at the same size"
     assert load_data(folder, 20).train.images.shape == (36, 20, 20, 3)
 
 
-@pytest.mark.parametrize("mode, colour, expected", [
-    ("L", 100, (100, 100, 100)), ("RGB", (10, 20, 30), (10, 20, 30)),
-    ("RGBA", (10, 20, 30, 255), (10, 20, 30)), ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
-    ("LA", (80, 255), (80, 80, 80)), ("1", 1, (255, 255, 255)), ("P", 3, None),
-    ("I;16", 40_000, (155, 155, 155)), ("I;16", 200, (0, 0, 0)),
-    ("I", 200, (0, 0, 0)), ("I", 40_000, (155, 155, 155)), ("F", 0.5, (127, 127, 127)),
-    ("CMYK", (0, 255, 255, 0), (255, 0, 0))])
+@pytest.mark.parametrize(
+    "mode, colour, expected",
+    [
+        ("L", 100, (100, 100, 100)),
+        ("RGB", (10, 20, 30), (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
+        ("LA", (80, 255), (80, 80, 80)),
+        ("1", 1, (255, 255, 255)),
+        ("P", 3, None),
+        ("I;16", 40_000, (155, 155, 155)),
+        ("I;16", 200, (0, 0, 0)),
+        ("I", 200, (0, 0, 0)),
+        ("I", 40_000, (155, 155, 155)),
+        ("F", 0.5, (127, 127, 127)),
+        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+    ],
+)
 @pytest.mark.parametrize("size", [(32, 32), (1, 1), (300, 40)])
 def test_every_mode_and_size_becomes_rgb(tmp_path, mode, colour, expected, size):
     from PIL import Image
+
     path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
     if mode in ("I", "F"):
         path = tmp_path / "x.tif"
-        Image.fromarray(np.full(size[::-1], colour, np.int32 if mode == "I" else np.float32)
-                        ).save(path)
+        Image.fromarray(np.full(size[::-1], colour, np.int32 if mode == "I" else np.float32)).save(
+            path
+        )
     elif mode == "I;16":
         Image.fromarray(np.full(size[::-1], colour, np.uint16)).save(path)
     elif mode == "P":
@@ -86,6 +103,7 @@ def test_every_mode_and_size_becomes_rgb(tmp_path, mode, colour, expected, size)
 
 def test_a_wide_image_is_cut_not_squeezed(tmp_path):
     from PIL import Image
+
     image = np.zeros((10, 30, 3), np.uint8)
     image[:, 10:20] = 255
     Image.fromarray(image).save(tmp_path / "x.png")
@@ -110,21 +128,29 @@ def test_raw_tiny_imagenet_is_recognised(tmp_path, digits):
     assert images.classes == ("n0", "n1", "n2")
     assert images.train.labels.bincount().tolist() == [12] * 3
     two = plain.classes.index("two")
-    assert torch.equal(images.test.images[images.test.labels == 1],
-                       plain.test.images[plain.test.labels == two])
+    assert torch.equal(
+        images.test.images[images.test.labels == 1], plain.test.images[plain.test.labels == two]
+    )
 
 
-@pytest.mark.parametrize("name, cls, folder, classes, key", [
-    ("CIFAR100", datasets.CIFAR100, "cifar-100-python", 100, "fine_label"),
-    ("CIFAR10", datasets.CIFAR10, "cifar-10-batches-py", 10, "label")])
+@pytest.mark.parametrize(
+    "name, cls, folder, classes, key",
+    [
+        ("CIFAR100", datasets.CIFAR100, "cifar-100-python", 100, "fine_label"),
+        ("CIFAR10", datasets.CIFAR10, "cifar-10-batches-py", 10, "label"),
+    ],
+)
 def test_cifar_archives(tmp_path, monkeypatch, name, cls, folder, classes, key):
     """Files in the archives' own form, without the archives' checksums."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cls, "_check_integrity", lambda self: True)
     root = tmp_path / "data" / folder
     root.mkdir(parents=True)
-    parts = ["train", "test"] if classes == 100 else [f"data_batch_{i}" for i in range(1, 6)] + [
-        "test_batch"]
+    parts = (
+        ["train", "test"]
+        if classes == 100
+        else [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+    )
     for part in parts:
         pixels = np.zeros((8, 3, 32, 32), np.uint8)
         pixels[:, 0], pixels[:, 2, 0] = 200, 77  # red, with a bluish first row
@@ -146,6 +172,7 @@ def test_cifar_archives(tmp_path, monkeypatch, name, cls, folder, classes, key):
 
 def test_cifar_without_a_network_says_what_to_do(tmp_path, monkeypatch, capsys):
     from urllib.error import URLError
+
     monkeypatch.chdir(tmp_path)
 
     def offline(self):
@@ -155,9 +182,19 @@ def test_cifar_without_a_network_says_what_to_do(tmp_path, monkeypatch, capsys):
     with pytest.raises(InputError) as error:
         load_data("CIFAR100")
     text = str(error.value)
-    assert all(part in text for part in (
-        "http", "no route to host", "cifar-100-python.tar.gz", str(tmp_path / "data"),
-        "--data_path=digits")) and "\n" not in text
+    assert (
+        all(
+            part in text
+            for part in (
+                "http",
+                "no route to host",
+                "cifar-100-python.tar.gz",
+                str(tmp_path / "data"),
+                "--data_path=digits",
+            )
+        )
+        and "\n" not in text
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -211,7 +248,9 @@ def test_decoded_images_are_kept_until_a_file_changes(tmp_path, digits, monkeypa
     load(False)  # but does not
     picture.rename(picture.with_name("zz.png"))  # in another place of the order
     load(True)
-    assert len(list((tmp_path / "cache/orthoreg").glob("*.bytes"))) == 3  # here, elsewhere, and of 8 pixels
+    assert (
+        len(list((tmp_path / "cache/orthoreg").glob("*.bytes"))) == 3
+    )  # here, elsewhere, and of 8 pixels
     for kept in (tmp_path / "cache/orthoreg").iterdir():
         kept.write_bytes(kept.read_bytes()[:1000])
     load(True)
@@ -223,20 +262,23 @@ def test_decoded_images_are_kept_until_a_file_changes(tmp_path, digits, monkeypa
 
 
 def test_images_that_need_more_memory_than_they_may_are_read_from_their_file(
-        tmp_path, digits, monkeypatch, capsys):
+    tmp_path, digits, monkeypatch, capsys
+):
     root = write_folder(tmp_path / "images", digits)
     (root / "train/one/bad.png").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     whole = load_data(root, 16, True).hold_out(20, 0)
     small = load_data(root, 16, True, memory=1000).hold_out(20, 0)
     assert whole.fingerprint == small.fingerprint and "in memory" in whole.place_text(8)
-    kept, = (tmp_path / "cache/orthoreg").glob("*.bytes")
+    (kept,) = (tmp_path / "cache/orthoreg").glob("*.bytes")
     assert f"0.04 MB in {kept}, of which at most" in small.place_text(8)
     assert kept.stat().st_size == 55 * 16 * 16 * 3
-    for ours, wanted in ((small.train_batches(5, (0,)), whole.train_batches(5, (0,))),
-                         (small.train_batches(5, (1,), 20, True), whole.train_batches(5, (1,), 20, True)),
-                         (small.test_batches(), whole.test_batches()),
-                         (small.choice_batches(), whole.choice_batches())):
+    for ours, wanted in (
+        (small.train_batches(5, (0,)), whole.train_batches(5, (0,))),
+        (small.train_batches(5, (1,), 20, True), whole.train_batches(5, (1,), 20, True)),
+        (small.test_batches(), whole.test_batches()),
+        (small.choice_batches(), whole.choice_batches()),
+    ):
         for batch, expected in zip(ours, wanted, strict=True):
             assert all(map(torch.equal, batch, expected))
     content = kept.read_bytes()
@@ -272,6 +314,7 @@ def cached(tmp_path, digits, monkeypatch):
 @pytest.fixture
 def soon():
     """Waiting for ever is an error."""
+
     def late(*_):
         raise TimeoutError("it waits for ever")
 
@@ -287,10 +330,14 @@ def test_images_rewritten_with_their_size_and_time_are_not_taken_from_the_cache(
     known = load_data(root, 16, skip_bad_images=True).fingerprint
     one, two = (sorted((root / "train" / name).iterdir())[0] for name in ("one", "two"))
     size, before = max(one.stat().st_size, two.stat().st_size), one.stat()
-    one.write_bytes(one.read_bytes().ljust(size, b"\0"))  # what follows a PNG's end is not looked at
+    one.write_bytes(
+        one.read_bytes().ljust(size, b"\0")
+    )  # what follows a PNG's end is not looked at
     os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert load_data(root, 16, skip_bad_images=True).fingerprint == known
-    one.write_bytes(two.read_bytes().ljust(size, b"\0"))  # as rsync --times, cp --preserve and unpacking do
+    one.write_bytes(
+        two.read_bytes().ljust(size, b"\0")
+    )  # as rsync --times, cp --preserve and unpacking do
     os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert one.stat().st_size == size and one.stat().st_mtime_ns == before.st_mtime_ns
     changed = load_data(root, 16, skip_bad_images=True)
@@ -298,7 +345,9 @@ def test_images_rewritten_with_their_size_and_time_are_not_taken_from_the_cache(
     assert changed.fingerprint != known
 
 
-def test_images_that_change_while_they_are_decoded_are_not_kept(tmp_path, digits, monkeypatch, capsys):
+def test_images_that_change_while_they_are_decoded_are_not_kept(
+    tmp_path, digits, monkeypatch, capsys
+):
     root, read = write_folder(tmp_path / "images", digits), cache.read_into
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "CACHE_FROM", 10)
@@ -334,22 +383,32 @@ def test_a_flipped_bit_of_the_cache_changes_no_image_and_no_note(suffix, cached,
         again = load_data(root, 16, skip_bad_images=True)
         lines = capsys.readouterr().out.splitlines()
         assert again.fingerprint == whole.fingerprint and again.notes == whole.notes
-        assert len(lines) <= 1 and all("are damaged" in line and "decoded again" in line for line in lines)
+        assert len(lines) <= 1 and all(
+            "are damaged" in line and "decoded again" in line for line in lines
+        )
         noticed += len(lines)
         assert kept.read_bytes() == content or suffix == ".json"
         assert load_data(root, 16, skip_bad_images=True).notes == whole.notes
         assert not capsys.readouterr().out
         kept.write_bytes(content)
-    assert noticed == {".bytes": 12, ".key": 0}.get(suffix, noticed) and (noticed or suffix == ".key")
+    assert noticed == {".bytes": 12, ".key": 0}.get(suffix, noticed) and (
+        noticed or suffix == ".key"
+    )
 
 
-def test_bytes_that_are_damaged_are_never_trained_on_and_the_same_command_decodes_them_again(cached, capsys):
+def test_bytes_that_are_damaged_are_never_trained_on_and_the_same_command_decodes_them_again(
+    cached, capsys
+):
     """Images that stay in their file are checked when they are first read."""
     root, folder = cached
     whole = load_data(root, 16, skip_bad_images=True)
-    kept, = folder.glob("*.bytes")
+    (kept,) = folder.glob("*.bytes")
     content, written = kept.read_bytes(), kept.stat().st_mtime_ns
-    for place, batches in ((-1, "test_batches"), (40 * 768 + 5, "test_batches"), (0, "train_batches")):
+    for place, batches in (
+        (-1, "test_batches"),
+        (40 * 768 + 5, "test_batches"),
+        (0, "train_batches"),
+    ):
         os.utime(kept, ns=(1, written))
         large = load_data(root, 16, skip_bad_images=True, memory=1000)
         spoiled = bytearray(content)
@@ -357,8 +416,12 @@ def test_bytes_that_are_damaged_are_never_trained_on_and_the_same_command_decode
         with open(kept, "r+b") as file:  # while a run reads it
             file.write(spoiled)
         os.utime(kept, ns=(1, large.test.images.stamp[1]))  # as if nobody had written to it
-        with pytest.raises(InputError, match="changed on the disk.*same command decodes them again"):
-            list(large.test_batches() if batches == "test_batches" else large.train_batches(8, (0,)))
+        with pytest.raises(
+            InputError, match="changed on the disk.*same command decodes them again"
+        ):
+            list(
+                large.test_batches() if batches == "test_batches" else large.train_batches(8, (0,))
+            )
         again = load_data(root, 16, skip_bad_images=True, memory=1000)
         assert again.fingerprint == whole.fingerprint, "so that --resume=True goes on"
         assert kept.read_bytes() == content
@@ -370,13 +433,30 @@ def test_bytes_that_are_damaged_are_never_trained_on_and_the_same_command_decode
 
 
 STRANGE = {
-    "a pipe": os.mkfifo, "an endless device": lambda path: path.symlink_to("/dev/zero"),
-    "a terminal": lambda path: path.symlink_to("/dev/tty"), "a link to itself": lambda path: path.symlink_to(path),
-    "a link to nowhere": lambda path: path.symlink_to("gone"), "a folder": os.mkdir,
-    "nothing": lambda path: path.touch(), "a large file": lambda path: os.truncate(path.touch() or path, 1 << 40),
-    **{text[:20]: lambda path, text=text: path.write_text(text) for text in (
-        "[]", "{}", "3", '"text"', "null", "[" * 100_000, '{"white": 3, "unreadable": [], "remarks": {}}',
-        '{"unreadable": [], "white": {}, "remarks": [], "sums": 7, "checksum": 1}', "\0" * 100, "ä ö")}}
+    "a pipe": os.mkfifo,
+    "an endless device": lambda path: path.symlink_to("/dev/zero"),
+    "a terminal": lambda path: path.symlink_to("/dev/tty"),
+    "a link to itself": lambda path: path.symlink_to(path),
+    "a link to nowhere": lambda path: path.symlink_to("gone"),
+    "a folder": os.mkdir,
+    "nothing": lambda path: path.touch(),
+    "a large file": lambda path: os.truncate(path.touch() or path, 1 << 40),
+    **{
+        text[:20]: lambda path, text=text: path.write_text(text)
+        for text in (
+            "[]",
+            "{}",
+            "3",
+            '"text"',
+            "null",
+            "[" * 100_000,
+            '{"white": 3, "unreadable": [], "remarks": {}}',
+            '{"unreadable": [], "white": {}, "remarks": [], "sums": 7, "checksum": 1}',
+            "\0" * 100,
+            "ä ö",
+        )
+    },
+}
 
 
 @pytest.mark.parametrize("kind", STRANGE)
@@ -397,12 +477,14 @@ def test_what_is_no_file_of_the_cache_is_decoded_again(suffix, kind, cached, soo
     assert kind == "a folder" or kept.is_file() and not kept.is_symlink() and not lines
 
 
-def test_the_cache_folders_name_is_printed_without_control_characters(tmp_path, digits, monkeypatch, capsys):
+def test_the_cache_folders_name_is_printed_without_control_characters(
+    tmp_path, digits, monkeypatch, capsys
+):
     root, place = write_folder(tmp_path / "images", digits), tmp_path / "a\x1b[31mb\udcff"
     monkeypatch.setenv("XDG_CACHE_HOME", str(place))
     large = load_data(root, 16, memory=1000)
     assert r"a\x1b[31mb\udcff" in large.place_text(8)
-    kept, = (place / "orthoreg").glob("*.bytes")
+    (kept,) = (place / "orthoreg").glob("*.bytes")
     kept.write_bytes(b"")
     load_data(root, 16, memory=1000)
     shutil.rmtree(place)
@@ -484,34 +566,71 @@ def tiny(root):
 # what is done to a folder with train/ and test/ -> images of each part, and what is said
 SHAPES = {
     "valid": (lambda root: keep(root, "train", "valid"), (36, 18, 0), ["Test images: those in"]),
-    "Training and Validation": (lambda root: keep(root, "Training", "Validation"), (36, 18, 0), [
-        "Test images: those in"]),
-    "both": (lambda root: shutil.copytree(root / "test", root / "val"), (36, 18, 18), [
-        "Validation images, which choose the best epoch: those in"]),
-    "a flat test": (flat_test, (36, 18, 0), [
-        "Left out: 1 image in", "Test images: those in"]),
+    "Training and Validation": (
+        lambda root: keep(root, "Training", "Validation"),
+        (36, 18, 0),
+        ["Test images: those in"],
+    ),
+    "both": (
+        lambda root: shutil.copytree(root / "test", root / "val"),
+        (36, 18, 18),
+        ["Validation images, which choose the best epoch: those in"],
+    ),
+    "a flat test": (flat_test, (36, 18, 0), ["Left out: 1 image in", "Test images: those in"]),
     "tiny": (tiny, (36, 18, 0), ["Left out: 1 image in", "Test images: those in"]),
     "another folder": (lambda root: (root / "masks").mkdir(), (36, 18, 0), ["Left out: masks/ in"]),
-    "an empty class": (lambda root: [(root / part / "none").mkdir() for part in ("train", "test")],
-                       (36, 18, 0), ["Left out: none/, which has no images"]),
-    "an empty class in test": (lambda root: (root / "test/none").mkdir(), (36, 18, 0), ["Left out: none/"]),
-    "tiny, its empty folder left": (lambda root: [tiny(root), (root / "val/images").mkdir()], (36, 18, 0), [
-        "Left out: 1 image in", "Left out: images/, which has no images", "Test images: those in"]),
+    "an empty class": (
+        lambda root: [(root / part / "none").mkdir() for part in ("train", "test")],
+        (36, 18, 0),
+        ["Left out: none/, which has no images"],
+    ),
+    "an empty class in test": (
+        lambda root: (root / "test/none").mkdir(),
+        (36, 18, 0),
+        ["Left out: none/"],
+    ),
+    "tiny, its empty folder left": (
+        lambda root: [tiny(root), (root / "val/images").mkdir()],
+        (36, 18, 0),
+        ["Left out: 1 image in", "Left out: images/, which has no images", "Test images: those in"],
+    ),
     "a validation folder without images": (
-        lambda root: [(root / "val" / name).mkdir(parents=True) for name in ("one", "two", "three")],
-        (36, 18, 0), []),
-    "a loose image": (lambda root: shutil.copy(next((root / "train/one").iterdir()), root / "train"),
-                      (36, 18, 0), ["Left out: 1 image in no folder of a class"]),
+        lambda root: [
+            (root / "val" / name).mkdir(parents=True) for name in ("one", "two", "three")
+        ],
+        (36, 18, 0),
+        [],
+    ),
+    "a loose image": (
+        lambda root: shutil.copy(next((root / "train/one").iterdir()), root / "train"),
+        (36, 18, 0),
+        ["Left out: 1 image in no folder of a class"],
+    ),
     "systems": (thumbnails, (36, 18, 0), ["Left out: 7 folders that a system made"]),
-    "classes within folders": (lambda root: deepen(root, "x", "y"), (36, 18, 0), [
-        "Note: one/, three/, two/ hold folders of images, not images: one/x/, one/y/, three/x/, ..."]),
-    "one class within": (lambda root: deepen(root, "x", "y", classes=("two",)), (36, 18, 0), [
-        "Note: two/ hold folders of images, not images: two/x/, two/y/. If these are the classes, move them up"]),
+    "classes within folders": (
+        lambda root: deepen(root, "x", "y"),
+        (36, 18, 0),
+        [
+            "Note: one/, three/, two/ hold folders of images, not images: one/x/, one/y/, three/x/, ..."
+        ],
+    ),
+    "one class within": (
+        lambda root: deepen(root, "x", "y", classes=("two",)),
+        (36, 18, 0),
+        [
+            "Note: two/ hold folders of images, not images: two/x/, two/y/. If these are the classes, move them up"
+        ],
+    ),
     "one folder within each": (lambda root: deepen(root, "images"), (36, 18, 0), []),
     "links that lead nowhere": (
-        lambda root: [(root / place).symlink_to("gone") for place in ("notes", "train/one/notes.txt")],
-        (36, 18, 0), ["Left out: 1 file that is no image"]),
-    "decomposed": (decomposed, (36, 18, 0), [])}
+        lambda root: [
+            (root / place).symlink_to("gone") for place in ("notes", "train/one/notes.txt")
+        ],
+        (36, 18, 0),
+        ["Left out: 1 file that is no image"],
+    ),
+    "decomposed": (decomposed, (36, 18, 0), []),
+}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -520,7 +639,9 @@ def test_what_a_folder_holds_is_found_and_said(shape, tmp_path, digits):
     change, counts, says = SHAPES[shape]
     change(root)
     images = load_data(root, 16)
-    assert tuple(len(part or ()) for part in (images.train, images.test, images.validation)) == counts
+    assert (
+        tuple(len(part or ()) for part in (images.train, images.test, images.validation)) == counts
+    )
     assert len(images.classes) == 3 and len(images.notes) == len(says)
     for text, note in zip(says, images.notes):
         assert note.startswith(text) and ("1 image in /" not in note or "no folders of the" in note)
@@ -538,13 +659,27 @@ def nowhere(root, *places):
         (root / place).symlink_to(place if place.endswith("itself") else "/no/such/folder")
 
 
-@pytest.mark.parametrize("places", [
-    ("train/three",), ("test/three",), ("train/three", "test/three"), ("train/one/more",), ("train/itself",),
-    ("train",), ("Val",), ("test",)])
-def test_a_link_that_leads_nowhere_where_a_folder_may_have_been_is_refused(places, tmp_path, digits):
+@pytest.mark.parametrize(
+    "places",
+    [
+        ("train/three",),
+        ("test/three",),
+        ("train/three", "test/three"),
+        ("train/one/more",),
+        ("train/itself",),
+        ("train",),
+        ("Val",),
+        ("test",),
+    ],
+)
+def test_a_link_that_leads_nowhere_where_a_folder_may_have_been_is_refused(
+    places, tmp_path, digits
+):
     root = write_folder(tmp_path / "images", digits)
     nowhere(root, *places)
-    with pytest.raises(InputError, match=f"{places[0]} is a link to .* is not there; mend or remove the link"):
+    with pytest.raises(
+        InputError, match=f"{places[0]} is a link to .* is not there; mend or remove the link"
+    ):
         load_data(root, 16, skip_bad_images=True)
 
 
@@ -572,21 +707,44 @@ def only(root, name):
 
 
 TABLES = {
-    "a list": (lambda root: [flat(root), (root / "labels.csv").write_text("file,label\n")], (
-        "one-test-", "are in no folder of a class", "If labels.csv has the classes", "Images from tables")),
-    "a list beside": (table_beside, ("are in no folder of a class", "If train.csv has", "Images from tables")),
+    "a list": (
+        lambda root: [flat(root), (root / "labels.csv").write_text("file,label\n")],
+        (
+            "one-test-",
+            "are in no folder of a class",
+            "If labels.csv has the classes",
+            "Images from tables",
+        ),
+    ),
+    "a list beside": (
+        table_beside,
+        ("are in no folder of a class", "If train.csv has", "Images from tables"),
+    ),
     "no list": (flat, ("one-test-", "are in no folder of a class")),
-    "shards": (lambda root: only(root, "data/train-00000-of-00001.parquet"), (
-        "images in files such as train-00000-of-00001.parquet", "Images from tables")),
+    "shards": (
+        lambda root: only(root, "data/train-00000-of-00001.parquet"),
+        ("images in files such as train-00000-of-00001.parquet", "Images from tables"),
+    ),
     "arrays": (lambda root: only(root, "x_train.npy"), ("files such as x_train.npy",)),
-    "zip": (lambda root: only(root, "my photos.zip"), (
-        "my photos.zip is an archive", "python -m zipfile -e '{root}/my photos.zip' '{root}/my photos'")),
-    "tar": (lambda root: only(root, "photos.tar.gz"), ("python -m tarfile -e {root}/photos.tar.gz {root}/photos",))}
+    "zip": (
+        lambda root: only(root, "my photos.zip"),
+        (
+            "my photos.zip is an archive",
+            "python -m zipfile -e '{root}/my photos.zip' '{root}/my photos'",
+        ),
+    ),
+    "tar": (
+        lambda root: only(root, "photos.tar.gz"),
+        ("python -m tarfile -e {root}/photos.tar.gz {root}/photos",),
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", TABLES)
 @pytest.mark.parametrize("percent", [0, 20])
-def test_images_that_are_in_no_folders_are_named_with_what_brings_them_there(kind, percent, tmp_path, digits):
+def test_images_that_are_in_no_folders_are_named_with_what_brings_them_there(
+    kind, percent, tmp_path, digits
+):
     root, (change, says) = write_folder(tmp_path / "images", digits), TABLES[kind]
     change(root)
     with pytest.raises(InputError) as error:
@@ -600,20 +758,27 @@ def test_images_that_are_in_no_folders_are_named_with_what_brings_them_there(kin
 def test_the_three_lines_that_bring_images_from_tables_into_folders(tmp_path, digits, monkeypatch):
     """As lab/README.md has them."""
     monkeypatch.chdir(tmp_path)
-    section = (ROOT / "lab/README.md").read_text().split("### Images from tables")[1].split("\n## ")[0]
+    section = (
+        (ROOT / "lab/README.md").read_text().split("### Images from tables")[1].split("\n## ")[0]
+    )
     from_list, from_parquet, from_arrays = re.findall(r"```python\n(.*?)```", section, re.S)
     root = write_folder(tmp_path / "photos", digits)
     flat(root)
     names = sorted(image.name for image in root.iterdir())
-    (root / "labels.csv").write_text("file,label\n" + "".join(f"{name},{name.split('-')[0]}\n" for name in names))
+    (root / "labels.csv").write_text(
+        "file,label\n" + "".join(f"{name},{name.split('-')[0]}\n" for name in names)
+    )
     np.savez("photos.npz", x=digits.train.images[:30].numpy(), y=digits.train.labels[:30].numpy())
     ways = {from_list: (len(names), ("one", "three", "two")), from_arrays: (30, digits.classes)}
     if find_spec("pyarrow"):
         import pyarrow
         import pyarrow.parquet
+
         (root / "data").mkdir()
-        table = {"image": [{"bytes": (root / name).read_bytes(), "path": name} for name in names],
-                 "label": [name.split("-")[0] for name in names]}
+        table = {
+            "image": [{"bytes": (root / name).read_bytes(), "path": name} for name in names],
+            "label": [name.split("-")[0] for name in names],
+        }
         pyarrow.parquet.write_table(pyarrow.table(table), root / "data/train-0.parquet")
         ways[from_parquet] = ways[from_list]
     for lines, (count, classes) in ways.items():
@@ -640,7 +805,11 @@ def test_a_class_whose_folder_has_no_text_for_a_name_gets_one(tmp_path, digits, 
     print_classes(torch.eye(3, dtype=torch.int64), data.classes, tmp_path / "net")
     assert r"caf\udce9" in capsys.readouterr().out
     assert r"caf\udce9" in (tmp_path / "net_classes.csv").read_text(encoding="utf-8")
-    assert to_csv([{"file": str(next((root / "test").glob("caf*")))}]).decode().endswith("caf\\udce9\n")
+    assert (
+        to_csv([{"file": str(next((root / "test").glob("caf*")))}])
+        .decode()
+        .endswith("caf\\udce9\n")
+    )
 
 
 def test_a_folder_of_classes_is_split_in_the_same_way_every_time(tmp_path, digits):
@@ -654,19 +823,24 @@ def test_a_folder_of_classes_is_split_in_the_same_way_every_time(tmp_path, digit
     assert parts[0].test.labels.bincount().tolist() == [3, 3, 3]
     (root / "train").rename(tmp_path / "moved")
     assert {parts[0].fingerprint, parts[1].fingerprint} == {
-        load_data(tmp_path / "moved", 16, test_percent=30).fingerprint}
+        load_data(tmp_path / "moved", 16, test_percent=30).fingerprint
+    }
     both = torch.cat((parts[0].train.images, parts[0].test.images)).flatten(1).unique(dim=0)
     assert len(both) > 25, "no image is in both, but for equal drawings"
     parts = split_files(tmp_path / "moved")
     shutil.copy(tmp_path / "moved/one" / parts["train"][0], tmp_path / "moved/one/0.5.png")
     changed = set(parts["test"]) ^ set(split_files(tmp_path / "moved")["test"])
-    assert changed <= {"0.5.png", *parts["test"]} and len(changed) <= 2, "others stay where they are"
+    assert changed <= {"0.5.png", *parts["test"]} and len(changed) <= 2, (
+        "others stay where they are"
+    )
     for image in list((tmp_path / "moved/one").iterdir())[1:]:
         image.unlink()
     images = load_data(tmp_path / "moved", 16, test_percent=30)
     assert images.train.labels.bincount().tolist() == [1, 7, 7]
     assert images.test.labels.bincount(minlength=3).tolist() == [0, 3, 3]
-    assert any("class 'one' has a single image, which is for training" in note for note in images.notes)
+    assert any(
+        "class 'one' has a single image, which is for training" in note for note in images.notes
+    )
     (tmp_path / "moved/two").rename(tmp_path / "moved/train")  # as there are buses, cars and trains
     assert load_data(tmp_path / "moved", 16, test_percent=30).classes == ("one", "three", "train")
 
@@ -674,7 +848,9 @@ def test_a_folder_of_classes_is_split_in_the_same_way_every_time(tmp_path, digit
 def split_files(root):
     """{part: names of the files of class "one"}."""
     parts = find_parts(root, 30).parts
-    return {part: [os.path.basename(file) for file in files["one"]] for part, files in parts.items()}
+    return {
+        part: [os.path.basename(file) for file in files["one"]] for part, files in parts.items()
+    }
 
 
 def test_test_images_alone_are_known_by_the_networks_classes(tmp_path, digits):
@@ -715,6 +891,7 @@ def test_a_rare_class_keeps_an_image_on_both_sides(tmp_path, digits):
 
 def test_deep_pixels_have_one_rule_for_a_data_set(tmp_path):
     from PIL import Image
+
     values = {"pgm": (100, 255, 256, 300, 30_000), "tif": (0.25, 1.0, 1.5, 200.0)}
     paths = []
     for suffix, numbers in values.items():
@@ -725,7 +902,9 @@ def test_deep_pixels_have_one_rule_for_a_data_set(tmp_path):
     read = images.read_images({"all": paths}, 8)
     grey = read.parts["all"][:, 4, 4, 0].tolist()
     assert grey[:5] == [0, 1, 1, 1, 116] or grey[:5] == [1, 3, 3, 4, 255 * 30_000 // 32_767]
-    assert grey[5:] == [0, 1, 1, 200] and read.white["float"] == 255 and grey[:5] == sorted(grey[:5])
+    assert (
+        grey[5:] == [0, 1, 1, 200] and read.white["float"] == 255 and grey[:5] == sorted(grey[:5])
+    )
     again = images.read_images({"one": paths[5:6]}, 8, read.white)  # alone, by the same rule
     assert again.parts["one"].max() == 0
     assert images.read_images({"one": paths[5:6]}, 8).parts["one"].max() == 63
@@ -739,14 +918,24 @@ def test_deep_pixels_have_one_rule_for_a_data_set(tmp_path):
 
 def deep_png(path, pixels):
     """Write colours of 16 bits, which Pillow cannot."""
+
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     height, width, bands = pixels.shape
     head = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[bands], 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows))
-                     + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
     return str(path)
 
 
@@ -755,8 +944,20 @@ def tiff(path, pixels, order="<", packed=False, **tags):
     height, width, bands = pixels.shape
     content = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
     content = zlib.compress(content) if packed else content
-    place, values = 8, {256: [width], 257: [height], 258: [8 * pixels.itemsize] * bands, 259: [8 if packed else 1],
-                        262: [2], 273: [0], 277: [bands], 278: [height], 279: [len(content)]}
+    place, values = (
+        8,
+        {
+            256: [width],
+            257: [height],
+            258: [8 * pixels.itemsize] * bands,
+            259: [8 if packed else 1],
+            262: [2],
+            273: [0],
+            277: [bands],
+            278: [height],
+            279: [len(content)],
+        },
+    )
     values |= {int(name[1:]): value for name, value in tags.items()}
     place += 2 + 12 * len(values) + 4
     extra, entries = b"", b""
@@ -773,46 +974,103 @@ def tiff(path, pixels, order="<", packed=False, **tags):
 
 def test_colours_of_16_bits_have_the_same_rule_as_grey(tmp_path):
     from PIL import Image, ImageOps
+
     colours = np.random.RandomState(0).randint(0, 4096, (20, 16, 3)).astype(np.uint16)
     colours[0, 0, 1] = 4000
-    paths = [deep_png(tmp_path / "x.png", colours), *(
-        tiff(tmp_path / f"{ord(order)}{packed}.tif", colours, order, packed)
-        for order in "<>" for packed in (False, True))]
+    paths = [
+        deep_png(tmp_path / "x.png", colours),
+        *(
+            tiff(tmp_path / f"{ord(order)}{packed}.tif", colours, order, packed)
+            for order in "<>"
+            for packed in (False, True)
+        ),
+    ]
     read = images.read_images({"all": paths}, 8)
     assert read.white == {"colour": 4095} and not read.remarks and not read.unreadable
     assert "colours of 16 bits are read as 0 = black to 4,095 = white" in images.describe(read)[0]
-    wanted = np.stack([ImageOps.fit(Image.fromarray(colours[..., k].astype(np.float32)), (8, 8),
-                                    Image.Resampling.BILINEAR) for k in range(3)], 2) * 255 / 4095
+    wanted = (
+        np.stack(
+            [
+                ImageOps.fit(
+                    Image.fromarray(colours[..., k].astype(np.float32)),
+                    (8, 8),
+                    Image.Resampling.BILINEAR,
+                )
+                for k in range(3)
+            ],
+            2,
+        )
+        * 255
+        / 4095
+    )
     for path, pixels in zip(paths, read.parts["all"]):
         assert (np.abs(pixels.numpy() - wanted) <= 1).all(), path
         assert np.array_equal(images.decode(path, 8, read.white), pixels)
     clear = np.dstack([np.full((8, 8, 3), 2000, np.uint16), np.full((8, 8, 1), 32_896, np.uint16)])
     half = images.read_images({"all": [deep_png(tmp_path / "a.png", clear)]}, 8, read.white)
-    assert np.abs(half.parts["all"][0].numpy() - (2000 * 255 / 4095 + 255) / 2).max() <= 1  # on white
+    assert (
+        np.abs(half.parts["all"][0].numpy() - (2000 * 255 / 4095 + 255) / 2).max() <= 1
+    )  # on white
     # One that is brighter than 14 bits: the upper byte of all, to the bit, as ever.
     bright = deep_png(tmp_path / "bright.png", colours * 16)
     read = images.read_images({"all": [*paths, bright]}, 8)
-    upper = ImageOps.fit(Image.fromarray((colours >> 8).astype(np.uint8)), (8, 8), Image.Resampling.BILINEAR)
-    assert read.white == {"colour": 65_535} and np.array_equal(read.parts["all"][0], np.asarray(upper))
-    assert np.array_equal(images.decode(paths[0], 8), upper), "alone, where nothing is known of others"
+    upper = ImageOps.fit(
+        Image.fromarray((colours >> 8).astype(np.uint8)), (8, 8), Image.Resampling.BILINEAR
+    )
+    assert read.white == {"colour": 65_535} and np.array_equal(
+        read.parts["all"][0], np.asarray(upper)
+    )
+    assert np.array_equal(images.decode(paths[0], 8), upper), (
+        "alone, where nothing is known of others"
+    )
 
 
 def test_a_fourth_band_is_transparency_only_where_the_file_says_so(tmp_path):
     from PIL import Image
+
     pixels = np.zeros((8, 8, 4), np.uint8) + np.array([200, 100, 50, 20], np.uint8)
     Image.fromarray(pixels).save(tmp_path / "said.tif")
     assert images.decode(tmp_path / "said.tif", 8)[0, 0].tolist() == [251, 243, 239]
-    unsaid = tiff(tmp_path / "unsaid.tif", pixels), tiff(tmp_path / "deep.tif", pixels.astype(np.uint16) * 257, ">")
+    unsaid = (
+        tiff(tmp_path / "unsaid.tif", pixels),
+        tiff(tmp_path / "deep.tif", pixels.astype(np.uint16) * 257, ">"),
+    )
     read = images.read_images({"all": list(unsaid)}, 8)
     assert (read.parts["all"] == torch.tensor([200, 100, 50])).all()
-    assert "2 images with a fourth band that the file does not call transparency" in images.describe(read)[0]
-    pixels[..., 3] = 0  # nothing to see, as image viewers have it; but formats without transparency have a 0 there
+    assert (
+        "2 images with a fourth band that the file does not call transparency"
+        in images.describe(read)[0]
+    )
+    pixels[..., 3] = (
+        0  # nothing to see, as image viewers have it; but formats without transparency have a 0 there
+    )
     Image.fromarray(pixels).save(tmp_path / "x.tga")
     Image.fromarray(pixels).save(tmp_path / "x.png")
     content = pixels[..., [2, 1, 0, 3]].tobytes()
-    head = struct.pack("<IiiHHIIiiII4I", 108, 8, 8, 1, 32, 3, len(content), 0, 0, 0, 0, 255 << 16, 255 << 8, 255, 255 << 24)
-    (tmp_path / "x.bmp").write_bytes(b"BM" + struct.pack("<IHHI", 122 + len(content), 0, 0, 122)
-                                     + head.ljust(108, b"\0") + content)
+    head = struct.pack(
+        "<IiiHHIIiiII4I",
+        108,
+        8,
+        8,
+        1,
+        32,
+        3,
+        len(content),
+        0,
+        0,
+        0,
+        0,
+        255 << 16,
+        255 << 8,
+        255,
+        255 << 24,
+    )
+    (tmp_path / "x.bmp").write_bytes(
+        b"BM"
+        + struct.pack("<IHHI", 122 + len(content), 0, 0, 122)
+        + head.ljust(108, b"\0")
+        + content
+    )
     for name in ("x.tga", "x.bmp"):
         read = images.read_images({"all": [str(tmp_path / name)]}, 8)
         assert read.parts["all"][0, 0, 0].tolist() == [200, 100, 50]
@@ -821,25 +1079,34 @@ def test_a_fourth_band_is_transparency_only_where_the_file_says_so(tmp_path):
 
 
 def test_negative_pixels_are_black_and_the_line_says_where_to_read_on(tmp_path):
-    path = tiff(tmp_path / "x.tif", np.full((8, 8, 1), -1000, np.int16).view(np.uint16), t262=[1], t339=[2])
+    path = tiff(
+        tmp_path / "x.tif", np.full((8, 8, 1), -1000, np.int16).view(np.uint16), t262=[1], t339=[2]
+    )
     read = images.read_images({"all": [path]}, 8)
-    assert read.parts["all"].max() == 0 and "negative pixels, read as black; lab/README.md" in images.describe(read)[0]
+    assert (
+        read.parts["all"].max() == 0
+        and "negative pixels, read as black; lab/README.md" in images.describe(read)[0]
+    )
 
 
 def test_pixels_that_are_no_numbers_are_black_and_counted(tmp_path):
     from PIL import Image
+
     pixels = np.full((8, 8), 0.5, np.float32)
     pixels[0, 7], pixels[1, 1] = np.nan, -3
     Image.fromarray(pixels).save(tmp_path / "x.tif")
     read = images.read_images({"one": [str(tmp_path / "x.tif")]}, 8)
     grey = read.parts["one"][0, :, :, 0]
     assert grey[0, 7] == grey[1, 1] == 0 and (grey == 127).sum() == 62
-    assert sum("that are no numbers" in line or "negative" in line
-               for line in images.describe(read)) == 2
+    assert (
+        sum("that are no numbers" in line or "negative" in line for line in images.describe(read))
+        == 2
+    )
 
 
 def test_white_is_zero_and_empty_alpha(tmp_path):
     from PIL import Image, TiffImagePlugin
+
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags[262] = 0
     Image.fromarray(np.full((8, 8), 65_535, np.uint16)).save(tmp_path / "x.tif", tiffinfo=tags)
@@ -858,7 +1125,12 @@ def test_white_is_zero_and_empty_alpha(tmp_path):
     content = (tmp_path / "u.tif").read_bytes()
     (tmp_path / "u.tif").write_bytes(content.replace(signed, unsigned))
     assert signed in content
-    assert images.decode(tmp_path / "u.tif", 4, {"integer": 4e9})[0].max(1).tolist() == [0, 0, 255, 255]
+    assert images.decode(tmp_path / "u.tif", 4, {"integer": 4e9})[0].max(1).tolist() == [
+        0,
+        0,
+        255,
+        255,
+    ]
     lab = Image.merge("LAB", [Image.new("L", (8, 8), value) for value in (255, 128, 128)])
     lab.save(tmp_path / "lab.tif")
     assert images.decode(tmp_path / "lab.tif", 8).min() > 245
@@ -866,6 +1138,7 @@ def test_white_is_zero_and_empty_alpha(tmp_path):
 
 def test_what_viewers_show_is_read_whatever_stands_beside_the_pixels(tmp_path):
     from PIL import Image, PngImagePlugin
+
     rows, columns = np.mgrid[:16, :16].astype(np.uint8) * 15
     pixels = np.stack((rows, columns, rows // 2 + 60), 2)
     image = Image.fromarray(pixels)
@@ -882,8 +1155,16 @@ def test_what_viewers_show_is_read_whatever_stands_beside_the_pixels(tmp_path):
     image.save(tmp_path / "stereo.mpo", quality=95)
     image.save(tmp_path / "nothing.png")
     (tmp_path / "nothing.png").rename(tmp_path / "no_suffix")
-    names = ("turned.jpg", "exif.png", "text.png", "profile.png", "frames.gif", "picture.jfif",
-             "no_suffix", "stereo.mpo")
+    names = (
+        "turned.jpg",
+        "exif.png",
+        "text.png",
+        "profile.png",
+        "frames.gif",
+        "picture.jfif",
+        "no_suffix",
+        "stereo.mpo",
+    )
     paths = [str(tmp_path / name) for name in names]
     assert all(map(images.is_image, paths))
     read = images.read_images({"all": paths}, 16)
@@ -897,6 +1178,7 @@ def test_what_viewers_show_is_read_whatever_stands_beside_the_pixels(tmp_path):
 
 def test_large_photographs_are_decoded_small_and_too_large_ones_named(tmp_path, monkeypatch):
     from PIL import Image
+
     Image.new("RGB", (6000, 5000), (90, 60, 30)).save(tmp_path / "photo.jpg")
     monkeypatch.setattr(images, "LARGEST", 30_000_000)  # bytes; whole it takes 120 million
     assert abs(images.decode(tmp_path / "photo.jpg", 8).astype(int) - (90, 60, 30)).max() <= 2
@@ -910,6 +1192,7 @@ def test_random_parts_are_resized_and_mirrored_and_centres_tested(tmp_path, digi
     """Each pixel of a picture says where it was: red is its column, green its row."""
     from PIL import Image
     from torchvision.transforms import functional as T
+
     rows, columns = np.mgrid[:73, :73].astype(np.float32) * 255 / 72
     place = np.stack((columns, rows, 0 * rows), 2).round().astype(np.uint8)
     for part, name in itertools.product(("train", "test"), "ab"):
@@ -918,43 +1201,54 @@ def test_random_parts_are_resized_and_mirrored_and_centres_tested(tmp_path, digi
             Image.fromarray(place).save(tmp_path / "images" / part / name / f"{k}.png")
     data = load_data(tmp_path / "images", 64, augment="crop")
     assert data.train.images.shape[1] == 73 and data.image_size == 64  # 64 * 256 / 224
-    (images, _), = data.train_batches(100, (0,))
-    assert images.shape == (80, 3, 64, 64) and images.is_contiguous(memory_format=torch.channels_last)
+    ((images, _),) = data.train_batches(100, (0,))
+    assert images.shape == (80, 3, 64, 64) and images.is_contiguous(
+        memory_format=torch.channels_last
+    )
     red, green = ((images[:, k] + 1) / 2 for k in (0, 1))
     width, height = red[:, :, -1] - red[:, :, 0], green[:, -1] - green[:, 0]
-    assert (width.std(1) < .01).all() and (height.std(1) < .01).all(), "straight"
+    assert (width.std(1) < 0.01).all() and (height.std(1) < 0.01).all(), "straight"
     width, height = width.mean(1) * 64 / 63, height.mean(1) * 64 / 63  # from centre to centre
     assert 20 < (width < 0).sum() < 60 and (height > 0).all()
     area, ratio = (width * height).abs(), (width / height).abs()
-    assert .07 < area.min() < .25 and .8 < area.max() < 1.02 and .45 < area.mean() < .62
-    assert (.73 < ratio).all() and (ratio < 1.36).all() and ratio.std() > .1
-    assert red.min() < .02 and red.max() > .98 and red[:, 0, 0].std() > .1, "from everywhere"
-    (again, _), = data.train_batches(100, (0,))
-    (other, _), = data.train_batches(100, (1,))
+    assert 0.07 < area.min() < 0.25 and 0.8 < area.max() < 1.02 and 0.45 < area.mean() < 0.62
+    assert (0.73 < ratio).all() and (ratio < 1.36).all() and ratio.std() > 0.1
+    assert red.min() < 0.02 and red.max() > 0.98 and red[:, 0, 0].std() > 0.1, "from everywhere"
+    ((again, _),) = data.train_batches(100, (0,))
+    ((other, _),) = data.train_batches(100, (1,))
     assert torch.equal(images, again) and not torch.equal(images, other)
     unmirrored = load_data(tmp_path / "images", 64, augment="crop", flip=False)
-    (images, _), = unmirrored.train_batches(100, (0,))
+    ((images, _),) = unmirrored.train_batches(100, (0,))
     assert (images[:, 0, 0, -1] > images[:, 0, 0, 0]).all()
     tested, _ = next(iter(data.test_batches()))
-    wanted = T.normalize(T.to_tensor(T.center_crop(Image.fromarray(place), 64)), [.5] * 3, [.5] * 3)
+    wanted = T.normalize(
+        T.to_tensor(T.center_crop(Image.fromarray(place), 64)), [0.5] * 3, [0.5] * 3
+    )
     assert torch.allclose(tested[0], wanted, atol=1e-6)
 
 
 def test_without_augmentation_images_are_as_they_are():
     data = load_data("digits", 16, augment="none")
     for epoch in range(2):
-        (images, labels), = data.train_batches(2000, (epoch,))
+        ((images, labels),) = data.train_batches(2000, (epoch,))
         order = torch.randperm(1437, generator=torch.Generator().manual_seed(seed_of(epoch)))
         assert torch.equal(images, data.train.images[order].permute(0, 3, 1, 2) / 127.5 - 1)
         assert torch.equal(labels, data.train.labels[order])
 
 
-@pytest.mark.parametrize("normalize, means, deviations", [
-    ("half", (.5, .5, .5), (.5, .5, .5)), ("imagenet", (.485, .456, .406), (.229, .224, .225)),
-    ((.1, .2, .3, .4, .5, .6), (.1, .2, .3), (.4, .5, .6))])
+@pytest.mark.parametrize(
+    "normalize, means, deviations",
+    [
+        ("half", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ((0.1, 0.2, 0.3, 0.4, 0.5, 0.6), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+    ],
+)
 def test_batches_are_normalised(normalize, means, deviations):
     images = load_data("digits", 16, normalize=normalize)
     batch, _ = next(iter(images.test_batches()))
-    wanted = (images.test.images[:len(batch)].permute(0, 3, 1, 2) / 255 - torch.tensor(means).view(
-        3, 1, 1)) / torch.tensor(deviations).view(3, 1, 1)
+    wanted = (
+        images.test.images[: len(batch)].permute(0, 3, 1, 2) / 255
+        - torch.tensor(means).view(3, 1, 1)
+    ) / torch.tensor(deviations).view(3, 1, 1)
     assert torch.allclose(batch, wanted, atol=1e-5)

@@ -1,4 +1,5 @@
 """A network leaves the suite as something a product can load; others' weights come into it."""
+
 import csv
 import json
 import math
@@ -47,16 +48,22 @@ def pruned(model, percent=50):
 
 @pytest.fixture
 def flags(folder):
-    return ["--preset=test", "--image_size=16", "--width=0.125", f"--data_path={folder}",
-            "--ebt=True"]
+    return [
+        "--preset=test",
+        "--image_size=16",
+        "--width=0.125",
+        f"--data_path={folder}",
+        "--ebt=True",
+    ]
 
 
 @pytest.fixture
 def saved(digits, tmp_path):
     """(file, network) of a pruned network for digits."""
     model = pruned(narrow("resnet-56", num_classes=10))
-    save_checkpoint("net.pth", model, {"classes": list(digits.classes), "image_size": 16,
-                                       "data_path": "digits"})
+    save_checkpoint(
+        "net.pth", model, {"classes": list(digits.classes), "image_size": 16, "data_path": "digits"}
+    )
     return "net.pth", model
 
 
@@ -64,8 +71,9 @@ def saved(digits, tmp_path):
 def small(digits, tmp_path):
     """The same of a network that is exported in a second."""
     model = pruned(narrow("mobilenet", num_classes=10))
-    save_checkpoint("net.pth", model, {"classes": list(digits.classes), "image_size": 16,
-                                       "data_path": "digits"})
+    save_checkpoint(
+        "net.pth", model, {"classes": list(digits.classes), "image_size": 16, "data_path": "digits"}
+    )
     return model
 
 
@@ -81,15 +89,19 @@ def load_pt2(path):
 def load_onnx(path):
     import onnx
     import onnxruntime
+
     session = onnxruntime.InferenceSession(path)
     names = [each.name for each in (*session.get_inputs(), *session.get_outputs())]
     assert names == ["images", "logits"]
-    return (lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]),
-            {each.key: each.value for each in onnx.load(path).metadata_props})
+    return (
+        lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]),
+        {each.key: each.value for each in onnx.load(path).metadata_props},
+    )
 
 
-@pytest.mark.parametrize("kind, load, percent", [("pt2", load_pt2, 50), ("pt2", load_pt2, 0),
-                                                 ("onnx", load_onnx, 50)])
+@pytest.mark.parametrize(
+    "kind, load, percent", [("pt2", load_pt2, 50), ("pt2", load_pt2, 0), ("onnx", load_onnx, 50)]
+)
 def test_an_exported_graph_computes_what_the_network_does(network, few, kind, load, percent):
     """Pruned, with residual adds from fewer filters, and dense; for any number of images."""
     if kind == "onnx":
@@ -101,12 +113,15 @@ def test_an_exported_graph_computes_what_the_network_does(network, few, kind, lo
     for part in (images[:1], images[:5], images):
         with torch.no_grad():
             torch.testing.assert_close(run(part.contiguous()), small(part), rtol=1e-4, atol=1e-4)
-    assert metadata["model"] == network.origin.name and json.loads(metadata["classes"]) == list("abcd")
+    assert metadata["model"] == network.origin.name and json.loads(metadata["classes"]) == list(
+        "abcd"
+    )
     assert "from -1 to 1" in metadata["input"] and done["difference"] < 1e-3
     assert metadata["torch"] == torch.__version__
     assert list(files(Path("here"))) == [f"net.{kind}"]
     if kind == "onnx":
         import onnx
+
         graph = onnx.load("here/net.onnx").graph
         assert {node.op_type for node in graph.node} <= PLAIN
         folded = network.origin.name != "vgg"  # its BatchNorms stand behind ReLUs
@@ -119,6 +134,7 @@ PLAIN = {"Conv", "Relu", "BatchNormalization", "Add", "MaxPool", "AveragePool", 
 def reference_on(content):
     import onnx
     from onnx.reference import ReferenceEvaluator
+
     evaluator = ReferenceEvaluator(onnx.load_from_string(content))
     return lambda images: evaluator.run(None, {"images": images})[0]
 
@@ -129,8 +145,10 @@ def partial(few):
     sides of some."""
     pytest.importorskip("onnxruntime")
     model = narrow("resnet")
-    kept = {g.name: torch.arange(0 if g.protected else g.conv.out_channels // 3, g.conv.out_channels)
-            for g in filter_groups(model)}
+    kept = {
+        g.name: torch.arange(0 if g.protected else g.conv.out_channels // 3, g.conv.out_channels)
+        for g in filter_groups(model)
+    }
     kept["layer2.0.shortcut.0"] = torch.arange(2, 9)
     model = prune(model, kept)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
@@ -154,7 +172,9 @@ def test_older_runtimes_get_an_older_opset(small, few, opset):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     model = small
-    assert measure.main(["--model_path=net.pth", "--export=net.onnx", f"--export_opset={opset}"]) == 0
+    assert (
+        measure.main(["--model_path=net.pth", "--export=net.onnx", f"--export_opset={opset}"]) == 0
+    )
     run, metadata = load_onnx("net.onnx")
     file = onnx.load("net.onnx")
     assert [each.version for each in file.opset_import] == [opset] == [int(metadata["opset"])]
@@ -165,7 +185,9 @@ def test_older_runtimes_get_an_older_opset(small, few, opset):
 
 def python_of(page, heading):
     """The first Python block below a heading of a README."""
-    return (ROOT / page).read_text().split(f"{heading}\n")[1].split("```python\n")[1].split("```")[0]
+    return (
+        (ROOT / page).read_text().split(f"{heading}\n")[1].split("```python\n")[1].split("```")[0]
+    )
 
 
 def test_a_network_in_8_bits_is_nearly_as_good(network, capsys, set_threads):
@@ -174,7 +196,10 @@ def test_a_network_in_8_bits_is_nearly_as_good(network, capsys, set_threads):
     set_threads(2)  # also where two test files run at a time
     digits, name = load_data("digits", 8), network.origin.name
     torch.manual_seed(0)
-    model, epochs = pruned(build_model(name, 10, WIDTH[name]), 20).train(), 14 if name == "mobilenet" else 4
+    model, epochs = (
+        pruned(build_model(name, 10, WIDTH[name]), 20).train(),
+        14 if name == "mobilenet" else 4,
+    )
     pixels, labels = digits.train.images.permute(0, 3, 1, 2) / 127.5 - 1, digits.train.labels
     optimizer = torch.optim.Adam(model.parameters())
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=23 * epochs + 1)
@@ -184,7 +209,9 @@ def test_a_network_in_8_bits_is_nearly_as_good(network, capsys, set_threads):
         optimizer.step(), rates.step()
     export(model, digits.classes, "digits.onnx", pixels[:8], inside=True)
     exec(python_of("lab/README.md", "### In 8 bits"), {})
-    whole, quantised = (float(line.split()[1]) for line in capsys.readouterr().out.splitlines()[-2:])
+    whole, quantised = (
+        float(line.split()[1]) for line in capsys.readouterr().out.splitlines()[-2:]
+    )
     assert whole > 50 and quantised > whole - 2
     assert os.stat("digits-int8.onnx").st_size < os.stat("digits.onnx").st_size / 1.5
 
@@ -192,6 +219,7 @@ def test_a_network_in_8_bits_is_nearly_as_good(network, capsys, set_threads):
 def test_the_script_of_the_readme_names_the_class(small, tmp_path, capsys, monkeypatch, digits):
     pytest.importorskip("onnxruntime")
     from PIL import Image
+
     Image.fromarray(digits.test.images[0].numpy()).save("x.png")
     assert measure.main(["--model_path=net.pth", "--export=n.onnx", "--export_normalize=True"]) == 0
     assert measure.main(["--model_path=net.pth", "--predict=x.png", "--device=cpu"]) == 0
@@ -228,7 +256,11 @@ class Halves(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 4, 3, padding=1), self.Noted(9, 6, 3)
+        self.a, self.b, self.c = (
+            nn.Conv2d(3, 8, 3),
+            nn.Conv2d(4, 4, 3, padding=1),
+            self.Noted(9, 6, 3),
+        )
         self.head, self.origin = nn.Linear(6, 4), Origin("halves", 4)
 
     def forward(self, x):
@@ -253,24 +285,35 @@ def test_a_sum_of_which_one_side_is_gone_is_exported(kind, load, few):
 
 def test_what_onnx_does_not_know_is_said_and_times_are_measured_without_it(capsys, monkeypatch):
     pytest.importorskip("onnxruntime")
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.RReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                          nn.Linear(4, 5)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.RReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    ).eval()
     model.origin = Origin("rrelu", 5)
     with pytest.raises(InputError, match="this network cannot be written as ONNX: .*rrelu"):
         exports.onnx_of(model, torch.zeros(2, 3, 16, 16))
-    monkeypatch.setattr(tables, "measure_latency", lambda timed, *_: {
-        label: {"median": 1., "p90": 1., "images_per_second": 1., "runs": 1} for label in timed})
+    monkeypatch.setattr(
+        tables,
+        "measure_latency",
+        lambda timed, *_: {
+            label: {"median": 1.0, "p90": 1.0, "images_per_second": 1.0, "runs": 1}
+            for label in timed
+        },
+    )
     tables.print_latency(model, 16, [torch.device("cpu")])
     said = capsys.readouterr().out
-    assert "Without ONNX Runtime: this network cannot be written as ONNX: " in said and "this" in said
+    assert (
+        "Without ONNX Runtime: this network cannot be written as ONNX: " in said and "this" in said
+    )
 
 
 def test_what_an_export_cannot_be_is_said(small, capsys):
     pytest.importorskip("onnxruntime")
-    for flags, says in ((["--export=n.onnx", "--export_opset=98"], "--export_opset=98: this network cannot be"),
-                        (["--export=n.pt2", "--export_opset=18"], "only works with --export=FILE.onnx"),
-                        (["--flops=True", "--export_fold=False"], "--export_fold only works with --export"),
-                        (["--flops=True", "--export_opset=18"], "--export_opset only works with --export")):
+    for flags, says in (
+        (["--export=n.onnx", "--export_opset=98"], "--export_opset=98: this network cannot be"),
+        (["--export=n.pt2", "--export_opset=18"], "only works with --export=FILE.onnx"),
+        (["--flops=True", "--export_fold=False"], "--export_fold only works with --export"),
+        (["--flops=True", "--export_opset=18"], "--export_opset only works with --export"),
+    ):
         assert measure.main(["--model_path=net.pth", *flags]) == 2
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
@@ -278,6 +321,7 @@ def test_what_an_export_cannot_be_is_said(small, capsys):
     out = capsys.readouterr().out
     assert "a width that is no multiple of 8" in out and "opset 2" in out and "IR version" in out
     import onnx
+
     assert "BatchNormalization" in {node.op_type for node in onnx.load("n.onnx").graph.node}
 
 
@@ -287,11 +331,15 @@ def test_an_image_becomes_pixels_as_the_steps_in_the_metadata_say(scaled, tmp_pa
     from PIL import Image, ImageOps
     from sklearn.datasets import load_sample_images
     from torchvision.transforms import functional as T
+
     model = narrow("resnet-56", 10)
     export(model, "abcdefghij", "net.pt2", few[0], scaled=scaled)
     run, metadata = load_pt2("net.pt2")
-    random, photos, same = np.random.RandomState(0), [
-        Image.fromarray(photo) for photo in load_sample_images().images], []
+    random, photos, same = (
+        np.random.RandomState(0),
+        [Image.fromarray(photo) for photo in load_sample_images().images],
+        [],
+    )
     for k in range(200):
         photo = photos[k % 2]
         width, height = random.randint(17, 200, 2)
@@ -307,7 +355,9 @@ def test_an_image_becomes_pixels_as_the_steps_in_the_metadata_say(scaled, tmp_pa
             match step["do"]:
                 case "decode":
                     image.draft(None, (scaled * 3 // 2,) * 2)
-                    assert step["as"] == f"image.draft(None, ({scaled * 3 // 2}, {scaled * 3 // 2}))"
+                    assert (
+                        step["as"] == f"image.draft(None, ({scaled * 3 // 2}, {scaled * 3 // 2}))"
+                    )
                 case "turn":
                     image = ImageOps.exif_transpose(image)
                 case "lay on":
@@ -330,7 +380,7 @@ def test_an_image_becomes_pixels_as_the_steps_in_the_metadata_say(scaled, tmp_pa
                     image = image[None]
         ours = torch.from_numpy(decode(path, scaled)).permute(2, 0, 1)[None] / 127.5 - 1
         margin = (scaled - 16) // 2
-        ours = ours[..., margin:margin + 16, margin:margin + 16]
+        ours = ours[..., margin : margin + 16, margin : margin + 16]
         assert (ours - image).abs().max() < 1e-5
         with torch.no_grad():
             same.append((run(image).argmax() == model(ours).argmax()).item())
@@ -349,18 +399,25 @@ def test_both_writers_of_a_residual_add_may_be_partial(few):
 
 def test_the_graph_may_normalise(small, few, capsys):
     model = small
-    assert measure.main(["--model_path=net.pth", "--export=deep/er/net.pt2",
-                         "--export_normalize=True"]) == 0
+    assert (
+        measure.main(
+            ["--model_path=net.pth", "--export=deep/er/net.pt2", "--export_normalize=True"]
+        )
+        == 0
+    )
     run, metadata = load_pt2("deep/er/net.pt2")
     images = few[0][:4]
     with torch.no_grad():
-        torch.testing.assert_close(run(((images + 1) / 2).contiguous()), model(images), rtol=1e-4,
-                                   atol=1e-4)
+        torch.testing.assert_close(
+            run(((images + 1) / 2).contiguous()), model(images), rtol=1e-4, atol=1e-4
+        )
     assert metadata["input"].endswith("RGB, pixels from 0 to 1")
     assert metadata["mean"] == "[0.0, 0.0, 0.0]" and metadata["std"] == "[1.0, 1.0, 1.0]"
     assert "pixels from 0 to 1\n" in capsys.readouterr().out
-    assert measure.main(["--model_path=net.pth", "--export=n.safetensors",
-                         "--export_normalize=True"]) == 2
+    assert (
+        measure.main(["--model_path=net.pth", "--export=n.safetensors", "--export_normalize=True"])
+        == 2
+    )
     assert measure.main(["--model_path=net.pth", "--export_normalize=True"]) == 2
 
 
@@ -371,8 +428,12 @@ def test_safetensors_rebuild_the_network(saved, few):
     with safe_open("net.safetensors", framework="pt") as file:
         metadata = file.metadata()
         weights = {key: file.get_tensor(key) for key in file.keys()}
-    again = build_network(metadata["model"], int(metadata["num_classes"]),
-                          float(metadata["width"]), json.loads(metadata["cfg"])).eval()
+    again = build_network(
+        metadata["model"],
+        int(metadata["num_classes"]),
+        float(metadata["width"]),
+        json.loads(metadata["cfg"]),
+    ).eval()
     again.load_state_dict(weights, strict=True)
     with torch.no_grad():
         torch.testing.assert_close(again(few[0]), model(few[0]))
@@ -401,8 +462,9 @@ def test_an_export_says_and_computes_its_own_normalisation(few):
         export(model, "abcd", "n.pt2", images, inside, config.NORMALIZATIONS["imagenet"])
         loaded, metadata = load_pt2("n.pt2")
         with torch.no_grad():
-            torch.testing.assert_close(loaded(pixels if inside else images), model(images),
-                                       rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(
+                loaded(pixels if inside else images), model(images), rtol=1e-3, atol=1e-4
+            )
         assert metadata["mean"] == ("[0.0, 0.0, 0.0]" if inside else "[0.485, 0.456, 0.406]")
 
 
@@ -421,9 +483,11 @@ def test_an_export_that_computes_something_else_is_refused(few, monkeypatch):
 def test_a_missing_package_and_a_wrong_suffix_are_one_line(saved, monkeypatch, capsys):
     before = files(Path("."))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    for flag, says in (("--export=new/net.onnx", "--export as .onnx needs onnxruntime: pip install onnxruntime"),
-                       ("--export=net.pth/net.pt2", "cannot write net.pth/net.pt2: "),
-                       ("--export=net.txt", "must end in .pt2, .onnx, .safetensors")):
+    for flag, says in (
+        ("--export=new/net.onnx", "--export as .onnx needs onnxruntime: pip install onnxruntime"),
+        ("--export=net.pth/net.pt2", "cannot write net.pth/net.pt2: "),
+        ("--export=net.txt", "must end in .pt2, .onnx, .safetensors"),
+    ):
         assert measure.main(["--model_path=net.pth", flag]) == 2
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
@@ -435,6 +499,7 @@ def test_a_missing_package_and_a_wrong_suffix_are_one_line(saved, monkeypatch, c
 
 def test_predictions_need_no_data_and_are_the_networks(saved, digits, capsys):
     from PIL import Image
+
     _, model = saved
     images = digits.test.images[:3]
     Path("some/more").mkdir(parents=True)
@@ -444,8 +509,12 @@ def test_predictions_need_no_data_and_are_the_networks(saved, digits, capsys):
         likely = model(images.permute(0, 3, 1, 2) / 127.5 - 1).softmax(1).topk(3)
     assert measure.main(["--model_path=net.pth", "--predict=some", "--device=cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()[-4:-1]
-    for line, name, which, of in zip(lines, ("some/a.png", "some/b.png", "some/more/c.png"),
-                                     likely.indices.tolist(), likely.values.tolist()):
+    for line, name, which, of in zip(
+        lines,
+        ("some/a.png", "some/b.png", "some/more/c.png"),
+        likely.indices.tolist(),
+        likely.values.tolist(),
+    ):
         words = line.split()
         assert words[0] == name and words[1::2] == [str(k) for k in which]
         assert words[2::2] == [f"{100 * p:.1f}%" for p in of]
@@ -484,16 +553,33 @@ def test_latency_is_measured_beside_the_unpruned_network(saved, monkeypatch, cap
     monkeypatch.setattr(tables, "runtime_of", lambda *_: None)  # as where it is not installed
 
     def said(milliseconds):
-        monkeypatch.setattr(tables, "measure_latency", lambda networks, size, *_: {
-            label: {"median": milliseconds[label], "p90": 9.0, "images_per_second": 1.0, "runs": 5}
-            for label in networks})
+        monkeypatch.setattr(
+            tables,
+            "measure_latency",
+            lambda networks, size, *_: {
+                label: {
+                    "median": milliseconds[label],
+                    "p90": 9.0,
+                    "images_per_second": 1.0,
+                    "runs": 5,
+                }
+                for label in networks
+            },
+        )
         assert measure.main(["--model_path=net.pth", "--latency=True", "--device=cpu"]) == 0
         return capsys.readouterr().out
 
     slow, fast = said({"unpruned": 2.0, "this": 2.0}), said({"unpruned": 2.0, "this": 1.0})
     assert "FLOPs, but is not faster at batch size 1 (cpu), 32 (cpu), 128 (cpu)" in slow
     assert "not faster" not in fast and "2.00\n" in fast
-    assert [line.split()[0] for line in fast.splitlines()[-6:]] == ["1", "1", "32", "32", "128", "128"]
+    assert [line.split()[0] for line in fast.splitlines()[-6:]] == [
+        "1",
+        "1",
+        "32",
+        "32",
+        "128",
+        "128",
+    ]
     save_checkpoint("net.pth", narrow("vgg"), {"image_size": 16})  # an unpruned one, alone
     alone = said({"this": 2.0})
     assert "times as fast" in alone and "not faster" not in alone
@@ -505,8 +591,9 @@ def test_latency_is_measured_beside_the_unpruned_network(saved, monkeypatch, cap
         figures = measure_latency({"a": model, "b": runtime}, 2, 16, device, seconds=0)
         assert 0 < figures["b"]["median"] < 1000
         monkeypatch.setattr(tables, "runtime_of", lambda *_: runtime)
-        both = said({"unpruned": 2.0, "this": 1.0, "unpruned, ONNX Runtime": 1.0,
-                     "this, ONNX Runtime": 1.0})
+        both = said(
+            {"unpruned": 2.0, "this": 1.0, "unpruned, ONNX Runtime": 1.0, "this, ONNX Runtime": 1.0}
+        )
         assert "not faster at batch size 1 (ONNX Runtime), 32 (ONNX Runtime)" in both
 
 
@@ -516,8 +603,10 @@ def test_latency_is_measured_beside_the_unpruned_network(saved, monkeypatch, cap
 @pytest.fixture(scope="module")
 def resnet34():
     """Weights of torchvision's network, whose BatchNorms do not look alike."""
-    return {key: tensor + torch.rand_like(tensor) if "bn" in key and tensor.ndim else tensor
-            for key, tensor in torchvision.models.resnet34().state_dict().items()}
+    return {
+        key: tensor + torch.rand_like(tensor) if "bn" in key and tensor.ndim else tensor
+        for key, tensor in torchvision.models.resnet34().state_dict().items()
+    }
 
 
 def test_a_classifier_for_classes_of_other_names_stays_fresh():
@@ -525,10 +614,15 @@ def test_a_classifier_for_classes_of_other_names_stays_fresh():
     save_checkpoint("net.pth", model, {"classes": names})
     for ours, fresh in ((names, False), (["a", "b", "c"], True), (None, False)):
         lines = initialise(narrow("vgg", 3, seed=1), "net.pth", ours)
-        assert any("classifier is for other classes (cat, dog, fox)" in line for line in lines) == fresh
+        assert (
+            any("classifier is for other classes (cat, dog, fox)" in line for line in lines)
+            == fresh
+        )
     save_checkpoint("net.pth", model, {})
     lines = initialise(narrow("vgg", 3, seed=1), "net.pth", names)
-    assert any("classifier was trained for classes that the file does not name" in line for line in lines)
+    assert any(
+        "classifier was trained for classes that the file does not name" in line for line in lines
+    )
 
 
 class Backwards(nn.Module):
@@ -544,24 +638,31 @@ class Backwards(nn.Module):
 
 def test_weights_find_their_layers_in_whatever_order_a_network_defines_them():
     theirs = Backwards()
-    torch.save({"net": theirs.state_dict(), "classes": ["a", "b", "c"], "normalize": [.1] * 6}, "net.pth")
-    lines = initialise(Backwards(), "net.pth", ["a", "b", "d"], [.5] * 6)
+    torch.save(
+        {"net": theirs.state_dict(), "classes": ["a", "b", "c"], "normalize": [0.1] * 6}, "net.pth"
+    )
+    lines = initialise(Backwards(), "net.pth", ["a", "b", "d"], [0.5] * 6)
     assert len(lines) == 3
     assert "the classifier fc, since the classifier is for other classes (a, b, c)" in lines[1]
-    assert lines[2] == ("its images were normalised in another way; --normalize=0.1,0.1,0.1,0.1,0.1,0.1 "
-                        "fits it")
+    assert lines[2] == (
+        "its images were normalised in another way; --normalize=0.1,0.1,0.1,0.1,0.1,0.1 fits it"
+    )
     state = {key: value for key, value in theirs.state_dict().items() if "hidden" not in key}
     torch.save({**state, "a.weight": state["a.weight"][:, :1]}, "grey.pth")
     ours = Backwards()
     lines = "\n".join(initialise(ours, "grey.pth"))
-    assert "fresh: the first convolution a, since a.weight is 4 x 1 x 3 x 3 instead of 4 x 3" in lines
+    assert (
+        "fresh: the first convolution a, since a.weight is 4 x 1 x 3 x 3 instead of 4 x 3" in lines
+    )
     assert "fresh: 1 layer (hidden)" in lines and torch.equal(ours.b.weight, theirs.b.weight)
 
 
 def test_a_pruned_network_of_another_width_is_no_beginning():
     model = narrow("vgg", 3, width=1 / 8)
     save_checkpoint("net.pth", pruned(model), {})
-    with pytest.raises(InputError, match="a pruned network of --width=0.125, and this run has --width=1"):
+    with pytest.raises(
+        InputError, match="a pruned network of --width=0.125, and this run has --width=1"
+    ):
         network_like("net.pth", "vgg", 3)
 
 
@@ -573,17 +674,23 @@ def test_a_torchvision_resnet_gives_all_but_stem_and_classifier(resnet34):
     assert torch.equal(own["layer3.0.shortcut.0.weight"], state["layer3.0.downsample.0.weight"])
     assert torch.equal(own["layer4.2.bn2.running_var"], state["layer4.2.bn2.running_var"])
     assert (own["bn1.running_mean"] == 0).all() and (own["bn1.weight"] == 1).all()  # not conv1's
-    assert "fresh: the first convolution conv1, since conv1.weight is 64 x 3 x 7 x 7 instead of " \
+    assert (
+        "fresh: the first convolution conv1, since conv1.weight is 64 x 3 x 7 x 7 instead of "
         "64 x 3 x 3 x 3" in lines
+    )
     assert "fresh: 1 BatchNorm (bn1), so " in lines and "from tv.pth: 99.9% of the weights" in lines
-    assert "fresh: the classifier linear, since linear.weight is 1000 x 512 instead of 4 x 512" \
+    assert (
+        "fresh: the classifier linear, since linear.weight is 1000 x 512 instead of 4 x 512"
         in lines
+    )
 
 
 def test_a_classifier_for_as_many_classes_is_taken_too(tmp_path):
     model, fresh = narrow("mobilenet", seed=1), narrow("mobilenet", seed=2)
-    torch.save({"net": {f"module.{key}": value for key, value in model.state_dict().items()}},
-               "published.pth")
+    torch.save(
+        {"net": {f"module.{key}": value for key, value in model.state_dict().items()}},
+        "published.pth",
+    )
     lines = initialise(fresh, "published.pth")
     assert lines == ["from published.pth: 100.0% of the weights"]
     for key, value in fresh.state_dict().items():
@@ -594,7 +701,9 @@ def test_a_classifier_for_as_many_classes_is_taken_too(tmp_path):
 def test_a_torchvision_vgg_gives_its_convolutions_in_order(name):
     with torch.device("meta"):
         shapes = getattr(torchvision.models, name)().state_dict()
-    state = {key: torch.rand(tensor.shape) for key, tensor in shapes.items() if tensor.numel() < 5e6}
+    state = {
+        key: torch.rand(tensor.shape) for key, tensor in shapes.items() if tensor.numel() < 5e6
+    }
     torch.save(state, "tv.pth")
     model = build_model("vgg", num_classes=4)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -602,17 +711,26 @@ def test_a_torchvision_vgg_gives_its_convolutions_in_order(name):
     convs = [key for key, value in state.items() if value.ndim == 4]
     assert torch.equal(model.features[2].weight, before["features.2.weight"])
     theirs, images = getattr(torchvision.models, name)().features.eval(), torch.rand(2, 3, 32, 32)
-    theirs.load_state_dict({key.removeprefix("features."): value for key, value in state.items()
-                            if key.startswith("features.")})
+    theirs.load_state_dict(
+        {
+            key.removeprefix("features."): value
+            for key, value in state.items()
+            if key.startswith("features.")
+        }
+    )
     with torch.no_grad():  # both up to the first pooling
         ours = model.eval().features[:6](images)
-        wanted = theirs[:6 if name == "vgg13_bn" else 4](images)
+        wanted = theirs[: 6 if name == "vgg13_bn" else 4](images)
     if name == "vgg13_bn":
         assert torch.allclose(ours, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max())
-        assert "its 10 BatchNorms, before the ReLUs, are folded" in lines and "fresh: 10" not in lines
+        assert (
+            "its 10 BatchNorms, before the ReLUs, are folded" in lines and "fresh: 10" not in lines
+        )
     else:
-        assert all(torch.equal(model.get_submodule(own).weight, state[key])
-                   for own, key in zip(dense_widths(model), convs, strict=True))
+        assert all(
+            torch.equal(model.get_submodule(own).weight, state[key])
+            for own, key in zip(dense_widths(model), convs, strict=True)
+        )
         assert "fresh: 10 BatchNorms (features.2, features.5, " in lines
     assert "fresh: the classifier classifier, since classifier.weight is " in lines
     torch.save({key: value for key, value in state.items() if key != convs[1]}, "tv.pth")
@@ -634,49 +752,78 @@ def test_weights_that_no_network_has_are_not_taken():
 def test_another_network_is_no_beginning(flags, capsys):
     meta = {key: value.to("meta") for key, value in narrow("vgg").state_dict().items()}
     strange = {"features.conv0.weight": torch.rand(8, 3, 3, 3)}
-    for name, state in (("strange", strange), ("meta", meta), ("none", {"a": 1}),
-                        ("other", narrow("mobilenet").state_dict())):
+    for name, state in (
+        ("strange", strange),
+        ("meta", meta),
+        ("none", {"a": 1}),
+        ("other", narrow("mobilenet").state_dict()),
+    ):
         torch.save(state, f"{name}.pth")
         assert main.main([*flags, "--only_train=base", f"--init={name}.pth"]) == 2
     error = capsys.readouterr().err
     assert "--init=other.pth does not fit VGG-13: it has no features.3 (another network" in error
     assert "none.pth holds no state dict" in error
     assert "strange.pth does not fit" in error and "features.3.weight is not a plain" in error
-    assert sorted(files(Path("."))) == [f"{name}.pth" for name in ("meta", "none", "other", "strange")]
+    assert sorted(files(Path("."))) == [
+        f"{name}.pth" for name in ("meta", "none", "other", "strange")
+    ]
     os.mkfifo("fifo.pth")
     assert main.main([*flags, "--only_train=base", "--init=fifo.pth"]) == 2
     assert "no checkpoint at fifo.pth" in capsys.readouterr().err
     for wrong in ("--pretrained=True", "--control=scratch"):
-        assert main.main([*flags, "--pruning_type=l1", "--prune_percent=20", "--init=other.pth",
-                          wrong]) == 2
+        assert (
+            main.main(
+                [*flags, "--pruning_type=l1", "--prune_percent=20", "--init=other.pth", wrong]
+            )
+            == 2
+        )
         assert wrong in capsys.readouterr().err
 
 
 def test_a_run_begins_with_a_classifier_that_the_user_vouches_for(flags, capsys):
     theirs = narrow("vgg", num_classes=3)
-    torch.save({"state_dict": narrow("vgg", num_classes=3, seed=1).state_dict(),
-                "state_dict_ema": theirs.state_dict()}, "net.pth")
+    torch.save(
+        {
+            "state_dict": narrow("vgg", num_classes=3, seed=1).state_dict(),
+            "state_dict_ema": theirs.state_dict(),
+        },
+        "net.pth",
+    )
     begin = [*flags, "--only_train=base", "--init=net.pth:state_dict_ema"]
     assert main.main(begin) == 0
     assert "the file does not name; --classifier=keep takes it" in capsys.readouterr().out
     assert main.main([*begin, "--classifier=keep"]) == 0
     out = capsys.readouterr().out
     assert "from net.pth:state_dict_ema: 100.0% of the weights" in out and "fresh" not in out
-    assert measure.main(["--model_path=net.pth:state_dict_ema", "--layers=True"]) == 2  # of width 1/8
-    torch.save({"net": narrow("vgg", width=1).state_dict(), "ema": narrow("vgg", width=1).state_dict()},
-               "two.pth")
+    assert (
+        measure.main(["--model_path=net.pth:state_dict_ema", "--layers=True"]) == 2
+    )  # of width 1/8
+    torch.save(
+        {"net": narrow("vgg", width=1).state_dict(), "ema": narrow("vgg", width=1).state_dict()},
+        "two.pth",
+    )
     assert measure.main(["--model_path=two.pth", "--layers=True", "--compression=True"]) == 0
-    assert "Note: two.pth has several state dicts: that under net is taken" in capsys.readouterr().out
+    assert (
+        "Note: two.pth has several state dicts: that under net is taken" in capsys.readouterr().out
+    )
     assert measure.main(["--model_path=two.pth:ema", "--layers=True", "--compression=True"]) == 0
     assert "several" not in capsys.readouterr().out and Path("two_ema_layers.csv").is_file()
 
 
 def test_a_sweep_trains_its_base_networks_from_the_weights(flags, folder, capsys):
     torch.save(narrow("vgg", num_classes=3).state_dict(), "net.pth")
-    Path("sweep.json").write_text(json.dumps({
-        **dict(flag[2:].split("=") for flag in flags), "init": "net.pth", "classifier": "keep",
-        "pruning_type": "l1",
-        "prune_percent": 20, "control": [False, "scratch"]}))
+    Path("sweep.json").write_text(
+        json.dumps(
+            {
+                **dict(flag[2:].split("=") for flag in flags),
+                "init": "net.pth",
+                "classifier": "keep",
+                "pruning_type": "l1",
+                "prune_percent": 20,
+                "control": [False, "scratch"],
+            }
+        )
+    )
     assert main.main(["--sweep=sweep.json", "--print_config=True"]) == 0
     base, cell, scratch = json.loads(capsys.readouterr().out)["order"]
     assert "--init=net.pth" in base and "--init" not in cell + scratch
@@ -687,8 +834,10 @@ def test_a_sweep_trains_its_base_networks_from_the_weights(flags, folder, capsys
 def test_a_run_does_not_replace_what_it_begins_with(flags, capsys):
     assert main.main([*flags, "--only_train=base"]) == 0
     before = files(Path("."))
-    assert main.main([*flags, "--only_train=base",
-                      "--init=./pretrained/ebt/shapes/vgg-w0.125.pth"]) == 2
+    assert (
+        main.main([*flags, "--only_train=base", "--init=./pretrained/ebt/shapes/vgg-w0.125.pth"])
+        == 2
+    )
     assert "would be replaced by this very run" in capsys.readouterr().err
     assert files(Path(".")) == before
 
@@ -710,7 +859,13 @@ def test_a_run_begins_with_the_weights_and_knows_them_again(flags, capsys):
 
 
 def test_a_run_may_count_multiply_adds_and_round_widths(flags, capsys):
-    job = [*flags, "--model=resnet-56", "--width=0.5", "--pruning_type=random", "--prune_percent=50"]
+    job = [
+        *flags,
+        "--model=resnet-56",
+        "--width=0.5",
+        "--pruning_type=random",
+        "--prune_percent=50",
+    ]
     assert main.main([*job, "--budget=macs"]) == 0
     said = capsys.readouterr().out
     path = Path("pruned_nets/ebt/shapes/resnet-56-w0.5_random_50_0.pth")
@@ -734,8 +889,13 @@ def test_a_run_may_count_multiply_adds_and_round_widths(flags, capsys):
 # ------------------------------------------------------------------- what a run shows of itself
 
 
-@pytest.mark.parametrize("job", [["--ebt=True", "--pruning_type=fisher", "--prune_percent=30"],
-                                 ["--pruning_type=orthoreg", "--prune_percent=40", "--n_rounds=2"]])
+@pytest.mark.parametrize(
+    "job",
+    [
+        ["--ebt=True", "--pruning_type=fisher", "--prune_percent=30"],
+        ["--pruning_type=orthoreg", "--prune_percent=40", "--n_rounds=2"],
+    ],
+)
 def test_the_shown_job_is_the_one_that_runs(flags, job, capsys):
     command = [*flags[:-1], *job, "--batch_size=8"]
     assert main.main([*command, "--print_config=True"]) == 0
@@ -747,11 +907,13 @@ def test_the_shown_job_is_the_one_that_runs(flags, job, capsys):
     assert saved == {name for name in files(Path(".")) if name.endswith(".pth")}
     for step in shown["steps"]:
         if step["step"] == "train network":
-            assert (step["lr"], step["epochs"]) == ([.02], [1])
+            assert (step["lr"], step["epochs"]) == ([0.02], [1])
             assert bool(step["penalty"]) == (step["phase"] == "ortho")
     last = json.loads(Path(shown["steps"][-1]["file"]).with_suffix(".json").read_text())
-    assert last["pruning"]["requested_percent"] == [
-        step["percent"] for step in shown["steps"] if step["step"] == "prune filters"][-1]
+    assert (
+        last["pruning"]["requested_percent"]
+        == [step["percent"] for step in shown["steps"] if step["step"] == "prune filters"][-1]
+    )
 
 
 def test_of_a_stopped_run_what_is_done_is_shown_on_any_machine(shell, flags, tmp_path, capsys):
@@ -763,7 +925,10 @@ def test_of_a_stopped_run_what_is_done_is_shown_on_any_machine(shell, flags, tmp
     shown = json.loads(capsys.readouterr().out)
     assert "there is none here" in shown["device"]
     assert [(step["step"], step.get("is done", False)) for step in shown["steps"][:3]] == [
-        ("train network", True), ("save network", True), ("train network", False)]  # and not "load", though it is there by now
+        ("train network", True),
+        ("save network", True),
+        ("train network", False),
+    ]  # and not "load", though it is there by now
 
 
 def test_the_shown_sweep_is_its_commands(capsys):
@@ -779,9 +944,9 @@ def test_every_network_has_the_history_of_its_training_as_csv(flags):
     assert main.main([*flags, "--pruning_type=orthoreg", "--prune_percent=30"]) == 0
     for path in Path(".").rglob("*.pth"):
         history = load_checkpoint(path)[1].history
-        (phase, (epoch,)), = history.items()
-        row, = csv.DictReader(path.with_suffix(".csv").read_text().splitlines())
-        assert row["phase"] == phase and float(row["lr"]) == epoch["lr"] == .02
+        ((phase, (epoch,)),) = history.items()
+        (row,) = csv.DictReader(path.with_suffix(".csv").read_text().splitlines())
+        assert row["phase"] == phase and float(row["lr"]) == epoch["lr"] == 0.02
         assert float(row["train/loss"]) == epoch["train"]["loss"]
         assert float(row["test/top1"]) == epoch["test"]["top1"]
         assert ("train/penalty" in row) == (phase == "ortho")
@@ -793,20 +958,37 @@ def test_tensorboard_has_each_epoch_once_also_after_resumes(shell, folder, tmp_p
 
     def scalars(folder):
         """{training: {name: [(epoch, value)]}}"""
-        logs = {path.parent.name: events.EventAccumulator(str(path.parent))
-                for path in folder.rglob("events.out.tfevents.*")}
-        return {training: {name: [(each.step, each.value) for each in log.Scalars(name)]
-                           for name in log.Reload().Tags()["scalars"] if name != "seconds"}
-                for training, log in logs.items()}
+        logs = {
+            path.parent.name: events.EventAccumulator(str(path.parent))
+            for path in folder.rglob("events.out.tfevents.*")
+        }
+        return {
+            training: {
+                name: [(each.step, each.value) for each in log.Scalars(name)]
+                for name in log.Reload().Tags()["scalars"]
+                if name != "seconds"
+            }
+            for training, log in logs.items()
+        }
 
-    job = ["--preset=test", "--image_size=16", "--width=0.125", f"--data_path={folder}",
-           "--pruning_type=orthoreg", "--prune_percent=40", "--n_rounds=2", "--tensorboard=True"]
+    job = [
+        "--preset=test",
+        "--image_size=16",
+        "--width=0.125",
+        f"--data_path={folder}",
+        "--pruning_type=orthoreg",
+        "--prune_percent=40",
+        "--n_rounds=2",
+        "--tensorboard=True",
+    ]
     for step in (18, 1, 10):  # after one training of round 1, in the other, and in the last epoch
         stopped = shell("main.py", *job, "--resume=True", cwd=tmp_path, stop=(15, step))
         assert stopped.returncode == 130, stopped.stderr
     assert shell("main.py", *job, "--resume=True", cwd=tmp_path).returncode == 0
     path, elsewhere = tmp_path / "pruned_nets/iterative/shapes", tmp_path / "elsewhere"
-    planted = tmp_path / "whole" / path.relative_to(tmp_path) / "vgg-w0.125_orthoreg_40_0.tensorboard"
+    planted = (
+        tmp_path / "whole" / path.relative_to(tmp_path) / "vgg-w0.125_orthoreg_40_0.tensorboard"
+    )
     for new in (elsewhere, planted.parent):
         new.mkdir(parents=True)
     planted.symlink_to(elsewhere)
@@ -816,15 +998,20 @@ def test_tensorboard_has_each_epoch_once_also_after_resumes(shell, folder, tmp_p
     assert logged == scalars(tmp_path / "whole")
     result = json.loads((path / "vgg-w0.125_orthoreg_40_0.json").read_text())
     middle = torch.load(path / "vgg-w0.125_orthoreg_25_ortho_0.pth", weights_only=True)
-    trainings = {"round-0-ortho": result["base"]["history"]["ortho"],
-                 "round-1-between": middle["history"]["between"],
-                 "round-1-ortho": middle["history"]["ortho"],
-                 "round-2-retrain": result["history"]["retrain"]}
+    trainings = {
+        "round-0-ortho": result["base"]["history"]["ortho"],
+        "round-1-between": middle["history"]["between"],
+        "round-1-ortho": middle["history"]["ortho"],
+        "round-2-retrain": result["history"]["retrain"],
+    }
     for training, epochs in trainings.items():
         log = logged[training]
-        for name, of in (("test/top1", lambda e: e["test"]["top1"]), ("lr", lambda e: e["lr"]),
-                         ("train/loss", lambda e: e["train"]["loss"]),
-                         ("orthogonality", lambda e: e["orthogonality"])):
+        for name, of in (
+            ("test/top1", lambda e: e["test"]["top1"]),
+            ("lr", lambda e: e["lr"]),
+            ("train/loss", lambda e: e["train"]["loss"]),
+            ("orthogonality", lambda e: e["orthogonality"]),
+        ):
             assert log[name] == [(k, pytest.approx(of(epoch))) for k, epoch in enumerate(epochs, 1)]
     assert log["width/features.0"][-1][1] == result["widths"]["features.0"]
 
@@ -832,5 +1019,7 @@ def test_tensorboard_has_each_epoch_once_also_after_resumes(shell, folder, tmp_p
 def test_tensorboard_that_is_missing_is_one_line(flags, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     assert main.main([*flags, "--only_train=base", "--tensorboard=True"]) == 2
-    assert "--tensorboard=True needs tensorboard: pip install tensorboard" in capsys.readouterr().err
+    assert (
+        "--tensorboard=True needs tensorboard: pip install tensorboard" in capsys.readouterr().err
+    )
     assert not files(Path("."))

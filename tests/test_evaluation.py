@@ -1,4 +1,5 @@
 """eval.py measures the images that were asked for, in the way the network's file says."""
+
 import csv
 import json
 import shutil
@@ -44,8 +45,22 @@ def test_a_share_of_the_images_is_measured_as_it_was_split_off(tmp_path, digits,
     """The folder has train/ alone, as --test_percent says that it may."""
     root = write_folder(tmp_path / "images", digits, train=20)
     shutil.rmtree(root / "test")
-    assert main.main(["--preset=test", "--image_size=16", "--width=0.125", "--ebt=True", f"--data_path={root}",
-                      "--test_percent=20", "--val_percent=10", "--flip=False", "--only_train=base"]) == 0
+    assert (
+        main.main(
+            [
+                "--preset=test",
+                "--image_size=16",
+                "--width=0.125",
+                "--ebt=True",
+                f"--data_path={root}",
+                "--test_percent=20",
+                "--val_percent=10",
+                "--flip=False",
+                "--only_train=base",
+            ]
+        )
+        == 0
+    )
     best = Path("pretrained/ebt/images/vgg-w0.125.pth")
     trained = torch.load(best, weights_only=True)["accuracy"]["best"]["top1"]
     ask = f"--model_path={best}", "--test_acc=True"
@@ -78,22 +93,35 @@ def test_a_share_of_the_images_is_measured_as_it_was_split_off(tmp_path, digits,
 
 def test_what_a_file_does_not_say_is_said_to_be_assumed_or_given(tmp_path, digits, folder, capsys):
     write_folder(tmp_path / "images", digits)
-    known = {"classes": ["one", "three", "two"], "image_size": 16, "normalize": config.NORMALIZATIONS["cifar"]}
+    known = {
+        "classes": ["one", "three", "two"],
+        "image_size": 16,
+        "normalize": config.NORMALIZATIONS["cifar"],
+    }
     model = narrow("vgg", 3)
     save_checkpoint("whole.pth", model, known)
     save_checkpoint("bare.pth", model, {})
     ask = "--test_acc=True", "--data_path=images"
     right, out = measured(capsys, "--model_path=whole.pth", *ask)
     assert "does not say" not in out
-    line, out = measured(capsys, "--model_path=bare.pth", *ask, "--image_size=16", "--normalize=cifar")
-    assert line == right and "--image_size: 16 as given" in out and "--normalize: cifar as given" in out
+    line, out = measured(
+        capsys, "--model_path=bare.pth", *ask, "--image_size=16", "--normalize=cifar"
+    )
+    assert (
+        line == right
+        and "--image_size: 16 as given" in out
+        and "--normalize: cifar as given" in out
+    )
     line, out = measured(capsys, "--model_path=bare.pth", *ask)
     assert "--image_size: 32 is assumed" in out and "--normalize: half is assumed" in out
     for flag in ("--image_size=32", "--normalize=half"):
         assert f"leave out {flag}" in refusal(capsys, "--model_path=whole.pth", *ask, flag)
     # Predictions know it, too.
     name = next((tmp_path / "images/test/one").iterdir())
-    pixels = torch.from_numpy(np.asarray(Image.open(name).convert("RGB")).copy()).permute(2, 0, 1)[None] / 255
+    pixels = (
+        torch.from_numpy(np.asarray(Image.open(name).convert("RGB")).copy()).permute(2, 0, 1)[None]
+        / 255
+    )
     means, deviations = torch.tensor(known["normalize"]).view(2, 3, 1, 1)
     likely = model((pixels - means) / deviations).softmax(1)[0]
     _, out = measured(capsys, "--model_path=whole.pth", f"--predict={name}")
@@ -102,10 +130,26 @@ def test_what_a_file_does_not_say_is_said_to_be_assumed_or_given(tmp_path, digit
     # As a base network it is held against the flags.
     Path("pretrained/ebt/shapes").mkdir(parents=True)
     shutil.copy("bare.pth", "pretrained/ebt/shapes/vgg-w0.125.pth")
-    assert main.main(["--preset=test", "--image_size=16", "--width=0.125", "--ebt=True", f"--data_path={folder}",
-                      "--pretrained=True", "--pruning_type=l1", "--prune_percent=20"]) == 0
+    assert (
+        main.main(
+            [
+                "--preset=test",
+                "--image_size=16",
+                "--width=0.125",
+                "--ebt=True",
+                f"--data_path={folder}",
+                "--pretrained=True",
+                "--pruning_type=l1",
+                "--prune_percent=20",
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
-    assert "does not say --image_size; 16 is assumed" in said and "--normalize; half is assumed" in said
+    assert (
+        "does not say --image_size; 16 is assumed" in said
+        and "--normalize; half is assumed" in said
+    )
     assert "unknown" not in said.split("\nResult\n")[1]
     row = next(line for line in said.splitlines() if "further epochs of training" in line)
     assert row.split()[-1] == "1" and len(row.split()) == 5
@@ -127,34 +171,62 @@ def test_classes_that_are_numbers_may_be_in_another_order(tmp_path, digits, caps
 
 def test_deep_images_are_predicted_by_one_rule(capsys):
     """The network's images had 8 bits, so nothing says what white is but the format."""
-    save_checkpoint("net.pth", narrow("vgg", 3), {"image_size": 8, "normalize": [.5] * 6})
+    save_checkpoint("net.pth", narrow("vgg", 3), {"image_size": 8, "normalize": [0.5] * 6})
     Path("some").mkdir()
     for name, value in (("dark", 200), ("bright", 60_000)):
         Image.fromarray(np.full((8, 8), value, np.uint16)).save(f"some/{name}.png")
     alone = measured(capsys, "--model_path=net.pth", "--predict=some/dark.png")[1]
     both = measured(capsys, "--model_path=net.pth", "--predict=some")[1]
-    lines = [line.split("dark.png")[1].split() for line in (alone + both).splitlines() if "dark.png" in line]
+    lines = [
+        line.split("dark.png")[1].split()
+        for line in (alone + both).splitlines()
+        if "dark.png" in line
+    ]
     assert len(lines) == 2 and lines[0] == lines[1] and "65,535 = white" in alone
 
 
 def test_nothing_that_was_asked_for_is_said_at_once(capsys):
     save_checkpoint("net.pth", narrow("vgg", 3), {})
-    assert "nothing was asked for; add one of --test_acc, " in refusal(capsys, "--model_path=net.pth")
+    assert "nothing was asked for; add one of --test_acc, " in refusal(
+        capsys, "--model_path=net.pth"
+    )
 
 
 def test_the_record_names_the_version(folder):
-    assert main.main(["--preset=test", "--image_size=8", "--width=0.125", "--ebt=True", f"--data_path={folder}",
-                      "--pruning_type=l1", "--prune_percent=20", "--eb_detect=True"]) == 0
-    record, = Path("pruned_nets").rglob("*.json")
+    assert (
+        main.main(
+            [
+                "--preset=test",
+                "--image_size=8",
+                "--width=0.125",
+                "--ebt=True",
+                f"--data_path={folder}",
+                "--pruning_type=l1",
+                "--prune_percent=20",
+                "--eb_detect=True",
+            ]
+        )
+        == 0
+    )
+    (record,) = Path("pruned_nets").rglob("*.json")
     environment = json.loads(record.read_text())["environment"]
     assert environment["suite"] == "unknown" or len(environment["suite"]) >= 7
 
 
-def test_a_run_on_random_parts_from_a_file_is_measured_as_it_was_tested(folder, tmp_path, monkeypatch, capsys):
+def test_a_run_on_random_parts_from_a_file_is_measured_as_it_was_tested(
+    folder, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    job = ["--preset=test", "--image_size=16", "--width=0.125", "--ebt=True", f"--data_path={folder}",
-           "--augment=crop", "--only_train=base"]
+    job = [
+        "--preset=test",
+        "--image_size=16",
+        "--width=0.125",
+        "--ebt=True",
+        f"--data_path={folder}",
+        "--augment=crop",
+        "--only_train=base",
+    ]
     nets = []
     for memory in ("--memory=1", "--memory=0.00001"):
         assert main.main([*job, memory]) == 0
@@ -176,7 +248,9 @@ def test_a_run_on_random_parts_from_a_file_is_measured_as_it_was_tested(folder, 
     with open("pretrained/ebt/shapes/vgg-w0.125_predictions.csv", newline="") as table:
         rows = list(csv.DictReader(table))
     assert [row["class"] for row in rows] == likeliest
-    shares = torch.tensor([[float(row[f"probability{number}"]) for number in ("", " 2", " 3")] for row in rows])
+    shares = torch.tensor(
+        [[float(row[f"probability{number}"]) for number in ("", " 2", " 3")] for row in rows]
+    )
     assert torch.allclose(shares, logits.softmax(1).sort(1, descending=True).values, atol=1e-5)
 
 
@@ -185,7 +259,11 @@ def test_classes_are_measured_each_and_what_is_confused_is_named(folder, capsys,
     answers = {"one": "one", "three": "three", "two": "one"}
     data = load_data(folder, 16)
     model = narrow("vgg", 3)
-    save_checkpoint("net.pth", model, {"image_size": 16, "classes": list(data.classes), "data_path": str(folder)})
+    save_checkpoint(
+        "net.pth",
+        model,
+        {"image_size": 16, "classes": list(data.classes), "data_path": str(folder)},
+    )
     wanted = iter([data.classes.index(answers[data.classes[k]]) for k in data.test.labels.tolist()])
 
     def answer(self, images):
@@ -197,12 +275,23 @@ def test_classes_are_measured_each_and_what_is_confused_is_named(folder, capsys,
     _, out = measured(capsys, "--model_path=net.pth", "--per_class=True")
     lines = [line.split() for line in out.splitlines()]
     assert ["one", "6", "100.0%", "12", "50.0%"] in lines and ["two", "6", "0.0%", "0"] in lines
-    assert ["two", "one", "6", "100.0%"] in lines and len([1 for line in lines if line[1:2] == ["one"]]) == 1
+    assert ["two", "one", "6", "100.0%"] in lines and len(
+        [1 for line in lines if line[1:2] == ["one"]]
+    ) == 1
     with open("net_classes.csv", newline="") as table:
         rows = {row["class"]: row for row in csv.DictReader(table)}
-    assert rows["three"] == {"class": "three", "images": "6", "answers": "6", "right": "6", "accuracy": "100.0",
-                             "precision": "100.0"}
+    assert rows["three"] == {
+        "class": "three",
+        "images": "6",
+        "answers": "6",
+        "right": "6",
+        "accuracy": "100.0",
+        "precision": "100.0",
+    }
     assert rows["two"]["precision"] == ""
-    assert Path("net_confusion.csv").read_text() == '"class (rows), answer (columns)",one,three,two\none,6,0,0\nthree,0,6,0\ntwo,6,0,0\n'
+    assert (
+        Path("net_confusion.csv").read_text()
+        == '"class (rows), answer (columns)",one,three,two\none,6,0,0\nthree,0,6,0\ntwo,6,0,0\n'
+    )
     with Image.open("net_confusion.png") as picture:
         assert picture.width > 400 and b"<svg" in Path("net_confusion.svg").read_bytes()

@@ -1,4 +1,5 @@
 """Nothing is lost: whatever ends a run, and wherever, --resume=True ends with the same bits."""
+
 import copy
 import csv
 import errno
@@ -42,8 +43,17 @@ TICKET = ("--ebt=True", "--pruning_type=orthoreg", "--prune_percent=25")
 ROUNDS = ("--pruning_type=orthoreg", "--thresholds=[20, 40]")
 NO_PENALTY = ("--pruning_type=theis", "--prune_percent=30", "--n_rounds=2")
 RESIDUAL = ("--model=resnet-56", "--width=0.25", "--optimizer=adam", *ROUNDS)
-CHOSEN = ("--ebt=True", "--pruning_type=fisher", "--prune_percent=40", "--budget=macs", "--score_steps=2",
-          "--ranking=measured", "--bn_images=24", "--distill=0.5", "--choose=last")
+CHOSEN = (
+    "--ebt=True",
+    "--pruning_type=fisher",
+    "--prune_percent=40",
+    "--budget=macs",
+    "--score_steps=2",
+    "--ranking=measured",
+    "--bn_images=24",
+    "--distill=0.5",
+    "--choose=last",
+)
 KILLED = -signal.SIGKILL
 
 
@@ -54,11 +64,16 @@ def flags(folder):
 
 def lasting(root):
     """All files but the locks of dead runs, which the next run takes away."""
-    return {name: content for name, content in files(root).items() if not name.endswith((".lock", ".tmp"))}
+    return {
+        name: content
+        for name, content in files(root).items()
+        if not name.endswith((".lock", ".tmp"))
+    }
 
 
 def results(root):
     """All that a run leaves, timings aside: {file: its content}."""
+
     def timeless(value):
         if isinstance(value, dict):
             return {key: timeless(item) for key, item in value.items() if key != "seconds"}
@@ -77,9 +92,13 @@ def results(root):
         elif path.suffix == ".pth":
             content = torch.load(path, weights_only=True)
             net = content.pop("net")
-            found[name] = timeless(content), {
-                key: (tensor.dtype, tensor.contiguous().numpy().tobytes())
-                for key, tensor in net.items()}
+            found[name] = (
+                timeless(content),
+                {
+                    key: (tensor.dtype, tensor.contiguous().numpy().tobytes())
+                    for key, tensor in net.items()
+                },
+            )
         else:
             found[name] = None
     return found
@@ -97,17 +116,27 @@ def uninterrupted(shell, folder, tmp_path_factory):
             assert ended.returncode == 0 and ended.stderr == "", ended.stderr
             done[job] = results(root)
         return done[job]
+
     return run
 
 
-@pytest.mark.parametrize("job, first, stride, least", [
-    (TICKET, 1, 5, 50), (ROUNDS, 3, 17, 120), (NO_PENALTY, 2, 17, 70), (RESIDUAL, 30, 97, 120), (CHOSEN, 10, 13, 60)])
-def test_killed_anywhere_and_resumed_the_bits_are_the_same(job, first, stride, least, shell, flags,
-                                                           uninterrupted, tmp_path):
+@pytest.mark.parametrize(
+    "job, first, stride, least",
+    [
+        (TICKET, 1, 5, 50),
+        (ROUNDS, 3, 17, 120),
+        (NO_PENALTY, 2, 17, 70),
+        (RESIDUAL, 30, 97, 120),
+        (CHOSEN, 10, 13, 60),
+    ],
+)
+def test_killed_anywhere_and_resumed_the_bits_are_the_same(
+    job, first, stride, least, shell, flags, uninterrupted, tmp_path
+):
     """Killed at every `stride`-th of the events and at the last four."""
     whole, counted = uninterrupted(job, *flags), tmp_path / "counted"
     counted.mkdir()
-    ended = shell("main.py", *flags, *job, cwd=counted, die_at=10 ** 9)
+    ended = shell("main.py", *flags, *job, cwd=counted, die_at=10**9)
     assert ended.returncode == 0 and results(counted) == whole
     last = int(ended.stderr)  # the number of events
     assert last > least
@@ -121,11 +150,13 @@ def test_killed_anywhere_and_resumed_the_bits_are_the_same(job, first, stride, l
 
 
 def test_a_run_that_is_killed_again_and_again_still_ends_with_the_same_bits(
-        shell, flags, uninterrupted, tmp_path):
+    shell, flags, uninterrupted, tmp_path
+):
     whole, deaths = uninterrupted(ROUNDS, *flags), 0
     while True:
-        ended = shell("main.py", *flags, *ROUNDS, "--resume=True", cwd=tmp_path,
-                      die_at=11 + 3 * deaths % 7)
+        ended = shell(
+            "main.py", *flags, *ROUNDS, "--resume=True", cwd=tmp_path, die_at=11 + 3 * deaths % 7
+        )
         if ended.returncode == 0:
             break
         assert ended.returncode == KILLED and deaths < 60
@@ -139,14 +170,23 @@ def test_a_finished_step_is_not_done_again(shell, flags, tmp_path):
     assert ended.returncode == KILLED
     ended = shell("main.py", *flags, *ROUNDS, "--resume=True", cwd=tmp_path)
     assert "Train the plain network" not in ended.stdout and "Result" in ended.stdout
-    assert "  goes on before any pruning, training with the penalty, after epoch 1 of 2 " in ended.stdout
+    assert (
+        "  goes on before any pruning, training with the penalty, after epoch 1 of 2 "
+        in ended.stdout
+    )
     assert "(pruned_nets/iterative/shapes/vgg-w0.125_orthoreg_40_0.resume)" in ended.stdout
 
 
 def test_a_run_is_not_finished_whose_base_was_trained_anew(shell, flags, tmp_path):
     base, ortho = [(*flags, f"--only_train={network}") for network in ("base", "ortho")]
-    for command, done in ((base, False), (ortho, False), (ortho, True), ((*base, "--batch_size=32"), False),
-                          (ortho, False), (ortho, True)):
+    for command, done in (
+        (base, False),
+        (ortho, False),
+        (ortho, True),
+        ((*base, "--batch_size=32"), False),
+        (ortho, False),
+        (ortho, True),
+    ):
         ended = shell("main.py", *command, "--resume=True", cwd=tmp_path)
         assert ended.returncode == 0 and ("This run is finished" in ended.stdout) == done
 
@@ -163,10 +203,14 @@ def test_a_finished_run_says_so(shell, flags, tmp_path):
     assert ended.returncode == 0 and "this run begins at the beginning" in ended.stdout
 
 
-@pytest.mark.parametrize("change, message", [
-    (("--batch_size=18",), "--batch_size was 16 and is 18"),
-    (("--preset=quick",), "--preset was 'test' and is 'quick'"),
-    (("--imp_samples=20",), "--imp_samples was 10000 and is 20")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("--batch_size=18",), "--batch_size was 16 and is 18"),
+        (("--preset=quick",), "--preset was 'test' and is 'quick'"),
+        (("--imp_samples=20",), "--imp_samples was 10000 and is 20"),
+    ],
+)
 def test_the_resume_file_of_another_command_is_refused(change, message, shell, flags, tmp_path):
     assert shell("main.py", *flags, *TICKET, cwd=tmp_path, die_at=30).returncode == KILLED
     before = lasting(tmp_path)
@@ -177,6 +221,7 @@ def test_the_resume_file_of_another_command_is_refused(change, message, shell, f
 
 def test_other_images_are_another_run(shell, flags, tmp_path, digits):
     from conftest import write_folder
+
     images = write_folder(tmp_path / "shapes", digits)
     (tmp_path / "work").mkdir()
     flags = (*flags[:-1], f"--data_path={images}", *TICKET)
@@ -191,12 +236,28 @@ def test_a_damaged_resume_file_is_refused(shell, flags, tmp_path):
     path = tmp_path / "pruned_nets/ebt/shapes/vgg-w0.125_orthoreg_25_0.resume"
     whole = path.read_bytes()
     state = torch.load(path, weights_only=True)
-    damaged = [whole[:len(whole) // 2], b"", b"x" * 1000, whole[:5000] + b"!" + whole[5001:]]
-    forged = [{"state": {**state["state"], **part}} for part in (
-        {"done": "all"}, {"done": 99}, {"done": 1.0}, {"begin": "steal"}, {"trained": {"ortho": 3}},
-        *({"trained": {"ortho": {**state["state"]["trained"]["ortho"], **part}}} for part in (
-            {"history": 5}, {"history": [5]}, {"optimizer": {"a": 1}}, {"best": {}},
-            {"sums": {"x": 1}}, {"weights": {"a": torch.zeros(1)}})))]
+    damaged = [whole[: len(whole) // 2], b"", b"x" * 1000, whole[:5000] + b"!" + whole[5001:]]
+    forged = [
+        {"state": {**state["state"], **part}}
+        for part in (
+            {"done": "all"},
+            {"done": 99},
+            {"done": 1.0},
+            {"begin": "steal"},
+            {"trained": {"ortho": 3}},
+            *(
+                {"trained": {"ortho": {**state["state"]["trained"]["ortho"], **part}}}
+                for part in (
+                    {"history": 5},
+                    {"history": [5]},
+                    {"optimizer": {"a": 1}},
+                    {"best": {}},
+                    {"sums": {"x": 1}},
+                    {"weights": {"a": torch.zeros(1)}},
+                )
+            ),
+        )
+    ]
     forged += [{"flags": {"model": torch.zeros(1)}}, {"random": {}}, {"random": 4}]
     for part in forged:
         torch.save({**state, **part}, tmp_path / "forged")
@@ -210,21 +271,26 @@ def test_a_damaged_resume_file_is_refused(shell, flags, tmp_path):
         assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
         assert lasting(tmp_path) == before
         if b"steal" in content:
-            ended = shell("main.py", *flags, *TICKET, "--resume=True", "--print_config=True", cwd=tmp_path)
+            ended = shell(
+                "main.py", *flags, *TICKET, "--resume=True", "--print_config=True", cwd=tmp_path
+            )
             assert ended.returncode == 2 and "is damaged" in ended.stderr, ended.stderr
     path.write_bytes(whole)  # and without --resume a run begins anew, and says what it replaces
     ended = shell("main.py", *flags, *TICKET, cwd=tmp_path)
     assert ended.returncode == 0 and "--resume=True goes on from it" in ended.stdout
 
 
-def test_the_same_images_under_another_path_are_the_same(shell, flags, uninterrupted, tmp_path,
-                                                         folder):
+def test_the_same_images_under_another_path_are_the_same(
+    shell, flags, uninterrupted, tmp_path, folder
+):
     whole = uninterrupted(TICKET, *flags)
     (tmp_path / "jobs").mkdir()
     shutil.copytree(folder, tmp_path / "jobs/shapes")
     ended = shell("main.py", *flags, *TICKET, cwd=tmp_path, stop=(signal.SIGTERM, 4))
     assert ended.returncode == 130
-    ended = shell("main.py", *flags, *TICKET, "--data_path=jobs/shapes/", "--resume=True", cwd=tmp_path)
+    ended = shell(
+        "main.py", *flags, *TICKET, "--data_path=jobs/shapes/", "--resume=True", cwd=tmp_path
+    )
     assert ended.returncode == 0 and ended.stderr == "", ended.stderr
     (tmp_path / "jobs/shapes").rename(tmp_path / "shapes")
 
@@ -237,11 +303,15 @@ def test_the_same_images_under_another_path_are_the_same(shell, flags, uninterru
         if name.endswith(".pth"):
             assert content[1] == whole[name][1]  # the weights
     for path in ("shapes", "./shapes", str(tmp_path / "shapes")):
-        ended = shell("main.py", *flags, *TICKET, f"--data_path={path}", "--resume=True", cwd=tmp_path)
+        ended = shell(
+            "main.py", *flags, *TICKET, f"--data_path={path}", "--resume=True", cwd=tmp_path
+        )
         assert "This run is finished" in ended.stdout and ended.returncode == 0
 
 
-def test_another_data_set_of_the_same_name_replaces_nothing_in_silence(shell, flags, tmp_path, digits):
+def test_another_data_set_of_the_same_name_replaces_nothing_in_silence(
+    shell, flags, tmp_path, digits
+):
     base = (*flags, "--ebt=True", "--only_train=base")
     first = write_folder(tmp_path / "a/imgs", digits)
     second = write_folder(tmp_path / "b/imgs", digits, classes=("two", "three", "one"))
@@ -256,11 +326,14 @@ def test_another_data_set_of_the_same_name_replaces_nothing_in_silence(shell, fl
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
-def test_a_signal_stops_at_the_next_batch_and_costs_nothing(number, shell, flags, uninterrupted,
-                                                            tmp_path):
+def test_a_signal_stops_at_the_next_batch_and_costs_nothing(
+    number, shell, flags, uninterrupted, tmp_path
+):
     whole = uninterrupted(ROUNDS, *flags)
     for step in (2, 8, 13):
-        ended = shell("main.py", *flags, *ROUNDS, "--resume=True", cwd=tmp_path, stop=(number, step))
+        ended = shell(
+            "main.py", *flags, *ROUNDS, "--resume=True", cwd=tmp_path, stop=(number, step)
+        )
         if ended.returncode == 0:
             break
         assert ended.returncode == 130 and ended.stderr.count("\n") == 1, ended.stderr
@@ -279,6 +352,7 @@ def test_a_signal_stops_at_the_next_batch_and_costs_nothing(number, shell, flags
 def test_two_runs_that_write_the_same_files(shell, flags, tmp_path, folder):
     """The second stops, the first is not disturbed, and a dead one's lock is no obstacle."""
     import fcntl
+
     target = tmp_path / "pretrained/ebt/shapes/vgg-w0.125.pth"
     target.parent.mkdir(parents=True)
     lock = target.with_name(f".{target.name}.lock")
@@ -289,8 +363,10 @@ def test_two_runs_that_write_the_same_files(shell, flags, tmp_path, folder):
         before = files(tmp_path)
         ended = shell("main.py", *flags, *job, cwd=tmp_path)
         assert ended.returncode == 2 and ended.stderr.count("\n") == 1
-        assert f"{target.relative_to(tmp_path)} is being written by another run (process 7 on " \
+        assert (
+            f"{target.relative_to(tmp_path)} is being written by another run (process 7 on "
             "there)" in ended.stderr
+        )
         assert files(tmp_path) == before
         # A run that only reads the file, or writes others, may go on.
         assert shell("main.py", *flags, "--model=mobilenet", *job, cwd=tmp_path).returncode == 0
@@ -301,6 +377,7 @@ def test_two_runs_that_write_the_same_files(shell, flags, tmp_path, folder):
 
 def test_a_flipped_bit_of_a_resume_file_is_noticed_or_means_nothing(tmp_path):
     """The file's own checksums hold all that is read; bits beside them are dates and padding."""
+
     def same(one, other):
         if isinstance(one, torch.Tensor):
             return one.dtype == other.dtype and torch.equal(one, other)
@@ -326,10 +403,14 @@ def test_a_flipped_bit_of_a_resume_file_is_noticed_or_means_nothing(tmp_path):
 
 
 FORGED = {  # path of an entry of a resume file -> nonsense of a sound type
-    "no records": (("state", "records"), list), "costs of nothing": (("state", "records", 0, "macs"), lambda: 0),
+    "no records": (("state", "records"), list),
+    "costs of nothing": (("state", "records", 0, "macs"), lambda: 0),
     "an optimizer of another network": (
-        ("state", "trained", "ortho", "optimizer", "state", 0, "momentum_buffer"), lambda: torch.zeros(1)),
-    "nothing to remember": (("state", "trained", "ortho", "optimizer", "state", 0), lambda: None)}
+        ("state", "trained", "ortho", "optimizer", "state", 0, "momentum_buffer"),
+        lambda: torch.zeros(1),
+    ),
+    "nothing to remember": (("state", "trained", "ortho", "optimizer", "state", 0), lambda: None),
+}
 
 
 @pytest.mark.parametrize("kind", FORGED)
@@ -337,7 +418,7 @@ def test_a_resume_file_with_nonsense_of_sound_types_is_damaged(kind, shell, flag
     job = (*flags, "--pruning_type=orthoreg", "--prune_percent=30", "--resume=True")
     stopped = shell("main.py", *job, cwd=tmp_path, stop=(15, 12))
     assert stopped.returncode == 130
-    path, = tmp_path.rglob("*.resume")
+    (path,) = tmp_path.rglob("*.resume")
     content = torch.load(path, weights_only=True)
     entry, (*outer, last) = content, FORGED[kind][0]
     for key in outer:
@@ -345,7 +426,9 @@ def test_a_resume_file_with_nonsense_of_sound_types_is_damaged(kind, shell, flag
     entry[last] = FORGED[kind][1]()
     torch.save(content, path)
     ended = shell("main.py", *job, cwd=tmp_path)
-    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "is damaged" in ended.stderr, ended
+    assert (
+        ended.returncode == 2 and ended.stderr.count("\n") == 1 and "is damaged" in ended.stderr
+    ), ended
 
 
 def test_what_somebody_planted_is_replaced_and_never_followed(shell, flags, tmp_path):
@@ -373,10 +456,20 @@ def test_what_somebody_planted_is_replaced_and_never_followed(shell, flags, tmp_
 
 def start(folder, *flags):
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "main.py"), "--preset=paper", *flags, "--only_train=base",
-         "--batch_size=2"],  # so that it lasts
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"})
+        [
+            sys.executable,
+            str(ROOT / "main.py"),
+            "--preset=paper",
+            *flags,
+            "--only_train=base",
+            "--batch_size=2",
+        ],  # so that it lasts
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def test_two_real_runs_at_once_and_a_real_signal(shell, flags, tmp_path):
@@ -410,22 +503,34 @@ def test_a_full_disk_leaves_the_previous_files(shell, flags, tmp_path):
 
 def test_closed_streams_and_a_second_signal(flags, tmp_path):
     """Output that nobody reads does not stop a run; impatience does not change the exit code."""
-    command = shlex.join([sys.executable, str(ROOT / "main.py"), "--preset=quick", *flags[1:],
-                          "--only_train=base"])
+    command = shlex.join(
+        [sys.executable, str(ROOT / "main.py"), "--preset=quick", *flags[1:], "--only_train=base"]
+    )
     ended = subprocess.run(command + " >&- 2>&-", shell=True, cwd=tmp_path)
     assert ended.returncode == 0 and len(files(tmp_path)) == 2
     body = "lambda: print('said') or open('missing')"  # what was said before it is not lost
-    ended = subprocess.run([sys.executable, "-c", "import sys; from common.command import run_command; "
-                            f"sys.exit(run_command('main.py', {body}))"], cwd=ROOT, text=True, capture_output=True,
-                           env={**os.environ, "PYTHONUNBUFFERED": ""})
-    assert (ended.returncode, ended.stdout) == (2, "said\n") and ended.stderr.startswith("main.py: error:")
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from common.command import run_command; "
+            f"sys.exit(run_command('main.py', {body}))",
+        ],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )
+    assert (ended.returncode, ended.stdout) == (2, "said\n") and ended.stderr.startswith(
+        "main.py: error:"
+    )
     run = start(tmp_path, *flags[1:])
     for line in run.stdout:
         if "base 1/" in line:
             break
     for _ in range(20):
         run.send_signal(signal.SIGINT)
-        time.sleep(.02)
+        time.sleep(0.02)
     run.communicate(timeout=60)
     assert run.returncode == 130
 
@@ -441,11 +546,17 @@ cache.CACHE_FROM = 10
 {reads} = lambda *_: os.read(os.pipe()[0], 1)
 print("reading", flush=True)
 command.exit_with(command.run_command("main.py", lambda: load_data({str(folder)!r}, 16)))"""
-    run = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                           stderr=subprocess.PIPE, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)})
+    run = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+    )
     try:
         assert run.stdout.readline() == "reading\n"
-        time.sleep(.5)
+        time.sleep(0.5)
         run.terminate()
         _, error = run.communicate(timeout=20)
     finally:
@@ -457,13 +568,20 @@ def test_decoded_images_that_somebody_writes_to_during_a_run(folder, tmp_path, m
     """A line, then the same command goes on, and ends with the same bits."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setitem(config.PRESETS, "test", short_preset(epochs=2))
-    job = ["--preset=test", "--image_size=16", "--width=0.125", f"--data_path={folder}", "--memory=0.00001", *TICKET]
+    job = [
+        "--preset=test",
+        "--image_size=16",
+        "--width=0.125",
+        f"--data_path={folder}",
+        "--memory=0.00001",
+        *TICKET,
+    ]
     for name in ("whole", "spoiled"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "whole")
     assert main.main(job) == 0
     monkeypatch.chdir(tmp_path / "spoiled")
-    kept, = (tmp_path / "cache/orthoreg").glob("*.bytes")
+    (kept,) = (tmp_path / "cache/orthoreg").glob("*.bytes")
     content, steps = kept.read_bytes(), itertools.count()
     read = FilePixels.read
 
@@ -488,25 +606,28 @@ class Waits:
     """An object that takes a while to be taken away."""
 
     def __del__(self):
-        time.sleep(.4)
+        time.sleep(0.4)
 
 
 def reader():
     try:
         yield 1
     finally:  # as a pool of threads that is shut down
-        time.sleep(.4)
+        time.sleep(0.4)
 
 
 def let_pass():
     try:
-        time.sleep(.4)
+        time.sleep(0.4)
     except BaseException:
         pass
 
 
-LIBRARIES = {"converts": "raise ImportError('initialization failed') from error", "hides": "pass",
-             "fails": "raise ImportError('no such symbol')"}
+LIBRARIES = {
+    "converts": "raise ImportError('initialization failed') from error",
+    "hides": "pass",
+    "fails": "raise ImportError('no such symbol')",
+}
 
 
 @pytest.mark.parametrize("where", ["generator", "__del__", "weakref", "let pass", *LIBRARIES])
@@ -514,7 +635,8 @@ def test_a_signal_is_not_lost_wherever_it_comes(where, tmp_path, monkeypatch, ca
     """Neither where Python ignores what is raised nor where a library makes something of it."""
     for name, does in LIBRARIES.items():
         (tmp_path / f"library_that_{name}.py").write_text(
-            f"import time\ntry:\n    time.sleep(.4)\nexcept BaseException as error:\n    {does}\n")
+            f"import time\ntry:\n    time.sleep(.4)\nexcept BaseException as error:\n    {does}\n"
+        )
     monkeypatch.syspath_prepend(tmp_path)
     after = []
 
@@ -525,9 +647,9 @@ def test_a_signal_is_not_lost_wherever_it_comes(where, tmp_path, monkeypatch, ca
                 next(thing)
             if where == "weakref":
                 thing = type("Thing", (), {})()
-                watch = weakref.ref(thing, lambda _: time.sleep(.4))
+                watch = weakref.ref(thing, lambda _: time.sleep(0.4))
                 assert watch() is thing
-            threading.Timer(.1, os.kill, [os.getpid(), signal.SIGTERM]).start()
+            threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGTERM]).start()
             if where in LIBRARIES:
                 need("--export=x.onnx", f"library_that_{where}")
             elif where == "let pass":
@@ -535,7 +657,7 @@ def test_a_signal_is_not_lost_wherever_it_comes(where, tmp_path, monkeypatch, ca
                 return
             del thing
             for _ in range(30):
-                time.sleep(.05)
+                time.sleep(0.05)
             after.append("went on")
 
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
@@ -551,12 +673,14 @@ def test_a_signal_is_not_lost_wherever_it_comes(where, tmp_path, monkeypatch, ca
 
 def test_what_stops_a_stopped_run_from_being_kept_is_said(capsys):
     """An error that follows a signal is no signal."""
+
     def body():
         with explained("the state is saved"):
             try:
                 raise KeyboardInterrupt
             except KeyboardInterrupt:
                 raise InputError("cannot write x: the disk is full") from OSError()
+
     assert run_command("main.py", body) == 2
     assert capsys.readouterr().err == "main.py: error: cannot write x: the disk is full\n"
 
@@ -564,19 +688,21 @@ def test_what_stops_a_stopped_run_from_being_kept_is_said(capsys):
 def test_a_disk_that_fills_under_tensorboard_is_one_line(flags, tmp_path, monkeypatch, capfd):
     pytest.importorskip("tensorboard")
     from tensorboard.summary.writer.record_writer import RecordWriter
+
     write, count = RecordWriter.write, itertools.count()
 
     def full(self, content):
         if next(count) > 20:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(self, content)
+
     monkeypatch.setattr(RecordWriter, "write", full)
     monkeypatch.chdir(tmp_path)
     job = ["--preset=quick", *flags[1:], "--ebt=True", "--only_train=base", "--epochs=2"]
     hook = threading.excepthook
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # not pytest's
     assert main.main([*job, "--tensorboard=True"]) == 2
-    time.sleep(.2)
+    time.sleep(0.2)
     error = capfd.readouterr().err
     assert error.count("\n") == 1 and "No space left on device" in error, error
     assert "pretrained/ebt/shapes/vgg-w0.125.tensorboard/round-0-base" in error
@@ -598,6 +724,7 @@ def test_random_states_come_back(tmp_path):
     import random
 
     import numpy as np
+
     network = build_model("vgg", 3, width=1 / 8)
 
     def draw():
@@ -613,13 +740,15 @@ def test_random_states_come_back(tmp_path):
 
 
 def test_a_best_epoch_of_before_the_interruption_stays_the_best(digits, monkeypatch):
-    recipe = Recipe(lr=[.01, .01], epochs=[1, 1], weight_decay=0, adam_lr=[1, 1])
+    recipe = Recipe(lr=[0.01, 0.01], epochs=[1, 1], weight_decay=0, adam_lr=[1, 1])
 
     def train(model, **how):
         return fit(model, digits, recipe, key=(0,), batch_size=128, **how)
 
-    accuracies = iter([90., 50., 90., 50.])  # of both epochs of the first, and of the second
-    monkeypatch.setattr(train_module, "evaluate", lambda *_: {"loss": 1., "top1": next(accuracies)})
+    accuracies = iter([90.0, 50.0, 90.0, 50.0])  # of both epochs of the first, and of the second
+    monkeypatch.setattr(
+        train_module, "evaluate", lambda *_: {"loss": 1.0, "top1": next(accuracies)}
+    )
     whole = narrow("vgg", 10)
     assert train(whole).best["epoch"] == 1
     stopped, training = narrow("vgg", 10), Training()
@@ -639,7 +768,7 @@ def test_a_best_epoch_of_before_the_interruption_stays_the_best(digits, monkeypa
 
 
 def test_a_training_in_float16_goes_on_with_its_scale(digits):
-    recipe = Recipe(lr=[.01], epochs=[3], weight_decay=0, adam_lr=[1])
+    recipe = Recipe(lr=[0.01], epochs=[3], weight_decay=0, adam_lr=[1])
 
     def train(model, **how):
         return fit(model, digits, recipe, key=(0,), batch_size=128, amp="float16", **how)
@@ -656,7 +785,7 @@ def test_a_training_in_float16_goes_on_with_its_scale(digits):
     with pytest.raises(KeyboardInterrupt):
         train(stopped, training=training, keep=keep)
     model, training = copies[0]
-    assert training.scaler["scale"] < 2 ** 16
+    assert training.scaler["scale"] < 2**16
     train(model, training=training)
     assert all(map(torch.equal, whole.state_dict().values(), model.state_dict().values()))
 
@@ -685,7 +814,7 @@ def test_a_signal_while_the_weights_diverge_keeps_the_last_good_ones(digits, mon
 
     monkeypatch.setattr(ImageData, "train_batches", lambda *args, key: Interrupted(*args, key=key))
     monkeypatch.setattr(time, "monotonic", lambda: 0.0)  # the loss is looked at after half a second
-    recipe = Recipe(lr=[.01, 1e30], epochs=[1, 1], weight_decay=0, adam_lr=[1, 1])
+    recipe = Recipe(lr=[0.01, 1e30], epochs=[1, 1], weight_decay=0, adam_lr=[1, 1])
     with pytest.raises(KeyboardInterrupt):
         fit(model, digits, recipe, key=(0,), batch_size=256, keep=keep)
     assert kept == [True]
@@ -701,6 +830,7 @@ def test_a_diverging_epoch_is_not_trained_to_its_end(digits, monkeypatch):
         for batch in digits.train_batches(16, key=(0,)):
             seen.append(batch)
             yield batch
+
     wild = torch.optim.SGD(model.parameters(), lr=1e30)
     with pytest.raises(Diverged):
         train_epoch(model, batches(), wild)
@@ -715,7 +845,7 @@ def test_a_diverging_run_ends_with_3_and_its_files_stay(shell, flags, tmp_path):
     assert shell(suite / "main.py", *job, cwd=work, fresh=True).returncode == 0
     before = files(work)
     text = (suite / "config.py").read_text()
-    (suite / "config.py").write_text(text.replace("lr=[.02, .002]", "lr=[1e30, .002]"))
+    (suite / "config.py").write_text(text.replace("lr=[0.02, 0.002]", "lr=[1e30, 0.002]"))
     ended = shell(suite / "main.py", *job, cwd=work, fresh=True)
     assert ended.returncode == 3 and ended.stderr.count("\n") == 1, ended
     assert "in base, epoch 1 of 4, at learning rate 1e+30" in ended.stderr

@@ -1,4 +1,5 @@
 """The shape of the code: imports run down only, rooms stay small, a method is registered once."""
+
 import ast
 import importlib
 import re
@@ -15,12 +16,20 @@ from lab import plots
 from lab.experiment import make_parser, parse
 from lab.wheel import INIT, renamed, suite_names
 
-FLOORS = [("common",), ("channels",), ("config", "models"), ("data", "imp_estimator", "pruner", "train"), ("lab",),
-          ("main", "eval")]  # each imports from its own floor and those before it
+FLOORS = [
+    ("common",),
+    ("channels",),
+    ("config", "models"),
+    ("data", "imp_estimator", "pruner", "train"),
+    ("lab",),
+    ("main", "eval"),
+]  # each imports from its own floor and those before it
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 PACKAGES = [path.parent.name for path in ROOT.glob("*/__init__.py")]
-FILES = sorted([path for path in ROOT.glob("*.py") if path.stem in FLOOR]  # not a user's own scripts
-               + [path for name in PACKAGES for path in ROOT.glob(f"{name}/*.py")])
+FILES = sorted(
+    [path for path in ROOT.glob("*.py") if path.stem in FLOOR]  # not a user's own scripts
+    + [path for name in PACKAGES for path in ROOT.glob(f"{name}/*.py")]
+)
 
 
 def name_of(path):
@@ -40,8 +49,11 @@ def imported(path):
             found |= {each.name for each in node.names}
         elif isinstance(node, ast.ImportFrom):
             found |= {node.module, *(f"{node.module}.{each.name}" for each in node.names)}
-        elif lazies and isinstance(node, ast.Call) and any(
-                isinstance(part, ast.Name) and part.id == "lazy" for part in ast.walk(node)):
+        elif (
+            lazies
+            and isinstance(node, ast.Call)
+            and any(isinstance(part, ast.Name) and part.id == "lazy" for part in ast.walk(node))
+        ):
             found |= {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
     return {name for name in found if name in NAMES and name not in PACKAGES}
 
@@ -51,7 +63,9 @@ def test_imports_run_down_only_and_never_in_a_circle():
     assert {"torch"} not in graph.values() and "lab.job" in graph["main"]  # lazy() is seen
     for name, others in graph.items():
         for other in others:
-            assert FLOOR[other.split(".")[0]] <= FLOOR[name.split(".")[0]], f"{name} imports {other}"
+            assert FLOOR[other.split(".")[0]] <= FLOOR[name.split(".")[0]], (
+                f"{name} imports {other}"
+            )
             assert other not in ("main", "eval"), f"{name} imports {other}"
     TopologicalSorter(graph).prepare()  # raises where they run in a circle
 
@@ -59,8 +73,11 @@ def test_imports_run_down_only_and_never_in_a_circle():
 def test_common_knows_no_pruning():
     words = re.compile(r"prun|importance|estimator|retrain|orthonormal|\bfilters\b", re.I)
     for path in ROOT.glob("common/*.py"):
-        found = [f"{path.name}:{number}: {line.strip()}" for number, line in enumerate(
-            path.read_text().splitlines(), 1) if words.search(line)]
+        found = [
+            f"{path.name}:{number}: {line.strip()}"
+            for number, line in enumerate(path.read_text().splitlines(), 1)
+            if words.search(line)
+        ]
         assert not found, found
 
 
@@ -75,19 +92,37 @@ def test_installed_all_is_in_one_package_that_works(tmp_path, monkeypatch):
     (tmp_path / "orthoreg/__init__.py").write_text(INIT)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in FLOOR}
+    ours = {
+        name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in FLOOR
+    }
     try:
         command = importlib.import_module("orthoreg.main")
-        assert command.main(["--data_path=digits", "--image_size=8", "--width=0.125", "--ebt=True",
-                             "--preset=quick", "--pruning_type=bn", "--prune_percent=50"]) == 0
+        assert (
+            command.main(
+                [
+                    "--data_path=digits",
+                    "--image_size=8",
+                    "--width=0.125",
+                    "--ebt=True",
+                    "--preset=quick",
+                    "--pruning_type=bn",
+                    "--prune_percent=50",
+                ]
+            )
+            == 0
+        )
         found = set(sys.modules)
     finally:
         sys.modules.update(ours)
         for name in {name for name in sys.modules if name.split(".")[0] == "orthoreg"}:
             del sys.modules[name]
-    assert "orthoreg.lab.checkpoint" in found and not {name.split(".")[0] for name in found} & set(FLOOR)
+    assert "orthoreg.lab.checkpoint" in found and not {name.split(".")[0] for name in found} & set(
+        FLOOR
+    )
     wanted = re.search("^dependencies = (.*)", (ROOT / "pyproject.toml").read_text(), re.M).group(1)
-    assert all(f'"{each}"' in (ROOT / "requirements.sh").read_text() for each in ast.literal_eval(wanted))
+    assert all(
+        f'"{each}"' in (ROOT / "requirements.sh").read_text() for each in ast.literal_eval(wanted)
+    )
 
 
 def test_functions_are_short_and_imports_stand_at_the_top():
@@ -96,19 +131,29 @@ def test_functions_are_short_and_imports_stand_at_the_top():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 functions.append((node.end_lineno - node.lineno + 1, path.name, node.name))
-                inside += [f"{path.name}:{each.lineno}" for each in ast.walk(node)
-                           if isinstance(each, (ast.Import, ast.ImportFrom))]
+                inside += [
+                    f"{path.name}:{each.lineno}"
+                    for each in ast.walk(node)
+                    if isinstance(each, (ast.Import, ast.ImportFrom))
+                ]
     assert max(functions) <= (70,), max(functions)
     assert len(inside) < 10, inside
 
 
 def test_no_method_is_asked_for_by_name():
     # A folder, the package, a kind of group, a seed, the states of generators; the group of a flag:
-    other_meanings = {("cache.py", "orthoreg"), ("wheel.py", "orthoreg"), *(
-        (file, "random") for file in ("groups.py", "cutting.py", "resume.py")), *(
-        (file, "group") for file in ("flags.py", "experiment.py", "sweep.py"))}
-    names = {(path.name, node.value) for path in FILES for node in ast.walk(ast.parse(path.read_text()))
-             if isinstance(node, ast.Constant) and node.value in ESTIMATORS}
+    other_meanings = {
+        ("cache.py", "orthoreg"),
+        ("wheel.py", "orthoreg"),
+        *((file, "random") for file in ("groups.py", "cutting.py", "resume.py")),
+        *((file, "group") for file in ("flags.py", "experiment.py", "sweep.py")),
+    }
+    names = {
+        (path.name, node.value)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in ESTIMATORS
+    }
     assert {file for file, _ in names - other_meanings} == {"imp_estimator.py", "config.py"}
 
 
@@ -117,8 +162,9 @@ def test_a_method_is_registered_in_one_place(monkeypatch, capsys):
     before = {name: plots.method_style(name) for name in ESTIMATORS}
     monkeypatch.setattr(imp_estimator, "ESTIMATORS", ESTIMATORS)
     try:
-        imp_estimator.estimator("largest", source="me", help="largest weight", penalty=True,
-                                needs="balanced images")(lambda *_, **__: [])
+        imp_estimator.estimator(
+            "largest", source="me", help="largest weight", penalty=True, needs="balanced images"
+        )(lambda *_, **__: [])
         flags = parse(["--pruning_type=largest", "--prune_percent=50"])
         assert flags.penalised and flags.estimator.needs_images
         assert str(flags.pruned_file("", 50, False)).endswith("vgg_largest_50_0.pth")

@@ -1,5 +1,6 @@
 """Each estimator against a computation that shares nothing with it: finite differences of the
 loss in double precision, or loops over numbers."""
+
 import gc
 import itertools
 import math
@@ -35,8 +36,9 @@ on_vgg = pytest.mark.parametrize("tiny", ["vgg"], indirect=True)
 def losses(model, batches, temperature=1.0):
     """The cross-entropy of every image."""
     with torch.no_grad():
-        return torch.cat([F.cross_entropy(model(x) / temperature, y, reduction="none")
-                          for x, y in batches])
+        return torch.cat(
+            [F.cross_entropy(model(x) / temperature, y, reduction="none") for x, y in batches]
+        )
 
 
 def slope(function, tensors, index, step=1e-6):
@@ -60,8 +62,9 @@ def sampled_filters(model):
 
 def assert_scores(scores, group, f, expected):
     scale = scores[group.name].abs().max().item()
-    assert scores[group.name][f].item() == pytest.approx(expected, rel=2e-3, abs=1e-4 * scale), \
+    assert scores[group.name][f].item() == pytest.approx(expected, rel=2e-3, abs=1e-4 * scale), (
         f"{group.name}, filter {f}"
+    )
 
 
 def filter_numbers(conv):
@@ -71,15 +74,19 @@ def filter_numbers(conv):
 
 
 @on_all_networks
-@pytest.mark.parametrize("method, scaled", [
-    ("fisher", lambda group: list(group.conv.parameters())),
-    ("tfo", lambda group: [group.bn.weight, group.bn.bias])])
+@pytest.mark.parametrize(
+    "method, scaled",
+    [
+        ("fisher", lambda group: list(group.conv.parameters())),
+        ("tfo", lambda group: [group.bn.weight, group.bn.bias]),
+    ],
+)
 def test_fisher_and_tfo_are_squared_slopes_of_the_mean_loss(tiny, method, scaled):
     model, batches = tiny
     scores = cal_importance(model, method, batches)
     for group, f in sampled_filters(model):
         derivative = slope(lambda: losses(model, batches).mean().item(), scaled(group), f)
-        assert_scores(scores, group, f, derivative ** 2)
+        assert_scores(scores, group, f, derivative**2)
 
 
 @on_all_networks
@@ -88,7 +95,7 @@ def test_theis_is_the_mean_square_of_each_images_slope(tiny):
     scores = cal_importance(model, "theis", batches)
     for group, f in sampled_filters(model):
         slopes = slope(lambda: losses(model, batches), [group.bn.weight, group.bn.bias], f)
-        assert_scores(scores, group, f, (slopes ** 2).sum().item() / (2 * len(slopes)))
+        assert_scores(scores, group, f, (slopes**2).sum().item() / (2 * len(slopes)))
 
 
 class Odd(nn.Module):
@@ -111,14 +118,16 @@ def test_networks_as_others_build_them_are_judged_right(few):
     torch.manual_seed(0)
     model, batches = Odd().double().eval(), [(few[0].double(), few[1])]
     for norm in (model.norm_a, model.norm_b):
-        nn.init.uniform_(norm.weight, .5, 2), nn.init.uniform_(norm.bias, -1, 1)
+        nn.init.uniform_(norm.weight, 0.5, 2), nn.init.uniform_(norm.bias, -1, 1)
     scores = cal_importance(model, "theis", batches)
     groups = {group.name: group for group in filter_groups(model)}
     for group, f in itertools.product((groups["a"], groups["b"]), range(5)):
         slopes = slope(lambda: losses(model, batches), [group.bn.weight, group.bn.bias], f)
-        assert_scores(scores, group, f, (slopes ** 2).sum().item() / (2 * len(slopes)))
+        assert_scores(scores, group, f, (slopes**2).sum().item() / (2 * len(slopes)))
     for method in ESTIMATORS.keys() - {"bn"}:
-        assert all(score.abs().sum() > 0 for score in cal_importance(model, method, batches).values())
+        assert all(
+            score.abs().sum() > 0 for score in cal_importance(model, method, batches).values()
+        )
     with pytest.raises(ValueError, match="the scale of their BatchNorm, and c has none of its own"):
         cal_importance(model, "bn")
     model.train().norm_a.eval()
@@ -134,8 +143,9 @@ def test_grasp_is_the_change_of_gradient_flow_along_the_filter(tiny):
     parameters = list(model.parameters())
 
     def gradient():
-        total = sum(F.cross_entropy(model(x) / temperature, y, reduction="sum")
-                    for x, y in batches) / sum(len(y) for _, y in batches)
+        total = sum(
+            F.cross_entropy(model(x) / temperature, y, reduction="sum") for x, y in batches
+        ) / sum(len(y) for _, y in batches)
         return torch.autograd.grad(total, parameters)
 
     g = gradient()
@@ -172,7 +182,7 @@ def test_rdt_is_the_information_of_every_single_weight(tiny):
                             mean_p = F.softmax(model(x), 1).mean(0)
                         # slope() scales, so it gives w dlog p / dw, the square of which counts
                         change = slope(lambda x=x: mean_log_p(x), [parameter], (f, *index))
-                        expected += (mean_p * change ** 2).sum().item() / len(batches)
+                        expected += (mean_p * change**2).sum().item() / len(batches)
             assert_scores(scores, group, f, expected)
 
 
@@ -203,8 +213,10 @@ def test_the_signs_of_rdt_are_orthogonal_and_differ_from_batch_to_batch(classes)
 def test_projected_rdt_keeps_the_filters_that_the_exact_one_keeps():
     model = narrow("vgg", num_classes=20, width=1 / 4)
     generator = torch.Generator().manual_seed(0)
-    batches = [(torch.randn(16, 3, 16, 16, generator=generator), torch.zeros(16, dtype=int))
-               for _ in range(10)]
+    batches = [
+        (torch.randn(16, 3, 16, 16, generator=generator), torch.zeros(16, dtype=int))
+        for _ in range(10)
+    ]
     exact = cal_importance(model, "rdt", batches, projections=0)
     kept = select_filters(model, exact, 50)
     for seed in range(3):
@@ -225,8 +237,9 @@ def test_weight_based_scores_against_loops(tiny):
         for f, numbers in enumerate(filters):
             assert_scores(scores["l1"], group, f, sum(map(abs, numbers)))
             assert_scores(scores["sfp"], group, f, math.sqrt(sum(w * w for w in numbers)))
-            assert_scores(scores["fpgm"], group, f,
-                          sum(math.dist(numbers, other) for other in filters))
+            assert_scores(
+                scores["fpgm"], group, f, sum(math.dist(numbers, other) for other in filters)
+            )
             assert_scores(scores["bn"], group, f, abs(group.bn.weight[f].item()))
 
 
@@ -266,8 +279,9 @@ def test_one_finite_score_per_filter_under_the_convolutions_name(network, few, m
     expected = {g.name: (g.conv.out_channels,) for g in filter_groups(network)}
     assert {name: tuple(score.shape) for name, score in scores.items()} == expected
     assert list(scores) == list(expected)
-    assert all(score.dtype == torch.float32 and not score.requires_grad
-               for score in scores.values())
+    assert all(
+        score.dtype == torch.float32 and not score.requires_grad for score in scores.values()
+    )
 
 
 def test_orthoreg_is_fisher_and_batch_size_does_not_matter(network, few):
@@ -293,6 +307,7 @@ def test_temperature_matters_for_grasp_only(network, few):
 @pytest.mark.parametrize("method", NEED_IMAGES)
 def test_no_activation_outlives_its_batch(network, few, method):
     """Else the memory of all batches adds up until Python's collector comes by."""
+
     def living():
         return {id(o) for o in gc.get_objects() if issubclass(type(o), torch.Tensor)}
 

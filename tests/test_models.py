@@ -1,4 +1,5 @@
 """The four networks are the published ones, and can be rebuilt from their widths."""
+
 import copy
 
 import pytest
@@ -28,8 +29,10 @@ def test_size_is_the_published_one(name):
 
 
 def bn(name):
-    return [f"{name}.{key}" for key in
-            ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
+    return [
+        f"{name}.{key}"
+        for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    ]
 
 
 def block(name, shortcut):
@@ -42,15 +45,25 @@ def published_keys(name):
     head = ["linear.weight", "linear.bias"]
     if name == "vgg":
         convs = (0, 3, 7, 10, 14, 17, 21, 24, 28, 31)
-        return [key for i in convs for key in
-                (f"features.{i}.weight", f"features.{i}.bias", *bn(f"features.{i + 2}"))] + [
-                    "classifier.weight", "classifier.bias"]
+        return [
+            key
+            for i in convs
+            for key in (f"features.{i}.weight", f"features.{i}.bias", *bn(f"features.{i + 2}"))
+        ] + ["classifier.weight", "classifier.bias"]
     stem = ["conv1.weight", *bn("bn1")]
     if name == "mobilenet":
         return stem + [key for i in range(13) for key in block(f"layers.{i}", False)] + head
     stages = (3, 4, 6, 3) if name == "resnet" else (9, 9, 9)
-    return stem + [key for s, count in enumerate(stages, 1) for i in range(count)
-                   for key in block(f"layer{s}.{i}", shortcut=s > 1 and i == 0)] + head
+    return (
+        stem
+        + [
+            key
+            for s, count in enumerate(stages, 1)
+            for i in range(count)
+            for key in block(f"layer{s}.{i}", shortcut=s > 1 and i == 0)
+        ]
+        + head
+    )
 
 
 @pytest.mark.parametrize("name", WIDTH)
@@ -94,9 +107,14 @@ def test_every_reader_of_a_stream_has_as_many_inputs_as_the_stream(network):
             inputs = getattr(module, "in_channels", None) or module.in_features
             assert inputs == group.stream.width
             read.add(name)
-    layers = {name for name, module in network.named_modules()
-              if isinstance(module, torch.nn.Linear) or
-              isinstance(module, torch.nn.Conv2d) and module.groups == 1 and module.in_channels > 3}
+    layers = {
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        or isinstance(module, torch.nn.Conv2d)
+        and module.groups == 1
+        and module.in_channels > 3
+    }
     assert read == layers
 
 
@@ -108,9 +126,17 @@ def test_the_strided_shortcut_is_a_strided_convolution():
     torch.testing.assert_close(block(stream), (norm(strided) + inner).relu())
 
 
-@pytest.mark.parametrize("widths", [{"conv9": 3}, {"layer1.0.conv1": 0}, {"layer1.0.conv1": -1},
-                                    {"layer2.0.conv2": [1, 1]}, {"layer1.0.conv2": [0, 99]},
-                                    {"layer2.0.shortcut.0": [40]}])
+@pytest.mark.parametrize(
+    "widths",
+    [
+        {"conv9": 3},
+        {"layer1.0.conv1": 0},
+        {"layer1.0.conv1": -1},
+        {"layer2.0.conv2": [1, 1]},
+        {"layer1.0.conv2": [0, 99]},
+        {"layer2.0.shortcut.0": [40]},
+    ],
+)
 def test_impossible_widths_are_refused(widths):
     with pytest.raises(ValueError):
         rebuild(build_model("resnet", 4, width=1 / 8), widths)

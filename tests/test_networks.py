@@ -1,4 +1,5 @@
 """Networks of torchvision, of timm and of a user's own file do what the four do."""
+
 import json
 import re
 import textwrap
@@ -97,9 +98,21 @@ def run(*flags):
 
 # --------------------------------------------------------------------------------------------- zoo
 
-SMALL = ["alexnet", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2",
-         "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18", "resnext50_32x4d",
-         "shufflenet_v2_x0_5", "squeezenet1_1"]
+SMALL = [
+    "alexnet",
+    "densenet121",
+    "efficientnet_b0",
+    "googlenet",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "regnet_x_400mf",
+    "regnet_y_400mf",
+    "resnet18",
+    "resnext50_32x4d",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+]
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -119,8 +132,17 @@ def test_timms_networks(name):
 
 def test_convnext_mixes_all_channels_and_says_so(flags, capsys, tmp_path):
     before = files(tmp_path)
-    assert run(*flags, "--model=convnext_tiny", "--pruning_type=l1", "--prune_percent=50",
-               "--ebt=True", "--image_size=64") == 2
+    assert (
+        run(
+            *flags,
+            "--model=convnext_tiny",
+            "--pruning_type=l1",
+            "--prune_percent=50",
+            "--ebt=True",
+            "--image_size=64",
+        )
+        == 2
+    )
     assert "features.0.0 keeps its 96 filters: LayerNorm2d mixes them" in capsys.readouterr().err
     assert files(tmp_path) == before
 
@@ -128,15 +150,20 @@ def test_convnext_mixes_all_channels_and_says_so(flags, capsys, tmp_path):
 # ------------------------------------------------------------------------------------------- names
 
 
-@pytest.mark.parametrize("name, says", [
-    ("resnet51", "did you mean resnet50"), ("restnet", "did you mean resnet"),
-    ("nothing_like_it", "there are vgg, mobilenet, resnet, resnet-56, torchvision's"),
-    ("nets/no.py:Net", "there is no file nets/no.py"),
-    ("nets/own.py:Nett", "Nett is not in it; did you mean Net"),
-    ("nets/own.py:Number", "returns int, not a network"),
-    ("nets/own.py:Plain", "cannot be built for 3 classes: TypeError"),
-    ("inception_v3", "cannot take images of 16 x 16: .*; --image_size=96 fits"),
-    ("vit_b_16", "nothing can be pruned|cannot be traced|cannot take images")])
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("resnet51", "did you mean resnet50"),
+        ("restnet", "did you mean resnet"),
+        ("nothing_like_it", "there are vgg, mobilenet, resnet, resnet-56, torchvision's"),
+        ("nets/no.py:Net", "there is no file nets/no.py"),
+        ("nets/own.py:Nett", "Nett is not in it; did you mean Net"),
+        ("nets/own.py:Number", "returns int, not a network"),
+        ("nets/own.py:Plain", "cannot be built for 3 classes: TypeError"),
+        ("inception_v3", "cannot take images of 16 x 16: .*; --image_size=96 fits"),
+        ("vit_b_16", "nothing can be pruned|cannot be traced|cannot take images"),
+    ],
+)
 def test_names_that_cannot_be_used(name, says, flags, capsys, tmp_path):
     before = files(tmp_path)
     assert run(*flags, f"--model={name}", "--pruning_type=l1", "--prune_percent=50") == 2
@@ -168,17 +195,33 @@ def test_every_method_prunes_a_network_of_ones_own(flags, capsys):
         small, record = load_checkpoint(path, "nets/own.py:Net")
         assert record.model == "nets/own.py:Net" and record.pruned
         now, dense = filter_count(small)
-        assert now <= dense * .6 + 3
+        assert now <= dense * 0.6 + 3
     tutorial = (*flags, "--model=nets/own.py:Tutorial", "--ebt=True", "--prune_percent=40")
     assert run(*tutorial, "--pruning_type=fisher", "--out=out") == 0  # `view` wants its own memory
-    assert measure.main(["--model_path=out/pruned_nets/ebt/shapes/own.Tutorial_fisher_40_0.pth",
-                         "--model=nets/own.py:Tutorial", "--test_acc=True", "--export=out/t.pt2"]) == 0
+    assert (
+        measure.main(
+            [
+                "--model_path=out/pruned_nets/ebt/shapes/own.Tutorial_fisher_40_0.pth",
+                "--model=nets/own.py:Tutorial",
+                "--test_acc=True",
+                "--export=out/t.pt2",
+            ]
+        )
+        == 0
+    )
     _STRUCTURES.clear()  # as a new process would
     assert run(*tutorial, "--pruning_type=fisher", "--out=out", "--control=scratch") == 0
     _STRUCTURES.clear()
     tutorial = tutorial[:-1]  # it takes images of 16 pixels, and no others
-    assert run(*tutorial, "--only_train=base", "--out=again",
-               "--init=out/pruned_nets/ebt/shapes/own.Tutorial_fisher_40_0.pth") == 0
+    assert (
+        run(
+            *tutorial,
+            "--only_train=base",
+            "--out=again",
+            "--init=out/pruned_nets/ebt/shapes/own.Tutorial_fisher_40_0.pth",
+        )
+        == 0
+    )
     bare = (*flags, "--model=nets/own.py:Bare", "--ebt=True", "--prune_percent=40")
     for method in ("theis", "tfo"):
         assert run(*bare, f"--pruning_type={method}") == 0
@@ -191,9 +234,18 @@ def test_every_method_prunes_a_network_of_ones_own(flags, capsys):
 
 
 def test_rounds_budgets_resume_and_controls(flags, capsys, monkeypatch):
-    job = [*flags, "--model=nets/own.py:Net", "--pruning_type=orthoreg", "--prune_percent=50",
-           "--n_rounds=2", "--budget=macs", "--round_to=2", "--val_percent=20"]
+    job = [
+        *flags,
+        "--model=nets/own.py:Net",
+        "--pruning_type=orthoreg",
+        "--prune_percent=50",
+        "--n_rounds=2",
+        "--budget=macs",
+        "--round_to=2",
+        "--val_percent=20",
+    ]
     import pruner
+
     whole, cuts = pruner.prune, []
 
     def stop(*args):
@@ -207,23 +259,35 @@ def test_rounds_budgets_resume_and_controls(flags, capsys, monkeypatch):
     monkeypatch.setattr(pruner, "prune", whole)
     assert run(*job, "--resume=True") == 0
     assert "in all" in capsys.readouterr().out
-    stopped = load_checkpoint("pruned_nets/iterative/shapes/own.Net_orthoreg_50_0.pth",
-                              "nets/own.py:Net")[0].state_dict()
+    stopped = load_checkpoint(
+        "pruned_nets/iterative/shapes/own.Net_orthoreg_50_0.pth", "nets/own.py:Net"
+    )[0].state_dict()
     assert run(*job, "--out=again") == 0
-    again = load_checkpoint("again/pruned_nets/iterative/shapes/own.Net_orthoreg_50_0.pth",
-                            "nets/own.py:Net")[0].state_dict()
+    again = load_checkpoint(
+        "again/pruned_nets/iterative/shapes/own.Net_orthoreg_50_0.pth", "nets/own.py:Net"
+    )[0].state_dict()
     assert all(torch.equal(stopped[key], value) for key, value in again.items())
     assert run(*job, "--control=scratch") == 0
     assert run(*[flag for flag in job if "percent=50" not in flag], "--control=unpruned") == 0
 
 
-def test_a_torchvision_network_from_its_weights_to_an_export(flags, folder, tmp_path, capsys, monkeypatch):
+def test_a_torchvision_network_from_its_weights_to_an_export(
+    flags, folder, tmp_path, capsys, monkeypatch
+):
     torch.manual_seed(0)
     theirs = torchvision.models.mnasnet0_5(num_classes=3)
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    job = (*flags, "--model=mnasnet0_5", "--image_size=32", "--ebt=True", "--pruning_type=fisher",
-           "--prune_percent=50", "--init=DEFAULT", "--optimizer=adam")
+    job = (
+        *flags,
+        "--model=mnasnet0_5",
+        "--image_size=32",
+        "--ebt=True",
+        "--pruning_type=fisher",
+        "--prune_percent=50",
+        "--init=DEFAULT",
+        "--optimizer=adam",
+    )
     assert run(*job, "--print_config=True") == 0  # which downloads nothing
     assert json.loads(capsys.readouterr().out)["flags"]["normalize"] == "imagenet"
     assert run(*job, "--normalize=half", "--print_config=True") == 0
@@ -236,11 +300,26 @@ def test_a_torchvision_network_from_its_weights_to_an_export(flags, folder, tmp_
     assert run(*job) == 0
     out = capsys.readouterr().out  # its classifier may be for other classes: it names none
     assert f"from {place}/{file}: 99." in out
-    assert "since the classifier was trained for classes that the file does not name; --classifier=keep" in out
+    assert (
+        "since the classifier was trained for classes that the file does not name; --classifier=keep"
+        in out
+    )
     path = "pruned_nets/ebt/shapes/mnasnet0_5_fisher_50_0.pth"
-    assert measure.main([f"--model_path={path}", "--test_acc=True", "--flops=True",
-                         "--compression=True", "--layers=True", "--eval_ortho=True",
-                         "--train_acc=True", f"--predict={folder / 'test'}"]) == 0
+    assert (
+        measure.main(
+            [
+                f"--model_path={path}",
+                "--test_acc=True",
+                "--flops=True",
+                "--compression=True",
+                "--layers=True",
+                "--eval_ortho=True",
+                "--train_acc=True",
+                f"--predict={folder / 'test'}",
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "pruned mnasnet0_5 (--model mnasnet0_5)" in out
     for kind in ("pt2", "onnx", "safetensors"):
@@ -257,8 +336,13 @@ def no_network(*_args, **_kwargs):
     raise OSError("no network here")
 
 
-@pytest.mark.parametrize("model, says", [
-    ("vgg", "--model=vgg is none of its networks"), ("nets/own.py:Net", "is none of its networks")])
+@pytest.mark.parametrize(
+    "model, says",
+    [
+        ("vgg", "--model=vgg is none of its networks"),
+        ("nets/own.py:Net", "is none of its networks"),
+    ],
+)
 def test_default_weights_are_torchvisions(model, says, flags, capsys):
     assert run(*flags, f"--model={model}", "--only_train=base", "--init=DEFAULT") == 2
     error = capsys.readouterr().err
@@ -268,26 +352,43 @@ def test_default_weights_are_torchvisions(model, says, flags, capsys):
 def test_networks_that_torchvision_normalises_anew_get_what_they_then_see():
     assert networks.default_normalization("resnet18") == "imagenet"
     for name in networks.ARGUMENTS:
-        network = torchvision.models.get_model(name, weights=None, init_weights=False, transform_input=True)
+        network = torchvision.models.get_model(
+            name, weights=None, init_weights=False, transform_input=True
+        )
         imagenet = config.NORMALIZATIONS["imagenet"]
-        means, deviations = (torch.tensor(imagenet[part]).view(3, 1, 1) for part in (slice(3), slice(3, 6)))
+        means, deviations = (
+            torch.tensor(imagenet[part]).view(3, 1, 1) for part in (slice(3), slice(3, 6))
+        )
         pixels = torch.rand(2, 3, 4, 4)
-        assert torch.allclose(network._transform_input((pixels - means) / deviations), pixels * 2 - 1, atol=1e-5)
+        assert torch.allclose(
+            network._transform_input((pixels - means) / deviations), pixels * 2 - 1, atol=1e-5
+        )
         assert networks.default_normalization(name) == "half"
 
 
 @pytest.mark.parametrize("model, width", [("resnet-56", 0.25), ("nets/own.py:Net", 1)])
-def test_a_pruned_network_is_trained_further_on_other_images(model, width, flags, tmp_path, digits, capsys):
+def test_a_pruned_network_is_trained_further_on_other_images(
+    model, width, flags, tmp_path, digits, capsys
+):
     torch.manual_seed(0)
     network = networks.build_network(model, 3, width)
     small = prune(network, select_filters(network, cal_importance(network, "random"), 50))
     save_checkpoint("small.pth", small, {"image_size": 16, "classes": list("abc")})
     others = write_folder(tmp_path / "others", digits, classes=("two", "four", "six", "seven"))
-    job = ("--preset=test", f"--data_path={others}", "--image_size=24", f"--model={model}", "--ebt=True")
+    job = (
+        "--preset=test",
+        f"--data_path={others}",
+        "--image_size=24",
+        f"--model={model}",
+        "--ebt=True",
+    )
     widths = [f"--width={width}"] if width != 1 else []
     assert run(*job, *widths, "--only_train=base", "--init=small.pth") == 0
     out = capsys.readouterr().out
-    assert "its architecture is that of small.pth, which is pruned" in out and "fresh: the classifier" in out
+    assert (
+        "its architecture is that of small.pth, which is pruned" in out
+        and "fresh: the classifier" in out
+    )
     path = next((tmp_path / "pretrained").rglob("*.pth"))
     after, record = load_checkpoint(path, model)
     assert widths_of(after) == widths_of(small) and record.image_size == 24
@@ -298,13 +399,15 @@ def test_a_pruned_network_is_trained_further_on_other_images(model, width, flags
 
 def test_a_classifier_for_other_classes_stays_fresh_and_all_else_fits():
     from lab.weights import initialise, network_like
+
     theirs = settle(torchvision.models.resnet18(num_classes=1000))
     torch.save({"state_dict": theirs.state_dict(), "cfg": {"depth": 18}}, "r18.pth")
     model, said = network_like("r18.pth", "resnet18", 3)
     assert not said and filter_count(model)[0] == filter_count(model)[1]
     lines = initialise(model, "r18.pth")
-    assert lines[1:] == ["fresh: the classifier fc, since fc.weight is 1000 x 512 instead of "
-                         "3 x 512"]
+    assert lines[1:] == [
+        "fresh: the classifier fc, since fc.weight is 1000 x 512 instead of 3 x 512"
+    ]
     for key, tensor in model.state_dict().items():
         assert key.startswith("fc.") or torch.equal(tensor, theirs.state_dict()[key])
 
@@ -314,7 +417,11 @@ def test_a_classifier_for_other_classes_stays_fresh_and_all_else_fits():
 
 def test_other_code_of_a_users_file_is_another_run(tmp_path, flags, capsys):
     job = (*flags, "--model=nets/own.py:Net", "--ebt=True", "--only_train=base")
-    ask = ("--model_path=pretrained/ebt/shapes/own.Net.pth", "--model=nets/own.py:Net", "--flops=True")
+    ask = (
+        "--model_path=pretrained/ebt/shapes/own.Net.pth",
+        "--model=nets/own.py:Net",
+        "--flops=True",
+    )
 
     def said(command, changed):
         text = (tmp_path / "nets/own.py").read_text()
@@ -328,7 +435,8 @@ def test_other_code_of_a_users_file_is_another_run(tmp_path, flags, capsys):
     assert "This run is finished" in said(trained, ("class Net", "# a comment\nclass Net"))
     assert "had other code" not in said(measured, ("", ""))
     assert "own.Net.pth was written when nets/own.py:Net had other code" in said(
-        measured, ("torch.sigmoid", "torch.tanh"))
+        measured, ("torch.sigmoid", "torch.tanh")
+    )
     assert "This run is finished" not in said(trained, ("", ""))
 
 
@@ -337,8 +445,11 @@ def test_a_checkpoint_means_the_same_whatever_was_loaded_before_it(tmp_path):
         model = networks.build_network("nets/own.py:Net", 3)
         if whole:
             keep_whole(model, {"a_0": "a reason"})
-        save_checkpoint(path, prune(model, select_filters(model, cal_importance(model, "l1"), 50)),
-                        {"image_size": 16, "classes": list("abc")})
+        save_checkpoint(
+            path,
+            prune(model, select_filters(model, cal_importance(model, "l1"), 50)),
+            {"image_size": 16, "classes": list("abc")},
+        )
 
     write("free.pth", False)
     write("whole.pth", True)
@@ -374,8 +485,9 @@ def test_networks_whose_channels_have_an_order_come_back(name, tmp_path):
     torch.manual_seed(0)
     model = settle(networks.build_network(name, 4))
     for seed in range(2):
-        model = prune(model, select_filters(model, cal_importance(model, "random", seed=seed),
-                                            30 + 20 * seed))
+        model = prune(
+            model, select_filters(model, cal_importance(model, "random", seed=seed), 30 + 20 * seed)
+        )
     save_checkpoint("net.pth", model, {})
     again, _ = load_checkpoint("net.pth")
     images, whole = torch.randn(2, 3, 64, 64), settle(networks.build_network(name, 4)).eval()
@@ -383,7 +495,9 @@ def test_networks_whose_channels_have_an_order_come_back(name, tmp_path):
         assert torch.equal(again.eval()(images), model.eval()(images))
         for network in (model, whole):  # in plain operators, as an export has them
             wanted = network(images)
-            assert (lower(network, images)(images) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+            assert (
+                lower(network, images)(images) - wanted
+            ).abs().max() <= 1e-5 * wanted.abs().max()
     assert widths_of(again) == widths_of(model)
 
 
@@ -391,9 +505,17 @@ def test_networks_whose_channels_have_an_order_come_back(name, tmp_path):
 
 
 def test_coupled_and_single_are_methods_of_a_report(folder, capsys, tmp_path):
-    sweep = {"data_path": str(folder), "preset": "quick", "image_size": 16, "ebt": True,
-             "model": "nets/own.py:Net", "pruning_type": "l1", "prune_percent": 50, "out": "s",
-             "residual": ["single", "coupled"]}
+    sweep = {
+        "data_path": str(folder),
+        "preset": "quick",
+        "image_size": 16,
+        "ebt": True,
+        "model": "nets/own.py:Net",
+        "pruning_type": "l1",
+        "prune_percent": 50,
+        "out": "s",
+        "residual": ["single", "coupled"],
+    }
     (tmp_path / "sweep.json").write_text(json.dumps(sweep))
     assert run("--sweep=sweep.json") == 0
     assert measure.main(["--report=s"]) == 0
@@ -410,17 +532,21 @@ def test_the_readmes_notebook(monkeypatch, tmp_path):
     text = (ROOT / "lab/README.md").read_text()
     code = next(part for part in re.findall(r"```python\n(.*?)```", text, re.S) if "net," in part)
     import onnxruntime
+
     net = settle(torchvision.models.resnet18(num_classes=4))
     batches = [(torch.randn(4, 3, 48, 48), torch.arange(4)) for _ in range(2)]
     names = {"net": net, "batches": batches}
     exec(code, names)
     small = names["small"]
     assert filter_count(small)[0] * 2 == filter_count(net)[0]
-    result = onnxruntime.InferenceSession("small.onnx").run(None, {
-        onnxruntime.InferenceSession("small.onnx").get_inputs()[0].name: batches[-1][0].numpy()})
+    result = onnxruntime.InferenceSession("small.onnx").run(
+        None,
+        {onnxruntime.InferenceSession("small.onnx").get_inputs()[0].name: batches[-1][0].numpy()},
+    )
     with torch.no_grad():
-        torch.testing.assert_close(torch.tensor(result[0]), small(batches[-1][0]), rtol=1e-3,
-                                   atol=1e-3)
+        torch.testing.assert_close(
+            torch.tensor(result[0]), small(batches[-1][0]), rtol=1e-3, atol=1e-3
+        )
 
 
 class Uncounted(nn.Module):
@@ -451,10 +577,17 @@ class Uncounted(nn.Module):
         return self.head(rows.mean(1))
 
 
-@pytest.mark.parametrize("of, macs, place", [
-    ("F.conv2d", 12 * 12 * 8 * 8 * 9, "Uncounted"), ("deformed", 12 * 12 * 8 * 8 * 9, "deformed"),
-    ("attention", 196 * 8 * 8 * 4 + 2 * 196 * 196 * 8, "attention"),
-    ("sdpa", 2 * 196 * 196 * 8, "Uncounted"), ("einsum", 196 * 8 * 8, "Uncounted"), (None, 0, None)])
+@pytest.mark.parametrize(
+    "of, macs, place",
+    [
+        ("F.conv2d", 12 * 12 * 8 * 8 * 9, "Uncounted"),
+        ("deformed", 12 * 12 * 8 * 8 * 9, "deformed"),
+        ("attention", 196 * 8 * 8 * 4 + 2 * 196 * 196 * 8, "attention"),
+        ("sdpa", 2 * 196 * 196 * 8, "Uncounted"),
+        ("einsum", 196 * 8 * 8, "Uncounted"),
+        (None, 0, None),
+    ],
+)
 def test_multiply_adds_that_are_not_counted_are_said(of, macs, place):
     network = Uncounted(of).train()
     before = torch.get_rng_state()
@@ -479,7 +612,8 @@ def test_networks_that_are_counted_whole_have_no_such_line(name):
 
 
 def test_the_commands_say_what_is_not_counted(flags, tmp_path, capsys):
-    (tmp_path / "mine.py").write_text(textwrap.dedent("""
+    (tmp_path / "mine.py").write_text(
+        textwrap.dedent("""
         import torch
         from torch import nn
 
@@ -493,21 +627,34 @@ def test_the_commands_say_what_is_not_counted(flags, tmp_path, capsys):
             def forward(self, x):
                 x = torch.relu(self.b(torch.relu(self.a(x))))
                 return self.head(torch.einsum("nchw,cd->ndhw", x, self.mix).mean((2, 3)))
-        """))
+        """)
+    )
     job = (*flags, "--ebt=True", "--model=mine.py:Net")
     line = f"Note: {100 * 9216 / (42336 + 82944 + 24 + 9216):.3g}% of its multiply-adds are not"
     assert run(*job, "--only_train=base") == 0
     assert capsys.readouterr().out.count(line) == 1
     assert run(*job, "--pretrained=True", "--pruning_type=l1", "--prune_percent=20") == 0
     assert capsys.readouterr().out.count(line) == 1
-    assert measure.main(["--model_path=pretrained/ebt/shapes/mine.Net.pth", "--flops=True",
-                         "--model=mine.py:Net"]) == 0
+    assert (
+        measure.main(
+            [
+                "--model_path=pretrained/ebt/shapes/mine.Net.pth",
+                "--flops=True",
+                "--model=mine.py:Net",
+            ]
+        )
+        == 0
+    )
     assert line in capsys.readouterr().out
 
 
 def test_one_channel_and_an_odd_size_work_from_python():
-    model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(),
-                                torch.nn.Linear(8 * 18 * 18, 3)).eval()
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8 * 18 * 18, 3),
+    ).eval()
     with pytest.raises(ValueError, match="cannot take images"):
         filter_groups(model)
     assert [g.name for g in filter_groups(model, 20)] == ["0"]

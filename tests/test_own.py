@@ -1,5 +1,6 @@
 """A user's own file means its own modules, whatever the suite's are called; its network may have any
 type, be frozen, hold tensors, and have odd names."""
+
 import copy
 import os
 import pickle
@@ -63,46 +64,75 @@ OURS = "models", "config", "train", "data", "pruner", "main", "channels", "commo
 def test_names_of_the_suite_mean_the_users_files_at_import_at_building_and_at_running(tmp_path):
     head = "".join(f"import {name}\nassert {name}.MINE\n" for name in OURS)
     late = "import {0}, common.deep.far as far; assert {0}.MINE and far.MINE"
-    write(tmp_path, {"own": net(head, late.format("models"), late.format("config")),
-                     "channels/__init__": "MINE = True", "common/__init__": "MINE = True", "common/deep/far": "MINE = True",
-                     "lab/__init__": "from models import MINE",
-                     **dict.fromkeys(OURS[:6], "MINE = True")})
+    write(
+        tmp_path,
+        {
+            "own": net(head, late.format("models"), late.format("config")),
+            "channels/__init__": "MINE = True",
+            "common/__init__": "MINE = True",
+            "common/deep/far": "MINE = True",
+            "lab/__init__": "from models import MINE",
+            **dict.fromkeys(OURS[:6], "MINE = True"),
+        },
+    )
     before = {name: sys.modules.get(name) for name in OURS}, list(sys.path)
     assert logits(built(tmp_path / "own.py")).shape == (2, 3)
     assert ({name: sys.modules.get(name) for name in OURS}, sys.path) == before
     assert models.NETWORKS and config.PRESETS and pruner.prune  # and the suite's are the suite's
 
 
-@pytest.mark.parametrize("call", [
-    "importlib.import_module('models')", "importlib.import_module('.models', __package__)",
-    "__import__('models')"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "importlib.import_module('models')",
+        "importlib.import_module('.models', __package__)",
+        "__import__('models')",
+    ],
+)
 def test_modules_that_are_named_in_a_string(call, tmp_path):
-    write(tmp_path, {"models": "MINE = True",
-                     "own": net("import importlib\n", f"assert {call}.MINE")})
+    write(
+        tmp_path, {"models": "MINE = True", "own": net("import importlib\n", f"assert {call}.MINE")}
+    )
     assert logits(built(tmp_path / "own.py")).shape == (2, 3)
 
 
 def test_two_projects_have_helpers_of_one_name(tmp_path):
     for name, width in ("one", 4), ("two", 6):
-        write(tmp_path / name, {"helper": f"W = {width}", "own": net(
-            "import helper\n", "self.c = nn.Conv2d(3, helper.W, 1)")})
+        write(
+            tmp_path / name,
+            {
+                "helper": f"W = {width}",
+                "own": net("import helper\n", "self.c = nn.Conv2d(3, helper.W, 1)"),
+            },
+        )
     assert [built(tmp_path / name / "own.py").c.out_channels for name in ("one", "two")] == [4, 6]
 
 
 def test_packages_other_folders_and_odd_file_names(tmp_path):
     away = f"import sys\nsys.path.insert(0, {str(tmp_path / 'away')!r})\nimport models\n"
-    write(tmp_path, {
-        "pkg/net/__init__": "", "pkg/net/helper": "W = 4", "pkg/top": "T = 2",
-        "pkg/net/net.v2": net("from .helper import W\nfrom net.helper import W as same\n"
-                              "from top import T\nassert W is same and T == 2\n"),
-        "away/models": "MINE = True",
-        "odd/my-net": net(away, "assert models.MINE", "from models import MINE"),
-        # Called like a library that it uses, and beside images in a folder called like one.
-        "odd/torchvision": net("import torchvision.models, numpy\nassert torchvision.ops\n"),
-        "flat/own": net("from .helper import W\nimport statistics\nassert statistics.MINE\n"
-                        "from helper import *\nimport deep.er as far\nassert far.W == W\n"),
-        "flat/helper": "W = 1\nimport own\nassert own.torch", "flat/statistics": "MINE = True",
-        "flat/deep/er": "from helper import W"})
+    write(
+        tmp_path,
+        {
+            "pkg/net/__init__": "",
+            "pkg/net/helper": "W = 4",
+            "pkg/top": "T = 2",
+            "pkg/net/net.v2": net(
+                "from .helper import W\nfrom net.helper import W as same\n"
+                "from top import T\nassert W is same and T == 2\n"
+            ),
+            "away/models": "MINE = True",
+            "odd/my-net": net(away, "assert models.MINE", "from models import MINE"),
+            # Called like a library that it uses, and beside images in a folder called like one.
+            "odd/torchvision": net("import torchvision.models, numpy\nassert torchvision.ops\n"),
+            "flat/own": net(
+                "from .helper import W\nimport statistics\nassert statistics.MINE\n"
+                "from helper import *\nimport deep.er as far\nassert far.W == W\n"
+            ),
+            "flat/helper": "W = 1\nimport own\nassert own.torch",
+            "flat/statistics": "MINE = True",
+            "flat/deep/er": "from helper import W",
+        },
+    )
     (tmp_path / "odd/numpy/train").mkdir(parents=True)
     before = list(sys.path)
     for path in "pkg/net/net.v2.py", "odd/my-net.py", "odd/torchvision.py", "flat/own.py":
@@ -112,6 +142,7 @@ def test_packages_other_folders_and_odd_file_names(tmp_path):
 
 def test_a_file_in_the_suites_own_folder_may_use_the_suite(tmp_path, monkeypatch):
     from lab import own
+
     monkeypatch.setattr(own, "ROOT", tmp_path)
     write(tmp_path, {"models": "MINE = True", "own": net("from models import BasicBlock\n")})
     assert logits(built(tmp_path / "own.py")).shape == (2, 3)
@@ -128,15 +159,22 @@ sys.modules["models"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["models"])
 os.chdir("/")
 """.format(file=str(tmp_path / "train.py"))
-    write(tmp_path, {"train": "MINE = True", "pkg/inner": "from train import MINE", "own": net(head)})
+    write(
+        tmp_path, {"train": "MINE = True", "pkg/inner": "from train import MINE", "own": net(head)}
+    )
     before = os.getcwd()
     assert logits(built(tmp_path / "own.py")).shape == (2, 3)
     assert sys.modules["models"] is models and os.getcwd() == before
 
 
-@pytest.mark.parametrize("content, says", [
-    ("import nothing_like_this", "No module named 'nothing_like_this'"),
-    ("from models import nothing", "cannot import name 'nothing'"), ("1 +", "invalid syntax")])
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ("import nothing_like_this", "No module named 'nothing_like_this'"),
+        ("from models import nothing", "cannot import name 'nothing'"),
+        ("1 +", "invalid syntax"),
+    ],
+)
 def test_a_file_that_cannot_be_loaded_leaves_nothing_behind(content, says, tmp_path):
     write(tmp_path, {"own": content, "models": "MINE = True"})
     before = list(sys.path), list(sys.meta_path)
@@ -297,37 +335,59 @@ def pruned(network, percent=50):
     return pruner.prune(network, pruner.select_filters(network, scores, percent))
 
 
-@pytest.mark.parametrize("name, says", [
-    ("Casts", "Input type .double. and bias type .float. should be the same"), ("Exits", "bye"),
-    ("Lazy", "lazy layers, whose weights have no size yet; call it once"),
-    ("Listed", "no part of it, as those in a plain list are; nn.ModuleList"),
-    ("Dict", "gives a (immutable_)?dict for 2 images.*return the logits alone$"),
-    ("frozen", "all of its parameters have requires_grad=False"),
-    ("meta", "weights on the meta device, which have no values"),
-    ("Held", "a step of training fails: Held cannot be copied because of held: .*keep that outside"),
-    ("NoGradient", "a step of training fails: .*does not require grad"),
-    ("Decides", "by the values of its images; torch.where.* see kinds.py, line [0-9]+: "
-                "if x.mean.. > 100"),
-    ("scripted", "compiled by torch.jit; prune the module that it was made from"),
-    ("keyword", "a layer or parameter 'class', which cannot be written"),
-    ("itself", "a layer or parameter 'self'"), ("graph", "a layer or parameter 'graph'"),
-    ("Named", "a layer or parameter \"it's\""),
-    ("origin", "a layer or attribute called origin, .*another name")])
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("Casts", "Input type .double. and bias type .float. should be the same"),
+        ("Exits", "bye"),
+        ("Lazy", "lazy layers, whose weights have no size yet; call it once"),
+        ("Listed", "no part of it, as those in a plain list are; nn.ModuleList"),
+        ("Dict", "gives a (immutable_)?dict for 2 images.*return the logits alone$"),
+        ("frozen", "all of its parameters have requires_grad=False"),
+        ("meta", "weights on the meta device, which have no values"),
+        (
+            "Held",
+            "a step of training fails: Held cannot be copied because of held: .*keep that outside",
+        ),
+        ("NoGradient", "a step of training fails: .*does not require grad"),
+        (
+            "Decides",
+            "by the values of its images; torch.where.* see kinds.py, line [0-9]+: "
+            "if x.mean.. > 100",
+        ),
+        ("scripted", "compiled by torch.jit; prune the module that it was made from"),
+        ("keyword", "a layer or parameter 'class', which cannot be written"),
+        ("itself", "a layer or parameter 'self'"),
+        ("graph", "a layer or parameter 'graph'"),
+        ("Named", 'a layer or parameter "it\'s"'),
+        ("origin", "a layer or attribute called origin, .*another name"),
+    ],
+)
 def test_what_cannot_be_trained_or_pruned_is_known_before_the_training(name, says, kinds):
     with pytest.raises(InputError, match=says) as refusal:
         looked_at(built(kinds, attribute=name))
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name, says", [
-    ("half", "Note: its float16 weights became float32"),
-    ("double", "Note: its float64 weights became float32"),
-    ("batch_norm", "Note: its answers depend on the other images of a batch"),
-    ("Softmax", "Note: it ends in a softmax.*returns the logits"),
-    ("Spare", "Note: forward does not use spare"), ("graph_module", "^$"),
-    ("Partly", "Note: no gradient reaches a, as below"), ("Base", "^$"), ("Kept", "^$"),
-    ("first_frozen", "^$"), ("spaced", "^$"), ("umlaut", "^$"), ("library", "^$"),
-    ("One", "^$")])
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("half", "Note: its float16 weights became float32"),
+        ("double", "Note: its float64 weights became float32"),
+        ("batch_norm", "Note: its answers depend on the other images of a batch"),
+        ("Softmax", "Note: it ends in a softmax.*returns the logits"),
+        ("Spare", "Note: forward does not use spare"),
+        ("graph_module", "^$"),
+        ("Partly", "Note: no gradient reaches a, as below"),
+        ("Base", "^$"),
+        ("Kept", "^$"),
+        ("first_frozen", "^$"),
+        ("spaced", "^$"),
+        ("umlaut", "^$"),
+        ("library", "^$"),
+        ("One", "^$"),
+    ],
+)
 def test_what_can_be_trained_and_pruned_and_what_is_said_of_it(name, says, kinds):
     network = built(kinds, attribute=name)
     assert re.search(says, looked_at(network))
@@ -369,8 +429,9 @@ def test_equal_scores_of_all_filters_are_no_order(method, kinds):
     for parameter in network.parameters():
         torch.nn.init.zeros_(parameter)
     batches = [(torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))]
-    with pytest.raises(ValueError, match="all 16 filters have the same score .0., so it would be "
-                                         "chance"):
+    with pytest.raises(
+        ValueError, match="all 16 filters have the same score .0., so it would be chance"
+    ):
         cal_importance(network, method, batches)
 
 
@@ -415,18 +476,39 @@ def test_a_pruned_network_goes_to_a_process_that_is_spawned(tmp_path):
     torch.manual_seed(0)
     small, images = pruned(Shuffled()).eval(), torch.randn(2, 3, 16, 16)
     (tmp_path / "small.pkl").write_bytes(pickle.dumps((small, images, small(images).detach())))
-    code = ("import pickle, sys, torch\nnetwork, images, logits = pickle.load(open(sys.argv[1], 'rb'))\n"
-            "assert torch.equal(network(images), logits)")
-    subprocess.run([sys.executable, "-c", code, tmp_path / "small.pkl"], check=True, env={
-        **os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))})
+    code = (
+        "import pickle, sys, torch\nnetwork, images, logits = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "assert torch.equal(network(images), logits)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "small.pkl"],
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))},
+    )
 
 
-@pytest.mark.parametrize("spoil, says", [
-    (lambda path, small: path.unlink(), "no checkpoint at"),
-    (lambda path, small: torch.save({"net": small.state_dict()}, path), "save_network did not write"),
-    (lambda path, small: save_network(path, Shuffled(4)), "fc.weight is 4 x 8 instead of 3 x 8"),
-    (lambda path, small: torch.save({**torch.load(path), "widths": {"a": 9}}, path), "the width of a"),
-    (lambda path, small: torch.save({**torch.load(path), "widths": None}, path), "cannot be used")])
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (lambda path, small: path.unlink(), "no checkpoint at"),
+        (
+            lambda path, small: torch.save({"net": small.state_dict()}, path),
+            "save_network did not write",
+        ),
+        (
+            lambda path, small: save_network(path, Shuffled(4)),
+            "fc.weight is 4 x 8 instead of 3 x 8",
+        ),
+        (
+            lambda path, small: torch.save({**torch.load(path), "widths": {"a": 9}}, path),
+            "the width of a",
+        ),
+        (
+            lambda path, small: torch.save({**torch.load(path), "widths": None}, path),
+            "cannot be used",
+        ),
+    ],
+)
 def test_files_that_save_network_did_not_write_or_that_do_not_fit(spoil, says, tmp_path):
     path, small = tmp_path / "small.pth", pruned(Shuffled())
     save_network(path, small)
@@ -445,5 +527,7 @@ def test_what_cannot_be_saved_or_loaded_is_said(tmp_path):
         pruned(pickle.loads(pickle.dumps(small)))
     with pytest.raises(InputError, match="is pruned itself"):
         load_network(path, small)
-    with pytest.raises(InputError, match="written by save_network.*load_network.path, network. reads"):
+    with pytest.raises(
+        InputError, match="written by save_network.*load_network.path, network. reads"
+    ):
         load_checkpoint(path)

@@ -1,4 +1,5 @@
 """Several processes under torchrun do the work of one: two real ones on the CPU, with gloo."""
+
 import copy
 import json
 import os
@@ -30,8 +31,14 @@ def preset(monkeypatch):
     monkeypatch.setitem(config.PRESETS, "test", short_preset(epochs=2))
 
 
-COMMAND = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-           str(ROOT / "tests" / "worker.py")]
+COMMAND = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc_per_node=2",
+    str(ROOT / "tests" / "worker.py"),
+]
 
 
 OWN = """
@@ -52,8 +59,13 @@ class Net(nn.Module):
 def torchrun(*flags, cwd, **environment):
     began = time.monotonic()
     done = subprocess.run(
-        COMMAND + list(map(str, flags)), cwd=cwd, text=True, timeout=200, capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+        COMMAND + list(map(str, flags)),
+        cwd=cwd,
+        text=True,
+        timeout=200,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
     done.seconds = time.monotonic() - began
     return done
 
@@ -65,13 +77,17 @@ def record(folder, name):
 # --------------------------------------------------------------------------- whose images are whose
 
 
-@pytest.mark.parametrize("count, size, processes", [(37, 8, 2), (37, 8, 3), (33, 8, 2), (9, 8, 4),
-                                                    (8, 8, 4), (64, 16, 4)])
+@pytest.mark.parametrize(
+    "count, size, processes",
+    [(37, 8, 2), (37, 8, 3), (33, 8, 2), (9, 8, 4), (8, 8, 4), (64, 16, 4)],
+)
 def test_the_shares_of_each_batch_are_the_batch(count, size, processes):
     """Every image once, at least two for each process, and the weighted mean of the shares' means
     is the mean over the batch."""
-    split = Split(torch.arange(count)[:, None, None, None].expand(-1, 8, 8, 3).to(torch.uint8),
-                  torch.arange(count))
+    split = Split(
+        torch.arange(count)[:, None, None, None].expand(-1, 8, 8, 3).to(torch.uint8),
+        torch.arange(count),
+    )
     whole = Batches(split, torch.randperm(count), size, seed=1)
     shares = [whole.share(number, processes) for number in range(processes)]
     seen = []
@@ -92,14 +108,18 @@ def test_a_process_takes_whole_batches_where_nothing_is_trained():
     split = Split(torch.zeros(20, 8, 8, 3, dtype=torch.uint8), torch.arange(20))
     batches = Batches(split, torch.arange(20), 3)
     parts = [[labels.tolist() for _, labels in batches[number::2]] for number in range(2)]
-    assert parts == [[[0, 1, 2], [6, 7, 8], [12, 13, 14], [18, 19]],
-                     [[3, 4, 5], [9, 10, 11], [15, 16, 17]]]
+    assert parts == [
+        [[0, 1, 2], [6, 7, 8], [12, 13, 14], [18, 19]],
+        [[3, 4, 5], [9, 10, 11], [15, 16, 17]],
+    ]
 
 
 # --------------------------------------------------------------------------------- the same results
 
 
-def test_two_processes_train_as_one_does_that_normalises_halves_of_each_batch(tmp_path, set_threads):
+def test_two_processes_train_as_one_does_that_normalises_halves_of_each_batch(
+    tmp_path, set_threads
+):
     """One process, two replicas that each see half of every batch, so that BatchNorm has the same
     statistics as in two processes; the last batch of 13 images is shared 7 to 6."""
     set_threads(1)  # as in the processes that torchrun starts, so that sums have the same order
@@ -110,17 +130,18 @@ def test_two_processes_train_as_one_does_that_normalises_halves_of_each_batch(tm
     run = main.make_job([*JOB, "--only_train=ortho", "--model=mobilenet"])
     first = main.fresh_network(run)
     replicas = first, copy.deepcopy(first)
-    steps = [torch.optim.SGD(r.parameters(), lr=.02, momentum=.9) for r in replicas]
+    steps = [torch.optim.SGD(r.parameters(), lr=0.02, momentum=0.9) for r in replicas]
     losses, states = [], []
     for epoch in (1, 2):
         total = 0
         for images, labels in run.data.train_batches(16, key=(0, "base", 0, epoch)):
             for number, replica in enumerate(replicas):
                 replica.train().zero_grad()
-                loss = F.cross_entropy(replica(images[number::2]), labels[number::2],
-                                       reduction="sum")
+                loss = F.cross_entropy(
+                    replica(images[number::2]), labels[number::2], reduction="sum"
+                )
                 total += loss.item()
-                (loss / len(labels) + .5 * OrthonormalityPenalty(replica, 1e-3)()).backward()
+                (loss / len(labels) + 0.5 * OrthonormalityPenalty(replica, 1e-3)()).backward()
             for a, b in zip(*(replica.parameters() for replica in replicas)):
                 a.grad = b.grad = a.grad + b.grad
             for step in steps:
@@ -135,7 +156,9 @@ def test_two_processes_train_as_one_does_that_normalises_halves_of_each_batch(tm
     best = states[info.accuracy["best"]["epoch"] - 1]
     for (name, ours), theirs in zip(best.items(), trained.state_dict().values()):
         torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4, msg=name)
-    assert "in each of 2 processes" in done.stdout and done.stdout.count("Train with the penalty") == 1
+    assert (
+        "in each of 2 processes" in done.stdout and done.stdout.count("Train with the penalty") == 1
+    )
 
 
 def test_two_processes_give_each_filter_the_score_that_one_does(tmp_path):
@@ -149,8 +172,13 @@ def test_two_processes_give_each_filter_the_score_that_one_does(tmp_path):
             assert theirs[name] == pytest.approx(ours, rel=1e-5)
             continue
         for layer, scores in ours.items():
-            torch.testing.assert_close(theirs[name][layer], scores, rtol=1e-3,
-                                       atol=1e-5 * scores.abs().max().item(), msg=f"{name} {layer}")
+            torch.testing.assert_close(
+                theirs[name][layer],
+                scores,
+                rtol=1e-3,
+                atol=1e-5 * scores.abs().max().item(),
+                msg=f"{name} {layer}",
+            )
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +205,9 @@ def test_two_processes_remove_the_same_filters_and_write_the_same_files(alone, t
     after = [of["pruning"].pop("after_pruning") for of in (one, two)]
     assert after[1] == pytest.approx(after[0], rel=1e-5) and two["pruning"] == one["pruning"]
     keys = load_checkpoint(tmp_path / f"pruned_nets/ebt/digits/{name}.pth")[0].state_dict().keys()
-    assert keys == load_checkpoint(alone / f"pruned_nets/ebt/digits/{name}.pth")[0].state_dict().keys()
+    assert (
+        keys == load_checkpoint(alone / f"pruned_nets/ebt/digits/{name}.pth")[0].state_dict().keys()
+    )
 
 
 # ------------------------------------------------------------------------------ when it goes wrong
@@ -205,8 +235,10 @@ def test_a_process_that_fails_ends_the_job_which_others_resume(tmp_path, monkeyp
     assert torchrun(*job, cwd=folders["never stopped"]).returncode == 0
     monkeypatch.chdir(folders["one"])
     assert main.main(job) == 0
-    nets = [load_checkpoint(folder / "pruned_nets/ebt/digits/vgg-w0.125_fisher_40_0.pth")
-            for folder in folders.values()]
+    nets = [
+        load_checkpoint(folder / "pruned_nets/ebt/digits/vgg-w0.125_fisher_40_0.pth")
+        for folder in folders.values()
+    ]
     for resumed, whole in zip(nets[0][0].state_dict().values(), nets[1][0].state_dict().values()):
         assert torch.equal(resumed, whole)
     assert nets[2][1].cfg == nets[1][1].cfg
@@ -214,11 +246,20 @@ def test_a_process_that_fails_ends_the_job_which_others_resume(tmp_path, monkeyp
 
 
 def test_processes_that_choose_other_filters_are_an_error(folder, tmp_path):
-    job = ["--preset=test", f"--data_path={folder}", "--image_size=16", "--width=0.125",
-           "--pruning_type=l1", "--prune_percent=40", "--ebt=True"]
+    job = [
+        "--preset=test",
+        f"--data_path={folder}",
+        "--image_size=16",
+        "--width=0.125",
+        "--pruning_type=l1",
+        "--prune_percent=40",
+        "--ebt=True",
+    ]
     done = torchrun(*job, cwd=tmp_path, WORKER_DIFFERS="1")
-    assert done.returncode and "main.py: error: the processes differ in the filters to keep: [1]" \
-        in done.stderr
+    assert (
+        done.returncode
+        and "main.py: error: the processes differ in the filters to keep: [1]" in done.stderr
+    )
     assert not list(tmp_path.rglob("*l1_40*.pth"))
 
 
@@ -228,10 +269,24 @@ def test_rounds_of_two_processes_and_a_signal(folder, tmp_path):
     used."""
     (tmp_path / "models.py").write_text("WIDTH = 12")
     (tmp_path / "own.py").write_text(OWN)
-    job = ["--preset=test", f"--data_path={folder}", "--image_size=16", "--model=own.py:Net",
-           "--pruning_type=orthoreg", "--prune_percent=40", "--n_rounds=2", "--resume=True"]
-    with subprocess.Popen(COMMAND + job, cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}) as run:
+    job = [
+        "--preset=test",
+        f"--data_path={folder}",
+        "--image_size=16",
+        "--model=own.py:Net",
+        "--pruning_type=orthoreg",
+        "--prune_percent=40",
+        "--n_rounds=2",
+        "--resume=True",
+    ]
+    with subprocess.Popen(
+        COMMAND + job,
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as run:
         for line in run.stdout:
             if "ortho 1/2" in line:
                 run.send_signal(signal.SIGINT)
@@ -240,8 +295,11 @@ def test_rounds_of_two_processes_and_a_signal(folder, tmp_path):
     done = torchrun(*job, cwd=tmp_path)
     assert done.returncode == 0 and "  goes on " in done.stdout, done.stderr
     names = {path.name for path in (tmp_path / "pruned_nets/iterative/shapes").iterdir()}
-    assert names == {f"own.Net_orthoreg_{name}.{kind}" for name in ("25_ortho_0", "40_0")
-                     for kind in ("pth", "json", "csv")}
+    assert names == {
+        f"own.Net_orthoreg_{name}.{kind}"
+        for name in ("25_ortho_0", "40_0")
+        for kind in ("pth", "json", "csv")
+    }
 
 
 def test_each_process_has_a_gpu_of_its_own_or_all_say_that_there_are_too_few(monkeypatch, capsys):
@@ -251,8 +309,13 @@ def test_each_process_has_a_gpu_of_its_own_or_all_say_that_there_are_too_few(mon
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
 
     def started_as(number, of):
-        for name, value in (("MASTER_ADDR", "localhost"), ("RANK", number), ("LOCAL_RANK", number),
-                            ("WORLD_SIZE", of), ("LOCAL_WORLD_SIZE", of)):
+        for name, value in (
+            ("MASTER_ADDR", "localhost"),
+            ("RANK", number),
+            ("LOCAL_RANK", number),
+            ("WORLD_SIZE", of),
+            ("LOCAL_WORLD_SIZE", of),
+        ):
             monkeypatch.setenv(name, str(value))
 
     started_as(1, of=2)
@@ -272,8 +335,12 @@ def test_each_process_has_a_gpu_of_its_own_or_all_say_that_there_are_too_few(mon
 
 def test_what_several_processes_cannot_do(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name, value in (("MASTER_ADDR", "localhost"), ("RANK", "0"), ("LOCAL_RANK", "0"),
-                        ("WORLD_SIZE", "16")):
+    for name, value in (
+        ("MASTER_ADDR", "localhost"),
+        ("RANK", "0"),
+        ("LOCAL_RANK", "0"),
+        ("WORLD_SIZE", "16"),
+    ):
         monkeypatch.setenv(name, value)
     assert main.main([*JOB, "--only_train=base"]) == 2
     assert "--batch_size=16 is less than two images for each of the 16" in capsys.readouterr().err

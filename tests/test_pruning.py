@@ -1,4 +1,5 @@
 """Selection keeps to its budget, surgery changes the size and nothing else, files come back."""
+
 import os
 import re
 
@@ -116,8 +117,10 @@ def test_prune_refuses_what_is_not_a_choice_of_filters(bad):
 
 
 def removed(model, kept):
-    return {g.name: sorted(set(range(g.conv.out_channels)) - set(kept[g.name].tolist()))
-            for g in filter_groups(model)}
+    return {
+        g.name: sorted(set(range(g.conv.out_channels)) - set(kept[g.name].tolist()))
+        for g in filter_groups(model)
+    }
 
 
 @pytest.mark.parametrize("percent", [0, 1, 10, 33, 60])
@@ -165,9 +168,14 @@ def test_floors_keep_the_highest_scored_filters(network):
             assert set(best.tolist()) <= set(kept[group.name].tolist())
 
 
-@pytest.mark.parametrize("name, floors", [("vgg", {"features.0": 4, "features.31": 26}),
-                                          ("resnet-56", {"layer1.0.conv1": 1, "layer3.0.conv2": 4}),
-                                          ("mobilenet", {"conv1": 2, "layers.12.conv2": 52})])
+@pytest.mark.parametrize(
+    "name, floors",
+    [
+        ("vgg", {"features.0": 4, "features.31": 26}),
+        ("resnet-56", {"layer1.0.conv1": 1, "layer3.0.conv2": 4}),
+        ("mobilenet", {"conv1": 2, "layers.12.conv2": 52}),
+    ],
+)
 def test_floor_is_five_percent_and_one_of_the_published_width(name, floors):
     model = build_model(name)
     assert {g.name: g.floor for g in filter_groups(model) if g.name in floors} == floors
@@ -189,7 +197,9 @@ def test_a_mobilenet_filter_carries_the_depthwise_filter_behind_it():
     scores = {g.name: torch.ones(g.conv.out_channels) for g in filter_groups(model)}
     scores["layers.3.conv2"][4] = 0.0
     total = filter_count(model)[1]
-    assert not any(removed(model, select_filters(model, scores, 100 / total, below_one=True)).values())
+    assert not any(
+        removed(model, select_filters(model, scores, 100 / total, below_one=True)).values()
+    )
     kept = select_filters(model, scores, 200 / total, below_one=True)
     assert {k: v for k, v in removed(model, kept).items() if v} == {"layers.3.conv2": [4]}
     small = prune(model, kept)
@@ -213,19 +223,30 @@ def test_rounds_count_from_the_unpruned_network(network):
     assert not any(removed(network, select_filters(network, random_scores(network), 40)).values())
 
 
-@pytest.mark.parametrize("percent, rounds, expected", [
-    (50, 2, [33.3, 50]), (80, 3, [57.1, 72.7, 80]), (25, 1, [25]), (0, 2, [0, 0])])
+@pytest.mark.parametrize(
+    "percent, rounds, expected",
+    [(50, 2, [33.3, 50]), (80, 3, [57.1, 72.7, 80]), (25, 1, [25]), (0, 2, [0, 0])],
+)
 def test_round_targets(percent, rounds, expected):
     targets = round_targets(percent, rounds)
     assert targets == pytest.approx(expected, abs=0.05) and targets[-1] == percent
 
 
-@pytest.mark.parametrize("percent, how, says", [
-    (50, {"budget": "latency"}, "must be one of filters, macs, params; measured time needs"),
-    (50, {"budget": "flops"}, "budget is 'flops'"), (.5, {}, "give percent=50"),
-    (.29, {"budget": "macs"}, "give percent=29"), ("50", {}, "percent is '50'"),
-    (float("nan"), {}, "percent is nan"), (-1, {}, "from 0 to 100"), (101, {}, "from 0 to 100"),
-    (50, {"round_to": 0}, "round_to is 0"), (50, {"residual": "doubled"}, "single or coupled")])
+@pytest.mark.parametrize(
+    "percent, how, says",
+    [
+        (50, {"budget": "latency"}, "must be one of filters, macs, params; measured time needs"),
+        (50, {"budget": "flops"}, "budget is 'flops'"),
+        (0.5, {}, "give percent=50"),
+        (0.29, {"budget": "macs"}, "give percent=29"),
+        ("50", {}, "percent is '50'"),
+        (float("nan"), {}, "percent is nan"),
+        (-1, {}, "from 0 to 100"),
+        (101, {}, "from 0 to 100"),
+        (50, {"round_to": 0}, "round_to is 0"),
+        (50, {"residual": "doubled"}, "single or coupled"),
+    ],
+)
 def test_how_much_is_to_go_is_never_guessed(percent, how, says):
     model = narrow("vgg")
     with pytest.raises(ValueError, match=re.escape(says)):
@@ -237,18 +258,20 @@ def test_how_much_is_to_go_is_never_guessed(percent, how, says):
 def test_plans_of_less_than_a_percent_are_no_shares(digits):
     """A round, a step or a halving of a command may take less than one percent."""
     model = narrow("vgg")
-    for percent in (0, 1, .3):
+    for percent in (0, 1, 0.3):
         kept = select_filters(model, random_scores(model), percent, below_one=True)
         assert sum(map(len, kept.values())) == round(368 * (1 - percent / 100))
     choice = parse(["--pruning_type=l1", "--prune_percent=1", "--n_rounds=1"]).choice(16)
-    assert select_filters(model, random_scores(model), .3, **choice)
+    assert select_filters(model, random_scores(model), 0.3, **choice)
 
 
 def test_what_to_keep_is_said_of_every_layer():
     model = narrow("vgg")
     kept = select_filters(model, random_scores(model), 50)
-    for without in ({name: index for name, index in kept.items() if name != "features.3"},
-                    {**kept, "features.3": None}):
+    for without in (
+        {name: index for name, index in kept.items() if name != "features.3"},
+        {**kept, "features.3": None},
+    ):
         with pytest.raises(ValueError, match=r"keep of features.3 is missing: .* range\(8\)"):
             prune(model, without)
     assert prune(model, {**kept, "features.3": range(8)}).features[3].out_channels == 8
@@ -257,8 +280,10 @@ def test_what_to_keep_is_said_of_every_layer():
 def test_scores_that_do_not_fit_are_refused():
     model = narrow("vgg")
     scores = random_scores(model)
-    for wrong in ({**scores, "features.3": torch.ones(5)},
-                  {k: v for k, v in scores.items() if k != "features.3"}):
+    for wrong in (
+        {**scores, "features.3": torch.ones(5)},
+        {k: v for k, v in scores.items() if k != "features.3"},
+    ):
         with pytest.raises(ValueError, match="features.3"):
             select_filters(model, wrong, 25)
 
@@ -272,8 +297,14 @@ def test_a_budget_of_macs_or_parameters_is_met_to_within_one_filter(network, bud
     achieved = pruned_percent(small, budget, 16)
     assert 0 < achieved <= percent
     gone = total - filter_count(small)[0]
-    more = prune(network, select_filters(network, scores, 100 * (gone + max(
-        max(g.costs) for g in filter_groups(network))) / dense))
+    more = prune(
+        network,
+        select_filters(
+            network,
+            scores,
+            100 * (gone + max(max(g.costs) for g in filter_groups(network))) / dense,
+        ),
+    )
     assert pruned_percent(more, budget, 16) > percent
     cost = measure_cost(network, 16), measure_cost(small, 16)
     key = {"macs": "macs", "params": "parameters"}[budget]
@@ -312,7 +343,7 @@ def test_as_many_filters_go_as_rounded_widths_allow(network, budget):
         removed = set(range(full)) - set(left)
         if len(group.costs) == 1 or not removed:
             continue
-        lowest = sorted(scores[group.name].tolist())[:len(removed)]
+        lowest = sorted(scores[group.name].tolist())[: len(removed)]
         assert sorted(scores[group.name][i].item() for i in removed) == lowest
     assert_same_function(prune(network, kept), masked(network, kept))
     assert gone(kept) <= 60

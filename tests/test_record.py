@@ -1,4 +1,5 @@
 """One description of what files hold: files of earlier versions load, and damage is named."""
+
 import copy
 import json
 
@@ -7,8 +8,11 @@ import pytest
 from conftest import ROOT
 from lab.record import Record
 
-STUDY = sorted(path for path in (ROOT / "pruned_nets/comparison").rglob("*_?.json")
-               if path.parent.name != "practice")  # which practice.py writes
+STUDY = sorted(
+    path
+    for path in (ROOT / "pruned_nets/comparison").rglob("*_?.json")
+    if path.parent.name != "practice"
+)  # which practice.py writes
 
 
 def test_the_results_of_the_study_written_before_records_existed_still_load():
@@ -19,22 +23,39 @@ def test_the_results_of_the_study_written_before_records_existed_still_load():
         assert Record.read(record.json()) == record  # nothing is lost on the way
         assert record.best == content["accuracy"]["best"]["top1"]
         assert record.requested == content["pruning"]["requested_percent"]
-        assert record.flops_left == pytest.approx(100 * content["flops"] / (
-            content.get("base") or content["pruned"])["flops"], rel=1e-6) or record.control
+        assert (
+            record.flops_left
+            == pytest.approx(
+                100 * content["flops"] / (content.get("base") or content["pruned"])["flops"],
+                rel=1e-6,
+            )
+            or record.control
+        )
         assert [row["epoch"] for row in record.rows()] == [
-            epoch["epoch"] for epochs in content["history"].values() for epoch in epochs]
+            epoch["epoch"] for epochs in content["history"].values() for epoch in epochs
+        ]
 
 
-@pytest.mark.parametrize("place, value, says", [
-    (("accuracy", "best", "top1"), "good", "accuracy.best.top1 is 'good', not a number"),
-    (("accuracy", "best"), 4, "accuracy.best is 4"), (("accuracy", "last"), 3, "accuracy.last"),
-    (("classes",), ["one"], "classes has 1 names"), (("image_size",), 0, "image_size is 0"),
-    (("image_size",), True, "image_size is True"), (("history", "retrain"), {}, "history.retrain"),
-    (("history", "retrain", 0, "test"), {}, "history.retrain[0].test.top1 is missing"),
-    (("pruning", "achieved_percent"), float("nan"), "achieved_percent is nan"),
-    (("widths", "features.0"), 10 ** 400, "widths.features.0"), (("seed",), 1.5, "seed is 1.5"),
-    (("orthogonality", "layers"), [1], "orthogonality.layers is"), (("penalised",), 1, "penalised is 1"),
-    (("base", "accuracy", "best"), [], "base.accuracy.best"), (("flags",), [], "flags is")])
+@pytest.mark.parametrize(
+    "place, value, says",
+    [
+        (("accuracy", "best", "top1"), "good", "accuracy.best.top1 is 'good', not a number"),
+        (("accuracy", "best"), 4, "accuracy.best is 4"),
+        (("accuracy", "last"), 3, "accuracy.last"),
+        (("classes",), ["one"], "classes has 1 names"),
+        (("image_size",), 0, "image_size is 0"),
+        (("image_size",), True, "image_size is True"),
+        (("history", "retrain"), {}, "history.retrain"),
+        (("history", "retrain", 0, "test"), {}, "history.retrain[0].test.top1 is missing"),
+        (("pruning", "achieved_percent"), float("nan"), "achieved_percent is nan"),
+        (("widths", "features.0"), 10**400, "widths.features.0"),
+        (("seed",), 1.5, "seed is 1.5"),
+        (("orthogonality", "layers"), [1], "orthogonality.layers is"),
+        (("penalised",), 1, "penalised is 1"),
+        (("base", "accuracy", "best"), [], "base.accuracy.best"),
+        (("flags",), [], "flags is"),
+    ],
+)
 def test_a_record_checks_itself_and_names_the_entry(place, value, says):
     content = copy.deepcopy(json.loads(STUDY[0].read_text()))
     content["history"] = {"retrain": [{"epoch": 1, "test": {"top1": 1.0}}]}
@@ -51,6 +72,10 @@ def test_a_record_checks_itself_and_names_the_entry(place, value, says):
 def test_what_a_later_version_adds_is_no_obstacle():
     content = json.loads(STUDY[0].read_text())
     known = Record.read(content)
-    assert Record.read({**content, "colour": "blue", "accuracy": {
-        **content["accuracy"], "median": 3}}).best == known.best
+    assert (
+        Record.read(
+            {**content, "colour": "blue", "accuracy": {**content["accuracy"], "median": 3}}
+        ).best
+        == known.best
+    )
     assert Record.read({**content, "flags": {}}).flag("budget") == "filters"

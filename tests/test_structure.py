@@ -1,4 +1,5 @@
 """What can be pruned is found in any network's graph, and what is cut computes what it should."""
+
 import copy
 import itertools
 
@@ -37,6 +38,7 @@ def conv_bn(inputs, outputs, *args, **kwargs):
 
 class Net(nn.Module):
     """A stem, a body that subclasses give, and a classifier."""
+
     channels = 16
 
     def __init__(self, num_classes=4):
@@ -83,6 +85,7 @@ class Shuffled(Net):
 
 class Bare(Net):
     """Convolutions with biases, without BatchNorm; one of them before a BatchNorm of two."""
+
     channels = 24
 
     def build(self):
@@ -108,6 +111,7 @@ class BatchNormFirst(Net):
 
 class ReadTwice(Net):
     """One layer's output is read as it is, and as a part of a sum."""
+
     channels = 28
 
     def build(self):
@@ -128,6 +132,7 @@ class UsedTwice(Net):
 
 class Gated(Net):
     """A residual block around a squeeze-excitation of linear layers."""
+
     def build(self):
         self.a, self.b = conv_bn(16, 24), conv_bn(24, 16)
         self.squeeze, self.excite = nn.Linear(24, 6), nn.Linear(6, 24)
@@ -155,13 +160,20 @@ class FlattenedPixels(nn.Module):
 
     def forward(self, x):
         x = self.body(x)
-        return self.head(F.dropout(F.relu(self.hidden(x.view(x.size(0), 12 * 9))), 0.5,
-                                   self.training))
+        return self.head(
+            F.dropout(F.relu(self.hidden(x.view(x.size(0), 12 * 9))), 0.5, self.training)
+        )
 
 
 def unnamed(num_classes=4):
-    return nn.Sequential(conv_bn(3, 12), conv_bn(12, 12, stride=2), nn.Sequential(conv_bn(12, 8)),
-                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+    return nn.Sequential(
+        conv_bn(3, 12),
+        conv_bn(12, 12, stride=2),
+        nn.Sequential(conv_bn(12, 8)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, num_classes),
+    )
 
 
 class Transposed(Net):
@@ -183,6 +195,7 @@ class Functional(Net):
 
 class Scaled(Net):
     """A learned scale and shift for each channel, as in LayerScale."""
+
     def build(self):
         self.a, self.b = conv_bn(16, 16), conv_bn(16, 16)
         self.gamma = nn.Parameter(torch.rand(16, 1, 1) + 0.5)
@@ -209,11 +222,23 @@ class GroupNormedWhole(GroupNormed):
 
 # network -> what of it stays whole, beside what the graph can't know
 STRUCTURES = {
-    ConcatenatedConcatenations: {}, SplitAndJoined: {}, Shuffled: {}, Bare: {}, BatchNormFirst: {},
-    ReadTwice: {}, UsedTwice: {}, Gated: {}, FlattenedPixels: {}, unnamed: {}, Scaled: {},
-    GroupNormed: {}, SpatiallyGated: {"gate": "mul spreads it over other channels"},
-    Transposed: {"a.0": "ConvTranspose2d mixes them", "up": "a ConvTranspose2d is not cut"}, Functional: {"a.0": "conv2d mixes them"},
-    GroupNormedWhole: {"a": "GroupNorm mixes them", "b.0": "they go with what stays"}}
+    ConcatenatedConcatenations: {},
+    SplitAndJoined: {},
+    Shuffled: {},
+    Bare: {},
+    BatchNormFirst: {},
+    ReadTwice: {},
+    UsedTwice: {},
+    Gated: {},
+    FlattenedPixels: {},
+    unnamed: {},
+    Scaled: {},
+    GroupNormed: {},
+    SpatiallyGated: {"gate": "mul spreads it over other channels"},
+    Transposed: {"a.0": "ConvTranspose2d mixes them", "up": "a ConvTranspose2d is not cut"},
+    Functional: {"a.0": "conv2d mixes them"},
+    GroupNormedWhole: {"a": "GroupNorm mixes them", "b.0": "they go with what stays"},
+}
 
 
 @pytest.fixture(params=STRUCTURES, ids=lambda kind: kind.__name__)
@@ -223,8 +248,9 @@ def odd(request):
 
 
 def images_of(model, count=2):
-    return torch.randn(count, *remains_of(model).structure.image_shape,
-                       generator=torch.Generator().manual_seed(2)).to(next(model.parameters()))
+    return torch.randn(
+        count, *remains_of(model).structure.image_shape, generator=torch.Generator().manual_seed(2)
+    ).to(next(model.parameters()))
 
 
 def test_what_stays_is_named_and_all_else_can_go(odd):
@@ -234,8 +260,9 @@ def test_what_stays_is_named_and_all_else_can_go(odd):
     assert {name: why for name, (_, _, why) in structure.stays.items()} == stays
     can, count = removable_filters(model, structure)
     modules = dict(model.named_modules())
-    assert count - can == sum(modules[name].out_channels for name in stays
-                              if isinstance(modules[name], nn.Conv2d))
+    assert count - can == sum(
+        modules[name].out_channels for name in stays if isinstance(modules[name], nn.Conv2d)
+    )
     assert len(stays_text(structure)) == len(stays)
 
 
@@ -251,8 +278,12 @@ def test_odd_structures_compute_what_they_do_with_filters_at_zero(odd, residual)
         small = prune(model, kept)
         assert difference(model, small, kept, images) < 1e-12
         with torch.no_grad():  # in plain operators, for other runtimes
-            assert torch.allclose(lower(small, images)(images), small(images), rtol=1e-9, atol=1e-12)
-        assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+            assert torch.allclose(
+                lower(small, images)(images), small(images), rtol=1e-9, atol=1e-12
+            )
+        assert sum(p.numel() for p in small.parameters()) < sum(
+            p.numel() for p in model.parameters()
+        )
         again = prune(small, select_filters(small, scores_like(small), percent + 10))
         assert widths_of(again).keys() == widths_of(model).keys()
 
@@ -356,37 +387,70 @@ def perceptron(width):
 WRITTEN = {
     "a shift computed from what it shifts": (
         lambda net, x: net.b((x := net.a(x)) + net.e(x.mean((2, 3)))[:, :, None, None]),
-        {"e": nn.Linear(8, 8)}, ""),
+        {"e": nn.Linear(8, 8)},
+        "",
+    ),
     "a block of linear layers": (
         lambda net, x: net.b((x := net.a(x)) + net.e(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
-        {"e": perceptron(6)}, ""),
+        {"e": perceptron(6)},
+        "",
+    ),
     "one channel added to all": (
-        lambda net, x: net.b((x := net.a(x)) + net.c(x)), {"c": conv(8, 1, bias=True)}, "c"),
+        lambda net, x: net.b((x := net.a(x)) + net.c(x)),
+        {"c": conv(8, 1, bias=True)},
+        "c",
+    ),
     "a difference": (lambda net, x: net.b((x := net.a(x)) - net.c(x)), {"c": conv(8, 8)}, ""),
-    "a maximum": (lambda net, x: net.b(torch.maximum(x := net.a(x), net.c(x))), {"c": conv(8, 8)}, ""),
+    "a maximum": (
+        lambda net, x: net.b(torch.maximum(x := net.a(x), net.c(x))),
+        {"c": conv(8, 8)},
+        "",
+    ),
     "an excitation of two": (
         lambda net, x: net.b(excite(net, net.a(x)) + excite(net, net.c(x))),
-        {"c": conv(3, 8), "excitation": nn.Sequential(perceptron(4), nn.Sigmoid())}, "ac"),
+        {"c": conv(3, 8), "excitation": nn.Sequential(perceptron(4), nn.Sigmoid())},
+        "ac",
+    ),
     "a choice between two": (chosen, {"c": conv(3, 8), "d": conv(8, 8, 1)}, ""),
     "a gate that others read": (read_as_well, {"c": conv(8, 8), "d": conv(8, 8)}, ""),
-    "places of one size": (lambda net, x: net.b(net.a(x) + net.places),
-                           {"places": nn.Parameter(torch.randn(8, 16, 16))}, ""),
+    "places of one size": (
+        lambda net, x: net.b(net.a(x) + net.places),
+        {"places": nn.Parameter(torch.randn(8, 16, 16))},
+        "",
+    ),
     "attention": (attention, {"qkv": conv(8, 24, 1)}, "a"),
     "scale and shift from features": (modulated, {"e": nn.Linear(8, 16)}, "b"),
     "a part changed in place": (written_in_part, {}, "a"),
     "changed in place, and the result ignored": (relu_ignored, {}, ""),
     "a number of channels in arithmetic": (over_count, {}, "a"),
     "numbers of channels in conditions": (skips, {}, ""),
-    "a weight that is read elsewhere, too": (lambda net, x: net.b(net.a(x) / net.a.weight.norm()), {}, "a"),
-    "buffers in arithmetic": (lambda net, x: net.b(net.norm(net.a(x))), {"norm": FrozenBatchNorm2d(8)}, ""),
-    "images given by keyword": (lambda net, x: net.b(net.t(input=net.a(input=x))),
-                                {"t": nn.ConvTranspose2d(8, 8, 2, 2, bias=False)}, "a"),
+    "a weight that is read elsewhere, too": (
+        lambda net, x: net.b(net.a(x) / net.a.weight.norm()),
+        {},
+        "a",
+    ),
+    "buffers in arithmetic": (
+        lambda net, x: net.b(net.norm(net.a(x))),
+        {"norm": FrozenBatchNorm2d(8)},
+        "",
+    ),
+    "images given by keyword": (
+        lambda net, x: net.b(net.t(input=net.a(input=x))),
+        {"t": nn.ConvTranspose2d(8, 8, 2, 2, bias=False)},
+        "a",
+    ),
     "slices and unpacked shapes": (
         lambda net, x: net.b(net.f[1:](F.interpolate(net.f[:1](net.a(x)), (*x.shape[2:],)))),
-        {"f": nn.Sequential(conv(8, 8), nn.ReLU(), conv(8, 8))}, ""),
+        {"f": nn.Sequential(conv(8, 8), nn.ReLU(), conv(8, 8))},
+        "",
+    ),
     "to a parameter's device": (
-        lambda net, x: net.b(net.a(x.to(net.head.weight.device, net.head.weight.dtype))), {}, ""),
-    "hooks": (lambda net, x: net.b(net.a(x)), {}, "a")}
+        lambda net, x: net.b(net.a(x.to(net.head.weight.device, net.head.weight.dtype))),
+        {},
+        "",
+    ),
+    "hooks": (lambda net, x: net.b(net.a(x)), {}, "a"),
+}
 
 
 @pytest.mark.parametrize("kind", WRITTEN)
@@ -397,11 +461,15 @@ def test_removed_filters_count_as_zero_and_nothing_else_changes(kind, monkeypatc
     torch.manual_seed(0)
     model = Written(body, **layers).double().eval()
     if kind == "hooks":
-        model.a.register_forward_hook(lambda _layer, _images, result: result / result.norm(dim=1,
-                                                                           keepdim=True))
+        model.a.register_forward_hook(
+            lambda _layer, _images, result: result / result.norm(dim=1, keepdim=True)
+        )
     explore(model, 16)
-    assert {name for name in "abcd" if hasattr(model, name) and not any(
-        g.name == name for g in filter_groups(model))} == set(whole)
+    assert {
+        name
+        for name in "abcd"
+        if hasattr(model, name) and not any(g.name == name for g in filter_groups(model))
+    } == set(whole)
     images = torch.randn(3, 3, 16, 16, dtype=torch.double)
     for seed in range(3):
         kept = select_filters(model, cal_importance(model, "random", seed=seed), 40)
@@ -412,13 +480,21 @@ def test_removed_filters_count_as_zero_and_nothing_else_changes(kind, monkeypatc
             gone[index] = False
             silenced.get_submodule(name).register_forward_hook(
                 lambda _layer, _images, result, gone=gone: result.masked_fill(
-                    gone[:, None, None], 0))
+                    gone[:, None, None], 0
+                )
+            )
         with torch.no_grad():
             assert torch.allclose(small(images), silenced(images), rtol=1e-10, atol=1e-12)
             assert torch.allclose(small(images[:1]), silenced(images[:1]), rtol=1e-10, atol=1e-12)
-            assert torch.allclose(lower(small, images)(images), small(images), rtol=1e-9, atol=1e-12)
-    twin = rebuild(Written(body, **copy.deepcopy(layers)).double() if kind != "hooks" else model,
-                   widths_of(small), remains_of(model).structure.whole, 16)
+            assert torch.allclose(
+                lower(small, images)(images), small(images), rtol=1e-9, atol=1e-12
+            )
+    twin = rebuild(
+        Written(body, **copy.deepcopy(layers)).double() if kind != "hooks" else model,
+        widths_of(small),
+        remains_of(model).structure.whole,
+        16,
+    )
     twin.load_state_dict(small.state_dict())
     assert torch.equal(twin.eval()(images), small(images))
 
@@ -435,7 +511,9 @@ def test_what_cannot_be_cut_stays_from_then_on():
     assert [group.name for group in filter_groups(model)] == ["b"]
     small = prune(model, select_filters(model, scores_like(model), 30))
     explore(small)  # a pruned network stays as it is
-    assert widths_of(small) == widths_of(prune(model, select_filters(model, scores_like(model), 30)))
+    assert widths_of(small) == widths_of(
+        prune(model, select_filters(model, scores_like(model), 30))
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
@@ -505,13 +583,17 @@ def expected_groups(model):
     name, modules = model.origin.name, dict(model.named_modules())
     convs = [n for n, m in modules.items() if isinstance(m, nn.Conv2d)]
     if name == "vgg":
-        return [(n, f"features.{int(n.split('.')[1]) + 2}", 1, n, (reader,), False)
-                for n, reader in zip(convs, convs[1:] + ["classifier"])]
+        return [
+            (n, f"features.{int(n.split('.')[1]) + 2}", 1, n, (reader,), False)
+            for n, reader in zip(convs, convs[1:] + ["classifier"])
+        ]
     if name == "mobilenet":
         writers = ["conv1", *(f"layers.{i}.conv2" for i in range(13))]
         readers = [*(f"layers.{i}.conv2" for i in range(13)), "linear"]
-        return [(n, n.replace("conv", "bn"), 1 if reader == "linear" else 2, n, (reader,), False)
-                for n, reader in zip(writers, readers)]
+        return [
+            (n, n.replace("conv", "bn"), 1 if reader == "linear" else 2, n, (reader,), False)
+            for n, reader in zip(writers, readers)
+        ]
     found = []
     for n in convs:
         stage, _, rest = n.partition(".")
@@ -522,8 +604,10 @@ def expected_groups(model):
         blocks = len(model.get_submodule(stage))
         following = f"layer{int(stage[-1]) + 1}"
         readers = tuple(f"{stage}.{i}.conv1" for i in range(stage != "layer1", blocks)) + (
-            (f"{following}.0.conv1", f"{following}.0.shortcut.0") if following in modules
-            else ("linear",))
+            (f"{following}.0.conv1", f"{following}.0.shortcut.0")
+            if following in modules
+            else ("linear",)
+        )
         norm = n.replace("shortcut.0", "shortcut.1").replace("conv", "bn")
         found.append((n, norm, 1, stage, readers, n == "conv1"))
     return found
@@ -531,8 +615,10 @@ def expected_groups(model):
 
 def test_the_four_networks_lists_are_those_of_their_architectures(network):
     modules = {module: name for name, module in network.named_modules()}
-    found = [(g.name, modules[g.bn], max(g.costs), g.stream.name, g.stream.readers, g.protected)
-             for g in filter_groups(network)]
+    found = [
+        (g.name, modules[g.bn], max(g.costs), g.stream.name, g.stream.readers, g.protected)
+        for g in filter_groups(network)
+    ]
     assert found == expected_groups(network)
     for group in filter_groups(network):
         assert group.channels == list(range(group.dense)) == list(range(group.stream.width))
@@ -541,13 +627,15 @@ def test_the_four_networks_lists_are_those_of_their_architectures(network):
 
 def test_masks_at_the_readers_are_masks_of_the_batchnorms(network):
     from conftest import masked as zeroed
+
     kept = select_filters(network, cal_importance(network, "random"), 50)
     masked, images = Masked(network), torch.randn(4, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(masked.network(images), network(images))
         masked.keep(kept)
-        torch.testing.assert_close(masked.network(images), zeroed(network, kept)(images),
-                                   rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            masked.network(images), zeroed(network, kept)(images), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("percent", [0, 60])
@@ -567,7 +655,10 @@ class Stored(nn.Module):
     def __init__(self):
         super().__init__()
         self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
-        self.c.weight, self.d = self.b.weight, nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 6, 3))
+        self.c.weight, self.d = (
+            self.b.weight,
+            nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 6, 3)),
+        )
         self.e, self.head = nn.Conv2d(6, 6, 1), nn.Linear(6, 5)
 
     def forward(self, x):
@@ -585,8 +676,10 @@ def test_weights_that_are_shared_or_computed_are_counted_and_stay():
     cost = measure_cost(model, 24)
     assert cost["flops"] == counter.get_total_flops()
     assert cost["parameters"] == sum(p.numel() for p in model.parameters())
-    assert any(line == "b keeps its 8 filters: another layer has the same weight"
-               for line in stays_text(remains_of(model).structure))
+    assert any(
+        line == "b keeps its 8 filters: another layer has the same weight"
+        for line in stays_text(remains_of(model).structure)
+    )
 
 
 # ---------------------------------------------------------------------------- coupled and the check
@@ -601,8 +694,9 @@ def test_coupled_writers_leave_together_by_the_sum_of_their_scores():
         scores[name][3], scores[name][5] = 1.0, 2.0
     scores[writers[0]][3], scores[writers[0]][5] = 3.0, 0.0
     count = sum(len(g.channels) for g in groups)
-    kept = select_filters(model, scores, 100 * len(writers) / count, residual="coupled",
-                          below_one=True)
+    kept = select_filters(
+        model, scores, 100 * len(writers) / count, residual="coupled", below_one=True
+    )
     gone = {n: set(range(16)) - set(kept[n].tolist()) for n in writers}
     assert all(filters == {3} for filters in gone.values())
     small = prune(model, kept)
@@ -640,7 +734,10 @@ def test_a_network_that_computes_by_its_values_is_refused():
         def body(self, x):
             return self.a(x) if x.sum() > 0 else x
 
-    with pytest.raises(ValueError, match="Lucky cannot be traced.*by the values of its images.*see test_structure.py, line"):
+    with pytest.raises(
+        ValueError,
+        match="Lucky cannot be traced.*by the values of its images.*see test_structure.py, line",
+    ):
         filter_groups(Lucky())
 
 
@@ -675,7 +772,7 @@ def test_hooks_of_one_network_do_not_count_for_the_next_of_its_kind():
 
 
 def test_a_network_that_draws_lots_is_refused_for_that():
-    model = Written(lambda net, x: F.dropout(net.b(net.a(x)), .5))
+    model = Written(lambda net, x: F.dropout(net.b(net.a(x)), 0.5))
     with pytest.raises(ValueError, match="other logits each time, in eval mode, too; F.dropout"):
         check(model, model, remains_of(model).filters)
 

@@ -1,4 +1,5 @@
 """What the study's texts say stands in its records."""
+
 import csv
 import io
 import re
@@ -16,7 +17,9 @@ import study as tables  # noqa: E402
 
 # A figure: a mean with its standard error and stars, or a single number. Numbers in names
 # (VGG-13, CIFAR-100) are none.
-FIGURE = re.compile(r"(?<![\w.])(?<!\w[-–])(?<!\d,)[+-]?\d[\d,]*(?:\.\d+)?(?: ± \d+(?:\.\d+)?)?\**(?![\w.]*\w)")
+FIGURE = re.compile(
+    r"(?<![\w.])(?<!\w[-–])(?<!\d,)[+-]?\d[\d,]*(?:\.\d+)?(?: ± \d+(?:\.\d+)?)?\**(?![\w.]*\w)"
+)
 # Fenced code, comments, code spans, pictures and the addresses of links.
 NO_PROSE = re.compile(r"```.*?```|<!--.*?-->|`[^`]*`|!\[[^\]]*\]\([^)]*\)|\]\([^)]*\)", re.DOTALL)
 COMMON = "settings", "runs"  # tables that every section may quote
@@ -72,25 +75,40 @@ def test_the_sentences_of_the_suites_readme_quote_the_study(made):
 
 
 def test_a_figure_that_no_table_has_is_found():
-    made = {"settings": figures("| 10 |"), "runs": set(), "a": figures(r"| +3.5 ± 0.2\* (25) | -2.4 to 0.7 |"),
-            "b": figures("| 8.1 |")}
+    made = {
+        "settings": figures("| 10 |"),
+        "runs": set(),
+        "a": figures(r"| +3.5 ± 0.2\* (25) | -2.4 to 0.7 |"),
+        "b": figures("| 8.1 |"),
+    }
     section = "Title\n<!-- table: a -->\n| x |\n<!-- end -->\n"
-    for true in (r"It is 3.5 ± 0.2\* (25) in `--percent=77` of VGG-13.", "From -2.4 to 0.7, of 10.",
-                 "[All](b.csv#12) of CIFAR-100's."):
+    for true in (
+        r"It is 3.5 ± 0.2\* (25) in `--percent=77` of VGG-13.",
+        "From -2.4 to 0.7, of 10.",
+        "[All](b.csv#12) of CIFAR-100's.",
+    ):
         assert misquoted(section + true, made) == []
-    for false, wrong in (("3.5 ± 0.3", "3.5 ± 0.3"), ("3.5 ± 0.2", "3.5 ± 0.2"), ("2.4", "2.4"),
-                         (r"-3.5 ± 0.2\*", "-3.5 ± 0.2*"), ("8.1", "8.1"), ("80%", "80")):
+    for false, wrong in (
+        ("3.5 ± 0.3", "3.5 ± 0.3"),
+        ("3.5 ± 0.2", "3.5 ± 0.2"),
+        ("2.4", "2.4"),
+        (r"-3.5 ± 0.2\*", "-3.5 ± 0.2*"),
+        ("8.1", "8.1"),
+        ("80%", "80"),
+    ):
         assert misquoted(f"{section}It is {false}, or so.", made) == [wrong]
     assert misquoted("No table of its own: 8.1 and 3.5 ± 0.2*.", made) == []
 
 
 def test_the_report_is_made_of_the_records(study):
     """Its plots are not looked at."""
-    made = [line for lines, _, _ in report.blocks(study.results, study.checks) for line in ["", *lines]]
+    made = [
+        line for lines, _, _ in report.blocks(study.results, study.checks) for line in ["", *lines]
+    ]
     written = (FOLDER / "report.md").read_text().splitlines()
     start = next(i for i, line in enumerate(written) if line.startswith("## "))
     kept = []
-    for line in written[start - 1:-2]:  # a picture has an empty line before it
+    for line in written[start - 1 : -2]:  # a picture has an empty line before it
         if line.startswith("!["):
             assert kept.pop() == ""
         else:
@@ -98,5 +116,6 @@ def test_the_report_is_made_of_the_records(study):
     assert kept == made, "python eval.py --report=pruned_nets/comparison"
     with open(FOLDER / "report.csv", newline="") as file:
         rows = list(csv.reader(file))
-    assert rows == list(csv.reader(io.StringIO(to_csv(list(map(
-        report.csv_row, study.results))).decode())))
+    assert rows == list(
+        csv.reader(io.StringIO(to_csv(list(map(report.csv_row, study.results))).decode()))
+    )

@@ -5,6 +5,7 @@ WORKER_FAILS="process step": that process fails at that training step. WORKER_DI
 that process scores filters in another way than the others. A process that is not the first fails
 where it writes a file.
 """
+
 import itertools
 import os
 import sys
@@ -32,6 +33,7 @@ def fail_at(last):
         if next(steps) == last:
             raise LookupError("process out of luck")
         return backward(*args, **kwargs)
+
     torch.Tensor.backward = counted
 
 
@@ -43,8 +45,10 @@ def scores(path):
     """{estimator: scores}, the accuracy, and re-estimated statistics, of a network on digits."""
     data, model = load_data("digits", 16), load_checkpoint(path)[0]
     batches = data.train_batches(16, key=(0,), count=100)
-    found = {"accuracy": evaluate(model, data.test_batches()), **{
-        name: cal_importance(model, name, batches) for name in ESTIMATORS}}
+    found = {
+        "accuracy": evaluate(model, data.test_batches()),
+        **{name: cal_importance(model, name, batches) for name in ESTIMATORS},
+    }
     reestimate(model, data.train_batches(16, key=(0,), count=96, augmented=False))
     norms = {name: tensor for name, tensor in model.state_dict().items() if ".running_" in name}
     return found | {"statistics": norms}

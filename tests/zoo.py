@@ -11,6 +11,7 @@ cut; difference: the largest, at any percent, of the pruned and the masked netwo
 noise, in double precision, as a share of the largest logit. BatchNorms have scales and statistics
 that are not trivial.
 """
+
 import argparse
 import sys
 import time
@@ -43,8 +44,12 @@ OTHERS = ("vit", "swin", "maxvit")  # of torchvision, not made of convolutions
 
 def torchvision_names():
     import torchvision
-    return [name for name in torchvision.models.list_models(module=torchvision.models)
-            if not name.startswith(OTHERS)]
+
+    return [
+        name
+        for name in torchvision.models.list_models(module=torchvision.models)
+        if not name.startswith(OTHERS)
+    ]
 
 
 def settle(model, seed=0):
@@ -54,14 +59,17 @@ def settle(model, seed=0):
     for layer in model.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             fan_in = layer.weight[0].numel()
-            layer.weight.data.normal_(0, (2 / fan_in) ** .5, generator=generator)
+            layer.weight.data.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
             if layer.bias is not None:
                 layer.bias.data.normal_(0, 0.1, generator=generator)
     for norm in model.modules():
         if isinstance(norm, nn.modules.batchnorm._NormBase):
-            for tensor, (low, high) in ((norm.weight, (0.5, 1.5)), (norm.bias, (-0.3, 0.3)),
-                                        (norm.running_mean, (-0.2, 0.2)),
-                                        (norm.running_var, (0.5, 1.5))):
+            for tensor, (low, high) in (
+                (norm.weight, (0.5, 1.5)),
+                (norm.bias, (-0.3, 0.3)),
+                (norm.running_mean, (-0.2, 0.2)),
+                (norm.running_var, (0.5, 1.5)),
+            ):
                 if tensor is not None:
                     tensor.data.uniform_(low, high, generator=generator)
     return model.eval()
@@ -119,8 +127,9 @@ def prune_all(name, percents=(25, 50, 75)):
     structure = remains_of(model).structure
     can, count = removable_filters(model, structure)
     row = {"network": name, "can": can, "all": count, "find": found, "worst": 0.0}
-    images = torch.randn(2, *structure.image_shape, dtype=torch.double,
-                         generator=torch.Generator().manual_seed(1))
+    images = torch.randn(
+        2, *structure.image_shape, dtype=torch.double, generator=torch.Generator().manual_seed(1)
+    )
     calibrate(model, images)
     for percent in percents:
         kept = select_filters(model, cal_importance(model, "random", seed=percent), percent)
@@ -130,8 +139,11 @@ def prune_all(name, percents=(25, 50, 75)):
         row["worst"] = max(row["worst"], difference(model, small, kept, images))
     size = structure.image_shape[1]
     now, before = measure_cost(small, size), measure_cost(small, size, all_filters(small))
-    return {**row, "parameters": now["parameters"] / before["parameters"],
-            "macs": now["macs"] / before["macs"]}
+    return {
+        **row,
+        "parameters": now["parameters"] / before["parameters"],
+        "macs": now["macs"] / before["macs"],
+    }
 
 
 def main():
@@ -141,9 +153,12 @@ def main():
     parser.add_argument("--largest", type=float, default=1e9, help="million parameters")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    names = args.networks or ([f"timm:{name}" for name in TIMM] if args.timm
-                              else torchvision_names())
-    print("| network | filters | parameters | MACs | find | cut | difference |\n" + "|---" * 7 + "|")
+    names = args.networks or (
+        [f"timm:{name}" for name in TIMM] if args.timm else torchvision_names()
+    )
+    print(
+        "| network | filters | parameters | MACs | find | cut | difference |\n" + "|---" * 7 + "|"
+    )
     whole = right = 0
     for name in names:
         try:
@@ -153,11 +168,16 @@ def main():
             continue
         whole += row["can"] == row["all"]
         right += row["worst"] < 1e-9
-        print(f"| {name} | {row['can']:,} of {row['all']:,} | {row['parameters']:.1%} "
-              f"| {row['macs']:.1%} | {row['find']:.2f} s | {row['cut']:.2f} s "
-              f"| {row['worst']:.0e} |", flush=True)
-    print(f"\n{len(names)} networks, {right} pruned with the right logits, {whole} of them with "
-          "every filter removable")
+        print(
+            f"| {name} | {row['can']:,} of {row['all']:,} | {row['parameters']:.1%} "
+            f"| {row['macs']:.1%} | {row['find']:.2f} s | {row['cut']:.2f} s "
+            f"| {row['worst']:.0e} |",
+            flush=True,
+        )
+    print(
+        f"\n{len(names)} networks, {right} pruned with the right logits, {whole} of them with "
+        "every filter removable"
+    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ the starting network was trained on, `TARGET` what it is used for), and torch-pr
 a dict in practice/TASK_SEED.json, written as soon as it is known; rows that are there are not
 computed again. The starting networks are kept in pretrained/practice/.
 """
+
 import argparse
 import copy
 import json
@@ -71,27 +72,41 @@ class Task:
     tune: rate of all fine-tunings, with which Torch-Pruning's magnitude did best. own: it is used
     for the classes that it was trained on, with all of their images.
     """
+
     model: str
     size: int
     lr: float
     epochs: int
-    tune: float = .01
+    tune: float = 0.01
     own: bool = False
 
     def start(self):
-        return Recipe(lr=[self.lr], epochs=[self.epochs], weight_decay=5e-4, adam_lr=[1e-3],
-                      warmup=1, schedule="cosine")
+        return Recipe(
+            lr=[self.lr],
+            epochs=[self.epochs],
+            weight_decay=5e-4,
+            adam_lr=[1e-3],
+            warmup=1,
+            schedule="cosine",
+        )
 
     def tuning(self, epochs):
-        return Recipe(lr=[self.tune], epochs=[epochs], weight_decay=1e-4, adam_lr=[1e-4],
-                      warmup=1, schedule="cosine", label_smoothing=.1)
+        return Recipe(
+            lr=[self.tune],
+            epochs=[epochs],
+            weight_decay=1e-4,
+            adam_lr=[1e-4],
+            warmup=1,
+            schedule="cosine",
+            label_smoothing=0.1,
+        )
 
 
 TASKS = {
-    "resnet18": Task("resnet18", 64, .05, 12),
-    "mobilenet_v2": Task("mobilenet_v2", 64, .05, 15),
-    "resnet-56": Task("resnet-56", 32, .1, 15),
-    "resnet-56-own": Task("resnet-56", 32, .1, 15, own=True),
+    "resnet18": Task("resnet18", 64, 0.05, 12),
+    "mobilenet_v2": Task("mobilenet_v2", 64, 0.05, 15),
+    "resnet-56": Task("resnet-56", 32, 0.1, 15),
+    "resnet-56-own": Task("resnet-56", 32, 0.1, 15, own=True),
 }
 
 
@@ -113,8 +128,10 @@ def images_of(task, classes, per_class=None, seed=0):
     order = torch.randperm(len(train), generator=generator)
     of_class = [order[train.labels[order] == k] for k in range(len(classes))]
     ends = [0, per_class, per_class + 10, len(train)]
-    parts = [torch.cat([rows[first:last] for rows in of_class]).sort().values
-             for first, last in zip(ends, ends[1:])]
+    parts = [
+        torch.cat([rows[first:last] for rows in of_class]).sort().values
+        for first, last in zip(ends, ends[1:])
+    ]
     train, validation, rest = (Split(train.images[rows], train.labels[rows]) for rows in parts)
     test = Split(torch.cat([test.images[:], rest.images]), torch.cat([test.labels, rest.labels]))
     return replace(data, classes=names, train=train, validation=validation, test=test)
@@ -129,8 +146,15 @@ def starting_network(task):
         return network
     torch.manual_seed(0)
     network = build_network(task.model, len(START))
-    fit(network, images_of(task, START), task.start(), key=(0, "pretrain"), batch_size=64,
-        label=f"start {task.model}", choose="last")
+    fit(
+        network,
+        images_of(task, START),
+        task.start(),
+        key=(0, "pretrain"),
+        batch_size=64,
+        label=f"start {task.model}",
+        choose="last",
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"net": network.state_dict()}, path)
     return network
@@ -151,12 +175,23 @@ def whole_network(task, seed, penalised=False):
         network.load_state_dict(torch.load(path, weights_only=True)["net"])
         return network, data, evaluate(network, data.test_batches())["top1"]
     fresh = network.state_dict()
-    known = {name: tensor for name, tensor in start.state_dict().items()
-             if not name.startswith(("fc.", "classifier.", "linear."))}
+    known = {
+        name: tensor
+        for name, tensor in start.state_dict().items()
+        if not name.startswith(("fc.", "classifier.", "linear."))
+    }
     network.load_state_dict({**fresh, **known})
     penalty = OrthonormalityPenalty(network, penalty_of(task.model)) if penalised else None
-    trained = fit(network, data, task.tuning(15), key=(seed, "whole"), batch_size=32,
-                  penalty=penalty, label=f"{task.model} {seed}", choose="last")
+    trained = fit(
+        network,
+        data,
+        task.tuning(15),
+        key=(seed, "whole"),
+        batch_size=32,
+        penalty=penalty,
+        label=f"{task.model} {seed}",
+        choose="last",
+    )
     torch.save({"net": network.state_dict()}, path)
     return network, data, trained.last["top1"]
 
@@ -175,6 +210,7 @@ def macs_of(network, size):
             total += output.numel() * module.in_features
         else:
             total += output.numel() * module.weight[0].numel()
+
     layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     handles = [layer.register_forward_hook(count) for layer in layers]
     modes = network.training
@@ -194,6 +230,7 @@ class Row:
     """One way to cut. tool: "orthoreg", this suite, "torch-pruning", or a control: "unpruned",
     "scratch". ranking: "best" stands for --select=best. budget: "macs", or "time" in ONNX Runtime.
     penalised: cut is the network that was tuned with OrthoReg's penalty."""
+
     tool: str
     method: str
     ranking: str = "global"
@@ -238,18 +275,31 @@ def _cut_ours(row, network, data, share, seed, known):
             key = row.method, row.residual
             losses = None if step else known.get(key)
             if losses is None:
-                images = data.train_batches(64, key=(seed, "measured"), count=MEASURED,
-                                            augmented=False)
+                images = data.train_batches(
+                    64, key=(seed, "measured"), count=MEASURED, augmented=False
+                )
                 losses = measure_losses(network, scores, images, row.residual, whole)
             if not step:
                 known[key] = losses
         is_last = step + 1 == row.steps
-        choice = {"residual": row.residual, "ranking": row.ranking, "per_cost": row.per_cost,
-                  "pruning_type": row.method, "losses": losses}
+        choice = {
+            "residual": row.residual,
+            "ranking": row.ranking,
+            "per_cost": row.per_cost,
+            "pruning_type": row.method,
+            "losses": losses,
+        }
         if row.budget == "time":
-            kept, _saved, _most = select_by_time(network, scores, target,
-                                                 clock_of(whole, data, known), exact=is_last,
-                                                 round_to=CLOCK_WIDTH, original=whole, **choice)
+            kept, _saved, _most = select_by_time(
+                network,
+                scores,
+                target,
+                clock_of(whole, data, known),
+                exact=is_last,
+                round_to=CLOCK_WIDTH,
+                original=whole,
+                **choice,
+            )
         else:
             kept = select_filters(network, scores, target, budget="macs", image_size=size, **choice)
         network = prune(network, kept)
@@ -261,23 +311,29 @@ def _cut_ours(row, network, data, share, seed, known):
 def clock_of(network, data, known):
     """The Clock that times cuts of a network in ONNX Runtime."""
     if "clock" not in known:
-        known["clock"] = Clock(network, data.image_size, CLOCK_BATCH, torch.device("cpu"),
-                               "onnxruntime")
+        known["clock"] = Clock(
+            network, data.image_size, CLOCK_BATCH, torch.device("cpu"), "onnxruntime"
+        )
     return known["clock"]
 
 
 def settle(network, data, seed):
-    reestimate(network, data.train_batches(64, key=(seed, "BatchNorm"), count=BN_IMAGES,
-                                           augmented=False))
+    reestimate(
+        network, data.train_batches(64, key=(seed, "BatchNorm"), count=BN_IMAGES, augmented=False)
+    )
 
 
-THEIRS = {"magnitude": "GroupMagnitudeImportance", "taylor": "GroupTaylorImportance",
-          "bn": "BNScaleImportance", "fpgm": "FPGMImportance", "lamp": "LAMPImportance"}
+THEIRS = {
+    "magnitude": "GroupMagnitudeImportance",
+    "taylor": "GroupTaylorImportance",
+    "bn": "BNScaleImportance",
+    "fpgm": "FPGMImportance",
+    "lamp": "LAMPImportance",
+}
 
 
 def _cut_theirs(row, network, data, share, seed, known):
-    """Torch-Pruning, to the smallest ratio of channels that leaves no more multiply-adds, or time.
-    """
+    """Torch-Pruning, to the smallest ratio of channels that leaves no more of the budget."""
     if row.budget == "time":
         clock = clock_of(network, data, known)
 
@@ -288,6 +344,7 @@ def _cut_theirs(row, network, data, share, seed, known):
 
         def fits(small):
             return macs_of(small, data.image_size) <= wanted
+
     if row.method == "taylor" and "slopes" not in known:
         known["slopes"] = _slopes(network, data, seed)
     slopes = known["slopes"] if row.method == "taylor" else {}
@@ -311,10 +368,16 @@ def _their_cut(row, network, data, ratio, slopes):
         parameter.grad = slopes[name].clone() if name in slopes else None
     last = [m for m in small.modules() if isinstance(m, nn.Linear)][-1]
     pruner = tp.pruner.MetaPruner(
-        small, torch.zeros(1, 3, data.image_size, data.image_size),
-        importance=getattr(tp.importance, THEIRS[row.method])(), pruning_ratio=ratio,
-        global_pruning=row.ranking == "global", ignored_layers=[last], iterative_steps=row.steps,
-        max_pruning_ratio=.95, round_to=CLOCK_WIDTH if row.budget == "time" else None)
+        small,
+        torch.zeros(1, 3, data.image_size, data.image_size),
+        importance=getattr(tp.importance, THEIRS[row.method])(),
+        pruning_ratio=ratio,
+        global_pruning=row.ranking == "global",
+        ignored_layers=[last],
+        iterative_steps=row.steps,
+        max_pruning_ratio=0.95,
+        round_to=CLOCK_WIDTH if row.budget == "time" else None,
+    )
     for _ in range(row.steps):
         pruner.step()
     small.zero_grad(set_to_none=True)
@@ -354,51 +417,100 @@ def _fresh(row, network, data, share, seed, known):
     return fresh_like(shape, len(data.classes))
 
 
-CUTS = {"orthoreg": _cut_ours, "best": _best_of_ours, "torch-pruning": _cut_theirs,
-        "scratch": _fresh, "unpruned": lambda row, network, *_: copy.deepcopy(network)}
+CUTS = {
+    "orthoreg": _cut_ours,
+    "best": _best_of_ours,
+    "torch-pruning": _cut_theirs,
+    "scratch": _fresh,
+    "unpruned": lambda row, network, *_: copy.deepcopy(network),
+}
 
 
 def rows(methods, **more):
-    return [Row("orthoreg", method, ranking, residual, **more) for method in methods
-            for residual in ("single", "coupled")
-            for ranking in ("global", "mean", "norm", "layer", "measured")]
+    return [
+        Row("orthoreg", method, ranking, residual, **more)
+        for method in methods
+        for residual in ("single", "coupled")
+        for ranking in ("global", "mean", "norm", "layer", "measured")
+    ]
 
 
 def all_rows():
     """What the curves are drawn of."""
-    theirs = [Row("torch-pruning", method, ranking) for method in THEIRS
-              for ranking in ("layer", "global")]
-    listed = [row for row in rows(["theis", "fisher", "tfo"])
-              if row.ranking in ("global", "mean", "norm")]
-    return [*theirs, *rows(["group", "theis", "l1", "fisher", "tfo", "bn"]),
-            *(replace(row, per_cost=True) for row in listed)]
+    theirs = [
+        Row("torch-pruning", method, ranking)
+        for method in THEIRS
+        for ranking in ("layer", "global")
+    ]
+    listed = [
+        row for row in rows(["theis", "fisher", "tfo"]) if row.ranking in ("global", "mean", "norm")
+    ]
+    return [
+        *theirs,
+        *rows(["group", "theis", "l1", "fisher", "tfo", "bn"]),
+        *(replace(row, per_cost=True) for row in listed),
+    ]
 
 
 def step_rows():
     """The same in several steps, of what does well in one."""
-    measured = [Row("orthoreg", method, "measured", "coupled", steps=4)
-                for method in ("group", "theis", "fisher")]
-    ours = [row for row in rows(["group", "theis", "fisher"], steps=8)
-            if row.ranking != "norm" and row.residual == "coupled"]
-    return [*measured, *ours, *(replace(row, per_cost=True) for row in ours
-                     if row.ranking == "global" and row.method != "group"),
-            Row("torch-pruning", "magnitude", "layer", steps=8)]
+    measured = [
+        Row("orthoreg", method, "measured", "coupled", steps=4)
+        for method in ("group", "theis", "fisher")
+    ]
+    ours = [
+        row
+        for row in rows(["group", "theis", "fisher"], steps=8)
+        if row.ranking != "norm" and row.residual == "coupled"
+    ]
+    return [
+        *measured,
+        *ours,
+        *(
+            replace(row, per_cost=True)
+            for row in ours
+            if row.ranking == "global" and row.method != "group"
+        ),
+        Row("torch-pruning", "magnitude", "layer", steps=8),
+    ]
 
 
 def few_rows():
     """Those of `all_rows` and `step_rows` that do well, or that papers and defaults have."""
-    theirs = [Row("torch-pruning", method, ranking) for method, ranking in (
-        ("magnitude", "layer"), ("magnitude", "global"), ("taylor", "global"), ("bn", "layer"),
-        ("fpgm", "layer"))]
+    theirs = [
+        Row("torch-pruning", method, ranking)
+        for method, ranking in (
+            ("magnitude", "layer"),
+            ("magnitude", "global"),
+            ("taylor", "global"),
+            ("bn", "layer"),
+            ("fpgm", "layer"),
+        )
+    ]
     published = [Row("orthoreg", method) for method in ("fisher", "tfo", "bn", "l1")]
-    papers = [Row("orthoreg", "l1", "layer", "coupled"), Row("orthoreg", "tfo", "paper", "coupled"),
-              Row("orthoreg", "group", "mean", "coupled")]
-    measured = [Row("orthoreg", method, "measured", "coupled", steps=steps)
-                for method in ("group", "fisher", "theis", "l1") for steps in (1, 4)]
-    stepped = [Row("orthoreg", "fisher", ranking, "coupled", per_cost, steps) for steps in (1, 4)
-               for ranking, per_cost in (("global", False), ("global", True), ("mean", False))]
-    return [*theirs, *published, *papers, *measured, *stepped,
-            Row("orthoreg", "fisher", "best", "coupled")]
+    papers = [
+        Row("orthoreg", "l1", "layer", "coupled"),
+        Row("orthoreg", "tfo", "paper", "coupled"),
+        Row("orthoreg", "group", "mean", "coupled"),
+    ]
+    measured = [
+        Row("orthoreg", method, "measured", "coupled", steps=steps)
+        for method in ("group", "fisher", "theis", "l1")
+        for steps in (1, 4)
+    ]
+    stepped = [
+        Row("orthoreg", "fisher", ranking, "coupled", per_cost, steps)
+        for steps in (1, 4)
+        for ranking, per_cost in (("global", False), ("global", True), ("mean", False))
+    ]
+    return [
+        *theirs,
+        *published,
+        *papers,
+        *measured,
+        *stepped,
+        Row("orthoreg", "fisher", "best", "coupled"),
+    ]
 
 
 # --------------------------------------------------------------------------------------- the files
@@ -406,12 +518,16 @@ def few_rows():
 
 class Results:
     """The rows of one task and seed, in a file."""
+
     tested = None  # images that accuracies are of
 
     def __init__(self, task, seed):
         self.path = HERE / "practice" / f"{task}_{seed}.json"
-        self.content = json.loads(self.path.read_text()) if self.path.is_file() else {
-            "task": task, "seed": seed, "rows": []}
+        self.content = (
+            json.loads(self.path.read_text())
+            if self.path.is_file()
+            else {"task": task, "seed": seed, "rows": []}
+        )
 
     def find(self, row, share):
         for entry in self.content["rows"]:
@@ -425,8 +541,12 @@ class Results:
 
     def save(self):
         self.content["environment"] = environment(torch.device("cpu"))
-        self.content["images"] = {"scores": SCORED, "BatchNorms": BN_IMAGES, "measured": MEASURED,
-                                  "tested": self.tested}
+        self.content["images"] = {
+            "scores": SCORED,
+            "BatchNorms": BN_IMAGES,
+            "measured": MEASURED,
+            "tested": self.tested,
+        }
         write_atomically({self.path: to_json(self.content)})
 
 
@@ -457,13 +577,22 @@ def curves(name, seed, wanted):
         settle(small, data, seed)
         settled = evaluate(small, data.test_batches())["top1"]
         parameters = sum(p.numel() for p in small.parameters())
-        results.add({"row": asdict(row), "share": share,
-                     "macs_left": 100 * macs_of(small, task.size) / dense,
-                     "parameters_left": 100 * parameters / sum(
-                         p.numel() for p in network.parameters()),
-                     "stale": stale, "settled": settled, "seconds": time.monotonic() - began})
-        print(f"{name} {seed} {share}% {row.name}: {stale:.1f} {settled:.1f} "
-              f"({time.monotonic() - began:.1f} s)", flush=True)
+        results.add(
+            {
+                "row": asdict(row),
+                "share": share,
+                "macs_left": 100 * macs_of(small, task.size) / dense,
+                "parameters_left": 100 * parameters / sum(p.numel() for p in network.parameters()),
+                "stale": stale,
+                "settled": settled,
+                "seconds": time.monotonic() - began,
+            }
+        )
+        print(
+            f"{name} {seed} {share}% {row.name}: {stale:.1f} {settled:.1f} "
+            f"({time.monotonic() - began:.1f} s)",
+            flush=True,
+        )
 
 
 # ---------------------------------------------------------------------------------------- the page
@@ -486,26 +615,45 @@ def write_page():
 
 
 def title_of_task(name, task):
-    use = "used for its own ten classes" if task.own else (
-        f"used for ten other classes, {PER_CLASS} images of each")
+    use = (
+        "used for its own ten classes"
+        if task.own
+        else (f"used for ten other classes, {PER_CLASS} images of each")
+    )
     return f"{title_of(task.model)} at {task.size} pixels, {use}"
 
 
 def _summary(found):
     """What `finetune` chooses by, and what `l1` does, minus the other tool's best way."""
     lines = []
-    for row, rivals, title in ((OUR_BEST[0], THEIR_BEST, "the better of Torch-Pruning's two"),
-                               (OUR_L1, THEIR_BEST[:1], "Torch-Pruning's magnitude"),
-                               (PAPER_L1, THEIR_BEST[:1], "Torch-Pruning's magnitude")):
+    for row, rivals, title in (
+        (OUR_BEST[0], THEIR_BEST, "the better of Torch-Pruning's two"),
+        (OUR_L1, THEIR_BEST[:1], "Torch-Pruning's magnitude"),
+        (PAPER_L1, THEIR_BEST[:1], "Torch-Pruning's magnitude"),
+    ):
         table = []
         for name in TASKS:
             for key, gaps in sorted(_gaps(found, name, row, rivals).items(), reverse=True):
                 budget, share, epochs = key
-                table.append(row_of([name, f"{share}% of {COSTS[budget]}", str(epochs),
-                                     interval(gaps) or ", ".join(f"{gap:+.1f}" for gap in gaps)]))
+                table.append(
+                    row_of(
+                        [
+                            name,
+                            f"{share}% of {COSTS[budget]}",
+                            str(epochs),
+                            interval(gaps) or ", ".join(f"{gap:+.1f}" for gap in gaps),
+                        ]
+                    )
+                )
         if table:
-            lines += ["", f"`{row.name}` minus {title}, of the same seed:", "",
-                      row_of(["", "left", "epochs", "difference"]), "|---" * 4 + "|", *table]
+            lines += [
+                "",
+                f"`{row.name}` minus {title}, of the same seed:",
+                "",
+                row_of(["", "left", "epochs", "difference"]),
+                "|---" * 4 + "|",
+                *table,
+            ]
     return lines
 
 
@@ -534,23 +682,42 @@ def _gaps(found, name, row, rivals):
 def draw_curves(name, contents):
     """practice/NAME.png: accuracy over the share that is removed."""
     from matplotlib import pyplot
-    shown = [*THEIR_BEST, *OUR_BEST, Row("orthoreg", "fisher", "global", "coupled"),
-             Row("orthoreg", "fisher"), Row("orthoreg", "l1", "layer", "coupled"),
-             Row("orthoreg", "l1")]
+
+    shown = [
+        *THEIR_BEST,
+        *OUR_BEST,
+        Row("orthoreg", "fisher", "global", "coupled"),
+        Row("orthoreg", "fisher"),
+        Row("orthoreg", "l1", "layer", "coupled"),
+        Row("orthoreg", "l1"),
+    ]
     whole = statistics.fmean(content["unpruned"] for content in contents)
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for row, marker in zip(shown, "sDo^vPX*"):
-        settled = [[entry["settled"] for content in contents for entry in content["rows"]
-                    if Row(**entry["row"]) == row and entry["share"] == share] for share in SHARES]
+        settled = [
+            [
+                entry["settled"]
+                for content in contents
+                for entry in content["rows"]
+                if Row(**entry["row"]) == row and entry["share"] == share
+            ]
+            for share in SHARES
+        ]
         if all(settled):
-            axes.plot([0, *(100 - share for share in SHARES)],
-                      [whole, *map(statistics.fmean, settled)], marker=marker,
-                      label=f"{row.name}, n = {min(map(len, settled))}",
-                      linestyle="--" if row.tool == "torch-pruning" else "-")
-    axes.set(xlabel="removed multiply-adds (%)", ylabel="test accuracy right after the cut (%)",
-             title=title_of_task(name, TASKS[name]))
+            axes.plot(
+                [0, *(100 - share for share in SHARES)],
+                [whole, *map(statistics.fmean, settled)],
+                marker=marker,
+                label=f"{row.name}, n = {min(map(len, settled))}",
+                linestyle="--" if row.tool == "torch-pruning" else "-",
+            )
+    axes.set(
+        xlabel="removed multiply-adds (%)",
+        ylabel="test accuracy right after the cut (%)",
+        title=title_of_task(name, TASKS[name]),
+    )
     axes.legend(fontsize="small")
-    axes.grid(alpha=.3)
+    axes.grid(alpha=0.3)
     figure.savefig(HERE / "practice" / f"{name}.png", dpi=110)
     pyplot.close(figure)
 
@@ -571,17 +738,32 @@ def _curve_table(contents):
         return all(settled), statistics.fmean(sum(settled, []))
 
     columns = [f"{share}% of the MACs" for share in SHARES]
-    table = [f"Right after the cut, nothing trained; unpruned {whole}. With BatchNorms re-estimated"
-             " on 512 images, in brackets with them as they were.", "",
-             row_of(["", *columns, "parameters left (%)", "n"]),
-             "|---" * 6 + "|"]
+    table = [
+        f"Right after the cut, nothing trained; unpruned {whole}. With BatchNorms re-estimated"
+        " on 512 images, in brackets with them as they were.",
+        "",
+        row_of(["", *columns, "parameters left (%)", "n"]),
+        "|---" * 6 + "|",
+    ]
     for row in sorted(rows, key=place, reverse=True):
         found = [cells.get((row, share), []) for share in SHARES]
-        texts = [f"{spread([e['settled'] for e in some])} ({spread([e['stale'] for e in some])})"
-                 if some else "" for some in found]
+        texts = [
+            f"{spread([e['settled'] for e in some])} ({spread([e['stale'] for e in some])})"
+            if some
+            else ""
+            for some in found
+        ]
         left = [statistics.fmean(e["parameters_left"] for e in some) for some in found if some]
-        table.append(row_of([row.name, *texts, ", ".join(f"{each:.0f}" for each in left),
-                             str(max(map(len, found)))]))
+        table.append(
+            row_of(
+                [
+                    row.name,
+                    *texts,
+                    ", ".join(f"{each:.0f}" for each in left),
+                    str(max(map(len, found))),
+                ]
+            )
+        )
     return table
 
 
@@ -600,27 +782,42 @@ def _training_table(contents):
     lines = []
     for (budget, share, epochs), rows in sorted(cells.items(), reverse=True):
         ranked = sorted(rows, key=lambda name: -statistics.fmean(rows[name].values()))
-        theirs = next((name for name in ranked if name.startswith("torch-pruning")
-                       and "distilled" not in name), None)
-        lines += ["", f"{share}% of {COSTS[budget]}, {epochs} epochs of fine-tuning:", "",
-                  row_of(["", "accuracy", f"minus {theirs}" if theirs else "", "n"]),
-                  "|---" * 4 + "|"]
+        theirs = next(
+            (
+                name
+                for name in ranked
+                if name.startswith("torch-pruning") and "distilled" not in name
+            ),
+            None,
+        )
+        lines += [
+            "",
+            f"{share}% of {COSTS[budget]}, {epochs} epochs of fine-tuning:",
+            "",
+            row_of(["", "accuracy", f"minus {theirs}" if theirs else "", "n"]),
+            "|---" * 4 + "|",
+        ]
         for name in ranked:
             shared = rows[name].keys() & rows.get(theirs, {}).keys() if name != theirs else ()
             gaps = [rows[name][seed] - rows[theirs][seed] for seed in sorted(shared)]
-            lines.append(row_of([name, spread(list(rows[name].values())), interval(gaps),
-                                 str(len(rows[name]))]))
+            lines.append(
+                row_of(
+                    [name, spread(list(rows[name].values())), interval(gaps), str(len(rows[name]))]
+                )
+            )
     return lines
 
 
 def words_of_tuning(tuning):
     return (f", distilled {tuning.distill:g}" if tuning.distill else "") + (
-        "" if tuning.settled else ", BatchNorms as they were")
+        "" if tuning.settled else ", BatchNorms as they were"
+    )
 
 
 @dataclass(frozen=True)
 class Tuning:
     """What follows a cut. settled: whether BatchNorms are re-estimated before it."""
+
     epochs: int
     distill: float = 0.0
     settled: bool = True
@@ -630,10 +827,12 @@ def tune(name, seed, plan):
     """Fine-tune cuts. plan: (row, share, Tuning) of each, in order."""
     task, results = TASKS[name], Results(name, seed)
     done = results.content.setdefault("trainings", [])
-    known_already = {(Row(**entry["row"]), entry["share"], Tuning(**entry["tuning"]))
-                     for entry in done}
-    missing = [each for each in plan if each not in known_already
-               and not (each[0].penalised and task.own)]  # whose whole network is not tuned
+    known_already = {
+        (Row(**entry["row"]), entry["share"], Tuning(**entry["tuning"])) for entry in done
+    }
+    missing = [
+        each for each in plan if each not in known_already and not (each[0].penalised and task.own)
+    ]  # whose whole network is not tuned
     if not missing:
         return
     network, data, accuracy = whole_network(task, seed)
@@ -651,25 +850,45 @@ def tune(name, seed, plan):
         if tuning.settled:
             settle(small, data, seed)
         start = evaluate(small, data.test_batches())["top1"]
-        trained = fit(small, data, task.tuning(tuning.epochs), key=(seed, "tune"), batch_size=32,
-                      choose="last", teacher=network if tuning.distill else None,
-                      distill=tuning.distill, report=lambda *_: None)
+        trained = fit(
+            small,
+            data,
+            task.tuning(tuning.epochs),
+            key=(seed, "tune"),
+            batch_size=32,
+            choose="last",
+            teacher=network if tuning.distill else None,
+            distill=tuning.distill,
+            report=lambda *_: None,
+        )
         saved = row.budget == "time" and clock_of(network, data, known).saved_by(small, LONG)
-        done.append({"row": asdict(row), "share": share, "tuning": asdict(tuning), "start": start,
-                     **(saved.plain() if saved else {}),
-                     "macs_left": 100 * macs_of(small, task.size) / dense,
-                     "parameters": sum(p.numel() for p in small.parameters()),
-                     "top1": trained.last["top1"], "history": trained.history,
-                     "seconds": time.monotonic() - began})
+        done.append(
+            {
+                "row": asdict(row),
+                "share": share,
+                "tuning": asdict(tuning),
+                "start": start,
+                **(saved.plain() if saved else {}),
+                "macs_left": 100 * macs_of(small, task.size) / dense,
+                "parameters": sum(p.numel() for p in small.parameters()),
+                "top1": trained.last["top1"],
+                "history": trained.history,
+                "seconds": time.monotonic() - began,
+            }
+        )
         results.save()
-        print(f"{name} {seed} {share}% {row.name}, {tuning}: {start:.1f} -> "
-              f"{trained.last['top1']:.1f} ({time.monotonic() - began:.0f} s)", flush=True)
+        print(
+            f"{name} {seed} {share}% {row.name}, {tuning}: {start:.1f} -> "
+            f"{trained.last['top1']:.1f} ({time.monotonic() - began:.0f} s)",
+            flush=True,
+        )
 
 
 def ours(method, **more):
     """A Row of this suite as `finetune` has it, but for what is said."""
-    return Row("orthoreg", method, **{"ranking": "measured", "residual": "coupled", "steps": 4,
-                                      **more})
+    return Row(
+        "orthoreg", method, **{"ranking": "measured", "residual": "coupled", "steps": 4, **more}
+    )
 
 
 OUR_L1, PAPER_L1 = ours("l1"), Row("orthoreg", "l1", "paper", "coupled")
@@ -685,8 +904,12 @@ def _rivals(share, tuning, **more):
 def core_plan():
     """Both tools as one would use them, and two methods as they are published."""
     others = [Row("orthoreg", "fisher", "global", "single"), PAPER_L1, OUR_L1]
-    return [(UNPRUNED, 100, Tuning(5)), *_rivals(25, Tuning(5)), *_rivals(40, Tuning(5)),
-            *((row, 25, Tuning(5)) for row in others)]
+    return [
+        (UNPRUNED, 100, Tuning(5)),
+        *_rivals(25, Tuning(5)),
+        *_rivals(40, Tuning(5)),
+        *((row, 25, Tuning(5)) for row in others),
+    ]
 
 
 def time_plan():
@@ -704,20 +927,36 @@ def long_plan():
 def questions_plan():
     """What else might help, one thing at a time, where most is at stake."""
     fisher = OUR_BEST[0]
-    listed = [Row("scratch", "from scratch"), replace(fisher, steps=1),
-              ours("fisher", ranking="global"), ours("fisher", ranking="global", per_cost=True),
-              ours("fisher", ranking="mean"), ours("fisher", ranking="best", steps=1),
-              ours("group", ranking="layer", steps=1), ours("tfo"), ours("bn"),
-              Row("torch-pruning", "fpgm", "layer"), Row("torch-pruning", "bn", "layer"),
-              ours("orthoreg", penalised=True), replace(fisher, penalised=True)]
-    taught = [(row, Tuning(5, distill=.5)) for row in (THEIR_BEST[1], fisher)]
+    listed = [
+        Row("scratch", "from scratch"),
+        replace(fisher, steps=1),
+        ours("fisher", ranking="global"),
+        ours("fisher", ranking="global", per_cost=True),
+        ours("fisher", ranking="mean"),
+        ours("fisher", ranking="best", steps=1),
+        ours("group", ranking="layer", steps=1),
+        ours("tfo"),
+        ours("bn"),
+        Row("torch-pruning", "fpgm", "layer"),
+        Row("torch-pruning", "bn", "layer"),
+        ours("orthoreg", penalised=True),
+        replace(fisher, penalised=True),
+    ]
+    taught = [(row, Tuning(5, distill=0.5)) for row in (THEIR_BEST[1], fisher)]
     untouched = [(row, Tuning(5, settled=False)) for row in (THEIR_BEST[0], fisher)]
-    return [(row, 25, tuning)
-            for row, tuning in (*taught, *untouched, *((row, Tuning(5)) for row in listed))]
+    return [
+        (row, 25, tuning)
+        for row, tuning in (*taught, *untouched, *((row, Tuning(5)) for row in listed))
+    ]
 
 
-PLANS = {"core": core_plan, "time": time_plan, "mild": mild_plan, "long": long_plan,
-         "questions": questions_plan}
+PLANS = {
+    "core": core_plan,
+    "time": time_plan,
+    "mild": mild_plan,
+    "long": long_plan,
+    "questions": questions_plan,
+}
 
 
 CURVES = {"curves": all_rows, "steps": step_rows, "few": few_rows}

@@ -6,6 +6,7 @@ README.md beside this file and the README.md of the suite hold each table betwee
 name a function of TABLES. What their sentences quote must stand in one of these tables: a test
 looks for it (tests/README.md says how to write one).
 """
+
 import csv
 import re
 import statistics
@@ -35,7 +36,7 @@ BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PLAIN, PENALISED = UNPRUNED
 VGG, MOBILENET, RESNET34, RESNET56 = "VGG-13", "MobileNet-V1", "ResNet-34", "ResNet-56"
 # Leads of orthoreg over fisher as published (CIFAR-100, seed 0), at 25, 50 and 75%.
-PUBLISHED = {VGG: (6.0, 4.1, 2.2), MOBILENET: (-.1, -.2, -.1), RESNET34: (4.7, 4.4, 3.5)}
+PUBLISHED = {VGG: (6.0, 4.1, 2.2), MOBILENET: (-0.1, -0.2, -0.1), RESNET34: (4.7, 4.4, 3.5)}
 PER_CLASS = 500, 100  # training and test images of a class of CIFAR-100
 TABLES = {}
 
@@ -43,6 +44,7 @@ TABLES = {}
 @dataclass(frozen=True)
 class Case:
     """One network in one sweep. weight: of the penalty, as methods' names have it."""
+
     title: str
     sweep: str
     network: str
@@ -78,7 +80,8 @@ class Study:
         for record, run_in in self.results:
             percent = None if record.control == "unpruned" else round(record.requested)
             self.cells.setdefault((run_in, record.network, record.method, percent), {})[
-                record.flags["seed"]] = record
+                record.flags["seed"]
+            ] = record
 
     def find(self, case, method, percent=75, sweep=None):
         """{seed: record}"""
@@ -94,13 +97,17 @@ class Study:
 
     def beyond(self, case, ours, theirs, percent=75, controls=None):
         """What `ours` is ahead, each minus its unpruned network; controls: their sweep."""
-        lost = [minus(self.best(case, method, percent),
-                      self.best(case, "penalised" if method == "orthoreg" else "plain",
-                                sweep=controls)) for method in (ours, theirs)]
+        lost = [
+            minus(
+                self.best(case, method, percent),
+                self.best(case, "penalised" if method == "orthoreg" else "plain", sweep=controls),
+            )
+            for method in (ours, theirs)
+        ]
         return minus(*lost)
 
     def accuracy(self, case, method, percent=75, usual=3, cost=True):
-        """"77.0 ± 0.5 (28)", with n where it is not the usual one."""
+        """ "77.0 ± 0.5 (28)", with n where it is not the usual one."""
         found = self.find(case, method, percent).values()
         if not found:
             return "–"
@@ -115,8 +122,10 @@ class Study:
         for seed, record in self.find(case, method, percent).items():
             layers = record.unpruned.orthogonality["layers"]
             found[seed] = statistics.mean(
-                value for layer, value in layers.items()
-                if case.network != MOBILENET or layer.endswith(".conv2"))
+                value
+                for layer, value in layers.items()
+                if case.network != MOBILENET or layer.endswith(".conv2")
+            )
         return found
 
 
@@ -126,16 +135,18 @@ def minus(ours, theirs):
 
 def lines_of(head, rows):
     """A table of Markdown."""
-    return ["| " + " | ".join(cells) + " |" for cells in (
-        head, ["---"] * len(head), *rows)]
+    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def differences(rows, columns, usual=3, excerpt=False):
     """Rows of text of {label: [{seed: difference} of each column]}, with their stars over the whole
     table, and a line that counts these. excerpt: of a larger table, whose tests are corrected
     there: no second stars here, or a difference would have one here and two there."""
-    found = {(label, i): Difference.of(gaps.values())
-             for label, each in rows.items() for i, gaps in enumerate(each)}
+    found = {
+        (label, i): Difference.of(gaps.values())
+        for label, each in rows.items()
+        for i, gaps in enumerate(each)
+    }
     marks = stars(found)
     if excerpt:
         marks = {key: mark[:1] for key, mark in marks.items()}
@@ -156,8 +167,10 @@ def differences(rows, columns, usual=3, excerpt=False):
     alone, corrected = sum(map(bool, marks.values())), sum(each == "**" for each in marks.values())
     if excerpt:
         return text, f"Of {tests} tests in this table {alone} are significant by themselves (\\*)."
-    return text, (f"Of {tests} tests in this table {alone} are significant by themselves (\\*), "
-                  f"and {corrected} after Holm's correction (\\*\\*).")
+    return text, (
+        f"Of {tests} tests in this table {alone} are significant by themselves (\\*), "
+        f"and {corrected} after Holm's correction (\\*\\*)."
+    )
 
 
 def interval(gaps):
@@ -184,21 +197,35 @@ def settings(study):
     train, test = (classes * count for count in PER_CLASS)
     paper = PRESETS["paper"].ebt
     ours = record.schedule
-    return lines_of(["", "here", "published"], [
-        ["classes", str(classes), "100"],
-        ["images to train on / to choose the epoch / to test",
-         f"{train * (1 - share):,.0f} / {train * share:,.0f} / {test:,}", "50,000 / – / 10,000"],
-        ["epochs before / after the pruning",
-         f"{sum(ours['base']['epochs'])} / {sum(ours['retrain']['epochs'])}",
-         f"{sum(paper.base.epochs)} / {sum(paper.retrain.epochs)}"],
-        ["first learning rate", f"{ours['base']['lr'][0]:g}", f"{paper.base.lr[0]:g}"],
-        ["λ of VGG-13 and the ResNets / of MobileNet-V1",
-         *[f"{PENALTY['vgg']:g} / {PENALTY['mobilenet']:g}"] * 2],
-        ["answers right by guessing (%)", f"{100 / classes:.0f}", "1"],
-        ["level of tests and intervals (%)", "5 / 95", "–"],
-        ["standard errors to be significant with two / three seeds", "12.7 / 4.3", "–"],
-        ["standard error of one test accuracy of 70% (points)",
-         f"{100 * (.7 * .3 / test) ** .5:.1f}", "–"]])
+    return lines_of(
+        ["", "here", "published"],
+        [
+            ["classes", str(classes), "100"],
+            [
+                "images to train on / to choose the epoch / to test",
+                f"{train * (1 - share):,.0f} / {train * share:,.0f} / {test:,}",
+                "50,000 / – / 10,000",
+            ],
+            [
+                "epochs before / after the pruning",
+                f"{sum(ours['base']['epochs'])} / {sum(ours['retrain']['epochs'])}",
+                f"{sum(paper.base.epochs)} / {sum(paper.retrain.epochs)}",
+            ],
+            ["first learning rate", f"{ours['base']['lr'][0]:g}", f"{paper.base.lr[0]:g}"],
+            [
+                "λ of VGG-13 and the ResNets / of MobileNet-V1",
+                *[f"{PENALTY['vgg']:g} / {PENALTY['mobilenet']:g}"] * 2,
+            ],
+            ["answers right by guessing (%)", f"{100 / classes:.0f}", "1"],
+            ["level of tests and intervals (%)", "5 / 95", "–"],
+            ["standard errors to be significant with two / three seeds", "12.7 / 4.3", "–"],
+            [
+                "standard error of one test accuracy of 70% (points)",
+                f"{100 * (0.7 * 0.3 / test) ** 0.5:.1f}",
+                "–",
+            ],
+        ],
+    )
 
 
 @table
@@ -212,19 +239,43 @@ def runs(study):
 
     def key(each):
         run_in, record, _ = each
-        return (run_in, record.environment["device"], record.environment["torch"].split("+")[0],
-                record.environment.get("suite") or "unknown")
+        return (
+            run_in,
+            record.environment["device"],
+            record.environment["torch"].split("+")[0],
+            record.environment.get("suite") or "unknown",
+        )
 
     cells = []
     for (run_in, device, torch, code), found in grouped(sorted(rows, key=key), key).items():
         seeds = sorted({record.flags["seed"] for _, record, _ in found})
         twice = sum(len(known[figures]) > 1 for *_, figures in found)
-        state = (code if code == "unknown" else
-                 f"{code[:-1]}, changed" if code.endswith("+") else code)
-        cells.append([f"`{run_in}`", str(len(found)), listed(seeds, 0), device, torch, state,
-                      str(twice) if twice else ""])
-    return lines_of(["sweep", "results", "seeds", "device", "torch", "commit of the code",
-                     "the same runs lie in another sweep, too"], cells)
+        state = (
+            code if code == "unknown" else f"{code[:-1]}, changed" if code.endswith("+") else code
+        )
+        cells.append(
+            [
+                f"`{run_in}`",
+                str(len(found)),
+                listed(seeds, 0),
+                device,
+                torch,
+                state,
+                str(twice) if twice else "",
+            ]
+        )
+    return lines_of(
+        [
+            "sweep",
+            "results",
+            "seeds",
+            "device",
+            "torch",
+            "commit of the code",
+            "the same runs lie in another sweep, too",
+        ],
+        cells,
+    )
 
 
 # ----------------------------------------------------------------------------------- the question
@@ -232,50 +283,95 @@ def runs(study):
 
 @table
 def answers(study):
-    rows = {"`orthoreg` minus `fisher`": [study.minus(c, "orthoreg", "fisher") for c in FOUR],
-            "the same lead beyond that of the unpruned networks": [
-                study.beyond(c, "orthoreg", "fisher") for c in FOUR],
-            "the lead of the unpruned networks": [
-                study.minus(c, "penalised", "plain") for c in FOUR]}
+    rows = {
+        "`orthoreg` minus `fisher`": [study.minus(c, "orthoreg", "fisher") for c in FOUR],
+        "the same lead beyond that of the unpruned networks": [
+            study.beyond(c, "orthoreg", "fisher") for c in FOUR
+        ],
+        "the lead of the unpruned networks": [study.minus(c, "penalised", "plain") for c in FOUR],
+    }
     cells, count = differences(rows, FOUR, excerpt=True)
-    for place, label in ((2, "the same lead beyond that of the unpruned networks"),
-                         (1, "`orthoreg` minus `fisher`")):
+    for place, label in (
+        (2, "the same lead beyond that of the unpruned networks"),
+        (1, "`orthoreg` minus `fisher`"),
+    ):
         cells[place:place] = [
             ["95% interval", *map(interval, rows[label])],
-            ["lead that would be found with a chance of 80%", *(
-                f"{Difference.of(gaps.values()).detectable():.1f}" for gaps in rows[label])]]
+            [
+                "lead that would be found with a chance of 80%",
+                *(f"{Difference.of(gaps.values()).detectable():.1f}" for gaps in rows[label]),
+            ],
+        ]
     cells += [
         ["pairs of runs, n", *(str(len(gaps)) for gaps in rows["`orthoreg` minus `fisher`"])],
         ["unpruned, plain", *(study.accuracy(c, "plain", cost=False) for c in FOUR)],
-        ["`fisher` minus its unpruned network", *(
-            f"{d.mean:+.1f} ± {d.error:.1f}" for d in (
-                Difference.of(study.minus(c, "fisher", "plain").values()) for c in FOUR))],
-        ["degree of orthogonality, penalised / plain", *(
-            " / ".join(f"{statistics.mean(study.degrees(c, method).values()):.2f}"
-                       for method in ("orthoreg", "fisher")) for c in FOUR)]]
+        [
+            "`fisher` minus its unpruned network",
+            *(
+                f"{d.mean:+.1f} ± {d.error:.1f}"
+                for d in (Difference.of(study.minus(c, "fisher", "plain").values()) for c in FOUR)
+            ),
+        ],
+        [
+            "degree of orthogonality, penalised / plain",
+            *(
+                " / ".join(
+                    f"{statistics.mean(study.degrees(c, method).values()):.2f}"
+                    for method in ("orthoreg", "fisher")
+                )
+                for c in FOUR
+            ),
+        ],
+    ]
     return [*lines_of(["75% of the filters removed", *(c.title for c in FOUR)], cells), "", count]
 
 
 @table
 def first(study):
     """The table of the suite's README."""
-    names = {"`orthoreg`": "orthoreg", "`fisher`": "fisher", "`bn`": "bn", "`random`": "random",
-             "from scratch, `orthoreg`'s architecture": "orthoreg, scratch",
-             "from scratch, `fisher`'s": "fisher, scratch",
-             "nothing removed, with the penalty": "penalised", "nothing removed, without": "plain"}
+    names = {
+        "`orthoreg`": "orthoreg",
+        "`fisher`": "fisher",
+        "`bn`": "bn",
+        "`random`": "random",
+        "from scratch, `orthoreg`'s architecture": "orthoreg, scratch",
+        "from scratch, `fisher`'s": "fisher, scratch",
+        "nothing removed, with the penalty": "penalised",
+        "nothing removed, without": "plain",
+    }
     cells, count = differences(
-        {"**`orthoreg` minus `fisher`**": [study.minus(c, "orthoreg", "fisher") for c in FOUR],
-         "the same, each minus its unpruned network": [
-             study.beyond(c, "orthoreg", "fisher") for c in FOUR],
-         "**`orthoreg` minus `bn`**, each minus its unpruned network": [
-             study.beyond(c, "orthoreg", "bn") for c in FOUR],
-         "from scratch minus pruned, `orthoreg`": [
-             study.minus(c, "orthoreg, scratch", "orthoreg") for c in FOUR],
-         "from scratch minus pruned, `fisher`": [
-             study.minus(c, "fisher, scratch", "fisher") for c in FOUR]}, FOUR, excerpt=True)
-    return [*lines_of(["75% of the filters removed by", *(c.title for c in FOUR)], [
-        *([label, *(study.accuracy(c, method) for c in FOUR)] for label, method in names.items()),
-        *cells]), "", count]
+        {
+            "**`orthoreg` minus `fisher`**": [study.minus(c, "orthoreg", "fisher") for c in FOUR],
+            "the same, each minus its unpruned network": [
+                study.beyond(c, "orthoreg", "fisher") for c in FOUR
+            ],
+            "**`orthoreg` minus `bn`**, each minus its unpruned network": [
+                study.beyond(c, "orthoreg", "bn") for c in FOUR
+            ],
+            "from scratch minus pruned, `orthoreg`": [
+                study.minus(c, "orthoreg, scratch", "orthoreg") for c in FOUR
+            ],
+            "from scratch minus pruned, `fisher`": [
+                study.minus(c, "fisher, scratch", "fisher") for c in FOUR
+            ],
+        },
+        FOUR,
+        excerpt=True,
+    )
+    return [
+        *lines_of(
+            ["75% of the filters removed by", *(c.title for c in FOUR)],
+            [
+                *(
+                    [label, *(study.accuracy(c, method) for c in FOUR)]
+                    for label, method in names.items()
+                ),
+                *cells,
+            ],
+        ),
+        "",
+        count,
+    ]
 
 
 # ----------------------------------------------------------------------------------- with a warm-up
@@ -283,32 +379,48 @@ def first(study):
 
 @table
 def warmup(study):
-    names = {"`orthoreg`": "orthoreg", "`fisher`": "fisher", "`bn`": "bn", "`random`": "random",
-             "`orthoreg`, λ = 0 †": "orthoreg, λ 0",
-             "`orthoreg`, from scratch †": "orthoreg, scratch",
-             "`fisher`, from scratch †": "fisher, scratch", "unpruned, penalised": "penalised",
-             "unpruned, λ = 0 †": "unpruned with penalty, as many epochs, λ 0",
-             "unpruned, plain": "plain"}
-    pairs = {"**`orthoreg` minus** `fisher`": ("orthoreg", "fisher"),
-             "minus `bn`": ("orthoreg", "bn"), "minus `random`": ("orthoreg", "random"),
-             "minus itself with λ = 0 †": ("orthoreg", "orthoreg, λ 0"),
-             "minus itself from scratch †": ("orthoreg", "orthoreg, scratch"),
-             "minus its unpruned network": ("orthoreg", "penalised"),
-             "**`fisher` minus** itself from scratch †": ("fisher", "fisher, scratch"),
-             "`fisher` minus its unpruned network": ("fisher", "plain"),
-             "from scratch: `orthoreg` minus `fisher` †": ("orthoreg, scratch", "fisher, scratch"),
-             "`orthoreg` from scratch minus its unpruned network †": (
-                 "orthoreg, scratch", "penalised"),
-             "`fisher` from scratch minus its unpruned network †": ("fisher, scratch", "plain"),
-             "unpruned: penalised minus plain": ("penalised", "plain")}
+    names = {
+        "`orthoreg`": "orthoreg",
+        "`fisher`": "fisher",
+        "`bn`": "bn",
+        "`random`": "random",
+        "`orthoreg`, λ = 0 †": "orthoreg, λ 0",
+        "`orthoreg`, from scratch †": "orthoreg, scratch",
+        "`fisher`, from scratch †": "fisher, scratch",
+        "unpruned, penalised": "penalised",
+        "unpruned, λ = 0 †": "unpruned with penalty, as many epochs, λ 0",
+        "unpruned, plain": "plain",
+    }
+    pairs = {
+        "**`orthoreg` minus** `fisher`": ("orthoreg", "fisher"),
+        "minus `bn`": ("orthoreg", "bn"),
+        "minus `random`": ("orthoreg", "random"),
+        "minus itself with λ = 0 †": ("orthoreg", "orthoreg, λ 0"),
+        "minus itself from scratch †": ("orthoreg", "orthoreg, scratch"),
+        "minus its unpruned network": ("orthoreg", "penalised"),
+        "**`fisher` minus** itself from scratch †": ("fisher", "fisher, scratch"),
+        "`fisher` minus its unpruned network": ("fisher", "plain"),
+        "from scratch: `orthoreg` minus `fisher` †": ("orthoreg, scratch", "fisher, scratch"),
+        "`orthoreg` from scratch minus its unpruned network †": ("orthoreg, scratch", "penalised"),
+        "`fisher` from scratch minus its unpruned network †": ("fisher, scratch", "plain"),
+        "unpruned: penalised minus plain": ("penalised", "plain"),
+    }
     rows = {label: [study.minus(c, *pair) for c in WARMUP] for label, pair in pairs.items()}
-    rows |= {f"`orthoreg` minus `{other}`, each minus its unpruned network": [
-        study.beyond(c, "orthoreg", other) for c in WARMUP] for other in ("fisher", "bn", "random")}
+    rows |= {
+        f"`orthoreg` minus `{other}`, each minus its unpruned network": [
+            study.beyond(c, "orthoreg", other) for c in WARMUP
+        ]
+        for other in ("fisher", "bn", "random")
+    }
     cells, count = differences(rows, WARMUP)
-    shown = [[label, *(study.accuracy(c, method) for c in WARMUP)]
-             for label, method in names.items()]
-    return [*lines_of(["75% of the filters removed by", *(c.title for c in WARMUP)],
-                      [*shown, *cells]), "", count]
+    shown = [
+        [label, *(study.accuracy(c, method) for c in WARMUP)] for label, method in names.items()
+    ]
+    return [
+        *lines_of(["75% of the filters removed by", *(c.title for c in WARMUP)], [*shown, *cells]),
+        "",
+        count,
+    ]
 
 
 @table
@@ -316,14 +428,20 @@ def losses(study):
     """The training loss of VGG-13 in each epoch before the pruning."""
     rows = []
     for case, method, label in (
-            (Case(VGG, "cpu", VGG), "fisher", "plain, published rates"),
-            (WARMUP[0], "fisher", "plain, with a warm-up"),
-            (WARMUP[0], "orthoreg", "penalised, with a warm-up"),
-            (Case(VGG, "cpu-low", VGG), "fisher", "plain, `cpu-low`"),
-            (GENTLE, "fisher", "plain, `cpu-gentle`")):
+        (Case(VGG, "cpu", VGG), "fisher", "plain, published rates"),
+        (WARMUP[0], "fisher", "plain, with a warm-up"),
+        (WARMUP[0], "orthoreg", "penalised, with a warm-up"),
+        (Case(VGG, "cpu-low", VGG), "fisher", "plain, `cpu-low`"),
+        (GENTLE, "fisher", "plain, `cpu-gentle`"),
+    ):
         for seed, record in study.find(case, method).items():
-            rows.append([label, str(seed), *(
-                f"{epoch['train']['loss']:.1f}" for epoch in record.unpruned.epochs)])
+            rows.append(
+                [
+                    label,
+                    str(seed),
+                    *(f"{epoch['train']['loss']:.1f}" for epoch in record.unpruned.epochs),
+                ]
+            )
     return lines_of(["training loss of VGG-13", "seed", *map(str, range(1, 11))], rows)
 
 
@@ -334,8 +452,14 @@ def before(study):
     for case in FOUR:
         for method in ("orthoreg", "fisher", "bn", "random"):
             found = study.find(case, method).values()
-            rows.append([case.title, f"`{method}`", spread(r.unpruned.best for r in found),
-                         span([r.after_pruning for r in found])])
+            rows.append(
+                [
+                    case.title,
+                    f"`{method}`",
+                    spread(r.unpruned.best for r in found),
+                    span([r.after_pruning for r in found]),
+                ]
+            )
     return lines_of(["75% of the filters removed", "", "before", "right after"], rows)
 
 
@@ -347,26 +471,51 @@ def retraining(study):
     assert all(longer[seed].widths == shorter[seed].widths for seed in longer)
     scratch = study.best(warm, "fisher, scratch")
     eleven, more = study.best(warm, "fisher"), study.best(case, "fisher")
-    cells, count = differences({
-        "the 24 epochs minus the 11": [minus(more, eleven)],
-        "11 epochs of retraining minus from scratch": [minus(eleven, scratch)],
-        "24 epochs of retraining minus from scratch": [minus(more, scratch)]}, ["ResNet-56"])
-    return [*lines_of(["`fisher`, 75% removed, ResNet-56", "epochs before / after the pruning",
-                       "test accuracy"], [
-        *([label, f"{ages[0]} / {ages[1]}", study.accuracy(own, method)]
-          for label, ages, own, method in (
-              ("retrained in `cpu-warmup`", epochs_of(shorter[0]), warm, "fisher"),
-              ("retrained in `cpu-rounds-1`", epochs_of(longer[0]), case, "fisher"),
-              ("from scratch", (0, len(study.find(warm, "fisher, scratch")[0].epochs)), warm,
-               "fisher, scratch"))),
-        *([cells[i][0], "", cells[i][1]] for i in range(3))]), "", count]
+    cells, count = differences(
+        {
+            "the 24 epochs minus the 11": [minus(more, eleven)],
+            "11 epochs of retraining minus from scratch": [minus(eleven, scratch)],
+            "24 epochs of retraining minus from scratch": [minus(more, scratch)],
+        },
+        ["ResNet-56"],
+    )
+    return [
+        *lines_of(
+            [
+                "`fisher`, 75% removed, ResNet-56",
+                "epochs before / after the pruning",
+                "test accuracy",
+            ],
+            [
+                *(
+                    [label, f"{ages[0]} / {ages[1]}", study.accuracy(own, method)]
+                    for label, ages, own, method in (
+                        ("retrained in `cpu-warmup`", epochs_of(shorter[0]), warm, "fisher"),
+                        ("retrained in `cpu-rounds-1`", epochs_of(longer[0]), case, "fisher"),
+                        (
+                            "from scratch",
+                            (0, len(study.find(warm, "fisher, scratch")[0].epochs)),
+                            warm,
+                            "fisher, scratch",
+                        ),
+                    )
+                ),
+                *([cells[i][0], "", cells[i][1]] for i in range(3)),
+            ],
+        ),
+        "",
+        count,
+    ]
 
 
 def epochs_of(record):
     """(epochs before the first pruning, after it) of a record of the last round."""
     schedule, rounds = record.schedule, record.pruning["rounds"]
-    ages = {phase: sum(schedule[phase]["epochs"]) for phase in schedule if isinstance(
-        schedule[phase], dict)}
+    ages = {
+        phase: sum(schedule[phase]["epochs"])
+        for phase in schedule
+        if isinstance(schedule[phase], dict)
+    }
     penalised = record.flags["pruning_type"] == "orthoreg"
     if record.job == "ebt":
         return ages["ortho" if penalised else "base"], ages["retrain"]
@@ -381,49 +530,95 @@ def epochs_of(record):
 @table
 def rates(study):
     published, drop, low = (Case(name, name, VGG) for name in ("cpu", "cpu-drop", "cpu-low"))
-    labels = {"published rates (n = 2)": published, "`cpu-drop` (n = 2)": drop,
-              "with a warm-up (n = 3)": WARMUP[0], "`cpu-low` (n = 2)": low,
-              "`cpu-gentle` † (n = 3)": GENTLE}
-    kinds = {"`orthoreg` minus `fisher`": ("orthoreg", "fisher"),
-             "`orthoreg` minus `bn`": ("orthoreg", "bn"),
-             "`orthoreg` minus its unpruned network": ("orthoreg", "penalised"),
-             "`fisher` minus its unpruned network": ("fisher", "plain"),
-             "`fisher` minus `random`": ("fisher", "random"),
-             "`orthoreg` minus itself from scratch": ("orthoreg", "orthoreg, scratch"),
-             "`fisher` minus itself from scratch": ("fisher", "fisher, scratch"),
-             "unpruned: penalised minus plain": ("penalised", "plain")}
-    gaps = {label: [study.minus(case, *pair) for case in labels.values()]
-            for label, pair in kinds.items()}
+    labels = {
+        "published rates (n = 2)": published,
+        "`cpu-drop` (n = 2)": drop,
+        "with a warm-up (n = 3)": WARMUP[0],
+        "`cpu-low` (n = 2)": low,
+        "`cpu-gentle` † (n = 3)": GENTLE,
+    }
+    kinds = {
+        "`orthoreg` minus `fisher`": ("orthoreg", "fisher"),
+        "`orthoreg` minus `bn`": ("orthoreg", "bn"),
+        "`orthoreg` minus its unpruned network": ("orthoreg", "penalised"),
+        "`fisher` minus its unpruned network": ("fisher", "plain"),
+        "`fisher` minus `random`": ("fisher", "random"),
+        "`orthoreg` minus itself from scratch": ("orthoreg", "orthoreg, scratch"),
+        "`fisher` minus itself from scratch": ("fisher", "fisher, scratch"),
+        "unpruned: penalised minus plain": ("penalised", "plain"),
+    }
+    gaps = {
+        label: [study.minus(case, *pair) for case in labels.values()]
+        for label, pair in kinds.items()
+    }
     gaps["`orthoreg` minus `fisher`, each minus its unpruned network"] = [
-        study.beyond(case, "orthoreg", "fisher") for case in labels.values()]
+        study.beyond(case, "orthoreg", "fisher") for case in labels.values()
+    ]
     cells, count = differences(gaps, labels, usual=None)
-    methods = {"`orthoreg`": "orthoreg", "`fisher`": "fisher", "`bn`": "bn", "`random`": "random",
-               "`orthoreg`, from scratch": "orthoreg, scratch",
-               "`fisher`, from scratch": "fisher, scratch", "unpruned, penalised": "penalised",
-               "unpruned, plain": "plain"}
-    texts = [[label, *(study.accuracy(
-        case, method, usual=3 if case in FOUR else 2) for case in labels.values())]
-             for label, method in methods.items()]
-    degrees = [["degree of orthogonality, penalised", *(
-        listed(study.degrees(case, "orthoreg").values(), 2) for case in labels.values())],
-               ["degree of orthogonality, plain", *(
-        listed(study.degrees(case, "fisher").values(), 2) for case in labels.values())]]
-    return [*lines_of(["VGG-13, 75% of the filters removed", *labels], [*texts, *cells, *degrees]),
-            "", count]
+    methods = {
+        "`orthoreg`": "orthoreg",
+        "`fisher`": "fisher",
+        "`bn`": "bn",
+        "`random`": "random",
+        "`orthoreg`, from scratch": "orthoreg, scratch",
+        "`fisher`, from scratch": "fisher, scratch",
+        "unpruned, penalised": "penalised",
+        "unpruned, plain": "plain",
+    }
+    texts = [
+        [
+            label,
+            *(
+                study.accuracy(case, method, usual=3 if case in FOUR else 2)
+                for case in labels.values()
+            ),
+        ]
+        for label, method in methods.items()
+    ]
+    degrees = [
+        [
+            "degree of orthogonality, penalised",
+            *(listed(study.degrees(case, "orthoreg").values(), 2) for case in labels.values()),
+        ],
+        [
+            "degree of orthogonality, plain",
+            *(listed(study.degrees(case, "fisher").values(), 2) for case in labels.values()),
+        ],
+    ]
+    return [
+        *lines_of(["VGG-13, 75% of the filters removed", *labels], [*texts, *cells, *degrees]),
+        "",
+        count,
+    ]
 
 
 @table
 def gentle(study):
     rows = []
-    for label, method in (("`orthoreg`", "orthoreg"), ("`fisher`", "fisher"),
-                          ("`orthoreg`, from scratch", "orthoreg, scratch"),
-                          ("`fisher`, from scratch", "fisher, scratch")):
+    for label, method in (
+        ("`orthoreg`", "orthoreg"),
+        ("`fisher`", "fisher"),
+        ("`orthoreg`, from scratch", "orthoreg, scratch"),
+        ("`fisher`, from scratch", "fisher, scratch"),
+    ):
         texts = {seed: f"{best:.1f}" for seed, best in study.best(GENTLE, method).items()}
         rows.append([label, *(texts.get(seed, "–") for seed in range(3))])
-    rows.append(["`orthoreg` minus `fisher`, 95% interval", interval(
-        study.minus(GENTLE, "orthoreg", "fisher")), "", ""])
-    rows.append(["the same, each minus its unpruned network", interval(
-        study.beyond(GENTLE, "orthoreg", "fisher")), "", ""])
+    rows.append(
+        [
+            "`orthoreg` minus `fisher`, 95% interval",
+            interval(study.minus(GENTLE, "orthoreg", "fisher")),
+            "",
+            "",
+        ]
+    )
+    rows.append(
+        [
+            "the same, each minus its unpruned network",
+            interval(study.beyond(GENTLE, "orthoreg", "fisher")),
+            "",
+            "",
+        ]
+    )
     return lines_of(["`cpu-gentle`", "seed 0", "seed 1", "seed 2"], rows)
 
 
@@ -434,16 +629,34 @@ def gentle(study):
 def macs(study):
     cases = [Case(c.title, "cpu-macs", c.network) for c in WARMUP]
     methods = "orthoreg", "fisher", "bn", "random"
-    gaps = {f"{'**`orthoreg` minus** ' if other == 'fisher' else 'minus '}`{other}`": [
-        study.minus(c, "orthoreg", other) for c in cases] for other in methods[1:]}
-    gaps |= {f"`orthoreg` minus `{other}`, each minus its unpruned network": [
-        study.beyond(c, "orthoreg", other, controls="cpu-warmup") for c in cases]
-        for other in methods[1:]}
+    gaps = {
+        f"{'**`orthoreg` minus** ' if other == 'fisher' else 'minus '}`{other}`": [
+            study.minus(c, "orthoreg", other) for c in cases
+        ]
+        for other in methods[1:]
+    }
+    gaps |= {
+        f"`orthoreg` minus `{other}`, each minus its unpruned network": [
+            study.beyond(c, "orthoreg", other, controls="cpu-warmup") for c in cases
+        ]
+        for other in methods[1:]
+    }
     gaps["`fisher` minus `random`"] = [study.minus(c, "fisher", "random") for c in cases]
     cells, count = differences(gaps, cases)
-    return [*lines_of(["75% of the multiply-adds removed by", *(c.title for c in cases)], [
-        *([f"`{method}`", *(study.accuracy(c, method) for c in cases)] for method in methods),
-        *cells]), "", count]
+    return [
+        *lines_of(
+            ["75% of the multiply-adds removed by", *(c.title for c in cases)],
+            [
+                *(
+                    [f"`{method}`", *(study.accuracy(c, method) for c in cases)]
+                    for method in methods
+                ),
+                *cells,
+            ],
+        ),
+        "",
+        count,
+    ]
 
 
 # ---------------------------------------------------------------------------- the published recipe
@@ -453,54 +666,119 @@ def macs(study):
 def published(study):
     lines = []
     for network, sweep, percents, methods in (
-            (VGG, "cpu", (25, 50, 75), ("orthoreg", "fisher", "bn", "random")),
-            (MOBILENET, "cpu", (25, 50, 75), ("orthoreg", "fisher", "bn", "random")),
-            (RESNET34, "cpu-resnet", (50, 75), ("orthoreg", "fisher", "bn"))):
+        (VGG, "cpu", (25, 50, 75), ("orthoreg", "fisher", "bn", "random")),
+        (MOBILENET, "cpu", (25, 50, 75), ("orthoreg", "fisher", "bn", "random")),
+        (RESNET34, "cpu-resnet", (50, 75), ("orthoreg", "fisher", "bn")),
+    ):
         case = Case(network, sweep, network)
         usual = 1 if network == RESNET34 else 2
         unpruned = [study.accuracy(case, kind, usual=usual) for kind in ("penalised", "plain")]
-        rows = [[f"`{method}`", *(study.accuracy(case, method, percent, usual)
-                                  for percent in percents),
-                 dict(zip(("orthoreg", "fisher"), unpruned)).get(method, "")] for method in methods]
-        gaps = {f"`orthoreg` minus `{other}`": [
-            *(study.minus(case, "orthoreg", other, percent) for percent in percents),
-            study.minus(case, "penalised", "plain") if other == "fisher" else {}]
-            for other in ("fisher", "bn")}
+        rows = [
+            [
+                f"`{method}`",
+                *(study.accuracy(case, method, percent, usual) for percent in percents),
+                dict(zip(("orthoreg", "fisher"), unpruned)).get(method, ""),
+            ]
+            for method in methods
+        ]
+        gaps = {
+            f"`orthoreg` minus `{other}`": [
+                *(study.minus(case, "orthoreg", other, percent) for percent in percents),
+                study.minus(case, "penalised", "plain") if other == "fisher" else {},
+            ]
+            for other in ("fisher", "bn")
+        }
         rows += differences(gaps, rows[0][1:], usual)[0]
-        rows.append(["`orthoreg` minus `fisher`, by last epochs", *(
-            spread(minus(*({seed: r.last for seed, r in study.find(case, method, percent).items()}
-                           for method in ("orthoreg", "fisher"))).values())
-            for percent in percents), spread(minus(*(
-                {seed: r.last for seed, r in study.find(case, kind).items()}
-                for kind in ("penalised", "plain"))).values())])
-        rows.append(["`orthoreg` minus `fisher`, as published", *(
-            f"{lead:+.1f}" for lead in PUBLISHED[network][-len(percents):]), ""])
-        lines += ["", *lines_of([f"{network} (n = {usual})", *(
-            f"{percent}% removed" for percent in percents), "nothing removed"], rows)]
+        rows.append(
+            [
+                "`orthoreg` minus `fisher`, by last epochs",
+                *(
+                    spread(
+                        minus(
+                            *(
+                                {
+                                    seed: r.last
+                                    for seed, r in study.find(case, method, percent).items()
+                                }
+                                for method in ("orthoreg", "fisher")
+                            )
+                        ).values()
+                    )
+                    for percent in percents
+                ),
+                spread(
+                    minus(
+                        *(
+                            {seed: r.last for seed, r in study.find(case, kind).items()}
+                            for kind in ("penalised", "plain")
+                        )
+                    ).values()
+                ),
+            ]
+        )
+        rows.append(
+            [
+                "`orthoreg` minus `fisher`, as published",
+                *(f"{lead:+.1f}" for lead in PUBLISHED[network][-len(percents) :]),
+                "",
+            ]
+        )
+        lines += [
+            "",
+            *lines_of(
+                [
+                    f"{network} (n = {usual})",
+                    *(f"{percent}% removed" for percent in percents),
+                    "nothing removed",
+                ],
+                rows,
+            ),
+        ]
     return lines[1:]
 
 
 @table
 def right_after(study):
     """Accuracies before and right after a pruning of less than 75%, each seed's."""
-    chosen = [(sweep, network, method, percent, found)
-              for (sweep, network, method, percent), found in study.cells.items()
-              if percent and percent < 75 and method.split(",")[0] in ("orthoreg", "fisher", "bn")
-              and "scratch" not in method and sweep in (
-                  "cpu", "cpu-resnet", "cpu-macs", "cpu-rounds-2", "cpu-rounds-4")
-              and all(r.after_pruning is not None for r in found.values())]
+    chosen = [
+        (sweep, network, method, percent, found)
+        for (sweep, network, method, percent), found in study.cells.items()
+        if percent
+        and percent < 75
+        and method.split(",")[0] in ("orthoreg", "fisher", "bn")
+        and "scratch" not in method
+        and sweep in ("cpu", "cpu-resnet", "cpu-macs", "cpu-rounds-2", "cpu-rounds-4")
+        and all(r.after_pruning is not None for r in found.values())
+    ]
     order = [VGG, MOBILENET, RESNET34, RESNET56]
     chosen.sort(key=lambda each: (order.index(each[1]), each[0], each[3], each[2]))
     rows = []
     for sweep, network, method, percent, found in chosen:
         found = [found[seed] for seed in sorted(found)]
         started = all(r.pruning.get("round", 1) == 1 for r in found)
-        rows.append([network, f"`{sweep}`", f"`{method.split(',')[0]}`{method.partition(',')[2]}",
-                     str(percent), f"{statistics.mean(r.flops_left for r in found):.0f}",
-                     listed(r.unpruned.best for r in found) if started else "a round before",
-                     listed(r.after_pruning for r in found)])
-    return lines_of(["network", "sweep", "method", "removed (%)", "multiply-adds left (%)",
-                     "before", "right after, by seed"], rows)
+        rows.append(
+            [
+                network,
+                f"`{sweep}`",
+                f"`{method.split(',')[0]}`{method.partition(',')[2]}",
+                str(percent),
+                f"{statistics.mean(r.flops_left for r in found):.0f}",
+                listed(r.unpruned.best for r in found) if started else "a round before",
+                listed(r.after_pruning for r in found),
+            ]
+        )
+    return lines_of(
+        [
+            "network",
+            "sweep",
+            "method",
+            "removed (%)",
+            "multiply-adds left (%)",
+            "before",
+            "right after, by seed",
+        ],
+        rows,
+    )
 
 
 # -------------------------------------------------------------------------- one by one, or together
@@ -513,8 +791,12 @@ def residual(study):
         times = list(csv.DictReader(line for line in file if not line.startswith("#")))
 
     def time(runtime, method):
-        found = [float(row[column]) for row in times for column in ("percent", "percent again")
-                 if (row["runtime"], row["method"]) == (runtime, method)]
+        found = [
+            float(row[column])
+            for row in times
+            for column in ("percent", "percent again")
+            if (row["runtime"], row["method"]) == (runtime, method)
+        ]
         return f"{statistics.mean(found):.1f} ({span(found, 0)})"
 
     rows = []
@@ -522,16 +804,36 @@ def residual(study):
         for way, suffix in (("single", ""), ("coupled", ", coupled")):
             found = study.find(case, kind + suffix, 50).values()
             name = kind + ("-coupled" if suffix else "")
-            rows.append([f"`{kind}`, `{way}`", listed(r.after_pruning for r in found),
-                         f"{listed(r.best for r in found)} "
-                         f"({statistics.mean(r.flops_left for r in found):.0f})",
-                         time("onnxruntime", name), time("pytorch", name)])
-    gaps = {f"`{kind}`: `single` minus `coupled`": [
-        study.minus(case, kind, f"{kind}, coupled", 50)] for kind in ("orthoreg", "fisher")}
+            rows.append(
+                [
+                    f"`{kind}`, `{way}`",
+                    listed(r.after_pruning for r in found),
+                    f"{listed(r.best for r in found)} "
+                    f"({statistics.mean(r.flops_left for r in found):.0f})",
+                    time("onnxruntime", name),
+                    time("pytorch", name),
+                ]
+            )
+    gaps = {
+        f"`{kind}`: `single` minus `coupled`": [study.minus(case, kind, f"{kind}, coupled", 50)]
+        for kind in ("orthoreg", "fisher")
+    }
     cells, count = differences(gaps, [case], usual=None)
     rows += [[label, "", text, "", ""] for label, text in cells]
-    return [*lines_of(["half of the multiply-adds removed by", "right after pruning", "retrained",
-                       "time, ONNX Runtime (%)", "PyTorch (%)"], rows), "", count]
+    return [
+        *lines_of(
+            [
+                "half of the multiply-adds removed by",
+                "right after pruning",
+                "retrained",
+                "time, ONNX Runtime (%)",
+                "PyTorch (%)",
+            ],
+            rows,
+        ),
+        "",
+        count,
+    ]
 
 
 # ------------------------------------------------------------------------------------------- λ
@@ -540,34 +842,62 @@ def residual(study):
 @table
 def weights(study):
     case, rows = Case(RESNET56, "cpu-penalty", RESNET56), []
-    for weight, suffix in (("0 †", ", λ 0"), ("0.001 †", ", λ 0.001"), ("0.01 (published)", ""),
-                           ("0.1 †", ", λ 0.1")):
+    for weight, suffix in (
+        ("0 †", ", λ 0"),
+        ("0.001 †", ", λ 0.001"),
+        ("0.01 (published)", ""),
+        ("0.1 †", ", λ 0.1"),
+    ):
         record = study.find(case, f"orthoreg{suffix}")[0]
-        rows.append([weight, f"{record.unpruned.orthogonality['mean']:.2f}",
-                     f"{record.unpruned.best:.1f}", f"{record.after_pruning:.1f}",
-                     f"{record.best:.1f} ({record.flops_left:.0f})"])
-    return lines_of(["λ", "degree of orthogonality", "before pruning", "right after it",
-                     "retrained"], rows)
+        rows.append(
+            [
+                weight,
+                f"{record.unpruned.orthogonality['mean']:.2f}",
+                f"{record.unpruned.best:.1f}",
+                f"{record.after_pruning:.1f}",
+                f"{record.best:.1f} ({record.flops_left:.0f})",
+            ]
+        )
+    return lines_of(
+        ["λ", "degree of orthogonality", "before pruning", "right after it", "retrained"], rows
+    )
 
 
 @table
 def pointwise(study):
     rows = []
     for label, sweep, method, percent in (
-            ("with a warm-up, plain", "cpu-warmup", "fisher", 75),
-            ("with a warm-up, λ = 0 †", "cpu-warmup", "orthoreg, λ 0", 75),
-            ("with a warm-up, λ = 0.001 (published)", "cpu-warmup", "orthoreg", 75),
-            ("published rates, plain", "cpu", "fisher", 50),
-            ("published rates, λ = 0.001 (published)", "cpu", "orthoreg", 50),
-            ("published rates, λ = 0.01", "cpu-penalty-0.01", "orthoreg", 50)):
+        ("with a warm-up, plain", "cpu-warmup", "fisher", 75),
+        ("with a warm-up, λ = 0 †", "cpu-warmup", "orthoreg, λ 0", 75),
+        ("with a warm-up, λ = 0.001 (published)", "cpu-warmup", "orthoreg", 75),
+        ("published rates, plain", "cpu", "fisher", 50),
+        ("published rates, λ = 0.001 (published)", "cpu", "orthoreg", 50),
+        ("published rates, λ = 0.01", "cpu-penalty-0.01", "orthoreg", 50),
+    ):
         case = Case(MOBILENET, sweep, MOBILENET)
         found = study.find(case, method, percent).values()
-        rows.append([label, f"{statistics.mean(study.degrees(case, method, percent).values()):.2f}",
-                     spread(r.unpruned.best for r in found), str(percent),
-                     f"{spread(r.best for r in found)} "
-                     f"({statistics.mean(r.flops_left for r in found):.0f})", str(len(found))])
-    return lines_of(["MobileNet-V1", "degree of orthogonality, pointwise", "before pruning",
-                     "removed (%)", "retrained", "n"], rows)
+        rows.append(
+            [
+                label,
+                f"{statistics.mean(study.degrees(case, method, percent).values()):.2f}",
+                spread(r.unpruned.best for r in found),
+                str(percent),
+                f"{spread(r.best for r in found)} "
+                f"({statistics.mean(r.flops_left for r in found):.0f})",
+                str(len(found)),
+            ]
+        )
+    return lines_of(
+        [
+            "MobileNet-V1",
+            "degree of orthogonality, pointwise",
+            "before pruning",
+            "removed (%)",
+            "retrained",
+            "n",
+        ],
+        rows,
+    )
 
 
 # ----------------------------------------------------------------------------------------- rounds
@@ -583,19 +913,53 @@ def rounds(study):
             found = study.find(case, kind + suffix)
             best[kind, number] = {seed: r.best for seed, r in found.items()}
             before, after = epochs_of(next(iter(found.values())))
-            texts = {seed: f"{r.best:.1f}{'' if 'H100' in r.environment['device'] else ' †'}"
-                     for seed, r in found.items()}
-            rows.append([str(number), f"`{kind}`", f"{before} + {after} = {before + after}",
-                         *(texts.get(seed, "–") for seed in range(3)),
-                         f"{statistics.mean(r.flops_left for r in found.values()):.0f}"])
-    cells, count = differences({
-        **{f"{number} {'round' if number == 1 else 'rounds'}: `orthoreg` minus `fisher`": [
-            minus(best["orthoreg", number], best["fisher", number])] for number in (1, 2, 4)},
-        **{f"`{kind}`: 1 round minus {other}": [minus(best[kind, 1], best[kind, other])]
-           for kind in ("orthoreg", "fisher") for other in (2, 4)}}, ["ResNet-56"])
-    return [*lines_of(["rounds", "75% removed by", "epochs before + after the first pruning",
-                       "seed 0", "seed 1", "seed 2", "multiply-adds left (%)"], rows), "",
-            *lines_of(["difference", "points"], cells), "", count]
+            texts = {
+                seed: f"{r.best:.1f}{'' if 'H100' in r.environment['device'] else ' †'}"
+                for seed, r in found.items()
+            }
+            rows.append(
+                [
+                    str(number),
+                    f"`{kind}`",
+                    f"{before} + {after} = {before + after}",
+                    *(texts.get(seed, "–") for seed in range(3)),
+                    f"{statistics.mean(r.flops_left for r in found.values()):.0f}",
+                ]
+            )
+    cells, count = differences(
+        {
+            **{
+                f"{number} {'round' if number == 1 else 'rounds'}: `orthoreg` minus `fisher`": [
+                    minus(best["orthoreg", number], best["fisher", number])
+                ]
+                for number in (1, 2, 4)
+            },
+            **{
+                f"`{kind}`: 1 round minus {other}": [minus(best[kind, 1], best[kind, other])]
+                for kind in ("orthoreg", "fisher")
+                for other in (2, 4)
+            },
+        },
+        ["ResNet-56"],
+    )
+    return [
+        *lines_of(
+            [
+                "rounds",
+                "75% removed by",
+                "epochs before + after the first pruning",
+                "seed 0",
+                "seed 1",
+                "seed 2",
+                "multiply-adds left (%)",
+            ],
+            rows,
+        ),
+        "",
+        *lines_of(["difference", "points"], cells),
+        "",
+        count,
+    ]
 
 
 # ------------------------------------------------------------------------------- group importances
@@ -606,9 +970,10 @@ def group_pairs(study):
     found = {}
     for name, network in (("vgg", VGG), ("mobilenet", MOBILENET), ("resnet-56", RESNET56)):
         checks = study.checks[f"groups/{name}_groups_fisher.json"].values()
-        found[network] = [{(kind, each["size"]): each for kind, rows in check["kinds"].items()
-                           for each in rows} for check in sorted(
-                               checks, key=lambda check: check["penalised"])]
+        found[network] = [
+            {(kind, each["size"]): each for kind, rows in check["kinds"].items() for each in rows}
+            for check in sorted(checks, key=lambda check: check["penalised"])
+        ]
     return found
 
 
@@ -627,15 +992,20 @@ def group_lines(study, keys, columns):
     for key in keys:
         label = f"{key[0]}: {key[1]}" if key[0] != kind else str(key[1])
         kind = key[0]
-        rows.append([label, *(both(pair, key, show) for pair in pairs.values()
-                              for show in columns.values())])
+        rows.append(
+            [
+                label,
+                *(both(pair, key, show) for pair in pairs.values() for show in columns.values()),
+            ]
+        )
     heads = [f"{network}: {name}" for network in pairs for name in columns]
     return lines_of(["filters in a group", *heads], rows)
 
 
 def rank(estimate):
-    return lambda each: ("–" if each[f"rank_{estimate}"] is None
-                         else f"{each[f'rank_{estimate}']:.2f}")
+    return lambda each: (
+        "–" if each[f"rank_{estimate}"] is None else f"{each[f'rank_{estimate}']:.2f}"
+    )
 
 
 def relative(estimate):
@@ -652,16 +1022,28 @@ WITHIN_LAYER = [(kind, size) for kind in WITHIN for size in (4, 32, 256)]
 
 @table
 def sums_of_scores(study):
-    return group_lines(study, ALL_LAYERS + WITHIN_LAYER, {
-        "relative error": relative("scores"), "≈ absolute": absolute("scores"),
-        "rank": rank("scores")})
+    return group_lines(
+        study,
+        ALL_LAYERS + WITHIN_LAYER,
+        {
+            "relative error": relative("scores"),
+            "≈ absolute": absolute("scores"),
+            "rank": rank("scores"),
+        },
+    )
 
 
 @table
 def sums_of_changes(study):
-    return group_lines(study, ALL_LAYERS + WITHIN_LAYER, {
-        "relative error": relative("changes"), "≈ absolute": absolute("changes"),
-        "rank": rank("changes")})
+    return group_lines(
+        study,
+        ALL_LAYERS + WITHIN_LAYER,
+        {
+            "relative error": relative("changes"),
+            "≈ absolute": absolute("changes"),
+            "rank": rank("changes"),
+        },
+    )
 
 
 @table
@@ -670,33 +1052,95 @@ def groups_won(study):
     rows = []
     for kind in (RANDOM, LOWEST):
         for estimate, words in (("scores", "sum of scores"), ("changes", "sum of single changes")):
-            pairs = [(plain[kind, size], penalised[kind, size])
-                     for plain, penalised in group_pairs(study).values() for size in (64, 128, 256)]
-            won = [sum(b[f"error_{estimate}"] < a[f"error_{estimate}"] for a, b in pairs),
-                   sum(b[f"error_{estimate}"] * b["change"] < a[f"error_{estimate}"] * a["change"]
-                       for a, b in pairs),
-                   sum(b[f"rank_{estimate}"] > a[f"rank_{estimate}"] for a, b in pairs)]
+            pairs = [
+                (plain[kind, size], penalised[kind, size])
+                for plain, penalised in group_pairs(study).values()
+                for size in (64, 128, 256)
+            ]
+            won = [
+                sum(b[f"error_{estimate}"] < a[f"error_{estimate}"] for a, b in pairs),
+                sum(
+                    b[f"error_{estimate}"] * b["change"] < a[f"error_{estimate}"] * a["change"]
+                    for a, b in pairs
+                ),
+                sum(b[f"rank_{estimate}"] > a[f"rank_{estimate}"] for a, b in pairs),
+            ]
             rows.append([kind, words, *(f"{count} of {len(pairs)}" for count in won)])
-    rows.append(["largest relative error of single changes, 4 filters", "", span([
-        max(each[kind, 4]["error_changes"] for pair in group_pairs(study).values() for each in pair
-            for kind in (RANDOM, LOWEST, *WITHIN))], 2), "", ""])
-    lowest = [each[LOWEST, size]["error_scores"] for pair in group_pairs(study).values()
-              for each in pair for size in (64, 128, 256)]
+    rows.append(
+        [
+            "largest relative error of single changes, 4 filters",
+            "",
+            span(
+                [
+                    max(
+                        each[kind, 4]["error_changes"]
+                        for pair in group_pairs(study).values()
+                        for each in pair
+                        for kind in (RANDOM, LOWEST, *WITHIN)
+                    )
+                ],
+                2,
+            ),
+            "",
+            "",
+        ]
+    )
+    lowest = [
+        each[LOWEST, size]["error_scores"]
+        for pair in group_pairs(study).values()
+        for each in pair
+        for size in (64, 128, 256)
+    ]
     rows.append([LOWEST, "relative error of the sum of scores, from to", span(lowest, 2), "", ""])
     sizes = {size: study.checks["groups/vgg_groups_fisher.json"] for size in (4, 128, 256)}
-    sizes = {size: next(each["n"] for figures in checks.values() for each in figures[
-        "kinds"][WITHIN[0]] if each["size"] == size) for size, checks in sizes.items()}
-    removed = [record.unpruned.filters - record.filters for case in WARMUP
-               for record in study.find(case, "fisher").values()]
-    rows += [["groups of 4, 128 and 256 filters within a layer of VGG-13, n", "",
-              listed(sizes.values(), 0), "", ""],
-             ["filters that random groups are drawn from", "",
-              str(signature(check_groups).parameters["pool"].default), "", ""],
-             ["standard error of the mean of four rank correlations of 8 groups each", "", "", "",
-              f"{(1 / (8 - 1) / 4) ** .5:.1f}"],
-             ["filters removed at 75%", "", f"{min(removed):,} to {max(removed):,}", "", ""]]
-    return lines_of(["the penalised network is better, 64, 128 and 256 filters", "",
-                     "relative error", "≈ absolute error", "rank correlation"], rows)
+    sizes = {
+        size: next(
+            each["n"]
+            for figures in checks.values()
+            for each in figures["kinds"][WITHIN[0]]
+            if each["size"] == size
+        )
+        for size, checks in sizes.items()
+    }
+    removed = [
+        record.unpruned.filters - record.filters
+        for case in WARMUP
+        for record in study.find(case, "fisher").values()
+    ]
+    rows += [
+        [
+            "groups of 4, 128 and 256 filters within a layer of VGG-13, n",
+            "",
+            listed(sizes.values(), 0),
+            "",
+            "",
+        ],
+        [
+            "filters that random groups are drawn from",
+            "",
+            str(signature(check_groups).parameters["pool"].default),
+            "",
+            "",
+        ],
+        [
+            "standard error of the mean of four rank correlations of 8 groups each",
+            "",
+            "",
+            "",
+            f"{(1 / (8 - 1) / 4) ** 0.5:.1f}",
+        ],
+        ["filters removed at 75%", "", f"{min(removed):,} to {max(removed):,}", "", ""],
+    ]
+    return lines_of(
+        [
+            "the penalised network is better, 64, 128 and 256 filters",
+            "",
+            "relative error",
+            "≈ absolute error",
+            "rank correlation",
+        ],
+        rows,
+    )
 
 
 # ---------------------------------------------------------------------------------------- tickets
@@ -708,10 +1152,21 @@ def ticket(study):
     for method in ("bn", "fisher", "orthoreg"):
         record = study.find(case, method, 50)[0]
         last = record.unpruned.epochs[-1]
-        rows.append([f"`{method}`", span([100 * d for d in last["mask_distances"]], 0),
-                     f"{100 * record.flag('eb_epsilon'):.0f}"])
-    return lines_of(["MobileNet-V1, 50%", "filters in which the last mask differs from the four "
-                     "before (%)", "asked for, at most"], rows)
+        rows.append(
+            [
+                f"`{method}`",
+                span([100 * d for d in last["mask_distances"]], 0),
+                f"{100 * record.flag('eb_epsilon'):.0f}",
+            ]
+        )
+    return lines_of(
+        [
+            "MobileNet-V1, 50%",
+            "filters in which the last mask differs from the four before (%)",
+            "asked for, at most",
+        ],
+        rows,
+    )
 
 
 # ------------------------------------------------------------------------------------ into the text
@@ -719,8 +1174,9 @@ def ticket(study):
 
 def with_tables(text, study):
     """A text with the tables between its marks made anew."""
-    return BLOCK.sub(lambda found: found[1] + "\n".join(TABLES[found[2]](study)) + f"\n{found[3]}",
-                     text)
+    return BLOCK.sub(
+        lambda found: found[1] + "\n".join(TABLES[found[2]](study)) + f"\n{found[3]}", text
+    )
 
 
 def main():
