@@ -37,7 +37,7 @@ from imp_estimator import ESTIMATORS, check_per_cost, has_penalty
 from lab import hints
 from lab.presets import check_preset, scaled
 
-networks = lazy("lab.networks")  # --help asks for the four alone
+train, networks = lazy("train"), lazy("lab.networks")  # --help and wrong flags need neither
 
 # What a flag means to others than the training itself:
 RESUME_IGNORES = "resume ignores"  # runs that differ only in such flags are the same run
@@ -553,6 +553,18 @@ class Experiment:
             },
             "memory": self.memory and self.memory * 1e9,
         }
+
+    @property
+    def training_settings(self):
+        """A TrainingSettings: how all trainings of this run are done."""
+        return train.TrainingSettings(
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            amp=self.amp,
+            compiled=self.compile,
+            choose=self.choose,
+            distill=self.distill,
+        )
 
     def choice(self, image_size):
         """The arguments of `pruner.select_filters`, beside the percent."""
