@@ -20,7 +20,7 @@ from common.processes import (
 from common.signals import explained
 from common.terminal import counted, print_notes, printable
 from config import MOMENTUM, title_of
-from data import load_data
+from data import load_prepared
 from lab.checkpoint import checkpoint_bytes, load_checkpoint, record_in
 from lab.experiment import comparable, words_of
 from lab.measure import measured
@@ -68,7 +68,7 @@ class Job(Plan):
             self.writers.append(TensorBoard(self.recording.resume_file.with_suffix(".tensorboard")))
         with first_alone():  # it may have to download what the others find then
             self.init_file = check_init(flags)
-            data = data or load_data(**flags.images)
+            data = data or load_prepared(flags.data_path, flags.preparation)
         self.data = data.hold_out(flags.val_percent, flags.seed)
         self.writers.insert(0, Console(flags.eb_epsilon, self.data))
         self.init = digest_of(file_and_part(self.init_file)[0]) if flags.init else None
