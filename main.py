@@ -260,12 +260,14 @@ def fresh_network(job, like=None):
     has."""
     flags = job.flags
     torch.manual_seed(seed_of(flags.seed, "initialisation"))
-    classes, lines = job.data.classes, []
+    classes, lines, begun = job.data.classes, [], job.take_weights()
+    if begun:
+        begun = weights.with_network(begun, flags.model)
     if like:
         network = networks.fresh_like(like, len(classes))
     else:
         network, lines = weights.network_like(
-            job.init_file, flags.model, len(classes), flags.width, job.data.image_size
+            begun, flags.model, len(classes), flags.width, job.data.image_size
         )
     print_notes(
         [
@@ -274,11 +276,9 @@ def fresh_network(job, like=None):
             *lines,
         ]
     )
-    if flags.init:
+    if begun:
         print_notes(
-            weights.initialise(
-                network, job.init_file, classes, job.data.normalize, flags.classifier
-            )
+            weights.initialise(network, begun, classes, job.data.normalize, flags.classifier)
         )
     return network.to(job.device)
 
@@ -444,7 +444,7 @@ def described(flags):
     if flags.init == weights.DEFAULT:
         networks.default_weights(flags.model)  # which a run would download
     else:
-        jobs.check_init(flags)
+        weights.read_init(flags)
     return {
         "flags": asdict(flags),
         "images": images,

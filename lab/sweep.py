@@ -212,7 +212,9 @@ class _Comparison:
     def prepare(self, cell):
         argv = command_of(cell)
         flags = parse(argv)
-        return self.make_job(argv, self.load(flags.data_path, flags.preparation))
+        job = self.make_job(argv, self.load(flags.data_path, flags.preparation))
+        job.take_weights()  # the process that runs it reads them itself
+        return job
 
     def needs(self, number):
         return [self.runs.index(needed) for needed in needs_of(self.runs[number])]
