@@ -334,18 +334,14 @@ def _folder_at(data_path):
 
 
 def _read_folder(root, found, classes, preparation):
-    paths = {
-        part: [path for name in classes for path in files.get(name, ())]
-        for part, files in found.parts.items()
-    }
+    paths = {part: _by_class(files, classes) for part, files in found.parts.items()}
     read = read_or_recall(
         root, paths, preparation.stored_size, preparation.white, preparation.memory
     )
     notes, splits = [*found.notes, *describe(read)], {}
     for part, files in found.parts.items():
-        labels = torch.tensor(
-            [k for k, name in enumerate(classes) for _ in files.get(name, ())], dtype=torch.long
-        )
+        counts = torch.tensor([len(files.get(name, ())) for name in classes])
+        labels = torch.arange(len(classes)).repeat_interleave(counts)
         good = torch.tensor([path not in read.unreadable for path in paths[part]], dtype=torch.bool)
         pixels = read.parts[part]
         splits[part] = Split(pixels[good] if read.unreadable else pixels, labels[good])
@@ -366,23 +362,27 @@ def _read_folder(root, found, classes, preparation):
     )
 
 
+def _by_class(files, classes):
+    """The paths in {class: paths}, one class after the other."""
+    return list(chain.from_iterable(files.get(name, ()) for name in classes))
+
+
 def _common_classes(root, parts, test_percent=0):
     """The classes that all parts have, sorted; validation images, and test images that are a share
     of the training images, may lack some. Raises InputError where they differ."""
     train = parts["train"]
     for part, files in parts.items():
-        differing = (
-            sorted(set(train) ^ set(files))
-            if part != "validation"
-            else sorted(set(files) - set(train))
-        )
-        if differing:
+        differing = set(files) - set(train)
+        if part != "validation":
+            differing |= set(train) - set(files)
+        if differing := sorted(differing):
             where = "train" if differing[0] in train else part
             raise InputError(
                 f"{root}: class {differing[0]!r} is only in {where} "
                 f"({len(differing)} such classes); both must have the same classes"
             )
-    for part in ("train",) if test_percent else ("train", "test"):
+    filled = ("train",) if test_percent else ("train", "test")
+    for part in filled:
         for name in sorted(train):
             _require_image(root, name, part, len(parts[part][name]))
     return tuple(sorted(train))

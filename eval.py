@@ -248,9 +248,12 @@ def make_parser():
 
 
 def main(argv=None):
-    return run_command(
-        "eval.py", lambda: run(make_parser().parse_args(sys.argv[1:] if argv is None else argv))
-    )
+    argv = sys.argv[1:] if argv is None else argv
+
+    def body():
+        run(make_parser().parse_args(argv))
+
+    return run_command("eval.py", body)
 
 
 def run(args):

@@ -126,11 +126,7 @@ def reestimate(model, batches):
     there are no images for them. (Li et al. 2020, arXiv 2007.02491, EagleEye, "adaptive
     BatchNorm".)
     """
-    norms = [
-        norm
-        for norm in model.modules()
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
-    ]
+    norms = [module for module in model.modules() if _has_statistics(module)]
     if not norms:
         return 0
     momenta, count = [norm.momentum for norm in norms], 0
@@ -145,10 +141,17 @@ def reestimate(model, batches):
         finally:
             for norm, momentum in zip(norms, momenta):
                 norm.momentum = momentum
-        statistics = [each for norm in norms for each in (norm.running_mean, norm.running_var)]
+        statistics = []
+        for norm in norms:
+            statistics += [norm.running_mean, norm.running_var]
         if not _average(statistics, count):
             raise ValueError("there are no images to re-estimate statistics on")
     return len(norms)
+
+
+def _has_statistics(module):
+    is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return is_norm and module.running_mean is not None
 
 
 def _average(statistics, weight):

@@ -137,21 +137,23 @@ def _state_dicts(content, place="", deepest=DEEPEST):
         return
     if any(isinstance(value, torch.Tensor) for value in content.values()):
         yield place, content
-    for key, value in content.items() if deepest else ():
+    if not deepest:
+        return
+    for key, value in content.items():
         yield from _state_dicts(value, f"{place}.{key}" if place else str(key), deepest - 1)
 
 
 def _usual(places):
     """The place of the state dict that is taken unless another one is named: the first of the usual
     ones; the file itself where there is none; None where there is neither."""
-    ranked = [
-        [WRAPPINGS.index(key) for key in place.split(".")]
-        for place in places
-        if place and set(place.split(".")) <= set(WRAPPINGS)
-    ]
-    if ranked:
-        return ".".join(WRAPPINGS[number] for number in min(ranked))
+    usual = [place for place in places if place and set(place.split(".")) <= set(WRAPPINGS)]
+    if usual:
+        return min(usual, key=_rank)
     return "" if "" in places else None
+
+
+def _rank(place):
+    return [WRAPPINGS.index(key) for key in place.split(".")]
 
 
 def _is_network(state):
@@ -179,15 +181,11 @@ def unwrapped(state, wanted):
     """(the part of a state dict below the one prefix, as in module._orig_mod.conv1.weight, below
     which most of the `wanted` names are; the names that stand beside it). Raises ValueError where
     two parts of it would do equally well."""
-    fits = Counter(
-        key[:start] for key in state for start in _beginnings(key) if key[start:] in wanted
-    )
+    fits = Counter()
+    for key in state:
+        fits.update(key[:start] for start in _beginnings(key) if key[start:] in wanted)
     best = [prefix for prefix in fits if fits[prefix] == max(fits.values())]
-    outer = [
-        prefix
-        for prefix in best
-        if not any(prefix != other and prefix.startswith(other) for other in best)
-    ]
+    outer = [prefix for prefix in best if not _is_inside(prefix, best)]
     if len(outer) > 1 and 2 * fits[outer[0]] > len(wanted):
         raise ValueError(
             f"it holds several networks, under {' and '.join(sorted(outer))}; "
@@ -196,6 +194,11 @@ def unwrapped(state, wanted):
     if len(outer) != 1 or not outer[0]:
         return state, []
     return _below(state, outer[0]), [key for key in state if not key.startswith(outer[0])]
+
+
+def _is_inside(prefix, others):
+    """Whether another of these prefixes is the beginning of this one."""
+    return any(prefix != other and prefix.startswith(other) for other in others)
 
 
 def _beginnings(key):
@@ -430,6 +433,7 @@ def _require_bounded(value, depth=50, items=2_000_000):
         items -= len(value)
         if depth == 0 or items < 0:
             raise Refused(ENDLESS)
-        for item in value.values() if isinstance(value, dict) else value:
+        held = value.values() if isinstance(value, dict) else value
+        for item in held:
             items = _require_bounded(item, depth - 1, items)
     return items

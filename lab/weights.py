@@ -229,27 +229,37 @@ def _classifier(model, layers):
 def _judge_classifier(misfits, heads, theirs, ours, classifier, path):
     """Note in `misfits` why a classifier stays fresh, all of whose layers go together. Raises
     InputError where it is to be kept and cannot be."""
-    wrong = {key: misfit for name in heads for key, misfit in misfits[name].items()}
+    wrong = {}
+    for name in heads:
+        wrong |= misfits[name]
     why = "is for another number of classes" if wrong else _not_for(ours, theirs)
     if classifier != "keep":
-        for name in heads if why else ():
-            misfits[name] = misfits[name] or {CLASSIFIER: why if wrong else f"{why}; {KEEP}"}
+        if why:
+            _note_in(misfits, heads, why if wrong else f"{why}; {KEEP}")
     elif ours and wrong:
         key, misfit = next(iter(wrong.items()))
         raise InputError(
             f"--classifier=keep: the classifier in {path} is not for {len(ours)} "
             f"classes: {key} {misfit}"
         )
-    elif (
-        ours
-        and why
-        and isinstance(theirs, (list, tuple))
-        and (sorted(map(composed, map(str, theirs))) == sorted(map(composed, ours)))
-    ):
+    elif ours and why and _are_in_another_order(theirs, ours):
         raise InputError(
             f"--classifier=keep: {path} has these classes in another order "
             f"({shortened(theirs)}) than the images ({shortened(ours)})"
         )
+
+
+def _note_in(misfits, heads, why):
+    """Note why a classifier stays fresh at those of its layers that fit by themselves."""
+    for name in heads:
+        misfits[name] = misfits[name] or {CLASSIFIER: why}
+
+
+def _are_in_another_order(theirs, ours):
+    """Whether a file names our classes, in whatever order."""
+    if not isinstance(theirs, (list, tuple)):
+        return False
+    return sorted(map(composed, map(str, theirs))) == sorted(map(composed, ours))
 
 
 def _without_shortcuts(model, state):
@@ -258,11 +268,9 @@ def _without_shortcuts(model, state):
         return []
     own = {key for key in model.state_dict() if not key.endswith("num_batches_tracked")}
     names = {key for key in state if key in own}
-    return (
-        sorted({key.rpartition(".")[0] for key in own - names})
-        if (without_shortcuts(own, names | {f"linear.{part}" for part in ("weight", "bias")}))
-        else []
-    )
+    if not without_shortcuts(own, names | {"linear.weight", "linear.bias"}):
+        return []
+    return sorted({key.rpartition(".")[0] for key in own - names})
 
 
 def _not_for(ours, theirs):
