@@ -12,13 +12,13 @@ import torch
 
 import imp_estimator
 import train
+from channels.checking import Masked
 from channels.groups import filter_groups
 from common.errors import InputError
 from common.terminal import print_table, progress
 from imp_estimator import ESTIMATORS, PLAIN
 from lab.plots import load_pyplot, method_style, save_figure
 from lab.record import grouped
-from pruner import Masked
 
 SIZES = tuple(2**k for k in range(9))
 KINDS = {
@@ -48,7 +48,7 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
     Raises InputError where there is nothing to remove. The model is left as it was.
     """
     scores = imp_estimator.cal_importance(model, pruning_type, batches, seed=seed)
-    groups = {g.name: g for g in filter_groups(model) if not g.protected}
+    groups = {g.name: g for g in filter_groups(model) if not g.is_fixed}
     score = {(name, i): s for name in groups for i, s in enumerate(scores[name].tolist())}
     batches = _few_at_a_time(batches)
     loss = train.evaluate(model, batches)["loss"]

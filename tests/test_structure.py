@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from channels import structure
+from channels.checking import Masked, check
 from channels.costs import measure_cost
 from channels.groups import (
     all_filters,
@@ -25,7 +26,7 @@ from channels.traits import traits_of
 from conftest import ROOT, WIDTH, narrow
 from imp_estimator import cal_importance
 from models import build_model
-from pruner import Masked, SelectAgain, check, cut, explore, prune, rebuild, select_filters
+from pruner import SelectAgain, cut, explore, prune, rebuild, select_filters
 from zoo import difference, removable_filters, settle
 
 
@@ -711,7 +712,7 @@ def expected_groups(model):
 def test_the_four_networks_lists_are_those_of_their_architectures(network):
     modules = {module: name for name, module in network.named_modules()}
     found = [
-        (g.name, modules[g.bn], max(g.costs), g.stream.name, g.stream.readers, g.protected)
+        (g.name, modules[g.bn], max(g.costs), g.stream.name, g.stream.readers, g.is_fixed)
         for g in filter_groups(network)
     ]
     assert found == expected_groups(network)
