@@ -201,7 +201,7 @@ def read_content(path):
     containers, which are read as dicts or lists, are all that it may hold. What is to be built is
     counted before, see lab/pickles.py. Raises InputError.
     """
-    path = Path(path)
+    path, known = Path(path), [(kind, name) for name, kind in STAND_IN_OF.items()]
     if path.is_dir():
         raise InputError(f"no checkpoint at {path}: it is a folder; name a file in it")
     if not path.is_file():
@@ -210,7 +210,7 @@ def read_content(path):
         kind = kind_of(path)
         if kind == SAFETENSORS:
             return _read_safetensors(path)
-        with warnings.catch_warnings(), torch.serialization.safe_globals(STAND_INS):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore")
             (_count_archive if kind == TORCH else _count_old)(path)
             with open(path, "rb") as file:  # its name means nothing
@@ -229,9 +229,9 @@ def _why(path, error):
     """Why a file cannot be read safely, in words."""
     try:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # it is damaged, or torch older than that function
+    except Exception:  # it is damaged
         unknown = []
-    unknown = sorted(set(unknown) - STAND_IN_NAMES)
+    unknown = sorted(set(unknown) - STAND_IN_OF.keys())
     if unknown:
         return (
             f"it holds {shortened(unknown)}, which would not be safe to load; if you trust it, "
@@ -279,7 +279,7 @@ def _count_archive(path):
         pickles = [record for record in records if record.filename.lower().endswith("/data.pkl")]
         if len(pickles) != 1 or archive.testzip():
             raise ValueError("damaged")
-        count = Count(STAND_IN_NAMES)
+        count = Count(STAND_IN_OF)
         with archive.open(pickles[0]) as file:
             count.read(file)
     if count.bytes > size:
@@ -289,7 +289,7 @@ def _count_archive(path):
 def _count_old(path):
     """The same of a file as torch.save wrote it before 1.6: a number, a version, the machine, the
     content and the tensors' names, five pickles, and then the tensors."""
-    count = Count(STAND_IN_NAMES)
+    count = Count(STAND_IN_OF)
     with open(path, "rb") as file:
         for _ in range(5):
             count.read(file)
@@ -331,12 +331,6 @@ _NUMBERS = {
     "f8": "d",
 }
 
-# Stand-ins under the names that NumPy 1 and 2 write into files; none of NumPy's own code is called.
-NUMPY_NUMBERS = [type("dtype", (_NumberType,), {"__module__": "numpy"})] + [
-    type("scalar", (_Number,), {"__module__": f"numpy.{core}.multiarray"})
-    for core in ("core", "_core")
-]
-
 
 class _Bag(dict):
     """Reads a namespace, or another container of named values, as a dict."""
@@ -359,36 +353,24 @@ class _Words(list):
         super().__init__(parts)
 
 
-def _stand_ins(kind, names):
-    return [
-        type(name.rpartition(".")[2], (kind,), {"__module__": name.rpartition(".")[0]})
-        for name in names.split()
-    ]
-
-
-STAND_INS = (
-    NUMPY_NUMBERS
-    + _stand_ins(
-        _Bag,
-        """
+# What is read instead of a class or function that a file names; none of their own code is called.
+STAND_INS = {
+    _NumberType: "numpy.dtype",
+    # of NumPy 1, and of NumPy 2
+    _Number: "numpy.core.multiarray.scalar numpy._core.multiarray.scalar",
+    _Bag: """
     argparse.Namespace types.SimpleNamespace easydict.EasyDict
     lightning_fabric.utilities.data.AttributeDict pytorch_lightning.utilities.parsing.AttributeDict
     lightning.fabric.utilities.data.AttributeDict lightning.pytorch.utilities.parsing.AttributeDict
     yacs.config.CfgNode addict.addict.Dict ml_collections.config_dict.config_dict.ConfigDict
     """,
-    )
-    + _stand_ins(
-        _Words,
-        """
+    _Words: """
     pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath
     pathlib._local.PosixPath pathlib._local.WindowsPath datetime.datetime datetime.date
     datetime.timedelta
     """,
-    )
-)
-
-
-STAND_IN_NAMES = {f"{kind.__module__}.{kind.__qualname__}" for kind in STAND_INS}
+}
+STAND_IN_OF = {name: kind for kind, names in STAND_INS.items() for name in names.split()}
 
 
 def is_plain(value):
