@@ -218,26 +218,16 @@ def _acquire(holder, path, lock, wait):
             raise InputError(f"cannot lock {path}: {error.strerror or error}") from error
         _say_unlocked(path.parent)
     with suppress(OSError):
-        os.write(
-            handle := _open_itself(lock, os.O_WRONLY | os.O_TRUNC),
-            f"process {os.getpid()} on {socket.gethostname()}\n".encode(),
-        )
-        os.close(handle)
+        lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
 
 
 def _words_in(lock):
     try:
-        handle = _open_itself(lock, os.O_RDONLY)
-        words = os.read(handle, 200).decode().strip()
-        os.close(handle)
-        return words or "its process is unknown"
+        with open_regular(lock) as file:
+            words = file.read(200).decode().strip()
     except (OSError, ValueError):
-        return "its process is unknown"
-
-
-def _open_itself(path, flags):
-    """Open a file, but not through a link, and without waiting for the other end of a pipe."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        words = ""
+    return words or "its process is unknown"
 
 
 @lru_cache
