@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from lab import export as exports
 from lab import tables
 from lab.checkpoint import load_checkpoint, save_checkpoint
 from lab.experiment import parse
-from lab.export import export
+from lab.export import ExportSettings, export
 from lab.measure import measure_latency
 from lab.networks import build_network
 from lab.weights import initialise, network_like
@@ -207,7 +208,7 @@ def test_a_network_in_8_bits_is_nearly_as_good(network, capsys, set_threads):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(pixels[part]), labels[part]).backward()
         optimizer.step(), rates.step()
-    export(model, digits.classes, "digits.onnx", pixels[:8], inside=True)
+    export(model, digits.classes, "digits.onnx", pixels[:8], ExportSettings(inside=True))
     exec(python_of("lab/README.md", "### In 8 bits"), {})
     whole, quantised = (
         float(line.split()[1]) for line in capsys.readouterr().out.splitlines()[-2:]
@@ -333,7 +334,7 @@ def test_an_image_becomes_pixels_as_the_steps_in_the_metadata_say(scaled, tmp_pa
     from torchvision.transforms import functional as T
 
     model = narrow("resnet-56", 10)
-    export(model, "abcdefghij", "net.pt2", few[0], scaled=scaled)
+    export(model, "abcdefghij", "net.pt2", few[0], ExportSettings(scaled_size=scaled))
     run, metadata = load_pt2("net.pt2")
     random, photos, same = (
         np.random.RandomState(0),
@@ -459,7 +460,8 @@ def test_an_export_says_and_computes_its_own_normalisation(few):
     pixels = (few[0] + 1) / 2
     images = (pixels - means) / deviations
     for inside in (False, True):
-        export(model, "abcd", "n.pt2", images, inside, config.NORMALIZATIONS["imagenet"])
+        settings = ExportSettings(config.NORMALIZATIONS["imagenet"], inside=inside)
+        export(model, "abcd", "n.pt2", images, settings)
         loaded, metadata = load_pt2("n.pt2")
         with torch.no_grad():
             torch.testing.assert_close(
@@ -470,14 +472,35 @@ def test_an_export_says_and_computes_its_own_normalisation(few):
 
 def test_an_export_that_computes_something_else_is_refused(few, monkeypatch):
     def wrong(*arguments):
-        content, loaded = correct(*arguments)
+        content, loaded = correct.write(*arguments)
         return content, lambda images: loaded(images) + (0.01 if len(images) == 1 else 0)
 
-    correct = exports.EXPORTS[".pt2"]
-    monkeypatch.setitem(exports.EXPORTS, ".pt2", wrong)
+    correct = exports.EXPORTERS[".pt2"]
+    monkeypatch.setitem(exports.EXPORTERS, ".pt2", replace(correct, write=wrong))
     with pytest.raises(InputError, match="logits differ by 0.01; nothing was written"):
         export(narrow("vgg"), "abcd", "net.pt2", few[0])
     assert not files(Path("."))
+
+
+def test_a_format_is_one_function(few, monkeypatch, capsys):
+    """`--export` knows a fourth one by its suffix, and what was said of it; the help names all."""
+    with pytest.raises(SystemExit):
+        measure.main(["--help"])
+    said = capsys.readouterr().out
+    assert all(suffix in said for suffix in exports.EXPORTERS)
+    monkeypatch.setattr(exports, "EXPORTERS", dict(exports.EXPORTERS))
+
+    @exports.exporter(".bias", graph=False)
+    def export_bias(network, images, metadata, settings):
+        return network.classifier.bias.numpy().tobytes(), network
+
+    model = narrow("vgg")
+    assert export(model, "abcd", "net.bias", few[0])["difference"] < 1e-4
+    assert Path("net.bias").read_bytes() == model.classifier.bias.detach().numpy().tobytes()
+    with pytest.raises(InputError, match="a .bias file holds weights, and no graph"):
+        export(model, "abcd", "net.bias", few[0], ExportSettings(inside=True))
+    with pytest.raises(InputError, match="must end in .pt2, .onnx, .safetensors, .bias"):
+        export(model, "abcd", "net.txt", few[0])
 
 
 def test_a_missing_package_and_a_wrong_suffix_are_one_line(saved, monkeypatch, capsys):
