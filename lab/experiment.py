@@ -174,7 +174,8 @@ class Experiment:
     preset: str = flag(
         "training",
         "paper",
-        "learning rates, epochs and batch size, see PRESETS in config.py: " + ", ".join(PRESETS),
+        "learning rates, epochs and batch size, see PRESETS in config.py, and those beside the "
+        "study: " + ", ".join(PRESETS),
         choices=PRESETS,
         metavar="NAME",
     )
@@ -700,8 +701,8 @@ class Sweep:
     sweep: str = flag(
         "comparison",
         None,
-        "run all experiments of a JSON file, or of an entry of SWEEPS in "
-        f"config.py: {', '.join(SWEEPS)}",
+        "run all experiments of a JSON file, or of an entry of SWEEPS in config.py or beside the "
+        f"study: {', '.join(SWEEPS)}",
         shown="none",
         type=location,
         metavar="FILE",

@@ -52,8 +52,8 @@ def read_sweep(name):
             )
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(
-                f"--sweep={name} is neither in config.py ({', '.join(SWEEPS)}) nor a "
-                f"JSON file that can be read ({error})"
+                f"--sweep={name} is neither one of {', '.join(SWEEPS)} nor a JSON file that "
+                f"can be read ({error})"
             ) from error
     if not isinstance(settings, dict):
         raise InputError(f'--sweep={name} holds no flags; it looks like {{"model": ["vgg"], ...}}')
