@@ -122,6 +122,11 @@ def write_atomically(contents):
         raise
 
 
+def with_files_beside(path):
+    """A result's file, and those that are written beside it."""
+    return [path, path.with_suffix(".csv"), path.with_suffix(".json")]
+
+
 def _temporary(path):
     """How the temporary names of a file begin."""
     return (
@@ -134,7 +139,7 @@ def _temporary(path):
 def _remove_leftovers(path):
     """Remove temporary files that a killed process left of a file that is locked, and of what it
     writes beside it."""
-    starts = [_temporary(path.with_suffix(suffix)) for suffix in (path.suffix, ".csv", ".json")]
+    starts = list(map(_temporary, with_files_beside(path)))
     with suppress(OSError):
         for name in os.listdir(path.parent):
             if name.endswith(".tmp") and any(

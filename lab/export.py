@@ -22,7 +22,7 @@ from common.copies import copy_of
 from common.errors import InputError, first_line
 from common.files import write_atomically
 from common.images import drafted_size
-from common.libraries import lazy, need
+from common.libraries import ONNX, lazy, need
 from data import HALF
 from lab.checkpoint import network_content, rebuild
 from lab.measure import LAYER_RUNS
@@ -30,7 +30,6 @@ from lab.measure import LAYER_RUNS
 # Optional.
 onnx, onnxruntime, safetensors_torch = map(lazy, ("onnx", "onnxruntime", "safetensors.torch"))
 
-ONNX = "onnx", "onnxscript", "onnxruntime"
 OLDEST_WRITTEN = 18  # opset that torch writes; older ones are made of it
 WEIGHTED, ELEMENTWISE = (
     ("Conv", "Gemm", "MatMul"),

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from common.device import environment, pick_device
 from common.errors import InputError
-from common.files import check_writable, digest_of, locked, to_json, write_atomically
+from common.files import (
+    check_writable,
+    digest_of,
+    locked,
+    to_json,
+    with_files_beside,
+    write_atomically,
+)
 from common.processes import (
     as_first,
     first_alone,
@@ -201,8 +208,8 @@ class Job(Plan):
     def _check_writable(self):
         """Raise InputError where a file could not be written, before hours of training."""
         for path in (*self.outputs, self.resume_file) if is_first() else ():
-            for suffix in (path.suffix, ".csv", ".json"):
-                check_writable(path.with_suffix(suffix))
+            for file in with_files_beside(path):
+                check_writable(file)
         for writer in self.writers:
             writer.check_writable()
 

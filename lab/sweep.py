@@ -25,7 +25,7 @@ from common.terminal import counted
 from config import SWEEPS
 from data import load_data
 from imp_estimator import ESTIMATORS, PLAIN, has_penalty
-from lab.experiment import ONLY_PRUNED, SET_BY_SWEEP, Experiment, make_parser, parse
+from lab.experiment import DEFAULT, ONLY_PRUNED, SET_BY_SWEEP, Experiment, make_parser, parse
 from lab.job import MAIN
 from lab.tables import accuracy_text
 
@@ -114,7 +114,7 @@ def _without_idle(cell):
 def command_of(cell):
     """The flags of a cell's command: a run that needs no other begins with --init, others load."""
     needs = needs_of(cell)
-    if needs and cell.get("init") == "DEFAULT" and "normalize" not in cell:
+    if needs and cell.get("init") == DEFAULT and "normalize" not in cell:
         cell = {**cell, "normalize": parse(command_of(needs[0])).normalize}  # which --init decides
     command = [
         f"--{name}={value}" for name, value in cell.items() if not needs or name not in OF_INIT

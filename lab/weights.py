@@ -19,6 +19,7 @@ from lab.checkpoint import (
     normalization_name,
     without_shortcuts,
 )
+from lab.experiment import DEFAULT
 from lab.networks import (
     build_network,
     classifier_of,
@@ -28,7 +29,6 @@ from lab.networks import (
 )
 from lab.reader import read_weights, unwrapped
 
-DEFAULT = "DEFAULT"  # --init: torchvision's own weights
 CLASSIFIER = "the classifier"  # as a key of what does not fit
 KEEP = (
     "--classifier=keep takes it, where its classes are those of the images, in the same order "
