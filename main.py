@@ -219,18 +219,27 @@ def train_network(job, phase, number=0):
 
 def training_title(job, phase, number):
     control, ortho = job.flags.control, phase == "ortho"
-    if control == "scratch" or control and number:
-        kind = "fresh" if control == "scratch" else "unpruned"
-        place = f", as in round {number}" if number else ""
-        return f"Control: train the {kind} network{place}{', with the penalty' if ortho else ''}"
+    if control == "scratch":
+        return control_title("fresh", number, ortho)
+    if control and number:
+        return control_title("unpruned", number, ortho)
     if not number:
         return "Train with the penalty" if ortho else "Train the plain network"
     if ortho:
         return round_title(job, number, 4, "train with the penalty, for the next round")
-    last = job.flags.penalised and phase == "retrain"
-    return round_title(
-        job, number, 3, "retrain, without the penalty since no round follows" if last else "retrain"
-    )
+    text = "retrain"
+    if job.flags.penalised and phase == "retrain":
+        text += ", without the penalty since no round follows"
+    return round_title(job, number, 3, text)
+
+
+def control_title(kind, number, ortho):
+    title = f"Control: train the {kind} network"
+    if number:
+        title += f", as in round {number}"
+    if ortho:
+        title += ", with the penalty"
+    return title
 
 
 def round_title(job, number, part, text):
@@ -268,15 +277,13 @@ def choice_notes(trained, rates, data):
         return []
     count, best = len(data.validation), trained.best["validation"]["top1"]
     reach = tables.margin(best, count)
-    return (
-        [
-            f"Note: {count:,} validation images tell an accuracy of {best:.1f}% to "
-            f"± {reach:.1f} points, so which of these epochs is the best is mostly chance; "
-            "--choose=last takes the last one"
-        ]
-        if reach >= tables.WIDE_MARGIN
-        else []
-    )
+    if reach < tables.WIDE_MARGIN:
+        return []
+    return [
+        f"Note: {count:,} validation images tell an accuracy of {best:.1f}% to "
+        f"± {reach:.1f} points, so which of these epochs is the best is mostly chance; "
+        "--choose=last takes the last one"
+    ]
 
 
 def fresh_network(job, like=None):
@@ -409,14 +416,8 @@ def begin_afresh(job):
         f"--control=scratch needs the architecture of {path}; the same command without "
         "--control makes it",
     )
-    free = marked(Experiment, CONTROL_MAY_DIFFER)
-    for name, default in DEFAULTS.items() if record.flags else ():
-        value, wanted = record.flags.get(name, default), getattr(flags, name)
-        if name not in free and to_json(value) != to_json(wanted):
-            raise InputError(
-                f"{path} was pruned with --{name}={value}, not {wanted}; give "
-                f"--{name}={value}, or prune anew"
-            )
+    if record.flags:
+        check_controlled(flags, path, record)
     print(f"  its architecture is that of {path}")
     record = replace(record, image_size=record.image_size or job.data.image_size)
     job.state.records = [measure.measured(record, path, pruned, path.stat().st_size)]
@@ -424,6 +425,19 @@ def begin_afresh(job):
     note_pruning(job, len(job.targets), cutting.reached_by(pruned, job))
     if flags.distill:
         job.state.teacher = unpruned_teacher(job)
+
+
+def check_controlled(flags, path, record):
+    """Raise InputError where the network of a file was pruned with other flags than its control
+    has."""
+    free = marked(Experiment, CONTROL_MAY_DIFFER)
+    for name, default in DEFAULTS.items():
+        value, wanted = record.flags.get(name, default), getattr(flags, name)
+        if name not in free and to_json(value) != to_json(wanted):
+            raise InputError(
+                f"{path} was pruned with --{name}={value}, not {wanted}; give "
+                f"--{name}={value}, or prune anew"
+            )
 
 
 def unpruned_teacher(job):
@@ -484,9 +498,13 @@ def described_sweep(flags):
     for place in {(each.data_path, each.test_percent, each.val_percent) for each in parsed}:
         data.count_images(*place)
     return {
-        part: [shlex.join(["python", "main.py", *sweep.command_of(cell)]) for cell in each]
-        for part, each in {"cells": cells, "order": sweep.asked_for(flags, cells, runs)}.items()
+        "cells": list(map(command_line, cells)),
+        "order": list(map(command_line, sweep.asked_for(flags, cells, runs))),
     }
+
+
+def command_line(cell):
+    return shlex.join(["python", "main.py", *sweep.command_of(cell)])
 
 
 def make_job(argv, images=None):

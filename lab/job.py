@@ -207,9 +207,10 @@ class Job(Plan):
 
     def _check_writable(self):
         """Raise InputError where a file could not be written, before hours of training."""
-        for path in (*self.outputs, self.resume_file) if is_first() else ():
-            for file in with_files_beside(path):
-                check_writable(file)
+        if is_first():
+            for path in (*self.outputs, self.resume_file):
+                for file in with_files_beside(path):
+                    check_writable(file)
         for writer in self.writers:
             writer.check_writable()
 
@@ -217,14 +218,14 @@ class Job(Plan):
         """Lines on files that will be replaced, and are of other images. Raises InputError where
         these are of another place: they may be another data set of the same name."""
         notes, flags = [], self.flags
-        for path in self.outputs if not self.kept else ():
+        if self.kept:
+            return notes
+        prepared = ("image_size", "augment", "val_percent", "test_percent")
+        for path in self.outputs:
             record = record_in(path)
             if record is None or record.fingerprint in (None, self.data.fingerprint):
                 continue
-            place, prepared = (
-                record.data_path,
-                ("image_size", "augment", "val_percent", "test_percent"),
-            )
+            place = record.data_path
             if (
                 place is None
                 or same_place(place, flags.data_path)
@@ -311,8 +312,10 @@ class Job(Plan):
     def tell_epoch(self, title, phase, number):
         """The function by which a training reports its epochs to the writers."""
 
+        writers = self.writers if is_first() else []
+
         def report(history, epochs):
-            for writer in self.writers if is_first() else ():
+            for writer in writers:
                 writer.epoch(title, (phase, number), history, epochs, self.network)
 
         return report

@@ -123,8 +123,8 @@ def apportioned(total, shares):
     what is missing goes to the largest remainders, of equal ones to the first."""
     parts = [total * share // sum(shares) for share in shares]
     remainders = [total * share % sum(shares) for share in shares]
-    order = sorted(range(len(shares)), key=lambda i: -remainders[i])
-    for i in order[: total - sum(parts)]:
+    largest_first = sorted(range(len(shares)), key=remainders.__getitem__, reverse=True)
+    for i in largest_first[: total - sum(parts)]:
         parts[i] += 1
     return parts
 

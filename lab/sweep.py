@@ -67,10 +67,8 @@ def read_sweep(name):
             raise InputError(f"--sweep={name}: {hint}")
         if values == []:
             raise InputError(f"--sweep={name}: {key!r} has no value")
-        choices[key] = [
-            getattr(parser.parse_args([f"--{key}={value}"]), key)
-            for value in (values if isinstance(values, list) else [values])
-        ]
+        values = values if isinstance(values, list) else [values]
+        choices[key] = [getattr(parser.parse_args([f"--{key}={value}"]), key) for value in values]
     if "data_path" in choices:  # imgs, imgs/ and ./imgs are one
         choices["data_path"] = list(dict.fromkeys(map(os.path.normpath, choices["data_path"])))
     cells = []
