@@ -399,15 +399,16 @@ class Runtime:
             for _ in range(runs + 1):
                 session.run(None, {"images": self.prepare(images)})
             events = json.loads(Path(session.end_profiling()).read_text())
-        owners, times = _owners(onnx.load_from_string(self.content).graph), {}
+        owners = _owners(onnx.load_from_string(self.content).graph)
+        times, layers = {}, {}
         for event in events:
             name = event["name"].removesuffix("_kernel_time").removesuffix("_nchwc")
             if event["cat"] == "Node" and name in owners:
-                times.setdefault(owners[name], {}).setdefault(name, []).append(event["dur"] / 1000)
-        return {
-            layer: sum(statistics.median(each[1:]) for each in own.values())
-            for layer, own in times.items()
-        }
+                times.setdefault(name, []).append(event["dur"] / 1000)
+        for name, own in times.items():
+            layer = owners[name]
+            layers[layer] = layers.get(layer, 0) + statistics.median(own[1:])  # one to warm up
+        return layers
 
 
 def _owners(graph):

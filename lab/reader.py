@@ -241,7 +241,7 @@ def _read(path, digest=False):
 
 def _read_pickled(file, kind):
     """What torch.save wrote, of an open file."""
-    known = [(kind, name) for name, kind in STAND_IN_OF.items()]
+    known = [(kind, name) for name, kind in STAND_INS.items()]
     with warnings.catch_warnings(), torch.serialization.safe_globals(known):
         warnings.simplefilter("ignore")
         count = _count_archive if kind == TORCH else _count_old
@@ -258,7 +258,7 @@ def _why(path, error):
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # it is damaged
         unknown = []
-    unknown = sorted(set(unknown) - STAND_IN_OF.keys())
+    unknown = sorted(set(unknown) - STAND_INS.keys())
     if unknown:
         return (
             f"it holds {shortened(unknown)}, which would not be safe to load; if you trust it, "
@@ -306,7 +306,7 @@ def _count_archive(file):
         pickles = [record for record in records if record.filename.lower().endswith("/data.pkl")]
         if len(pickles) != 1 or archive.testzip():
             raise ValueError("damaged")
-        count = Count(STAND_IN_OF)
+        count = Count(STAND_INS)
         with archive.open(pickles[0]) as pickled:
             count.read(pickled)
     if count.bytes > size:
@@ -316,7 +316,7 @@ def _count_archive(file):
 def _count_old(file):
     """The same of a file as torch.save wrote it before 1.6: a number, a version, the machine, the
     content and the tensors' names, five pickles, and then the tensors."""
-    count = Count(STAND_IN_OF)
+    count = Count(STAND_INS)
     file.seek(0)
     for _ in range(5):
         count.read(file)
@@ -380,24 +380,25 @@ class _Words(list):
         super().__init__(parts)
 
 
-# What is read instead of a class or function that a file names; none of their own code is called.
-STAND_INS = {
-    _NumberType: "numpy.dtype",
-    # of NumPy 1, and of NumPy 2
-    _Number: "numpy.core.multiarray.scalar numpy._core.multiarray.scalar",
-    _Bag: """
+_CONTAINERS = """
     argparse.Namespace types.SimpleNamespace easydict.EasyDict
     lightning_fabric.utilities.data.AttributeDict pytorch_lightning.utilities.parsing.AttributeDict
     lightning.fabric.utilities.data.AttributeDict lightning.pytorch.utilities.parsing.AttributeDict
     yacs.config.CfgNode addict.addict.Dict ml_collections.config_dict.config_dict.ConfigDict
-    """,
-    _Words: """
+"""
+_PATHS_AND_DATES = """
     pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath
     pathlib._local.PosixPath pathlib._local.WindowsPath datetime.datetime datetime.date
     datetime.timedelta
-    """,
+"""
+# Name in a file -> what is called instead of it; nothing of their own code is.
+STAND_INS = {
+    "numpy.dtype": _NumberType,
+    "numpy.core.multiarray.scalar": _Number,
+    "numpy._core.multiarray.scalar": _Number,  # since NumPy 2
+    **dict.fromkeys(_CONTAINERS.split(), _Bag),
+    **dict.fromkeys(_PATHS_AND_DATES.split(), _Words),
 }
-STAND_IN_OF = {name: kind for kind, names in STAND_INS.items() for name in names.split()}
 
 
 def is_plain(value):
