@@ -101,8 +101,8 @@ DRIVES = {False: drive, "unpruned": drive_unpruned, "scratch": drive_scratch}
 # ------------------------------------------------------------------------------------------- steps
 
 
-def shows_presence(plan, phase, number):
-    path = plan.file(phase, number)
+def shows_presence(job, phase, number):
+    path = job.file(phase, number)
     return {"file": str(path), "is there": path.is_file()}
 
 
@@ -166,11 +166,11 @@ def open_network(job, path, missing):
     )
 
 
-def shows_recipe(plan, phase, number):
-    recipe = plan.recipe(phase)
+def shows_recipe(job, phase, number):
+    recipe = job.recipe(phase)
     return {
-        **plan.settings(phase)[phase],
-        "lr": recipe.lr_of(plan.flags.optimizer),
+        **job.settings(phase)[phase],
+        "lr": recipe.lr_of(job.flags.optimizer),
         "epochs": list(recipe.epochs),
     }
 
@@ -320,8 +320,8 @@ def find_ticket(job):
     return train.EarlyBird(mask, flags.eb_epsilon)
 
 
-def shows_method(plan, phase, number):
-    flags = plan.flags
+def shows_method(job, phase, number):
+    flags = job.flags
     images = {"training images": flags.imp_samples} if flags.estimator.needs_images else {}
     return {"method": flags.pruning_type, **images}
 
@@ -339,8 +339,8 @@ def estimate_importance(job, number):
     job.state.seconds["importance"] = time.monotonic() - began
 
 
-def shows_target(plan, phase, number):
-    return {"percent": plan.targets[number - 1]}
+def shows_target(job, phase, number):
+    return {"percent": job.targets[number - 1]}
 
 
 @step(shows=shows_target)

@@ -384,7 +384,7 @@ class Job(Plan):
 
     def _recipes_in_words(self):
         """A line for each kind of training of the job: its epochs and rates."""
-        phases = dict.fromkeys(step.phase for step in self.recording.steps if step.action.trains)
+        phases = dict.fromkeys(each.phase for each in self.recording.steps if each.action.trains)
         return [
             f"{phase}: {recipe_text(self.recipe(phase), self.flags.optimizer)}" for phase in phases
         ]
@@ -423,18 +423,16 @@ class Job(Plan):
 
     def _place(self):
         """Where a resumed run goes on, in words."""
-        step = self.recording.steps[self.state.done]
-        place = (
-            f"in round {step.number} of {len(self.targets)}"
-            if step.number
-            else ("before any pruning")
-        )
-        place += f", {DOING.get(step.phase, 'estimating or pruning')}"
+        under_way = self.recording.steps[self.state.done]
+        place = "before any pruning"
+        if under_way.number:
+            place = f"in round {under_way.number} of {len(self.targets)}"
+        place += f", {DOING.get(under_way.phase, 'estimating or pruning')}"
         training = None
-        if step.action.trains:
-            training = self.state.trained.get(self.training(step.phase, step.number))
+        if under_way.action.trains:
+            training = self.state.trained.get(self.training(under_way.phase, under_way.number))
         if training and training.history:
-            epochs = len(self.recipe(step.phase).rates(self.flags.optimizer))
+            epochs = len(self.recipe(under_way.phase).rates(self.flags.optimizer))
             place += f", after epoch {len(training.history)} of {epochs}"
         return place
 
@@ -497,8 +495,8 @@ def same_place(one, other):
     return one == other or os.path.realpath(one) == os.path.realpath(other)
 
 
-def shows_file(plan, phase, number):
-    return {"file": str(plan.file(phase, number))}
+def shows_file(job, phase, number):
+    return {"file": str(job.file(phase, number))}
 
 
 @step(writes=True, records=True, shows=shows_file)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 
-def _shows_nothing(plan, phase, number):
+def _shows_nothing(job, phase, number):
     return {}
 
 
@@ -20,7 +20,8 @@ class Action:
     trains   whether it is a training, which keeps the job's state itself, after every epoch
     writes   whether it writes the network's file
     records  whether a network is recorded by it
-    shows    (a lab.plan.Plan, phase, number) -> what --print_config shows of it, name -> value
+    shows    (a job that only lists its steps, phase, number) -> what --print_config shows of it,
+             name -> value
     """
 
     run: Callable

@@ -183,8 +183,8 @@ def test_a_method_is_registered_in_one_place(monkeypatch, capsys):
 def test_a_step_is_declared_in_one_place(monkeypatch, capsys):
     """The plan shows it in its order, with what it says of itself, and knows the file it writes."""
 
-    def shows_size(plan, phase, number):
-        return {"pixels": plan.flags.image_size}
+    def shows_size(job, phase, number):
+        return {"pixels": job.flags.image_size}
 
     @step(writes=True, records=True, shows=shows_size)
     def look_around(job, phase, number):
