@@ -13,7 +13,7 @@ from common.files import write_atomically
 from common.libraries import lazy, need, optional
 from common.terminal import one_line, printable
 from imp_estimator import ESTIMATORS
-from lab.record import by_network, grouped
+from lab.record import by_network, grouped, in_order
 
 matplotlib = lazy("matplotlib")  # optional
 
@@ -155,7 +155,7 @@ def style_of(record):
 def by_method(records, control=False):
     """The records of a control, or of none: a list for each variant, in the order of tables."""
     found = [record for record in records if record.control == control]
-    return list(grouped(sorted(found, key=lambda r: r.place), lambda r: r.variant).values())
+    return list(grouped(in_order(found), lambda r: r.variant).values())
 
 
 def most_pruned(records):

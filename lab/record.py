@@ -371,7 +371,7 @@ class Record:
         return f"{self.variant}, {self.control}" if self.control else self.variant
 
     @property
-    def place(self):
+    def sort_key(self):
         """What methods are sorted by: as in imp_estimator.py, each before its controls; unpruned
         networks come last."""
         unpruned = self.control == "unpruned"
@@ -478,6 +478,11 @@ def grouped(items, key):
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return groups
+
+
+def in_order(records):
+    """Records in the order of tables: each method before its controls, unpruned networks last."""
+    return sorted(records, key=lambda record: record.sort_key)
 
 
 def by_network(records):
