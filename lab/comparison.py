@@ -55,15 +55,17 @@ def _shared_of(result):
 
 def _borrowed(records, controls):
     """The controls that records lack and may use, since a budget changes no control."""
-    trainings = {_training_of(record) for record in records}
-    own = {(record.network, record.method, record.flags["seed"]) for record in records}
+    trainings = set(map(_training_of, records))
+    own = set(map(_run_of, records))
     borrowed = []
     for result in controls:
-        control = result.record
-        identity = control.network, control.method, control.flags["seed"]
-        if identity not in own and _training_of(control) in trainings:
+        if _run_of(result.record) not in own and _training_of(result.record) in trainings:
             borrowed.append(result)
     return borrowed
+
+
+def _run_of(record):
+    return record.network, record.method, record.flags["seed"]
 
 
 def _training_of(record):
@@ -83,7 +85,7 @@ def settings_that_differ(records):
     """The settings, in words, that should be equal in all records and are not."""
     flags = _flags_that_differ(records)
     if flags:
-        return [f"--{name}" for name in flags]
+        return flags
     # What is held out for validation depends on the seed.
     if _several(records, _seed_of, _fingerprint_of):
         return ["--data_path"]
@@ -95,7 +97,7 @@ def settings_that_differ(records):
 def _flags_that_differ(records):
     may_differ = marked(Experiment, REPORT_MAY_DIFFER)
     of_pruning = marked(Experiment, ONLY_PRUNED)
-    pruned = [record for record in records if not record.control]
+    pruned = _pruned_of(records)
     differing = []
     for name in DEFAULTS:
         if name in may_differ:
@@ -103,13 +105,20 @@ def _flags_that_differ(records):
         concerned = pruned if name in of_pruning else records
         values = {json.dumps(record.flag(name)) for record in concerned}
         if len(values) > 1:
-            differing.append(name)
+            differing.append(f"--{name}")
     return differing
+
+
+def _pruned_of(records):
+    return [record for record in records if not record.control]
 
 
 def _several(records, key_of, value_of):
     """Whether records of one key have several values."""
-    return any(len(set(map(value_of, own))) > 1 for own in grouped(records, key_of).values())
+    for alike in grouped(records, key_of).values():
+        if len(set(map(value_of, alike))) > 1:
+            return True
+    return False
 
 
 def _seed_of(record):
@@ -143,12 +152,14 @@ class Grid:
 
 def grid_of(records):
     cells = grouped(records, lambda record: (record.method, percent_of(record)))
-    percents = {percent for _, percent in cells}
-    return Grid(_methods_of(in_order(records)), sorted_percents(percents), cells)
+    percents = sorted_percents(set(map(percent_of, records)))
+    return Grid(_methods_of(in_order(records)), percents, cells)
 
 
 def percent_of(record):
-    return None if record.control == "unpruned" else round(record.requested, 2)
+    if record.control == "unpruned":
+        return None
+    return round(record.requested, 2)
 
 
 def sorted_percents(percents):
@@ -173,23 +184,24 @@ def gaps_of(records, borrowed=()):
     """
     everything = [*records, *borrowed]
     ordered = in_order(everything)
-    pruned = [record for record in ordered if not record.control]
     accuracies = _accuracies_of(everything)
-    unpruned = {record.method: record.unpruned_method for record in pruned}
+    unpruned, scratch = {}, {}  # method -> its controls
+    for record in ordered:
+        if record.control == "scratch":
+            scratch[record.variant] = record.method
+        elif not record.control:
+            unpruned[record.method] = record.unpruned_method
     lost = {}  # method -> what pruning has changed
     for method, control in unpruned.items():
         lost[method] = _minus_control(accuracies[method], accuracies.get(control, {}))
     gaps = {}
-    for first, *others in _methods_by(ordered, lambda record: record.control):
-        for other in others:
-            gaps[first, other] = minus(accuracies[first], accuracies[other])
-            if unpruned.get(first) != unpruned.get(other):
-                beyond = minus(lost[first], lost[other])
-                gaps[first, f"{other}, each minus its unpruned network"] = beyond
-    for first, *others in _methods_by(pruned, lambda record: record.flags["pruning_type"]):
-        for other in others:
-            gaps[first, other] = minus(accuracies[first], accuracies[other])
-    scratch = {record.variant: record.method for record in ordered if record.control == "scratch"}
+    for first, other in _pairs_of(ordered, lambda record: record.control):
+        gaps[first, other] = minus(accuracies[first], accuracies[other])
+        if unpruned.get(first) != unpruned.get(other):
+            beyond = minus(lost[first], lost[other])
+            gaps[first, f"{other}, each minus its unpruned network"] = beyond
+    for first, other in _pairs_of(_pruned_of(ordered), lambda record: record.flags["pruning_type"]):
+        gaps[first, other] = minus(accuracies[first], accuracies[other])
     for method, control in unpruned.items():
         gaps[method, control] = lost[method]
         if method in scratch:
@@ -199,9 +211,12 @@ def gaps_of(records, borrowed=()):
     return gaps
 
 
-def _methods_by(records, key_of):
-    """Lists of methods, one for each key of their records."""
-    return [_methods_of(own) for own in grouped(records, key_of).values()]
+def _pairs_of(records, key_of):
+    """Pairs of the first method and each other one, among records of the same key."""
+    for alike in grouped(records, key_of).values():
+        first, *others = _methods_of(alike)
+        for other in others:
+            yield first, other
 
 
 def _accuracies_of(records):
@@ -232,11 +247,7 @@ def minus(ours, theirs):
 def gaps_between_rounds(records):
     """{network: {(name, name): differences}} between jobs that differ in their number of rounds,
     the fewest minus each other number. The jobs may be of several presets."""
-    ended = [
-        record
-        for record in records
-        if record.job == "iterative" and record.finished and not record.control
-    ]
+    ended = [r for r in _pruned_of(records) if r.job == "iterative" and r.finished]
     gaps = {}
     for network, own in by_network(ended).items():
         for (_, _, variant), alike in grouped(in_order(own), _job_but_for_rounds).items():

@@ -50,7 +50,7 @@ def write_report(folder, device=None, model=None):
         write_atomically(
             {
                 Path(folder) / "report.md": "\n".join(lines).encode(),
-                Path(folder) / "report.csv": to_csv([csv_row(result) for result in results]),
+                Path(folder) / "report.csv": to_csv(list(map(csv_row, results))),
             }
         )
     except UnicodeError as error:
@@ -90,18 +90,18 @@ def _draw(results, folder):
             for name, caption in plots.plot_section(pyplot, block.records, folder, block.suffix):
                 lines += ["", f"![{caption}]({name})"]
                 plot_count += 1
-    machines = sorted({_machine_of(record) for record, _ in results})
+    machines = sorted(set(map(_machine_of, results)))
     lines += ["", f"{len(results)} results; {'; '.join(machines)}.", ""]
     return lines, plot_count
 
 
-def _machine_of(record):
+def _machine_of(result):
     """The machine that computed a result, and its software, in words."""
-    known = record.environment
-    processor = f" ({known['processor']})" if known.get("processor") else ""
-    return escaped(
-        f"{known['device']}{processor}, torch {known['torch']}, Python {known['python']}"
-    )
+    known = result.record.environment
+    device = known["device"]
+    if known.get("processor"):
+        device += f" ({known['processor']})"
+    return escaped(f"{device}, torch {known['torch']}, Python {known['python']}")
 
 
 def blocks(results, checks=()):
@@ -113,8 +113,10 @@ def blocks(results, checks=()):
         suffix = f"_{number}" if len(sections) > 1 else ""
         parts.append(Block([title_of(section.shared), "", *tables], section.records, suffix))
     rounds = describe_rounds([record for record, _ in results])
-    groups = describe_groups(checks)
-    return parts + [Block(lines) for lines in (rounds, groups) if lines]
+    for lines in (rounds, describe_groups(checks)):
+        if lines:
+            parts.append(Block(lines))
+    return parts
 
 
 # ---------------------------------------------------------------------------------------- the time

@@ -37,9 +37,8 @@ def describe_section(records, borrowed=()):
     differing = settings_that_differ(records)
     if differing:
         lines += [f"**These results also differ in {', '.join(map(escaped, differing))}.**", ""]
-    networks = by_network(records)
     gaps = {}
-    for network, own in networks.items():
+    for network, own in by_network(records).items():
         lines += [_before_line(network, own), "", *_accuracy_table(network, own, len(seeds)), ""]
         controls = [control for control, _ in borrowed if control.network == network]
         gaps[network] = gaps_of(own, controls)
@@ -51,7 +50,7 @@ def describe_section(records, borrowed=()):
             f"{', '.join(map(escaped, folders))}.",
             "",
         ]
-    return lines + _detail_table(networks)
+    return lines + _detail_table(records)
 
 
 def _accuracy_line(records, seeds):
@@ -158,8 +157,10 @@ def _tests_line(marks):
 def _difference_rows(network, pairs, percents, differences, marks):
     rows = []
     for names in pairs:
-        keys = [(network, names, percent) for percent in percents]
-        cells = [difference_text(differences.get(key), marks.get(key)) for key in keys]
+        cells = []
+        for percent in percents:
+            key = network, names, percent
+            cells.append(difference_text(differences.get(key), marks.get(key)))
         if any(cells):
             rows.append([*names, *cells])
     return rows
@@ -168,7 +169,9 @@ def _difference_rows(network, pairs, percents, differences, marks):
 def describe_rounds(records):
     """A table of jobs that differ in their number of rounds, which may be of several presets."""
     lines = _difference_tables(gaps_between_rounds(records))
-    return ["## Numbers of rounds, of all presets", "", *lines[:-1]] if lines else []
+    if not lines:
+        return []
+    return ["## Numbers of rounds, of all presets", "", *lines[:-1]]
 
 
 # ------------------------------------------------------------------------------------- all figures
@@ -196,26 +199,21 @@ COLUMNS = (
 )
 
 
-def _detail_table(networks):
-    """A row for each network, percent and method of {network: its records}."""
-    columns = [column for column in COLUMNS if not column.optional or _has(networks, column.figure)]
+def _detail_table(records):
+    """A row for each network, percent and method."""
+    columns = []
+    for column in COLUMNS:
+        if not column.optional or _spread_of(records, column.figure):
+            columns.append(column)
     rows = []
-    for network, records in networks.items():
-        ordered = sorted(records, key=lambda record: (round(record.requested, 2), record.sort_key))
+    for network, own in by_network(records).items():
+        ordered = sorted(own, key=lambda record: (round(record.requested, 2), record.sort_key))
         cells = grouped(ordered, lambda record: (round(record.requested, 2), record.method))
-        for (percent, method), own in cells.items():
-            figures = [_spread_of(own, column.figure, column.digits) for column in columns]
-            rows.append([network, method, f"{percent:g}", *figures, str(len(own))])
+        for (percent, method), runs in cells.items():
+            figures = [_spread_of(runs, column.figure, column.digits) for column in columns]
+            rows.append([network, method, f"{percent:g}", *figures, str(len(runs))])
     titles = [column.title for column in columns]
     return table_of(["network", "method", "asked for (%)", *titles, "n"], rows)
-
-
-def _has(networks, figure):
-    """Whether any record of {network: its records} has a figure."""
-    for records in networks.values():
-        if any(getattr(record, figure) is not None for record in records):
-            return True
-    return False
 
 
 # ------------------------------------------------------------------------------------ group checks
