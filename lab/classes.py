@@ -5,7 +5,7 @@ import torch
 from common.files import to_csv, write_atomically
 from common.modes import evaluating
 from common.terminal import counted, print_table, printable
-from lab.plots import load_pyplot, save_figure
+from lab.drawing import load_pyplot, save_figure
 
 MOST = 20  # classes in the table; of more, those with the lowest accuracy
 PAIRS = 5  # that are confused most

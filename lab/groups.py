@@ -16,7 +16,7 @@ from channels.groups import filter_groups
 from common.errors import InputError
 from common.terminal import print_table, progress
 from imp_estimator import ESTIMATORS, PLAIN
-from lab.plots import load_pyplot, method_style, save_figure
+from lab.drawing import load_pyplot, method_style, save_figure
 from lab.record import grouped
 from pruner import Masked
 

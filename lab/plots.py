@@ -1,9 +1,7 @@
 """Plots of a comparison. To add one, write a function (axis, records) -> whether it drew something,
 under `@plot(file name, caption)`."""
 
-import io
 import itertools
-import math
 import statistics
 import warnings
 from collections.abc import Callable
@@ -12,17 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import InputError
-from common.files import write_atomically
-from common.libraries import lazy, need, optional
 from common.terminal import one_line, printable
-from imp_estimator import ESTIMATORS
+from lab.drawing import GREY, add_legend, remove_repeated_labels, save_figure, style_of, subplots
 from lab.record import Record, by_network, grouped, in_order
 
-matplotlib = lazy("matplotlib")  # optional
-
-WEIGHTS = "osD^v<>pPX*"  # markers, three for each power of ten
 PLOTS = {}  # file name -> Plot, in the order of this file
-GREY = {"color": "0.5", "linewidth": 3}
 
 
 class Plot(NamedTuple):
@@ -40,18 +32,6 @@ def plot(name, caption, columns=2, sharey=False):
         return draw
 
     return register
-
-
-def load_pyplot():
-    """matplotlib's pyplot, drawing to files; None, and a line that says so, where it is missing."""
-    try:
-        need("a plot", "matplotlib")
-    except InputError as error:
-        print(f"Tables only: {error}")
-        return None
-    matplotlib.use("Agg")
-    matplotlib.rcParams["text.parse_math"] = False  # a name with $ is no formula
-    return optional("matplotlib.pyplot")
 
 
 def plot_section(pyplot, records, folder, suffix=""):
@@ -76,7 +56,7 @@ def _plot_networks(pyplot, records, registered, path):
     """Draw a Plot, a part for each network. Returns whether there was anything to draw."""
     networks = by_network(records)
     columns = min(registered.columns, len(networks))
-    figure, axes = _subplots(pyplot, len(networks), columns, registered.sharey)
+    figure, axes = subplots(pyplot, len(networks), columns, registered.sharey)
     for axis in axes[len(networks) :]:
         axis.set_axis_off()
     drawn = False
@@ -86,108 +66,11 @@ def _plot_networks(pyplot, records, registered, path):
         axis.grid(alpha=0.3)
     if drawn:
         if registered.sharey:
-            _remove_repeated_labels(axes)
-        _add_legend(figure, axes[: len(networks)])
+            remove_repeated_labels(axes)
+        add_legend(figure, axes[: len(networks)])
         save_figure(figure, path)
     pyplot.close(figure)
     return drawn
-
-
-def _subplots(pyplot, count, columns, sharey):
-    """A figure with room for a plot of each of `count` networks, and its axes in a list."""
-    rows = -(-count // columns)
-    width = max(9, 4 * columns) if count > 1 else 6.5
-    height = 4 if rows > 1 else 4.2  # of a row
-    figure, axes = pyplot.subplots(
-        rows,
-        columns,
-        squeeze=False,
-        layout="constrained",
-        sharey=sharey,
-        figsize=(width, height * rows + 0.6),
-    )
-    return figure, list(axes.flat)
-
-
-def _remove_repeated_labels(axes):
-    """Leave a label of the y-axis out where the axis before has the same."""
-    labels = [axis.get_ylabel() for axis in axes]
-    for axis, label, before in zip(axes[1:], labels[1:], labels):
-        if label == before and not axis.get_subplotspec().is_first_col():
-            axis.set_ylabel("")
-
-
-def _add_legend(figure, axes):
-    """Add one legend of all lines below the axes. Equal labels stand in it once."""
-    lines = {}  # label -> line
-    for axis in axes:
-        handles, labels = axis.get_legend_handles_labels()
-        lines |= zip(labels, handles)
-    letters = int(13.2 * figure.get_figwidth())  # in a line of that width
-    longest = max(map(len, lines), default=0)
-    columns = max(1, letters // (8 + longest))
-    figure.legend(
-        lines.values(), lines.keys(), loc="outside lower center", fontsize=8, ncols=columns
-    )
-    # A legend of many lines must not take the height from the axes, and cut their labels.
-    figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(lines) // columns))
-
-
-def save_figure(figure, path):
-    """Write a figure as PNG, and as SVG beside it, whole or not at all, and through no link."""
-    contents = {}
-    for suffix in (".png", ".svg"):
-        content = io.BytesIO()
-        figure.savefig(content, format=suffix[1:], dpi=130)
-        contents[Path(path).with_suffix(suffix)] = content.getvalue()
-    write_atomically(contents)
-
-
-# Markers of ways to choose filters, beside the published one.
-WAYS = {
-    "layer": "1",
-    "mean": "2",
-    "norm": "3",
-    "paper": "4",
-    "measured": (8, 2, 0),
-    "best": (5, 1, 0),
-}
-
-
-def method_style(name, coupled=False, weight=None):
-    """The colour and marker of a method, the same in all plots; dashed and half filled where it is
-    coupled. A penalty's weight that was given has a marker of its own."""
-    colour, marker = "#000000", "x"
-    if name in ESTIMATORS:
-        colour, marker = ESTIMATORS[name].colour, ESTIMATORS[name].marker
-    if weight is not None:
-        marker = _weight_marker(weight)
-    return {
-        "color": colour,
-        "marker": marker,
-        "markersize": 5,
-        "fillstyle": "bottom" if coupled else "full",
-        "linestyle": "--" if coupled else "-",
-        "linewidth": 1.4,
-    }
-
-
-def _weight_marker(weight):
-    """The marker of a penalty's weight; the last one is that of 0."""
-    if not weight:
-        return WEIGHTS[-1]
-    return WEIGHTS[round(3 * math.log10(weight)) % (len(WEIGHTS) - 1)]
-
-
-def style_of(record):
-    """A method's style. The marker shows a way to choose filters that is not the published one."""
-    style = method_style(
-        record.flags["pruning_type"], record.flag("residual") == "coupled", record.flag("penalty")
-    )
-    way = "best" if record.flag("select") else record.flag("ranking")
-    if way in WAYS:
-        style |= {"marker": WAYS[way], "markersize": 9}
-    return style
 
 
 def by_variant(records, control=False):
@@ -300,8 +183,8 @@ def _points(records, x_of):
     """A Point for each percent, from low to high."""
     points = []
     for percent, runs in sorted(grouped(records, attrgetter("requested")).items()):
-        accuracies = [record.best for record in runs]
-        points.append(Point(percent, *_mean(list(map(x_of, runs))), *_mean(accuracies)))
+        accuracy = _mean(record.best for record in runs)
+        points.append(Point(percent, *_mean(map(x_of, runs)), *accuracy))
     return points
 
 
@@ -350,6 +233,7 @@ def _seeds_text(records):
 
 def _mean(values):
     """Mean and standard deviation over seeds."""
+    values = list(values)
     deviation = statistics.stdev(values) if len(values) > 1 else 0
     return statistics.mean(values), deviation
 
@@ -357,8 +241,8 @@ def _mean(values):
 @plot("penalty", "Orthogonality and accuracy against the weight of the penalty")
 def plot_penalty(axis, records):
     """The weights stand side by side, as they may begin with 0."""
-    runs = _runs_with_penalty(records)
-    by_weight = dict(sorted(grouped(runs, attrgetter("strength")).items()))
+    compared = _runs_with_penalty(records)
+    by_weight = dict(sorted(grouped(compared, attrgetter("strength")).items()))
     if len(by_weight) < 2:
         return False
     for label, line, marker, value_of in (
@@ -367,7 +251,7 @@ def plot_penalty(axis, records):
         ("retrained", "-", "o", attrgetter("best")),
         ("degree of orthogonality before pruning, x 100", ":", "s", _percent_orthogonal),
     ):
-        means, spreads = zip(*(_mean(list(map(value_of, own))) for own in by_weight.values()))
+        means, spreads = zip(*(_mean(map(value_of, runs)) for runs in by_weight.values()))
         axis.errorbar(
             range(len(means)),
             means,
@@ -379,8 +263,8 @@ def plot_penalty(axis, records):
         )
     axis.set_xticks(range(len(by_weight)), [f"{weight:g}" for weight in by_weight])
     axis.set(
-        xlabel=f"weight of the penalty, λ ({runs[0].requested:g}% removed)",
-        ylabel=f"test accuracy, best epoch (%)\n{_seeds_text(runs)}",
+        xlabel=f"weight of the penalty, λ ({compared[0].requested:g}% removed)",
+        ylabel=f"test accuracy, best epoch (%)\n{_seeds_text(compared)}",
     )
     axis.set_ylim(bottom=0)
     return True

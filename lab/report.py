@@ -11,6 +11,7 @@ from common.terminal import counted, printable, progress
 from lab import plots
 from lab.checkpoint import load_checkpoint
 from lab.comparison import sections_of
+from lab.drawing import load_pyplot
 from lab.experiment import DEFAULTS
 from lab.latency import Clock
 from lab.markdown import escaped
@@ -83,7 +84,7 @@ def _print_left_out(paths, reason):
 def _draw(results, folder):
     """The lines of report.md, and the number of plots, which are drawn here."""
     lines, plot_count = ["# Comparison of pruning methods"], 0
-    pyplot = plots.load_pyplot()
+    pyplot = load_pyplot()
     for block in blocks(results, read_group_checks(folder)):
         lines += ["", *block.lines]
         if pyplot and block.records:

@@ -30,7 +30,7 @@ from common.errors import Diverged, InputError
 from config import Recipe
 from conftest import ROOT, files, narrow, short_preset
 from data import Split
-from lab import cutting, latency, plots, significance
+from lab import cutting, drawing, latency, plots, significance
 from lab import groups as group_check
 from lab import sweep as sweeps
 from lab.checkpoint import load_checkpoint, save_checkpoint
@@ -1526,7 +1526,7 @@ def test_a_plot_over_the_weight_of_the_penalty():
     assert not plots.plot_penalty(axis, [r for r in records if r.strength == 0.1])
     assert not plots.plot_penalty(axis, [result(0, 75, 0), result(0.1, 75, 1)])
     styles = {
-        plots.method_style("orthoreg", weight=weight)["marker"]
+        drawing.method_style("orthoreg", weight=weight)["marker"]
         for weight in (0, 1e-4, 0.001, 0.01, 0.1, 1)
     }
     assert len(styles) == 6
