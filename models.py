@@ -11,18 +11,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from channels.costs import filter_costs, group_norms, measure_cost  # noqa: F401
 from channels.groups import (  # noqa: F401
     FilterGroup,
     Stream,
     all_filters,
     dense_widths,
-    filter_costs,
     filter_count,
     filter_groups,
     filter_matrix,
-    group_norms,
+    keep_whole,
     kernel_matrix,
-    measure_cost,
     widths_of,
 )
 

@@ -14,18 +14,11 @@ from numbers import Real
 
 import torch
 
-from channels.groups import (
-    Remains,
-    cost_of,
-    filter_costs,
-    filter_count,
-    filter_groups,
-    keep_whole,
-    remains_of,
-    signature,
-)
+from channels.costs import cost_of, filter_costs
+from channels.groups import Remains, filter_count, filter_groups, keep_whole, remains_of, signature
+from channels.operations import title
 from channels.surgery import CannotCut, MaskedGraph, cut_channels, first_difference, same
-from channels.trace import title
+from channels.traits import traits_of
 from common.copies import copy_of
 from common.modes import evaluating
 from common.processes import shared, sum_over_processes
@@ -84,7 +77,7 @@ def max_percent(model, budget="filters", image_size=32, round_to=1, residual="si
         filter
         for unit in _units_of(structure, residual)
         for filter in unit
-        if all(i >= first[name] and not structure.locked[name][i] for name, i in unit)
+        if all(i >= first[name] and not structure.fixed_filters[name][i] for name, i in unit)
     }
     floors = {
         name: torch.tensor(
@@ -352,10 +345,7 @@ def _removal_order(remains, groups, residual, values, ranking="global", costs=No
     position = {name: k for k, name in enumerate(groups)}
     spare = {name: len(group.channels) - group.floor for name, group in groups.items()}
     needed |= {
-        (name, i)
-        for name, group in groups.items()
-        for i, locked in enumerate(group.locked)
-        if locked
+        (name, i) for name, group in groups.items() for i, fixed in enumerate(group.fixed) if fixed
     }
     order = []
     for unit in sorted(
@@ -432,7 +422,7 @@ def _free_units(groups, units, kinds, values):
     worth = [sum(values[name][i] for name, i in unit) for unit in units]
     free = collections.defaultdict(list)
     for number in sorted(range(len(units)), key=worth.__getitem__):
-        if not any(groups[name].locked[i] for name, i in units[number]):
+        if not any(groups[name].fixed[i] for name, i in units[number]):
             free[kinds[number]].append(number)
     return free
 
@@ -599,8 +589,8 @@ def prune(model, kept, images=None, original=None):
 
 def _keep_whole_at(model, error):
     """Keep all that an operation reads and writes, which cannot be cut."""
-    name = error.node.meta.get("name", error.node.name)
-    if name in remains_of(model).structure.whole:
+    name = traits_of(error.node).original or error.node.name
+    if name in remains_of(model).structure.fixed_operations:
         raise ValueError(f"{type(model).__name__} cannot be pruned: {error}") from error
     keep_whole(model, {name: str(error)})
 
@@ -619,7 +609,7 @@ def _pruned(model, kept, images):
             raise ValueError(
                 f"{group.name}: keep at least one of its {count} filters, as rising indices"
             )
-        if any(group.locked[i] for i in set(range(count)) - set(index)):
+        if any(group.fixed[i] for i in set(range(count)) - set(index)):
             raise ValueError(
                 f"{group.name} is never pruned"
                 if group.protected

@@ -40,7 +40,7 @@ class FilterGroup:
     dense     number of filters in the unpruned network
     costs     how many filters go when filter i goes: itself, and those of depthwise convolutions
               and gates that follow it
-    locked    whether filter i is never pruned
+    fixed     whether filter i is never pruned
     """
 
     name: str
@@ -50,23 +50,26 @@ class FilterGroup:
     channels: list
     dense: int
     costs: list
-    locked: list
+    fixed: list
 
     @property
     def protected(self):
-        return all(self.locked)
+        return all(self.fixed)
 
     @property
     def floor(self):
         """The fewest filters that the layer keeps: 5% of the unpruned layer's, plus one."""
-        return max(sum(self.locked), self.dense // 20 + 1)
+        return max(sum(self.fixed), self.dense // 20 + 1)
 
 
 @dataclass(frozen=True)
 class Remains:
-    """What is left of an unpruned network. filters: convolution -> indices, rising, of the filters
-    that it has left of the unpruned one's. graph: of the operations, with the numbers of what is
-    left in node.meta, as in Structure. signature: of the network, which may be changed later."""
+    """What is left of an unpruned network.
+
+    filters: convolution -> indices, rising, of the filters that it has left of the unpruned one's.
+    graph: of the operations, whose traits have the channels that are left. signature: of the
+    network, which may be changed later.
+    """
 
     structure: Structure
     filters: dict
@@ -82,11 +85,12 @@ class Remains:
 
 def signature(model):
     """What tells whether the layers of a network are still those that were looked at."""
-    return [
-        (name, type(module), *(p.shape for p in module.parameters(recurse=False)))
-        for name, module in model.named_modules()
-        if name
-    ]
+    layers = []
+    for name, module in model.named_modules():
+        if name:
+            shapes = [parameter.shape for parameter in module.parameters(recurse=False)]
+            layers.append((name, type(module), *shapes))
+    return layers
 
 
 def remains_of(model, image_size=None):
@@ -99,12 +103,12 @@ def remains_of(model, image_size=None):
     return known
 
 
-def keep_whole(model, whole):
-    """From now on the channels that some operations read and write stay, in an unpruned network.
-    whole: names of nodes of the graph -> why, in words. Raises ValueError where nothing is left
-    that can be pruned."""
+def keep_whole(model, reasons):
+    """From now on the channels that some operations read and write are fixed, in an unpruned
+    network. reasons: names of nodes of the graph -> why, in words. Raises ValueError where nothing
+    is left that can be pruned."""
     structure = remains_of(model).structure
-    _look_at(model, structure.image_shape[-1], structure.whole | whole)
+    _look_at(model, structure.image_shape[-1], structure.fixed_operations | reasons)
 
 
 def share_structure(model, other):
@@ -113,20 +117,20 @@ def share_structure(model, other):
     _set_structure(model, remains_of(other).structure)
 
 
-def _look_at(model, image_size=None, whole=()):
-    origin = getattr(model, "origin", None)
-    key = type(model), origin, tuple(sorted(dict(whole).items()))
-    structure = _STRUCTURES.get(key)
+def _look_at(model, image_size=None, fixed_operations=()):
     if any(name.startswith(KEPT_INDEX) for name, _ in model.named_buffers(recurse=False)):
         raise ValueError(
             f"{type(model).__name__} was pruned, and then pickled or given other "
             "layers, so it no longer knows what it was pruned from; save_network "
             "keeps that"
         )
+    origin = getattr(model, "origin", None)
+    key = type(model), origin, tuple(sorted(dict(fixed_operations).items()))
+    structure = _STRUCTURES.get(key)
     if not structure or _form(model) != _form(structure.skeleton):
-        structure = Structure(model, image_size, whole)
+        structure = Structure(model, image_size, fixed_operations)
         if not structure.filters:
-            lines = stays_text(structure) or ["it has no convolutions"]
+            lines = fixed_text(structure) or ["it has no convolutions"]
             raise ValueError(f"nothing can be pruned in {structure.kind.__name__}: {lines[0]}")
         if origin:
             _STRUCTURES[key] = structure
@@ -143,33 +147,32 @@ _STRUCTURES = {}  # of networks that this process has built, which it often buil
 
 def _form(model):
     """In what networks of one origin may differ: the shapes of parameters, and hooks."""
-    return [(name, parameter.shape) for name, parameter in model.named_parameters()], [
-        name
-        for name, module in model.named_modules()
-        if module._forward_hooks or module._forward_pre_hooks
-    ]
+    shapes = [(name, parameter.shape) for name, parameter in model.named_parameters()]
+    hooked = [name for name, module in model.named_modules() if _has_hooks(module)]
+    return shapes, hooked
+
+
+def _has_hooks(module):
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def unused_parameters(model):
     """The names of parameters that the network's forward does not compute with, as a list."""
-    used = [
-        str(node.target)
-        for node in remains_of(model).graph.nodes
-        if node.op in ("call_module", "get_attr")
-    ]
-    return [
-        name
-        for name, _ in model.named_parameters()
-        if not any(name == each or name.startswith(f"{each}.") for each in used)
-    ]
+    graph = remains_of(model).graph
+    used = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
+
+    def is_used(parameter):
+        return any(parameter == name or parameter.startswith(f"{name}.") for name in used)
+
+    return [name for name, _ in model.named_parameters() if not is_used(name)]
 
 
-def stays_text(structure):
-    """Which filters stay, and why, as lines."""
+def fixed_text(structure):
+    """Which filters are fixed, and why, as lines."""
     lines = []
-    for name, (count, of, why) in structure.stays.items():
-        share = f"its {of:,}" if count == of else f"{count:,} of its {of:,}"
-        lines.append(f"{name} keeps {share} filters: {why}")
+    for name, (count, total, reason) in structure.fixed.items():
+        share = f"its {total:,}" if count == total else f"{count:,} of its {total:,}"
+        lines.append(f"{name} keeps {share} filters: {reason}")
     return lines
 
 
@@ -181,24 +184,22 @@ def filter_groups(model, image_size=None):
     alive = structure.alive(remains.filters)
     written = torch.zeros_like(alive)
     written[structure.stream[alive.nonzero().flatten()]] = True
-    for root, channels in structure.ranks.items():
-        left = channels[written[channels]]
-        streams[root] = Stream(structure.names[root], len(left), tuple(structure.readers[root]))
     for name, kept in remains.filters.items():
-        root, numbers = structure.stream_of[name], structure.filters[name][kept]
-        left = structure.ranks[root][written[structure.ranks[root]]]
-        order = {channel: i for i, channel in enumerate(left.tolist())}
-        norm = structure.norms.get(name)
+        whole, numbers = structure.streams[name], structure.filters[name][kept]
+        left = whole.channels[written[whole.channels]]
+        stream = streams.setdefault(whole.root, Stream(whole.name, len(left), whole.readers))
+        order = {channel: place for place, channel in enumerate(left.tolist())}
+        fixed, norm = structure.fixed_filters[name], structure.norms.get(name)
         groups.append(
             FilterGroup(
-                name,
-                model.get_submodule(name),
-                norm and model.get_submodule(norm),
-                streams[root],
-                [order[c] for c in structure.stream[numbers].tolist()],
-                len(structure.filters[name]),
-                structure.costs[numbers].tolist(),
-                [structure.locked[name][i] for i in kept.tolist()],
+                name=name,
+                conv=model.get_submodule(name),
+                bn=norm and model.get_submodule(norm),
+                stream=stream,
+                channels=[order[channel] for channel in structure.stream[numbers].tolist()],
+                dense=len(structure.filters[name]),
+                costs=structure.costs[numbers].tolist(),
+                fixed=[fixed[index] for index in kept.tolist()],
             )
         )
     return groups
@@ -208,10 +209,8 @@ def filter_count(model):
     """(filters now, filters in the unpruned network), those that follow others counted."""
     remains = remains_of(model)
     structure = remains.structure
-    return tuple(
-        structure.count_filters(structure.alive(filters))
-        for filters in (remains.filters, structure.all_filters())
-    )
+    now = structure.count_filters(structure.alive(remains.filters))
+    return now, structure.count_filters(structure.alive(structure.all_filters()))
 
 
 def all_filters(model):
@@ -228,142 +227,19 @@ def widths_of(model):
     """Enough to rebuild a network: layer -> number of filters, or, where these would not do, the
     list of the channels of its stream that it writes, or of its filters."""
     remains = remains_of(model)
-    structure, widths, same = remains.structure, {}, {}
+    structure, widths, rebuilt = remains.structure, {}, {}
     for group in filter_groups(model):
         own = remains.filters[group.name].tolist()
-        if structure.aligned[structure.stream_of[group.name]]:
-            full = len(group.channels) == group.stream.width
-            widths[group.name] = group.stream.width if full else group.channels
+        if structure.streams[group.name].is_aligned:
+            is_full = len(group.channels) == group.stream.width
+            width = group.stream.width if is_full else group.channels
         else:
-            widths[group.name] = len(own) if own == list(range(len(own))) else own
-        width = widths[group.name]
-        same[group.name] = torch.arange(width) if type(width) is int else torch.tensor(width)
-    if structure.alike(same, remains.filters):
+            width = len(own) if own == list(range(len(own))) else own
+        widths[group.name] = width
+        rebuilt[group.name] = torch.arange(width) if type(width) is int else torch.tensor(width)
+    if structure.alike(rebuilt, remains.filters):
         return widths
     return {name: filters.tolist() for name, filters in remains.filters.items()}
-
-
-def measure_cost(model, image_size=32, filters=None):
-    """What a network costs for one image, as a dict.
-
-    "filters": of all prunable layers, those that follow them included; "parameters"; "macs":
-    multiply-adds of convolutions and linear layers; "flops": two for each; "layer_macs": dotted
-    name -> multiply-adds of each of these.
-    filters: what would be left instead, convolution -> indices in the unpruned network.
-    """
-    remains = remains_of(model, image_size)
-    structure = remains.structure
-    return cost_of(structure, structure.alive(filters or remains.filters), image_size)
-
-
-def cost_of(structure, alive, image_size):
-    """`measure_cost` of what is left of a network where these numbers are alive."""
-    numbers, owners, parameters, kernels = structure.weights
-    left = (
-        torch.zeros(int(owners[-1]) + 1, dtype=torch.long)
-        .index_add_(0, owners, alive[numbers].long())
-        .tolist()
-    )
-    positions = structure.positions(image_size)
-    macs = {
-        layer: positions[layer] * size * left[outs] * left[ins]
-        for layer, size, outs, ins in kernels
-        if layer in positions
-    }
-    total = sum(macs.values())
-    return {
-        "filters": structure.count_filters(alive),
-        "parameters": sum(size * left[outs] * left[ins] for _, size, outs, ins in parameters),
-        "macs": total,
-        "flops": 2 * total,
-        "layer_macs": macs,
-    }
-
-
-def filter_costs(model, budget="macs", image_size=32, layer_times=None):
-    """What a network saves, to first order, when one of its filters goes: layer -> 1-D tensor.
-
-    It counts the filter's own row of weights, what follows it, and its part of the readers: all of
-    it where the filter alone writes the channel that they read, else an equal part of what all
-    that write the channel save together; nothing where one of these never leaves.
-    budget: "filters", "macs" (multiply-adds of an image of image_size x image_size pixels),
-    "params", or "latency", of which layer_times, layer -> milliseconds, says what is spent where.
-    """
-    remains = remains_of(model, image_size)
-    structure = remains.structure
-    alive = structure.alive(remains.filters)
-    if budget == "filters":
-        costs = structure.costs.double()
-    else:
-        spent = _costs_of_sides(structure, alive, budget, image_size, layer_times)
-        costs = structure.shared_out(_may_leave(structure, spent), alive)
-    return {name: costs[structure.filters[name][kept]] for name, kept in remains.filters.items()}
-
-
-def _costs_of_sides(structure, alive, budget, image_size, layer_times):
-    """What each channel costs in the layers that write and that read it: a tensor over numbers."""
-    numbers, owners, parameters, kernels = structure.weights
-    left = (
-        torch.zeros(int(owners[-1]) + 1, dtype=torch.long)
-        .index_add_(0, owners, alive[numbers].long())
-        .tolist()
-    )
-    if budget == "params":
-        spent = [(size * left[outs] * left[ins], outs, ins) for _, size, outs, ins in parameters]
-    else:
-        times = layer_times or cost_of(structure, alive, image_size)["layer_macs"]
-        spent = [(times[layer], outs, ins) for layer, _, outs, ins in kernels if layer in times]
-    each = torch.zeros(len(left), dtype=torch.double)
-    for amount, *places in spent:
-        for place in filter(None, places):
-            each[place] += amount / left[place]
-    return torch.zeros(len(structure.root), dtype=torch.double).index_add_(
-        0, numbers, each[owners] * alive[numbers]
-    )
-
-
-def _may_leave(structure, spent):
-    """The costs of channels, with none for those of a stream that some filter always writes."""
-    stays = structure.pinned.clone()
-    for name, numbers in structure.filters.items():
-        stays[numbers[torch.tensor(structure.locked[name])]] = True
-    always = torch.zeros_like(stays)
-    always[structure.stream[stays]] = True
-    in_stream = structure.is_sum[structure.root]
-    return torch.where(in_stream & always[structure.stream[structure.root]], 0.0, spent)
-
-
-def group_norms(model):
-    """The L2 norm of each filter together with its group: its weights, the scale of its BatchNorm,
-    what follows it, and the weights that read its channel. Each filter that writes the channel has
-    an equal part of the square of these, also where the channel stays without it. Biases and shifts
-    do not count. layer -> 1-D tensor. (Fang et al. 2023, arXiv 2301.12900, of groups of
-    parameters.)"""
-    remains = remains_of(model)
-    structure = remains.structure
-    alive = structure.alive(remains.filters)
-    squares = torch.zeros(len(structure.root), dtype=torch.double)
-    for name, layer in structure.layers.items():
-        weight = _weight_of(model, name)
-        if weight is None:
-            continue
-        square, layer = weight.detach().cpu().double().square(), layer.where(alive)
-        outs, ins = layer.sides_of(square.shape)
-        if outs:
-            squares.index_add_(0, layer.writes, square.flatten().view(len(layer.writes), -1).sum(1))
-        if ins:
-            squares.index_add_(0, layer.reads, square.transpose(0, 1).flatten(1).sum(1))
-    norms = structure.shared_out(squares, alive).sqrt()
-    return {name: norms[structure.filters[name][kept]] for name, kept in remains.filters.items()}
-
-
-def _weight_of(model, name):
-    """The weight of a layer, or the parameter itself that is a layer; None where it has none."""
-    owner, _, own = name.rpartition(".")
-    parent = model.get_submodule(owner)
-    if own in parent._buffers:
-        return None
-    return parent._parameters.get(own, getattr(parent._modules.get(own), "weight", None))
 
 
 def load_weights(model, state, strict=True):

@@ -20,36 +20,17 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from channels.groups import filter_count, remains_of
-from channels.numbering import ADDS, CHANNELWISE, MULTIPLIES
+from channels.operations import Kind, kind_of, layer_of, name_of
 from channels.surgery import indexed_add
-from channels.trace import decided, name_of
+from channels.trace import decided
+from channels.traits import give, traits_of
 
 BLOCK, SMALL_BLOCK = 16, 8  # channels: with AVX-512; with AVX2, and of layers below 16 filters
 # A convolution that puts channels in place costs another pass over its images, so its MACs count
 # this many times.
 PASS = 1.5
-# Functions that compute each channel by itself, of several tensors the same ones together.
-CHANNELWISE_FUNCTIONS = (
-    ADDS
-    | MULTIPLIES
-    | {
-        "relu",
-        "relu_",
-        "relu6",
-        "hardtanh",
-        "silu",
-        "hardswish",
-        "hardsigmoid",
-        "sigmoid",
-        "gelu",
-        "leaky_relu",
-        "dropout",
-        "max_pool2d",
-        "avg_pool2d",
-        "adaptive_avg_pool2d",
-        "contiguous",
-    }
-)
+# Operations that compute each channel by itself, of several tensors the same ones together.
+CHANNELWISE = Kind.APART, Kind.ADDS, Kind.MULTIPLIES
 
 
 def lower(model, images, fold=True, plain=True):
@@ -122,58 +103,61 @@ def _restore_strides(network):
     """Every second pixel, then a 1x1 convolution: that is a 1x1 convolution of stride 2."""
     for node in list(network.graph.nodes):
         conv = _layer(network, node, nn.Conv2d)
-        before = node.args[0] if conv else None
-        if (
-            not conv
-            or before.target is not operator.getitem
-            or len(before.users) > 1
-            or (conv.kernel_size != (1, 1) or conv.padding != (0, 0))
-        ):
+        if not conv or conv.kernel_size != (1, 1) or conv.padding != (0, 0):
             continue
-        source, parts = before.args
-        if not isinstance(parts, tuple) or len(parts) != 4:
-            continue
-        steps = [getattr(part, "step", 0) for part in parts[2:]]
-        if parts == (slice(None), slice(None), *(slice(None, None, step) for step in steps)):
+        before = node.args[0]
+        steps = _steps_over_pixels(before) if len(before.users) == 1 else None
+        if steps:
             strided = copy.deepcopy(conv)
-            strided.stride = tuple(a * (b or 1) for a, b in zip(conv.stride, steps))
+            strided.stride = tuple(stride * step for stride, step in zip(conv.stride, steps))
             network.add_submodule(node.target, strided)
-            node.replace_input_with(before, source)
+            node.replace_input_with(before, before.args[0])
             network.graph.erase_node(before)
+
+
+def _steps_over_pixels(node):
+    """(2, 2) of images[:, :, ::2, ::2]; None of other operations."""
+    if node.target is not operator.getitem:
+        return None
+    parts = node.args[1]
+    if not isinstance(parts, tuple) or len(parts) != 4:
+        return None
+    steps = [getattr(part, "step", 0) for part in parts[2:]]
+    wanted = slice(None), slice(None), *(slice(None, None, step) for step in steps)
+    return [step or 1 for step in steps] if parts == wanted else None
 
 
 def _replace_means(network):
     """Means over all pixels become poolings, which keep the layout and which old opsets have."""
     graph = network.graph
     for node in list(graph.nodes):
-        over_pixels, kept = _is_mean(node), False
-        if over_pixels:
-            kept = (*node.args[2:3], node.kwargs.get("keepdim", False))[0]
-        elif node.meta.get("class") is nn.AdaptiveAvgPool2d:
-            kept = over_pixels = network.get_submodule(node.target).output_size in (1, (1, 1))
-        elif name_of(node) == "adaptive_avg_pool2d":
-            kept = over_pixels = node.args[1:] in ((1,), ((1, 1),)) and not node.kwargs
-        size = _shape(node.args[0])[2:] if over_pixels else ()
-        if len(size) != 2:
+        keeps_dims = _mean_over_pixels(network, node)
+        if keeps_dims is None or len(_shape(node.args[0])) != 4:
             continue
         with graph.inserting_before(node):
-            pooled = graph.call_function(F.avg_pool2d, (node.args[0], size))
-            means = pooled if kept else graph.call_function(torch.squeeze, (pooled, (2, 3)))
-        pooled.meta["value"] = means.meta["value"] = node.meta["value"]
+            means = graph.call_function(F.avg_pool2d, (node.args[0], _shape(node.args[0])[2:]))
+            give(means, value=traits_of(node).value)
+            if not keeps_dims:
+                means = graph.call_function(torch.squeeze, (means, (2, 3)))
+                give(means, value=traits_of(node).value)
         node.replace_all_uses_with(means)
         graph.erase_node(node)
 
 
-def _is_mean(node):
-    """Whether it is a mean over the last two dimensions of images."""
+def _mean_over_pixels(network, node):
+    """Whether a mean over all pixels keeps its dimensions; None of other operations."""
+    if layer_of(node) is nn.AdaptiveAvgPool2d:
+        return True if network.get_submodule(node.target).output_size in (1, (1, 1)) else None
+    if node.op == "call_module":
+        return None
+    if name_of(node) == "adaptive_avg_pool2d":
+        return True if node.args[1:] in ((1,), ((1, 1),)) and not node.kwargs else None
+    if name_of(node) != "mean":
+        return None
     dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    return (
-        name_of(node) == "mean"
-        and node.op != "call_module"
-        and isinstance(dims, (tuple, list))
-        and {dim % 4 for dim in dims} == {2, 3}
-        and (len(_shape(node.args[0])) == 4)
-    )
+    if not isinstance(dims, (tuple, list)) or {dim % 4 for dim in dims} != {2, 3}:
+        return None
+    return bool(node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False))
 
 
 def _shape(node):
@@ -188,20 +172,18 @@ def _replace_additions(network):
     """Sides of an addition that have some of its channels get all: zeros in the other places."""
     graph = network.graph
     for node in [node for node in graph.nodes if node.target is indexed_add]:
-        first, first_channels, second, second_channels, width, dim = node.args
-        sides = [
-            (side, channels and network.get_buffer(channels.target))
-            for side, channels in ((first, first_channels), (second, second_channels))
-        ]
-        # A side that has no channels left adds nothing; a convolution without any is no operation
-        # of ONNX.
-        sides = [side for side in sides if side[1] is None or len(side[1])]
+        first, first_index, second, second_index, width, dim = node.args
+        parts = []
         with graph.inserting_before(node):
-            sides = [
-                side if places is None else _placed(network, node, side, places, width, dim)
-                for side, places in sides
-            ]
-            whole = graph.call_function(torch.add, tuple(sides)) if len(sides) > 1 else sides[0]
+            for side, index in ((first, first_index), (second, second_index)):
+                places = None if index is None else network.get_buffer(index.target)
+                if places is None:
+                    parts.append(side)
+                elif len(places):  # one that has no channels left adds nothing
+                    parts.append(_placed(network, node, side, places, width, dim))
+            whole = parts[0]
+            if len(parts) > 1:
+                whole = graph.call_function(torch.add, tuple(parts))
         whole.meta |= node.meta
         node.replace_all_uses_with(whole)
         graph.erase_node(node)
@@ -210,27 +192,28 @@ def _replace_additions(network):
 def _placed(network, node, side, places, width, dim):
     """The node of what is to be added at `node`: of `width` channels along `dim`, those of `side`
     in their places, as indices."""
-    graph, shape, count = network.graph, node.meta["value"].shape, len(places)
-    name = f"placed_{sum(each.name.startswith('placed_') for each in graph.nodes)}"
-    if len(shape) == 4 and dim == 1:
+    graph, value, count = network.graph, traits_of(node).value, len(places)
+    number = sum(other.name.startswith("placed_") for other in graph.nodes)
+    name = f"placed_{number}"
+    if value.dim() == 4 and dim == 1:
         conv = _layer(network, side, nn.Conv2d) if len(side.users) == 1 else None
         if conv and conv.groups == 1 and _is_cheaper(conv, count, width):
             network.add_submodule(side.target, _resized(conv, rows=places, outputs=width))
             return side
         placing = nn.Conv2d(count, width, 1, bias=False)
-        kind = next(network.parameters())
-        placing.weight = nn.Parameter(F.one_hot(places, width).T[:, :, None, None].to(kind))
+        weight = F.one_hot(places, width).T[:, :, None, None]
+        placing.weight = nn.Parameter(weight.to(next(network.parameters())))
         network.add_submodule(name, placing)
         placed = graph.call_module(name, (side,))
-        placed.meta["class"] = nn.Conv2d
+        give(placed, layer=nn.Conv2d)
     else:
-        behind = len(shape) - 1 - dim % len(shape)
-        padded = graph.call_function(F.pad, (side, (*(0, 0) * behind, 0, 1)))
+        behind = value.dim() - 1 - dim % value.dim()
+        padded = graph.call_function(F.pad, (side, (*[0, 0] * behind, 0, 1)))
         index = torch.full((width,), count)
         index[places] = torch.arange(count)
         network.register_buffer(name, index)
         placed = graph.call_function(torch.index_select, (padded, dim, graph.get_attr(name)))
-    placed.meta["value"] = node.meta["value"]
+    give(placed, value=value)
     return placed
 
 
@@ -304,44 +287,38 @@ class _Filling:
 
     def _look_at(self, node):
         """Which tensors are filled up alike, and which not at all."""
-        inputs = [other for other in node.all_input_nodes if other in self.counts]
-        value, shape = node.meta.get("value"), _shape(node)
-        conv = _layer(self.network, node, nn.Conv2d)
-        linear, channelwise = _layer(self.network, node, nn.Linear), False
+        sources = [source for source in node.all_input_nodes if source in self.counts]
+        value, shape = traits_of(node).value, _shape(node)
+        conv, is_channelwise = _layer(self.network, node, nn.Conv2d), False
         if isinstance(value, torch.Tensor) and len(shape) > 1:
-            channelwise = self._is_channelwise(node, conv)
+            is_channelwise = self._is_channelwise(node, conv)
             # In rows, as they are made for a linear layer, each channel may have several places.
-            self.counts[node] = (
-                self.counts[inputs[0]]
-                if (len(shape) < 4 and channelwise and inputs)
-                else (shape[1], value.shape[1])
-            )
-        if linear:
+            if len(shape) < 4 and is_channelwise and sources:
+                self.counts[node] = self.counts[sources[0]]
+            else:
+                self.counts[node] = shape[1], value.shape[1]
+        if _layer(self.network, node, nn.Linear):
             self.fixed.add(node)
-        elif channelwise:
-            for other in map(self._root, inputs):
+        elif is_channelwise:
+            for other in map(self._root, sources):
                 if other is not self._root(node):
                     self.group[other] = self._root(node)
         elif not conv or conv.groups > 1:
-            self.fixed |= {node, *inputs}
+            self.fixed |= {node, *sources}
 
     def _is_channelwise(self, node, conv):
-        kind, name = node.meta.get("class"), name_of(node)
         if conv:
             return conv.groups > 1 and conv.groups == conv.in_channels == conv.out_channels
-        if kind is nn.BatchNorm2d:
+        if layer_of(node) is nn.BatchNorm2d:
             return bool(_layer(self.network, node, nn.BatchNorm2d))
-        if kind is nn.Flatten or name == "flatten":
+        if layer_of(node) is nn.Flatten:
             layer = _layer(self.network, node, nn.Flatten)
-            return (
-                not layer
-                and node.args[1:] == (1,)
-                or bool(layer)
-                and (layer.start_dim, layer.end_dim) == (1, -1)
-            )
-        if name == "squeeze":
+            return bool(layer) and (layer.start_dim, layer.end_dim) == (1, -1)
+        if name_of(node) == "flatten":
+            return node.args[1:] == (1,)
+        if name_of(node) == "squeeze":
             return node.args[1:] == ((2, 3),) and len(_shape(node.args[0])) == 4
-        return kind in CHANNELWISE or node.op != "call_module" and name in CHANNELWISE_FUNCTIONS
+        return kind_of(node) in CHANNELWISE or name_of(node) == "contiguous"
 
     def _filled(self, node):
         """How many channels a tensor gets."""
@@ -349,16 +326,9 @@ class _Filling:
         return count if self._root(node) in self.fixed else min(dense, _whole_blocks(count))
 
     def _fill(self, node):
-        layer = next(
-            filter(
-                None,
-                (
-                    _layer(self.network, node, kind)
-                    for kind in (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
-                ),
-            ),
-            None,
-        )
+        kinds = nn.Conv2d, nn.Linear, nn.BatchNorm2d
+        layers = [_layer(self.network, node, kind) for kind in kinds]
+        layer = layers[0] or layers[1] or layers[2]
         source = node.args[0] if layer else None
         if source not in self.counts:
             return

@@ -1,63 +1,43 @@
 """Which channel each place of each tensor of a network belongs to, and which leave together.
 
-numbering = Numbering(graph, skeleton)   # of channels/trace.py, where all values are computed
+numbers = number_channels(graph, skeleton)   # of trace.py; running.py has computed all values
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.fx import Node, map_arg
 
 from channels.layers import Layer, can_be_cut, elsewhere
-from channels.trace import (
-    LEAVES,
-    along,
-    as_real,
-    compute,
-    in_place,
-    keeps_apart,
-    moves,
-    name_of,
-    path_of,
-    spread,
-    varies,
-)
+from channels.operations import LEAVES, PAIRED, Kind, kind_of, name_of, path_of, works_in_place
+from channels.running import along, as_real, compute, keeps_apart, spread, varies
+from channels.traits import give, map_tensors, tensors_in, traits_of
 
 # Kinds of numbers: of what never leaves, a convolution's filters, an addition, the outputs of a
 # linear layer, and a learned scale or shift.
 FIXED, FILTER, SUM, LINEAR, SCALE = range(5)
-ADDS = {"add", "add_", "iadd"}
-MULTIPLIES = {"mul", "mul_", "imul"}
-DIVIDES = {"truediv", "itruediv", "div", "div_"}
-COMPARES = {"sub", "sub_", "isub", "maximum", "minimum"}  # of two zeros they give zero
-PAIRS = ADDS | MULTIPLIES | DIVIDES | COMPARES
-CHANNELWISE = {
-    nn.BatchNorm2d,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.SiLU,
-    nn.Hardswish,
-    nn.Identity,
-    nn.Dropout,
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-}  # of images; they need no question
+READERS = nn.Conv2d, nn.Linear  # layers that compute new channels from those that they read
 
 
+@dataclass(frozen=True)
 class Sets:
-    """Numbers that belong together, as disjoint sets."""
+    """Numbers that belong together, as disjoint sets. pairs: 2 x N tensors."""
 
-    def __init__(self):
-        self.pairs = []
+    pairs: tuple = ()
 
-    def join(self, first, second):
-        """Put the numbers of two vectors together, pair by pair."""
-        self.pairs.append(torch.stack((first, second)))
+    def joined(self, first, second):
+        """The same sets, with the numbers of two vectors put together, pair by pair."""
+        return Sets((*self.pairs, torch.stack((first, second))))
+
+    def members(self):
+        """The numbers that have been put together with others, as a vector."""
+        return torch.cat([torch.empty(2, 0, dtype=torch.long), *self.pairs], 1).unique()
 
     def roots(self, count):
-        """The smallest number of each number's set, as a vector."""
+        """The smallest number of each number's set, as a vector. count: of all numbers."""
         roots = torch.arange(count)
-        pairs = torch.cat(self.pairs, 1) if self.pairs else torch.empty(2, 0, dtype=torch.long)
+        pairs = torch.cat([torch.empty(2, 0, dtype=torch.long), *self.pairs], 1)
         while True:
             least = roots[pairs].amin(0)
             new = roots.scatter_reduce(0, roots[pairs].flatten(), least.repeat(2), "amin")
@@ -67,394 +47,528 @@ class Sets:
             roots = new
 
 
-class Numbering:
-    """Numbers for all channels in the graph of a network, and what ties them together.
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of all channels in a network's graph, and what ties them together.
 
-    Each filter of a convolution gets a number, and each tensor of the graph a tensor of its shape
-    that says for each place which channel it belongs to (node.meta["numbers"]). Operations that
-    only move data are run on the numbers; channelwise ones hand them on. An addition makes new
-    ones, SUM, joined in `streams` with those that are added. What must go together is joined in
-    `units`; what goes with a filter, as a gate does, becomes the same number (`same`). Number 0
-    never leaves; `why` says of others why they stay. whole: names of nodes that are not to be
-    changed -> why.
+    kinds       FIXED, FILTER ... of each number, as a vector. Number 0 never leaves
+    same        of each number, the one that it became: what goes with a filter, as a gate does,
+                has the filter's number
+    streams     Sets: the number of a sum, and those that are added
+    units       Sets: numbers that leave together
+    fixed       list of (numbers, reason): these never leave
+    layers      dotted name -> Layer
+    parameters  names of the layers that are single parameters
+    additions   list of (path of the module that adds, numbers of the sum)
+    reordered   vectors of numbers that are told apart by where they stand
     """
 
-    def __init__(self, graph, skeleton, whole=()):
-        self.skeleton, self.layers, self.why, self.additions = skeleton, {}, [], []
-        self.graph, self.before, self.asked = graph, {}, {}
-        self.owners = [(0, None)]  # first number, and the layer that it and those after it are of
+    kinds: torch.Tensor
+    same: torch.Tensor
+    streams: Sets
+    units: Sets
+    fixed: list
+    layers: dict
+    parameters: set
+    additions: list
+    reordered: list
+
+
+def number_channels(graph, skeleton, fixed=()):
+    """Give each channel in a graph a number. Returns Numbers; nodes get their traits `numbers`,
+    `channels` and `in_part`.
+
+    Each filter of a convolution gets a number, and each tensor of the graph a tensor of its shape
+    that says for each place which channel it belongs to. Operations that only move data are run on
+    the numbers; those that keep channels apart hand them on. An addition makes new ones.
+    fixed: name of a node -> why the channels that it reads and writes never leave.
+    """
+    numbering = _Numbering(graph, skeleton)
+    fixed = dict(fixed)
+    for node in graph.nodes:
+        numbering.visit(node)
+        if node.name in fixed:
+            numbering.mixed(node, [node, *_behind(node)], fixed[node.name])
+    return numbering.result()
+
+
+class _Numbering:
+    """Goes through a graph once."""
+
+    def __init__(self, graph, skeleton):
+        self.graph, self.skeleton = graph, skeleton
         self.kinds, self.same = torch.tensor([FIXED]), torch.tensor([0])
         self.streams, self.units = Sets(), Sets()
-        self.parameters = set()  # those of the layers that are single parameters
-        self.read = {
-            node.target
-            for node in graph.nodes
-            if node.op == "get_attr" and any(flat(user.meta["value"]) for user in node.users)
-        }  # not its size alone
-        self.reordered = []  # vectors of numbers that are told apart by where they stand
-        for place, node in enumerate(graph.nodes):
-            self.before[node] = 1 << place
-            for other in node.all_input_nodes:
-                self.before[node] |= self.before[other]
-            value, numbers = node.meta["value"], None
-            if node.op == "output":
-                self.keep(node.args[0].meta["numbers"], "they are the network's output")
-            elif flat(value):
-                numbers = self._numbers_of(node, value)
-            node.meta["numbers"] = numbers
-            # What has channels of its own; None of sizes, tuples, and what is on its way between
-            # views.
-            node.meta["channels"] = varies(numbers) if isinstance(numbers, torch.Tensor) else None
-            if node.name in whole:
-                self._mixed(node, [node, *behind(node)], whole[node.name])
+        self.fixed, self.additions, self.reordered = [], [], []
+        self.layers, self.parameters = {}, set()
+        self.owners = [(0, None)]  # first number, and the layer that it and those after it are of
+        self.before = {}  # node -> a bit for each node that it is computed from, and its own
+        self.answers = {}  # operation and what it is run on -> where channels go
+        self.read = set(filter(None, map(_parameter_read_by_operations, graph.nodes)))
 
-    def new(self, count, kind, layer=None):
+    def result(self):
+        return Numbers(
+            self.kinds,
+            self.same,
+            self.streams,
+            self.units,
+            self.fixed,
+            self.layers,
+            self.parameters,
+            self.additions,
+            self.reordered,
+        )
+
+    def visit(self, node):
+        self.before[node] = 1 << len(self.before)
+        for source in node.all_input_nodes:
+            self.before[node] |= self.before[source]
+        if node.op == "output":
+            self._fix(traits_of(node.args[0]).numbers, "they are the network's output")
+        elif tensors_in(traits_of(node).value):
+            numbers = self._numbers_of(node)
+            is_tensor = isinstance(numbers, torch.Tensor)
+            give(node, numbers=numbers, channels=varies(numbers) if is_tensor else None)
+
+    def _numbers_of(self, node):
+        """The numbers of what a node gives: one row of questions, each asked of what is left."""
+        sources = [node for node in node.all_input_nodes if traits_of(node).numbers is not None]
+        value, kind = traits_of(node).value, kind_of(node)
+        if works_in_place(node, self.skeleton) and self._changes_a_part(node):
+            give(node, in_part=True)
+            return self.mixed(node, [*sources, *_behind(node.args[0])])
+        if node.op == "get_attr":
+            return self._parameter(node, value)
+        if kind is Kind.MOVES and sources:
+            return self._move(node, sources)
+        if not isinstance(value, torch.Tensor):
+            return self.mixed(node, sources)
+        if node.op == "call_module" and len(sources) == 1:
+            return self._layer(node, sources[0])
+        if kind in PAIRED and len(sources) == 2 and not node.kwargs:
+            return self._pair(node, *sources)
+        if kind in PAIRED and len(sources) == 1:
+            if traits_of(sources[0]).value.shape == value.shape:  # the other one is a plain number
+                return self._handed_on(node, sources)
+        return self._asked(node, sources)
+
+    # ------------------------------------------------------------------ numbers, and their ties
+
+    def _new(self, count, kind, layer=None):
         self.owners.append((len(self.kinds), layer))
         numbers = torch.arange(len(self.kinds), len(self.kinds) + count)
         self.kinds = torch.cat((self.kinds, torch.full((count,), kind)))
         self.same = torch.cat((self.same, numbers))
         return numbers
 
-    def keep(self, numbers, why):
-        self.why.append((numbers.unique(), why))
+    def _fix(self, numbers, reason):
+        self.fixed.append((numbers.unique(), reason))
 
-    def _numbers_of(self, node, value):
-        inputs = [n for n in node.all_input_nodes if n.meta["numbers"] is not None]
-        if in_place(node, self.skeleton) and self._is_shared_view(node.args[0]):
-            node.meta["in_part"] = True
-            return self._mixed(node, [*inputs, *behind(node.args[0])])
-        if node.op == "get_attr":
-            return self._parameter(node, value)
-        if moves(node, self.skeleton) and inputs:
-            data = [t.is_floating_point() for n in inputs for t in flat(n.meta["value"])]
-            return self._move(node, inputs) if all(data) else self._mixed(node, inputs)
-        if not isinstance(value, torch.Tensor):
-            return self._mixed(node, inputs)
-        if node.op == "call_module" and len(inputs) == 1:
-            return self._layer(node, inputs[0], value)
-        name = name_of(node)
-        if name in PAIRS and len(inputs) == 2 and not node.kwargs:
-            return self._pair(node, name, *inputs, value.shape)
-        if name in PAIRS and len(inputs) == 1 and (inputs[0].meta["value"].shape == value.shape):
-            return self._handed_on(node, inputs)
-        return self._asked(node, inputs, value)
+    def mixed(self, node, sources, reason=None):
+        """What is not understood: all channels that a node reads from `sources` are fixed. Returns
+        the numbers of what it gives."""
+        for source in sources:
+            for numbers in tensors_in(traits_of(source).numbers):
+                self._fix(numbers, reason or f"{self._what_mixes(node, source)} mixes them")
+        return map_tensors(_all_fixed, traits_of(node).value)
 
-    def _mixes(self, node, numbers, why=None):
-        self.keep(numbers, why or f"{name_of(node)} mixes them")
+    def _what_mixes(self, node, source):
+        """The name of the operation: `node`, but where `source` has moved data so that channels are
+        no longer along one dimension, that one."""
+        numbers = traits_of(source).numbers
+        has_moved = kind_of(source) is Kind.MOVES and isinstance(numbers, torch.Tensor)
+        return name_of(source if has_moved and varies(numbers) is None else node)
 
-    def _mixed(self, node, inputs, why=None):
-        """What is not understood: all channels that it reads stay."""
-        for each in inputs:
-            for numbers in flat(each.meta["numbers"]):
-                self._mixes(node, numbers, why)
-        return nested(
-            lambda t: torch.zeros((), dtype=torch.long).expand(t.shape), node.meta["value"]
+    def _together(self, first, second, follow=False):
+        """Two channels each, of two vectors, leave together. follow: the second has no score of
+        its own, and becomes the same."""
+        first, second = self.same[first], self.same[second]
+        differ = first != second
+        first, second = first[differ], second[differ]
+        kinds = self.kinds[first], self.kinds[second]
+        if follow and self._can_follow(first, second):
+            self.same[second] = first
+            self.same = self.same[self.same]
+        elif all(((kind == FILTER) | (kind == SUM)).all() for kind in kinds):
+            self.units = self.units.joined(first, second)
+        else:
+            self._fix(torch.cat((first, second)), "they go with what stays")
+
+    def _can_follow(self, first, second):
+        kinds = self.kinds[second]
+        return (
+            (self.kinds[first] != FIXED).all()
+            and ((kinds != FIXED) & (kinds != SUM)).all()
+            and len(second.unique()) == len(second)
         )
 
-    def _is_shared_view(self, node):
-        """Whether a tensor is a view, maybe of a part, of one that others read, too."""
-        shared = False
-        while moves(node, self.skeleton) and isinstance(node.args[0], Node):
-            node = node.args[0]
-            shared |= len(node.users) > 1
-        return shared
+    def _tie_rows(self, rows):
+        """The channels of each row of a matrix leave together."""
+        self._together(rows[:, :-1].flatten(), rows[:, 1:].flatten())
 
-    def _handed_on(self, node, inputs, numbers=None):
-        numbers = inputs[0].meta["numbers"] if numbers is None else numbers
-        return self._mixed(node, inputs) if varies(numbers) is None else numbers
+    def _channels_of(self, node):
+        """(dimension, vector) of the numbers of what a node gives, or None.
+
+        Of images whose channels have several numbers each, as PixelShuffle makes them, those of one
+        channel leave together, and the smallest stands for them.
+        """
+        traits = traits_of(node)
+        if traits.channels is None and isinstance(traits.numbers, torch.Tensor):
+            tied = _numbers_of_each_channel(traits.numbers, len(self.kinds))
+            if tied is not None:
+                smallest = tied.amin(1)
+                pairs = torch.stack((smallest[:, None].expand_as(tied), tied)).flatten(1)
+                self._together(*pairs.unique(dim=1))
+                numbers = spread(smallest, traits.value.shape, 1)
+                give(node, numbers=numbers, channels=(1, smallest))
+        return traits_of(node).channels
+
+    # ----------------------------------------------------- operations that read one tensor
+
+    def _handed_on(self, node, sources, numbers=None):
+        if numbers is None:
+            self._channels_of(sources[0])
+            numbers = traits_of(sources[0]).numbers
+        return self.mixed(node, sources) if varies(numbers) is None else numbers
 
     def _parameter(self, node, value):
-        owner = self.skeleton.get_submodule(node.target.rpartition(".")[0])
+        """Of a parameter that is computed with: a scale or shift of each channel has numbers."""
         if node.target not in self.layers:
-            if (
-                isinstance(owner, LEAVES)
-                or sum(size > 1 for size in value.shape) > 1
-                or (not value.is_floating_point())
-            ):  # a layer that is read stays: see `elsewhere`
-                return torch.zeros((), dtype=torch.long).expand(value.shape)
-            numbers = self.new(value.numel(), SCALE)
-            self.layers[node.target] = Layer(None, numbers)
+            owner = self.skeleton.get_submodule(node.target.rpartition(".")[0])
+            is_vector = sum(size > 1 for size in value.shape) <= 1
+            # A layer whose weights are read elsewhere stays: see `elsewhere`.
+            if isinstance(owner, LEAVES) or not is_vector or not value.is_floating_point():
+                return _all_fixed(value)
+            self.layers[node.target] = Layer(None, self._new(value.numel(), SCALE))
             self.parameters.add(node.target)
         return self.layers[node.target].writes.view(value.shape)
 
-    def _move(self, node, inputs):
+    def _move(self, node, sources):
         """Run it on the places of its arguments, and look up the numbers there."""
-        start, places = 0, {}
-        for each in inputs:
+        values = [tensor for source in sources for tensor in tensors_in(traits_of(source).value)]
+        if not all(tensor.is_floating_point() for tensor in values):
+            return self.mixed(node, sources)
+        numbers, places = [], {}
+        for source in sources:
+            own = traits_of(source).numbers
+            places[source] = _places(own, sum(tensor.numel() for tensor in numbers))
+            numbers += tensors_in(own)
+        table = torch.cat([tensor.flatten() for tensor in numbers])
 
-            def lay(numbers):
-                nonlocal start
-                start += numbers.numel()
-                return torch.arange(start - numbers.numel(), start).view(numbers.shape)
+        def look(other):
+            return places[other] if other in places else traits_of(other).value
 
-            places[each] = nested(lay, each.meta["numbers"])
-        table = torch.cat([n.flatten() for each in inputs for n in flat(each.meta["numbers"])])
-        moved = compute(
-            node, self.skeleton, lambda n: places[n] if n in places else n.meta["value"]
-        )
-        result = nested(lambda place: slim(table[place]), moved)
-        if len(inputs) == 1 and not _in_order(inputs[0].meta["numbers"], result):
+        def number_at(place):
+            return _slim(table[place])
+
+        result = map_tensors(number_at, compute(node, self.skeleton, look))
+        if len(sources) == 1 and not _in_order(traits_of(sources[0]).numbers, result):
             self.reordered.append(table.unique())
         return result
 
-    def _asked(self, node, inputs, value):
+    def _changes_a_part(self, node):
+        """Whether what an operation changes in place is a view, maybe of a part, of a tensor that
+        others read, too."""
+        viewed, is_shared = node.args[0], False
+        while kind_of(viewed) is Kind.MOVES and isinstance(viewed.args[0], Node):
+            viewed = viewed.args[0]
+            is_shared |= len(viewed.users) > 1
+        return is_shared
+
+    def _asked(self, node, sources):
         """An operation that nobody listed: does it keep channels apart?"""
-        if len(inputs) != 1 or not isinstance(inputs[0].meta["numbers"], torch.Tensor):
-            return self._mixed(node, inputs)
-        (source,) = inputs
-        found = varies(source.meta["numbers"])
-        if found is None or not found[1].any():
-            return self._mixed(node, inputs)
-        (dim, vector), shape = found, source.meta["value"].shape
-        if node.op == "call_module" and node.meta["class"] in CHANNELWISE:
-            return spread(vector, value.shape, dim) if dim == 1 else self._mixed(node, inputs)
+        channels = self._channels_of(sources[0]) if len(sources) == 1 else None
+        if channels is None or not channels[1].any():
+            return self.mixed(node, sources)
+        dim, vector = channels
+        value = traits_of(node).value
+        if node.op == "call_module" and kind_of(node) is Kind.APART:  # of images
+            return spread(vector, value.shape, 1) if dim == 1 else self.mixed(node, sources)
+        goes_to = self._answer(node, sources[0], dim)
+        if goes_to is None:
+            return self.mixed(node, sources)
+        return spread(vector, value.shape, goes_to)
+
+    def _answer(self, node, source, dim):
+        """The dimension that the channels along `dim` of a tensor go to, or None; see keeps_apart.
+        Operations that are alike are asked once."""
         module = self.skeleton.get_submodule(node.target) if node.op == "call_module" else None
 
         def look(other, images=None):
-            return images if other is source else other.meta["value"]
+            return images if other is source else traits_of(other).value
 
         operation = (type(module), repr(module)) if module else (node.op, node.target)
-        key = (*operation, repr(map_arg((node.args, node.kwargs), look)), shape, dim)
-        if key not in self.asked:
+        shape = traits_of(source).value.shape
+        question = (*operation, repr(map_arg((node.args, node.kwargs), look)), shape, dim)
+        if question not in self.answers:
             real = as_real(module) if module else None
-            self.asked[key] = keeps_apart(
-                lambda images: compute(node, self.skeleton, lambda n: look(n, images), real),
-                shape,
-                dim,
-            )
-        if self.asked[key] is None:
-            return self._mixed(node, inputs)
-        return spread(vector, value.shape, self.asked[key])
+
+            def run(images):
+                return compute(node, self.skeleton, lambda other: look(other, images), real)
+
+            self.answers[question] = keeps_apart(run, shape, dim)
+        return self.answers[question]
 
     # ------------------------------------------------------------------------------ layers
 
-    def _layer(self, node, source, value):
-        module, numbers = self.skeleton.get_submodule(node.target), source.meta["numbers"]
+    def _layer(self, node, source):
+        module = self.skeleton.get_submodule(node.target)
+        self._channels_of(source)
         if module._forward_hooks or module._forward_pre_hooks:
-            return self._mixed(node, [source], f"{node.target} has hooks")
-        is_norm = isinstance(module, nn.modules.batchnorm._NormBase)  # maybe of one channel
-        weights = [
-            t for t in module.state_dict().values() if t.numel() > 1 or is_norm and t.dim() == 1
-        ]
-        why = elsewhere(node.target, self.skeleton, self.read)
-        if why and not isinstance(module, (nn.Conv2d, nn.Linear)):
-            return self._mixed(node, [source], why)
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            layer, dim = self._reader(node, module, numbers, why)
+            return self.mixed(node, [source], f"{node.target} has hooks")
+        reason = elsewhere(node.target, self.skeleton, self.read)
+        if reason and not isinstance(module, READERS):
+            return self.mixed(node, [source], reason)
+        if isinstance(module, READERS):
+            layer, dim = self._reader(node, module, source, reason)
         elif isinstance(module, nn.GroupNorm) and module.num_groups > 1:
-            layer, dim = self._grouped(module, numbers), 1
-        elif not weights:
-            return self._asked(node, [source], value)
+            layer, dim = self._grouped(module, traits_of(source).numbers), 1
+        elif not _weights_for_each_channel(module):
+            return self._asked(node, [source])
         else:
-            result = self._asked(node, [source], value)
-            found = varies(result)
-            if found is None or any(t.shape != found[1].shape for t in weights):
-                return self._mixed(node, [source])
-            layer, dim = Layer(None, found[1]), found[0]
+            layer, dim = self._channelwise(node, module, source)
         if layer is None:
-            return self._mixed(node, [source])
-        known = self.layers.setdefault(node.target, layer)
-        if known is not layer:  # used before: both uses lose the same channels
-            for first, second in ((known.reads, layer.reads), (known.writes, layer.writes)):
-                if first is not None:
-                    self._together(first, second)
-        return spread(layer.writes, value.shape, dim)
+            return self.mixed(node, [source])
+        self._use(node.target, layer)
+        return spread(layer.writes, traits_of(node).value.shape, dim)
 
-    def _reader(self, node, module, numbers, why):
-        """A convolution or a linear layer. why: it stays as it is, or None."""
-        conv, inputs = isinstance(module, nn.Conv2d), module.weight.shape[1]
-        dim = 1 if conv else numbers.dim() - 1
-        groups = module.groups if conv else 1
-        vector = along(numbers, dim)
-        if vector is None:
-            self._mixes(node, numbers)
-            vector = torch.zeros(inputs * groups, dtype=torch.long)
-        cuts_inputs, cuts_outputs = (False, False) if why else can_be_cut(module)
-        if groups == module.weight.shape[0] == len(vector) > 1:  # depthwise
+    def _use(self, name, layer):
+        known = self.layers.setdefault(name, layer)
+        if known is not layer:  # used before: both uses lose the same channels
+            if known.reads is not None:
+                self._together(known.reads, layer.reads)
+            self._together(known.writes, layer.writes)
+
+    def _reader(self, node, module, source, reason):
+        """(Layer, dimension) of a convolution or a linear layer. reason: why it stays as it is, or
+        None."""
+        numbers, is_conv = traits_of(source).numbers, isinstance(module, nn.Conv2d)
+        outputs, inputs = module.weight.shape[:2]
+        groups = module.groups if is_conv else 1
+        dim = 1 if is_conv else numbers.dim() - 1
+        reads = along(numbers, dim)
+        if reads is None:
+            self._fix(numbers, f"{self._what_mixes(node, source)} mixes them")
+            reads = torch.zeros(inputs * groups, dtype=torch.long)
+        cuts_inputs, cuts_outputs = (False, False) if reason else can_be_cut(module)
+        reason = reason or f"{name_of(node)} mixes them"
+        if groups == outputs == len(reads) > 1:  # depthwise
             if not cuts_outputs:
-                self._mixes(node, vector, why)
-            return Layer(None, vector, groups), dim
+                self._fix(reads, reason)
+            return Layer(None, reads, groups), dim
         if node.target in self.layers:
             writes = self.layers[node.target].writes
         else:
-            writes = self.new(len(module.weight), FILTER if conv else LINEAR, node.target)
+            writes = self._new(outputs, FILTER if is_conv else LINEAR, node.target)
         if not cuts_inputs:
-            self._mixes(node, vector, why)
+            self._fix(reads, reason)
         if not cuts_outputs:
-            self._mixes(node, writes, why)
+            self._fix(writes, reason)
         if groups > 1:
-            self._tie_rows(torch.cat((vector.view(groups, -1), writes.view(groups, -1)), 1))
-        return Layer(vector, writes, groups), dim
+            self._tie_rows(torch.cat((reads.view(groups, -1), writes.view(groups, -1)), 1))
+        return Layer(reads, writes, groups), dim
 
     def _grouped(self, module, numbers):
+        """A GroupNorm, whose groups leave whole; None where channels are along no dimension."""
         vector = along(numbers, 1)
         if vector is None:
             return None
         self._tie_rows(vector.view(module.num_groups, -1))
         return Layer(None, vector, module.num_groups)
 
-    def _tie_rows(self, groups):
-        """The channels of each row of a matrix leave together."""
-        self._together(groups[:, :-1].flatten(), groups[:, 1:].flatten())
+    def _channelwise(self, node, module, source):
+        """(Layer, dimension) of a layer with a weight for each channel; (None, None) where it does
+        not keep them apart."""
+        channels = varies(self._asked(node, [source]))
+        weights = _weights_for_each_channel(module)
+        if channels is None or any(weight.shape != channels[1].shape for weight in weights):
+            return None, None
+        dim, vector = channels
+        return Layer(None, vector), dim
 
-    # ------------------------------------------------------- operations on two tensors
+    # ----------------------------------------------------- operations that read two tensors
 
-    def _pair(self, node, name, a, b, shape):
-        numbers = [each.meta["numbers"] for each in (a, b)]
-        if not all(isinstance(each, torch.Tensor) for each in numbers):
-            return self._mixed(node, [a, b])
-        numbers = [each.expand(shape) for each in numbers]
-        if torch.equal(*numbers):
-            return self._handed_on(node, [a, b], numbers[0])
-        found = [varies(each) for each in numbers]
-        if None in found:
-            return self._mixed(node, [a, b])
-        dim = next((d for d, vector in found if len(vector.unique()) > 1), found[0][0])
-        first, second = (along(each, dim) for each in numbers)
+    def _pair(self, node, a, b):
+        shape = traits_of(node).value.shape
+        self._channels_of(a)
+        self._channels_of(b)
+        pair = [traits_of(source).numbers for source in (a, b)]
+        if not all(isinstance(numbers, torch.Tensor) for numbers in pair):
+            return self.mixed(node, [a, b])
+        pair = [numbers.expand(shape) for numbers in pair]
+        if torch.equal(*pair):
+            return self._handed_on(node, [a, b], pair[0])
+        channels = [varies(numbers) for numbers in pair]
+        if None in channels:
+            return self.mixed(node, [a, b])
+        several = [dim for dim, vector in channels if len(vector.unique()) > 1]
+        dim = several[0] if several else channels[0][0]
+        first, second = (along(numbers, dim) for numbers in pair)
         if first is None or second is None:
-            return self._mixed(node, [a, b])
-        for own, vector, other in ((a, first, second), (b, second, first)):
-            size = ([1] * len(shape) + list(own.meta["value"].shape))[-len(shape) :][dim]
-            if size == shape[dim]:
-                continue
-            # One channel for all: where it multiplies, what is zero stays zero.
-            self.keep(vector, f"{name_of(node)} spreads it over other channels")
-            if name in MULTIPLIES or name in DIVIDES and own is b or own.meta["value"].numel() == 1:
-                return spread(other, shape, dim)
-            if name not in ADDS:
-                return self._mixed(node, [a, b])
-            return spread(self._sum(node, other, torch.zeros_like(other)), shape, dim)
-        if self._learned(second):
-            self._together(first, second, follow=True)
-            result = first
-        elif self._learned(first) and name not in DIVIDES:
-            self._together(second, first, follow=True)
-            result = second
-        elif name in ADDS:
-            result = self._sum(node, first, second)
-        elif name in MULTIPLIES:
-            result = self._product(node, a, b, first, second)
-        elif name in COMPARES:
-            self._together(first, second)
-            result = first
-        else:
-            return self._mixed(node, [a, b])
-        return spread(result, shape, dim)
+            return self.mixed(node, [a, b])
+        for spread_out, vector, other in ((a, first, second), (b, second, first)):
+            if _size_along(spread_out, dim, shape) != shape[dim]:
+                return self._spread_out(node, [a, b], spread_out, vector, other, dim)
+        result = self._joined(node, a, b, first, second)
+        return self.mixed(node, [a, b]) if result is None else spread(result, shape, dim)
 
-    def _learned(self, vector):
+    def _spread_out(self, node, pair, source, vector, other, dim):
+        """One channel, of `source`, meets all channels of the other tensor."""
+        kind, shape = kind_of(node), traits_of(node).value.shape
+        self._fix(vector, f"{name_of(node)} spreads it over other channels")
+        is_factor = kind is Kind.MULTIPLIES or (kind is Kind.DIVIDES and source is pair[1])
+        if is_factor or traits_of(source).value.numel() == 1:  # what is zero stays zero
+            return spread(other, shape, dim)
+        if kind is not Kind.ADDS:
+            return self.mixed(node, pair)
+        return spread(self._sum(node, other, torch.zeros_like(other)), shape, dim)
+
+    def _joined(self, node, a, b, first, second):
+        """The numbers of what two tensors give, channel by channel; None where it is not known."""
+        kind = kind_of(node)
+        if self._are_learned(second):
+            self._together(first, second, follow=True)
+            return first
+        if self._are_learned(first) and kind is not Kind.DIVIDES:
+            self._together(second, first, follow=True)
+            return second
+        if kind is Kind.ADDS:
+            return self._sum(node, first, second)
+        if kind is Kind.MULTIPLIES:
+            return self._product(node, a, b, first, second)
+        if kind is Kind.COMPARES:
+            self._together(first, second)
+            return first
+        return None
+
+    def _are_learned(self, vector):
         """Whether these are a learned scale or shift of each channel."""
         return (self.kinds[vector] == SCALE).all()
 
     def _sum(self, node, a, b):
-        total = self.new(len(a), SUM)
+        total = self._new(len(a), SUM)
         self.additions.append((path_of(node), total))
         for part in self.same[a], self.same[b]:
             free = (self.kinds[part] == FILTER) | (self.kinds[part] == SUM)
-            self.streams.join(total[free], part[free])
+            self.streams = self.streams.joined(total[free], part[free])
             if not free.all():
-                self.keep(torch.cat((total[~free], part[~free])), "they are added to what stays")
+                self._fix(torch.cat((total[~free], part[~free])), "they are added to what stays")
         return total
 
     def _product(self, node, a, b, first, second):
-        """A gate, which serves this multiplication alone, follows what it multiplies; other factors
-        go together. Returns the numbers of the product."""
-        gates = [
-            self._serves(node, numbers)
-            and (
-                self.before[other] & ~self.before[own] == 0  # it is computed from the other
-                or bool((self.kinds[numbers] == LINEAR).all())
-            )
-            for own, other, numbers in ((a, b, first), (b, a, second))
-        ]
-        if gates == [True, False]:
+        """A gate follows what it multiplies; other factors go together. Returns the numbers of the
+        product."""
+        first_is_gate = self._is_gate(node, a, b, first)
+        second_is_gate = self._is_gate(node, b, a, second)
+        if first_is_gate and not second_is_gate:
             first, second = second, first
-        self._together(first, second, follow=any(gates))
+        self._together(first, second, follow=first_is_gate or second_is_gate)
         return first
+
+    def _is_gate(self, node, own, other, numbers):
+        """Whether a factor serves this multiplication alone, and is computed from the other one or
+        by a linear layer."""
+        if not self._serves(node, numbers):
+            return False
+        is_computed_from_other = self.before[other] & ~self.before[own] == 0
+        return is_computed_from_other or bool((self.kinds[numbers] == LINEAR).all())
 
     def _serves(self, node, numbers):
         """Whether the layers that write these channels serve nothing else than this operation."""
         starts = torch.tensor([start for start, _ in self.owners])
-        owners = {
-            self.owners[place][1]
-            for place in (torch.searchsorted(starts, numbers.unique(), right=True) - 1).tolist()
-        }
-        todo, seen = [n for n in self.graph.nodes if n.target in owners], {}
+        places = torch.searchsorted(starts, numbers.unique(), right=True) - 1
+        owners = {self.owners[place][1] for place in places.tolist()}
         if None in owners:
             return False
+        todo = [other for other in self.graph.nodes if other.target in owners]
+        seen = set()
         while todo:
             for user in todo.pop().users:
-                if user is node or user in seen or not flat(user.meta["value"]):
+                if user is node or user in seen or not tensors_in(traits_of(user).value):
                     continue
-                if (
-                    user.op == "output"
-                    or user.op == "call_module"
-                    and isinstance(self.skeleton.get_submodule(user.target), (nn.Conv2d, nn.Linear))
-                ):
+                if user.op == "output" or issubclass(traits_of(user).layer or object, READERS):
                     return False
-                seen[user] = None
+                seen.add(user)
                 todo.append(user)
         return True
 
-    def _together(self, first, second, follow=False):
-        """Two channels each, of two vectors, leave together. follow: the second has no score of
-        its own, and becomes the same."""
-        first, second = self.same[first], self.same[second]
-        first, second = first[first != second], second[first != second]
-        kinds = self.kinds[first], self.kinds[second]
-        if (
-            follow
-            and (kinds[0] != FIXED).all()
-            and ((kinds[1] != FIXED) & (kinds[1] != SUM)).all()
-            and (len(second.unique()) == len(second))
-        ):
-            self.same[second] = first
-            self.same = self.same[self.same]
-        elif all(((kind == FILTER) | (kind == SUM)).all() for kind in kinds):
-            self.units.join(first, second)
-        else:
-            self.keep(torch.cat((first, second)), "they go with what stays")
+
+def _parameter_read_by_operations(node):
+    """The name of a parameter that more is read of than its size; else None."""
+    if node.op == "get_attr" and any(tensors_in(traits_of(user).value) for user in node.users):
+        return node.target
+    return None
 
 
-def behind(node):
+def _behind(node):
     """The nodes with channels that a node reads, also by way of views and sizes."""
-    found = []
-    for other in node.all_input_nodes:
-        found += (
-            [other]
-            if other.meta["channels"] is not None
-            else [*([other] if other.meta["numbers"] is not None else ()), *behind(other)]
-        )
-    return found
+    nodes = []
+    for source in node.all_input_nodes:
+        traits = traits_of(source)
+        if traits.numbers is not None:
+            nodes.append(source)
+        if traits.channels is None:
+            nodes += _behind(source)
+    return nodes
 
 
-def flat(value):
-    """The tensors in nested tuples and lists."""
-    if isinstance(value, (tuple, list)):
-        return [tensor for each in value for tensor in flat(each)]
-    return [value] if isinstance(value, torch.Tensor) else []
+def _all_fixed(tensor):
+    return torch.zeros((), dtype=torch.long).expand(tensor.shape)
 
 
-def nested(function, value):
-    """The same nested tuples, with function(tensor) for each tensor and None for all else."""
-    if isinstance(value, (tuple, list)):
-        return tuple(nested(function, each) for each in value)
-    return function(value) if isinstance(value, torch.Tensor) else None
+def _weights_for_each_channel(module):
+    """A layer's tensors with several values, and all vectors of a norm, maybe of one channel."""
+    is_norm = isinstance(module, nn.modules.batchnorm._NormBase)
+    tensors = module.state_dict().values()
+    return [tensor for tensor in tensors if tensor.numel() > 1 or (is_norm and tensor.dim() == 1)]
 
 
-def slim(numbers):
+def _size_along(node, dim, shape):
+    """The size of what a node gives along a dimension of a shape that it is broadcast to."""
+    own = traits_of(node).value.shape
+    return [*[1] * (len(shape) - len(own)), *own][dim]
+
+
+def _numbers_of_each_channel(numbers, count):
+    """Channels x numbers of each, of images that have several in a channel, and none in two
+    channels; else None. count: of all numbers."""
+    if numbers.dim() != 4 or along(numbers, 1) is not None:
+        return None
+    rows = numbers.transpose(0, 1).flatten(1)
+    index = torch.arange(len(rows))[:, None].expand_as(rows)
+    owner = torch.zeros(count, dtype=torch.long)
+    owner[rows] = index
+    return rows if torch.equal(owner[rows], index) else None
+
+
+def _places(numbers, start):
+    """The same nested tuples of tensors, with places that count on from `start`."""
+
+    def lay(tensor):
+        nonlocal start
+        places = torch.arange(start, start + tensor.numel()).view(tensor.shape)
+        start += tensor.numel()
+        return places
+
+    return map_tensors(lay, numbers)
+
+
+def _slim(numbers):
     """The same numbers, in less memory where they vary along one dimension only."""
-    found = varies(numbers)
-    return numbers if found is None else spread(found[1], numbers.shape, found[0])
+    channels = varies(numbers)
+    if channels is None:
+        return numbers
+    dim, vector = channels
+    return spread(vector, numbers.shape, dim)
 
 
 def _in_order(before, after):
     """Whether a tensor has the channels of another one in the same order, each as often."""
     if not (isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor)):
         return False
-    found = varies(before), varies(after)
-    if None in found:
+    channels = varies(before), varies(after)
+    if None in channels:
         return False
-    (_, before), (_, after) = found
-    return len(after) % len(before) == 0 and torch.equal(
-        before.repeat_interleave(len(after) // len(before)), after
-    )
+    (_, before), (_, after) = channels
+    times, rest = divmod(len(after), len(before))
+    return rest == 0 and torch.equal(before.repeat_interleave(times), after)

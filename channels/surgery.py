@@ -1,8 +1,8 @@
 """Cuts channels out of a network: narrower layers, the operations that fit them, and the same
 network with those channels at zero, to compare with.
 
-    small = copy.deepcopy(model)
-    graph = cut_channels(small, structure, before, after)   # bool tensors: which numbers are alive
+small = copy.deepcopy(model)
+graph = cut_channels(small, structure, before, after)   # bool tensors: which numbers are alive
 """
 
 from contextlib import suppress
@@ -15,8 +15,10 @@ import torch
 from torch import fx, nn
 
 from channels.layers import narrow
-from channels.numbering import ADDS
-from channels.trace import along, compute, decided, moves, name_of, title
+from channels.operations import Kind, kind_of, name_of, title
+from channels.running import along, compute
+from channels.trace import decided
+from channels.traits import give, traits_of
 from common.made import made_class
 
 KEPT_INDEX = "_left_"  # begins the names of buffers that say which channels an operation keeps
@@ -32,19 +34,23 @@ class CannotCut(ValueError):
 
 def cut_channels(model, structure, before, after):
     """Remove from a network, in place, all channels whose numbers are alive `before` and not
-    `after`. Returns its new graph, whose nodes have their "channels" in node.meta. Raises
-    ValueError where a layer would have none left, or an operation cannot be made to fit."""
+    `after`. Returns its new graph, whose nodes have the trait `channels`. Raises ValueError where a
+    layer would have none left, or an operation cannot be made to fit."""
     for name, layer in structure.layers.items():
         if not after[layer.writes if layer.reads is None else layer.reads].any():
             raise ValueError(f"{name} would have no inputs left")
         layer = layer.where(before)
-        outs, ins = (
-            None if numbers is None or after[numbers].all() else after[numbers].nonzero().flatten()
-            for numbers in (layer.writes, layer.reads)
-        )
+        outs, ins = _places_left(layer.writes, after), _places_left(layer.reads, after)
         if outs is not None or ins is not None:
             _narrow(model, name, layer, ins, outs)
     return _Surgery(structure, after, model).graph
+
+
+def _places_left(numbers, alive):
+    """Where in a vector of numbers those are that are alive; None where all are."""
+    if numbers is None or alive[numbers].all():
+        return None
+    return alive[numbers].nonzero().flatten()
 
 
 def _narrow(model, name, layer, ins, outs):
@@ -53,7 +59,7 @@ def _narrow(model, name, layer, ins, outs):
     if own not in parent._parameters and own not in parent._buffers:
         return narrow(model.get_submodule(name), layer, ins, outs)
     tensor = getattr(parent, own)
-    dim = next(d for d, size in enumerate(tensor.shape) if size > 1)
+    dim = next(dim for dim, size in enumerate(tensor.shape) if size > 1)
     tensor = tensor.detach().index_select(dim, outs.to(tensor.device))
     setattr(parent, own, nn.Parameter(tensor) if own in parent._parameters else tensor)
 
@@ -82,26 +88,28 @@ class _Surgery:
             self.graph.owning_module = model  # asked whether operations have effects of their own
             self.graph.eliminate_dead_code()
             self.graph.owning_module = None
-        model.__class__ = (
-            _with_forward(structure.kind, self.graph) if self.changed else (structure.kind)
-        )
+            model.__class__ = _with_forward(structure.kind, self.graph)
+        else:
+            model.__class__ = structure.kind
 
     def _fit(self, node):
         """Make the copy of a node compute what is wanted; its value, on the meta device."""
-        channels, own = node.meta["channels"], self.copies[node]
+        channels = traits_of(node).channels
         if channels is None:  # sizes, and what is on its way from one view to the next
             try:
                 return compute(node, self.structure.skeleton, self.values.get)
             except Exception:  # then what follows gets another operation
                 return None
-        (dim, vector), shape = channels, list(node.meta["value"].shape)
+        dim, vector = channels
         left = self.alive[vector]
-        own.meta |= {"channels": (dim, vector[left]), "name": node.name}
+        give(self.copies[node], channels=(dim, vector[left]), original=node.name)
+        shape = list(traits_of(node).value.shape)
         shape[dim] = int(left.sum())
+        kind = kind_of(node)
         try:
-            if moves(node, self.structure.skeleton) and node.op != "get_attr":
+            if kind is Kind.MOVES:
                 self._fit_move(node, shape)
-            elif name_of(node) in ADDS and node.op != "call_module":
+            elif kind is Kind.ADDS:
                 self._fit_addition(node, dim, vector)
         except Exception as error:  # whatever an operation on places may raise
             raise CannotCut(node) from error
@@ -122,118 +130,126 @@ class _Surgery:
         self.graph.erase_node(self.copies[node])
         self.copies[node], self.changed = new, True
 
+    # --------------------------------------------------------------------------------- moves
+
     def _fit_move(self, node, shape):
         """Run it on the places of its arguments: is what is left what is wanted?"""
-        dim, vector = node.meta["channels"]
-        whole, left, start, sources = {}, {}, 0, _sources(node)
-        if all(self.alive[n.meta["channels"][1]].all() for n in (node, *sources)) and all(
-            other.meta["numbers"] is not None for other in node.all_input_nodes
-        ):
-            return  # nothing has gone, no size has changed
-        for source in sources:
-            places = torch.arange(start, start + source.meta["value"].numel())
-            start += len(places)
-            whole[source] = places.view(source.meta["value"].shape)
-            axis, numbers = source.meta["channels"]
-            left[source] = whole[source].index_select(axis, self.alive[numbers].nonzero().flatten())
-        wanted = self._moved(node, whole, lambda other: other.meta["value"]).index_select(
-            dim, self.alive[vector].nonzero().flatten()
-        )
-        if self._gives(wanted, lambda: self._moved(node, left, self.values.get)):
+        if self._loses_nothing(node):
             return
-        source = node.args[0]
-        if name_of(node) in ("view", "reshape") and source in left:
-            sizes = node.args[1:] if len(node.args) > 2 else node.args[1]
-            sizes = [
-                size
-                if size == -1
-                else self.copies[size]
-                if isinstance(size, fx.Node) and self.values[size] == count
-                else count
-                if k
-                else -1
-                for k, (size, count) in enumerate(zip(sizes, shape))
-            ]
-            if self._gives(
-                wanted,
-                lambda: left[source].reshape(
-                    [
-                        count if isinstance(size, fx.Node) else size
-                        for size, count in zip(sizes, shape)
-                    ]
-                ),
-            ):
-                return self._replace(node, torch.reshape, self.copies[source], tuple(sizes))
+        whole, left = self._places(node)
+        dim, vector = traits_of(node).channels
+        wanted = self._moved(node, whole, lambda other: traits_of(other).value)
+        wanted = wanted.index_select(dim, self._indices_left(vector))
+        if _gives(wanted, lambda: self._moved(node, left, self.values.get)):
+            return
+        if name_of(node) in ("view", "reshape") and node.args[0] in left:
+            if self._view_anew(node, left[node.args[0]], shape, wanted):
+                return
         self._gather(node, left, wanted, dim)
 
-    def _moved(self, node, places, values):
+    def _loses_nothing(self, node):
+        """Whether nothing has gone of what a move gives and reads, and no size has changed."""
+        if any(traits_of(source).numbers is None for source in node.all_input_nodes):
+            return False
+        vectors = [traits_of(other).channels[1] for other in (node, *_sources(node))]
+        return all(self.alive[vector].all() for vector in vectors)
+
+    def _indices_left(self, vector):
+        return self.alive[vector].nonzero().flatten()
+
+    def _places(self, node):
+        """(source -> its places, source -> those of what is left of it) of what a move reads."""
+        whole, left, start = {}, {}, 0
+        for source in _sources(node):
+            shape = traits_of(source).value.shape
+            whole[source] = torch.arange(start, start + shape.numel()).view(shape)
+            start += shape.numel()
+            dim, vector = traits_of(source).channels
+            left[source] = whole[source].index_select(dim, self._indices_left(vector))
+        return whole, left
+
+    def _moved(self, node, places, value_of):
+        """What a move makes of places. value_of: of nodes that give sizes."""
+
         def look(other):
             if other in places:
                 return places[other]
-            return (
-                values(other)
-                if other.meta["numbers"] is None
-                else compute(other, self.structure.skeleton, look)
-            )
+            if traits_of(other).numbers is None:
+                return value_of(other)
+            return compute(other, self.structure.skeleton, look)
 
         return compute(node, self.structure.skeleton, look)
 
-    @staticmethod
-    def _gives(wanted, operation):
-        try:
-            return torch.equal(operation(), wanted)
-        except Exception:  # the sizes do not fit what is left
+    def _view_anew(self, node, places, shape, wanted):
+        """Give a view the sizes that fit what is left. Whether that is possible."""
+        asked = node.args[1:] if len(node.args) > 2 else node.args[1]
+        sizes, tried = [], []  # as in the graph, and as numbers
+        for dim, (size, count) in enumerate(zip(asked, shape)):
+            if isinstance(size, fx.Node) and self.values[size] == count:
+                sizes.append(self.copies[size])
+                tried.append(count)
+            else:
+                sizes.append(-1 if size == -1 or dim == 0 else count)
+                tried.append(sizes[-1])
+        if not _gives(wanted, lambda: places.reshape(tried)):
             return False
+        self._replace(node, torch.reshape, self.copies[node.args[0]], tuple(sizes))
+        return True
 
     def _gather(self, node, left, wanted, dim):
         """Take the channels that are wanted out of what is left of the arguments."""
         sources = [self.copies[source] for source in left]
         joined = torch.cat(list(left.values()), dim)
-        first = (*(0,) * dim, slice(None), *(0,) * (joined.dim() - dim - 1))
-        place = {p: i for i, p in enumerate(joined[first].tolist())}
-        index = [place.get(p, 0) for p in wanted[first].tolist()]
+        first = [0] * joined.dim()
+        first[dim] = slice(None)
+        first = tuple(first)
+        place_of = {place: index for index, place in enumerate(joined[first].tolist())}
+        index = [place_of.get(place, 0) for place in wanted[first].tolist()]
         chosen = torch.tensor(index, dtype=torch.long)
-        if not self._gives(wanted, lambda: joined.index_select(dim, chosen)):
+        if not _gives(wanted, lambda: joined.index_select(dim, chosen)):
             raise CannotCut(node)
         with self.graph.inserting_before(self.copies[node]):
-            whole = (
-                sources[0]
-                if len(sources) == 1
-                else self.graph.call_function(torch.cat, (sources, dim))
-            )
+            whole = sources[0]
+            if len(sources) > 1:
+                whole = self.graph.call_function(torch.cat, (sources, dim))
         start = index[0] if index else 0
         if index == list(range(start, start + len(index))):
             self._replace(node, torch.narrow, whole, dim, start, len(index))
         else:
-            self._replace(
-                node, torch.index_select, whole, dim, self._index(chosen, self.copies[node])
-            )
+            buffer = self._index(chosen, self.copies[node])
+            self._replace(node, torch.index_select, whole, dim, buffer)
+
+    # ----------------------------------------------------------------------------- additions
 
     def _fit_addition(self, node, dim, vector):
-        parts = [other for other in node.all_input_nodes if other.meta["channels"]]
-        if len(parts) < 2:
+        """Where a side lacks some of the sum's channels, the addition becomes an indexed one."""
+        sides = [other for other in node.all_input_nodes if traits_of(other).channels]
+        if len(sides) < 2:
             return
-        left, stays = self.alive[vector], []
-        for part in parts:
-            own = along(part.meta["numbers"].expand(node.meta["value"].shape), dim)
-            stays.append(
-                torch.ones_like(left[left])
-                if part.meta["value"].numel() == 1
-                else self.alive[own][left]
-            )
-        if not all(each.all() for each in stays):
-            arguments = []
-            for part, each in zip(parts, stays):
-                index = (
-                    None if each.all() else self._index(each.nonzero().flatten(), self.copies[node])
-                )
-                arguments += [self.copies[part], index]
-            self._replace(node, indexed_add, *arguments, len(stays[0]), dim)
+        left = self.alive[vector]
+        present = [self._present(side, node, dim)[left] for side in sides]
+        if all(mask.all() for mask in present):
+            return
+        arguments = []
+        for side, mask in zip(sides, present):
+            index = None
+            if not mask.all():
+                index = self._index(mask.nonzero().flatten(), self.copies[node])
+            arguments += [self.copies[side], index]
+        self._replace(node, indexed_add, *arguments, len(present[0]), dim)
+
+    def _present(self, side, node, dim):
+        """Of each channel of a sum, whether a side has it."""
+        traits, shape = traits_of(side), traits_of(node).value.shape
+        if traits.value.numel() == 1:
+            return torch.ones(shape[dim], dtype=torch.bool)
+        return self.alive[along(traits.numbers.expand(shape), dim)]
 
     def _index(self, channels, before):
         """A node that gives these indices, which are a buffer of the network, but not in files."""
-        name = f"{KEPT_INDEX}{sum(each.startswith(KEPT_INDEX) for each in self.model._buffers)}"
+        count = sum(name.startswith(KEPT_INDEX) for name in self.model._buffers)
         device = next(self.model.parameters()).device
+        name = f"{KEPT_INDEX}{count}"
         self.model.register_buffer(name, channels.to(device), persistent=False)
         with self.graph.inserting_before(before):
             return self.graph.get_attr(name)
@@ -241,25 +257,33 @@ class _Surgery:
 
 def _sources(node):
     """The tensors, with channels of their own, that a move gets its data from, by way of others."""
-    found = {}
+    sources = {}
     for other in node.all_input_nodes:
-        if other.meta["channels"] is not None:
-            found[other] = None
-        elif other.meta["numbers"] is not None:
-            found |= dict.fromkeys(_sources(other))
-    return list(found)
+        if traits_of(other).channels is not None:
+            sources[other] = None
+        elif traits_of(other).numbers is not None:
+            sources |= dict.fromkeys(_sources(other))
+    return list(sources)
+
+
+def _gives(wanted, operation):
+    try:
+        return torch.equal(operation(), wanted)
+    except Exception:  # the sizes do not fit what is left
+        return False
 
 
 def _with_forward(kind, graph):
     """The class `kind` with the operations of `graph`."""
     code = graph.python_code("self")
     module = compile(code.src, f"<{kind.__name__}, pruned>", "exec")
-    function = next(each for each in module.co_consts if hasattr(each, "co_names"))
-    called = [
-        (name, _Module(value.__name__) if isinstance(value, ModuleType) else value)
-        for name, value in code.globals.items()
-        if name in (*function.co_names, *module.co_names)
-    ]
+    function = next(constant for constant in module.co_consts if hasattr(constant, "co_names"))
+    names = {*function.co_names, *module.co_names}
+    called = []
+    for name, value in code.globals.items():
+        if name in names:
+            is_module = isinstance(value, ModuleType)
+            called.append((name, _Module(value.__name__) if is_module else value))
     return _pruned_class(kind, code.src, tuple(called))
 
 
@@ -288,32 +312,37 @@ def indexed_add(a, a_channels, b, b_channels, channels, dim=1):
     """
     if isinstance(a, fx.Proxy) or isinstance(b, fx.Proxy):  # a pruned network is traced
         tracer = (a if isinstance(a, fx.Proxy) else b).tracer
-        return tracer.create_proxy(
-            "call_function", indexed_add, (a, a_channels, b, b_channels, channels, dim), {}
-        )
+        arguments = a, a_channels, b, b_channels, channels, dim
+        return tracer.create_proxy("call_function", indexed_add, arguments, {})
     if b_channels is None:
         a, a_channels, b, b_channels = b, b_channels, a, a_channels
-    rows = a.dim() == b.dim() == 4 and dim == 1
-    if not rows or a.shape[:1] + a.shape[2:] != b.shape[:1] + b.shape[2:]:
+    are_images = a.dim() == b.dim() == 4 and dim == 1
+    if not are_images or a.shape[:1] + a.shape[2:] != b.shape[:1] + b.shape[2:]:
         a, b = _broadcast(a, b, dim)
     if a_channels is None and a.shape[dim] != channels:
         a = a.expand(*a.shape[:dim], channels, *a.shape[dim + 1 :])
-    if rows:  # of pixels
-        size, a, b = (a.shape[0], *a.shape[2:]), _pixels(a), _pixels(b)
+    if are_images:
+        size = (a.shape[0], *a.shape[2:])
+        a, b = _pixels(a), _pixels(b)
     if a_channels is not None:  # neither has all
         shape = list(a.shape)
         shape[dim] = channels
         a = a.new_zeros(shape).index_add_(dim, a_channels, a)
     a = a.index_add(dim, b_channels, b)
-    return a.unflatten(0, size).permute(0, 3, 1, 2) if rows else a
+    return a.unflatten(0, size).permute(0, 3, 1, 2) if are_images else a
 
 
 def _broadcast(a, b, dim):
-    """Two tensors of the same size in all dimensions but `dim`, of which the larger has more."""
+    """Two tensors of the same size in all dimensions but `dim`. They may have had fewer."""
     most = max(a.dim(), b.dim())
-    a, b = (each.reshape(*(1,) * (most - each.dim()), *each.shape) for each in (a, b))
+    a = a.reshape(*[1] * (most - a.dim()), *a.shape)
+    b = b.reshape(*[1] * (most - b.dim()), *b.shape)
     shape = [max(sizes) for sizes in zip(a.shape, b.shape)]
-    return (each.expand(*shape[:dim], each.shape[dim], *shape[dim + 1 :]) for each in (a, b))
+    return _expanded(a, shape, dim), _expanded(b, shape, dim)
+
+
+def _expanded(tensor, shape, dim):
+    return tensor.expand(*shape[:dim], tensor.shape[dim], *shape[dim + 1 :])
 
 
 def _pixels(x):
@@ -330,39 +359,51 @@ class MaskedGraph:
     layers and additions. `network` shares its layers with `model`, and is for eval mode only."""
 
     def __init__(self, model, whole, structure):
-        self.masks, copies, masks, layers = {}, {}, {}, structure.layers
-        parameter, graph = next(model.parameters()), fx.Graph()
-        device, self.follow = parameter.device, structure.root != torch.arange(len(structure.root))
+        graph, copies = fx.Graph(), {}
         graph.output(graph.graph_copy(whole, copies))
+        self.follow = structure.root != torch.arange(len(structure.root))
+        self.network, self.masks = fx.GraphModule(model, graph), {}
+        parameter = next(model.parameters())
         for node, own in copies.items():
-            own.meta["name"] = node.meta.get("name", node.name)
-            layer = layers.get(node.target)
-            reads = layer is not None and layer.reads is not None
-            if node.meta.get("in_part"):
-                continue  # a factor would make a copy of what is to be changed
-            if reads or node.op != "call_module" and name_of(node) in ADDS | {"indexed_add"}:
-                for other in node.all_input_nodes:
-                    if other.meta.get("channels") and other.meta["channels"][1].any():
-                        masks[own, copies[other]] = other.meta["channels"]
-        self.network = fx.GraphModule(model, graph)
-        for number, ((node, source), (dim, numbers)) in enumerate(masks.items()):
-            name, shape = f"_mask_{number}", [1] * (source.meta["value"].dim() - dim)
-            shape[0] = -1
-            self.masks[name] = numbers
-            mask = torch.ones(len(numbers), device=device, dtype=parameter.dtype).view(shape)
-            self.network.register_buffer(name, mask)
-            with graph.inserting_before(node):
-                node.replace_input_with(
-                    source, graph.call_function(torch.mul, (source, graph.get_attr(name)))
-                )
+            give(own, original=traits_of(node).original or node.name)
+            if not _counts_channels(node, structure):
+                continue
+            for source in node.all_input_nodes:
+                channels = traits_of(source).channels
+                if channels and channels[1].any():
+                    self._mask(own, copies[source], *channels, parameter)
         self.network.recompile()
 
+    def _mask(self, node, source, dim, numbers, parameter):
+        """Multiply what a node reads from a source with a mask over its channels, which is of the
+        device and type of a parameter."""
+        graph = self.network.graph
+        name = f"_mask_{len(self.masks)}"
+        shape = [1] * (traits_of(source).value.dim() - dim)
+        shape[0] = -1
+        ones = torch.ones(len(numbers), device=parameter.device, dtype=parameter.dtype)
+        self.network.register_buffer(name, ones.view(shape))
+        self.masks[name] = numbers
+        with graph.inserting_before(node):
+            masked = graph.call_function(torch.mul, (source, graph.get_attr(name)))
+        node.replace_input_with(source, masked)
+
     def set(self, alive):
-        """From now on only these channels count; alive: a bool tensor over their numbers. Gates and
+        """From now on only these channels count. alive: a bool tensor over their numbers. Gates and
         shifts, which follow others, count everywhere: a wrong one must not be hidden here."""
         for name, numbers in self.masks.items():
             mask = getattr(self.network, name)
             mask.copy_((alive | self.follow)[numbers].view(mask.shape))
+
+
+def _counts_channels(node, structure):
+    """Whether an operation must read zeros in place of channels that have gone."""
+    if traits_of(node).in_part:
+        return False  # a factor would make a copy of what is to be changed
+    layer = structure.layers.get(node.target)
+    if layer is not None and layer.reads is not None:
+        return True
+    return kind_of(node) is Kind.ADDS or node.target is indexed_add
 
 
 def same(wanted, result):
@@ -383,8 +424,9 @@ class _Recorder(fx.Interpreter):
         except Exception:
             self.failed = node
             raise
-        if node.meta.get("channels") and "_mask_" not in node.name:
-            self.results[node.meta.get("name", node.name)] = node, result.clone()
+        traits = traits_of(node)
+        if traits.channels and "_mask_" not in node.name:
+            self.results[traits.original or node.name] = node, result.clone()
         return result
 
 
@@ -399,7 +441,8 @@ def first_difference(masked, small, graph, images):
         theirs, wanted = records[0].results.get(name, (None, None))
         if theirs is None:
             continue
-        (dim, all_numbers), numbers = theirs.meta["channels"], node.meta["channels"][1]
+        dim, all_numbers = traits_of(theirs).channels
+        _, numbers = traits_of(node).channels
         left = torch.isin(all_numbers, numbers).nonzero().flatten().to(result.device)
         wanted = wanted.index_select(dim, left)
         if wanted.shape != result.shape or not same(wanted, result):

@@ -53,7 +53,7 @@ def network_content(model):
             "lab.networks.build_network gives it one"
         )
     state = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
-    whole = remains_of(model).structure.whole
+    whole = remains_of(model).structure.fixed_operations
     return {
         "net": state,
         "cfg": widths_of(model),
@@ -214,7 +214,7 @@ def save_network(path, network):
                 {
                     "net": state,
                     "widths": widths_of(network),
-                    "whole": structure.whole,
+                    "whole": structure.fixed_operations,
                     "image_size": structure.image_shape[-1],
                 }
             )

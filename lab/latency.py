@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from channels.groups import measure_cost
+from channels.costs import measure_cost
 from common.libraries import need
 from common.processes import as_first, is_first
 from lab.export import ONNX, runtime_of

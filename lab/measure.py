@@ -10,7 +10,8 @@ from functools import partial
 import torch
 
 import train
-from channels.groups import all_filters, dense_widths, filter_groups, measure_cost, remains_of
+from channels.costs import measure_cost
+from channels.groups import all_filters, dense_widths, filter_groups, remains_of
 from common.libraries import lazy
 from common.modes import evaluating
 from common.terminal import shortened

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import pruner
-from channels.groups import remains_of, share_structure, stays_text, widths_of
+from channels.groups import fixed_text, remains_of, share_structure, widths_of
 from channels.trace import LAZY
 from common.errors import InputError, first_line
 from common.libraries import lazy, need
@@ -213,7 +213,7 @@ def look_at(network, image_size, pruning_type=None):
         raise InputError(
             f"--model={name}: {error}; --image_size={structure.image_shape[1]} fits it"
         ) from error
-    lines = stays_text(structure)
+    lines = fixed_text(structure)
     more = [f"and so do filters of {len(lines) - MOST} more layers"] if len(lines) > MOST else []
     return [*_type_lines(network.origin), *try_out(network, image_size), *lines[:MOST], *more]
 
@@ -354,7 +354,7 @@ def fresh_like(network, num_classes):
         num_classes,
         origin.width,
         widths_of(network),
-        structure.whole,
+        structure.fixed_operations,
         structure.image_shape[-1],
     )
 

@@ -1,6 +1,7 @@
 """What the two commands print of a network: architecture, pruning, orthogonality, the result."""
 
-from channels.groups import all_filters, filter_count, filter_groups, measure_cost
+from channels.costs import measure_cost
+from channels.groups import all_filters, filter_count, filter_groups
 from common.device import environment
 from common.errors import InputError
 from common.terminal import counted, heading, megabytes, print_columns, print_table

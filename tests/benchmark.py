@@ -37,7 +37,8 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from channels.groups import dense_widths, filter_count, filter_groups, measure_cost, widths_of  # noqa: E402
+from channels.costs import measure_cost  # noqa: E402
+from channels.groups import dense_widths, filter_count, filter_groups, widths_of  # noqa: E402
 from common.device import pick_device  # noqa: E402
 from config import MOMENTUM, PENALTY, PRESETS  # noqa: E402
 from data import ImageData, Split, load_data  # noqa: E402

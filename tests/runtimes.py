@@ -20,7 +20,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from channels.groups import measure_cost  # noqa: E402
+from channels.costs import measure_cost  # noqa: E402
 from conftest import narrow  # noqa: E402
 from imp_estimator import cal_importance  # noqa: E402
 from lab.export import export  # noqa: E402

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 import config
 import main
 import train
-from channels.groups import filter_costs, filter_groups, group_norms, measure_cost
+from channels.costs import filter_costs, group_norms, measure_cost
+from channels.groups import filter_groups
 from common.errors import InputError
 from conftest import WIDTH, narrow, short_preset, write_folder
 from imp_estimator import ESTIMATORS, cal_importance

@@ -24,7 +24,8 @@ import config
 import eval as measure
 import main
 import train as train_module
-from channels.groups import filter_count, filter_groups, measure_cost, widths_of
+from channels.costs import measure_cost
+from channels.groups import filter_count, filter_groups, widths_of
 from common.device import processor
 from common.errors import Diverged, InputError
 from config import Recipe

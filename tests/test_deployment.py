@@ -17,7 +17,8 @@ from torch import nn
 import config
 import eval as measure
 import main
-from channels.groups import dense_widths, filter_count, filter_groups, measure_cost
+from channels.costs import measure_cost
+from channels.groups import dense_widths, filter_count, filter_groups
 from common.errors import InputError
 from common.images import decode
 from conftest import ROOT, WIDTH, files, narrow, short_preset

@@ -8,7 +8,8 @@ import torch
 
 import config
 import main
-from channels.groups import filter_groups, measure_cost
+from channels.costs import measure_cost
+from channels.groups import filter_groups
 from conftest import narrow, short_preset
 from imp_estimator import cal_importance
 from lab import latency

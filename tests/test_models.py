@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from channels.groups import filter_groups, measure_cost, widths_of
+from channels.costs import measure_cost
+from channels.groups import filter_groups, widths_of
 from conftest import WIDTH, narrow
 from models import build_model
 from pruner import rebuild

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 import config
 import eval as measure
 import main
+from channels.costs import measure_cost
 from channels.groups import (
     _STRUCTURES,
     filter_count,
     filter_groups,
     keep_whole,
-    measure_cost,
     remains_of,
     widths_of,
 )

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from channels.groups import filter_count, filter_groups, measure_cost, widths_of
+from channels.costs import measure_cost
+from channels.groups import filter_count, filter_groups, widths_of
 from common.errors import InputError
 from common.files import write_atomically
 from conftest import masked, narrow

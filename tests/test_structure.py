@@ -11,13 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from channels import structure
+from channels.costs import measure_cost
 from channels.groups import (
     all_filters,
     filter_count,
     filter_groups,
-    measure_cost,
+    fixed_text,
     remains_of,
-    stays_text,
     widths_of,
 )
 from channels.lowering import lower
@@ -257,13 +257,13 @@ def test_what_stays_is_named_and_all_else_can_go(odd):
     model, stays = odd
     filter_groups(model)
     structure = remains_of(model).structure
-    assert {name: why for name, (_, _, why) in structure.stays.items()} == stays
+    assert {name: why for name, (_, _, why) in structure.fixed.items()} == stays
     can, count = removable_filters(model, structure)
     modules = dict(model.named_modules())
     assert count - can == sum(
         modules[name].out_channels for name in stays if isinstance(modules[name], nn.Conv2d)
     )
-    assert len(stays_text(structure)) == len(stays)
+    assert len(fixed_text(structure)) == len(stays)
 
 
 @pytest.mark.parametrize("residual", ["single", "coupled"])
@@ -492,7 +492,7 @@ def test_removed_filters_count_as_zero_and_nothing_else_changes(kind, monkeypatc
     twin = rebuild(
         Written(body, **copy.deepcopy(layers)).double() if kind != "hooks" else model,
         widths_of(small),
-        remains_of(model).structure.whole,
+        remains_of(model).structure.fixed_operations,
         16,
     )
     twin.load_state_dict(small.state_dict())
@@ -678,7 +678,7 @@ def test_weights_that_are_shared_or_computed_are_counted_and_stay():
     assert cost["parameters"] == sum(p.numel() for p in model.parameters())
     assert any(
         line == "b keeps its 8 filters: another layer has the same weight"
-        for line in stays_text(remains_of(model).structure)
+        for line in fixed_text(remains_of(model).structure)
     )
 
 
@@ -760,7 +760,7 @@ def test_what_is_decided_by_sizes_is_decided_as_for_the_images():
 def test_a_convolution_that_has_hooks_is_named():
     model = Written(lambda net, x: net.c(net.b(net.a(x))), c=conv(8, 8))
     model.a = nn.utils.spectral_norm(nn.Conv2d(3, 8, 3, padding=1))
-    assert stays_text(remains_of(model).structure) == ["a keeps its 8 filters: it has hooks"]
+    assert fixed_text(remains_of(model).structure) == ["a keeps its 8 filters: it has hooks"]
 
 
 def test_hooks_of_one_network_do_not_count_for_the_next_of_its_kind():

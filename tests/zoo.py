@@ -24,7 +24,8 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from channels.groups import all_filters, filter_groups, measure_cost, remains_of  # noqa: E402
+from channels.costs import measure_cost  # noqa: E402
+from channels.groups import all_filters, filter_groups, remains_of  # noqa: E402
 from common.errors import InputError  # noqa: E402
 from imp_estimator import cal_importance  # noqa: E402
 from lab.networks import build_network  # noqa: E402
@@ -105,9 +106,9 @@ def difference(model, small, kept, images):
 
 def removable_filters(model, structure):
     """(filters that may leave, all filters) of all convolutions, depthwise ones and gates too."""
-    free = structure.is_sum & ~structure.pinned
+    free = structure.is_sum & ~structure.is_fixed
     for name, numbers in structure.filters.items():
-        free[numbers] = ~torch.tensor(structure.locked[name])
+        free[numbers] = ~torch.tensor(structure.fixed_filters[name])
     can = count = 0
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):

@@ -1,0 +1,119 @@
+"""Runs the operations of a graph: on the meta device, on numbers of channels, or on images.
+
+values = compute_all(graph, skeleton, (3, 64, 64))
+"""
+
+import copy
+
+import torch
+from torch import fx, nn
+
+
+def compute_all(graph, root, shape):
+    """{node: what it gives} for two images of this shape, on the meta device. root: the module that
+    has the layers. An error has the node where it arose as its attribute `node`."""
+    dtype = next((parameter.dtype for parameter in root.parameters()), torch.float32)
+    images = torch.empty(2, *shape, device="meta", dtype=dtype)
+    values = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            values[node] = images
+            continue
+        try:
+            values[node] = compute(node, root, values.__getitem__)
+        except Exception as error:
+            error.node = node
+            raise
+    return values
+
+
+def compute(node, root, look, module=None):
+    """What a node gives. look: gives that of each node before it. module: in place of its own."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), look)
+    if node.op == "call_module":
+        module = module or root.get_submodule(node.target)
+        if isinstance(module, nn.BatchNorm2d) and args[0].is_meta:
+            return args[0]  # whose shape torch takes long to work out
+        return module(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], node.target)(*args[1:], **kwargs)
+    if node.op == "get_attr":
+        owner, _, name = node.target.rpartition(".")
+        return getattr(root.get_submodule(owner), name)
+    return node.target(*args, **kwargs) if node.op == "call_function" else args[0]
+
+
+# --------------------------------------------------------------------------- vectors of numbers
+
+
+def along(numbers, dim):
+    """The vector of a tensor's values along `dim`; None where they vary along others."""
+    others = [other for other in range(numbers.dim()) if other != dim]
+    first = [0] * numbers.dim()
+    first[dim] = slice(None)
+    vector = numbers[tuple(first)]
+    if all(numbers.shape[other] == 1 or numbers.stride(other) == 0 for other in others):
+        return vector
+    return vector if torch.equal(spread(vector, numbers.shape, dim), numbers) else None
+
+
+def varies(numbers):
+    """(dimension, vector) where a tensor's values vary along one dimension only; the first beside
+    the batch where they are all equal, None where they vary along several."""
+    for dim in (1, *range(numbers.dim() - 1, 1, -1), 0):
+        if dim < numbers.dim():
+            vector = along(numbers, dim)
+            if vector is not None:
+                return dim, vector
+    return None
+
+
+def spread(vector, shape, dim):
+    """A vector along one dimension of a larger shape, without memory."""
+    sizes = [1] * len(shape)
+    sizes[dim] = -1
+    return vector.view(sizes).expand(shape)
+
+
+# -------------------------------------------------------------- does it keep channels apart?
+
+
+def as_real(module):
+    """A copy of a skeleton's module on the CPU, with positive random values."""
+    module = copy.deepcopy(module).float().to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            tensor.data.uniform_(0.5, 1.5, generator=generator)
+        else:
+            tensor.data.zero_()
+    return module
+
+
+def keeps_apart(operation, shape, dim):
+    """The dimension of the result that channels, `dim` of the argument, go to, where no channel of
+    the result depends on another channel of the argument; else None.
+
+    Half of the channels are changed, and the others must stay; log2(channels) such halves, both
+    ways round, tell every two channels apart.
+    """
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(shape, generator=generator) * 2
+    other = torch.randn(shape, generator=generator) * 2
+    count, index = shape[dim], torch.arange(shape[dim])
+    operation = torch.no_grad()(operation)
+    result = operation(before.clone())
+    if not isinstance(result, torch.Tensor):
+        return None
+    dims = [
+        candidate
+        for candidate in (dim, *range(1, result.dim()))
+        if candidate < result.dim() and result.shape[candidate] == count
+    ]
+    for bit in range((count - 1).bit_length()):
+        for side in (0, 1):
+            changed = (index >> bit) & 1 == side
+            mixed = torch.where(spread(changed, shape, dim), other, before)
+            same = (operation(mixed) == result) | result.isnan()
+            dims = [each for each in dims if same.transpose(0, each)[~changed].all()]
+    return dims[0] if dims else None
