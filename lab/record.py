@@ -89,17 +89,17 @@ class Pruning(_Percents, total=False):
 class _GroupSize(TypedDict):
     """What --group_check found of groups of one size: see lab.groups.check_groups."""
 
-    size: int
+    size: int  # filters in a group
     n: int  # groups
     change: float  # mean absolute change of the loss
-    rank_scores: float | None
+    rank_scores: float | None  # Spearman's; within a layer the mean over the layers
     rank_changes: float | None
-    error_scores: float  # relative
+    error_scores: float  # median of |estimate - change| / |change|
     error_changes: float
 
 
 class GroupSize(_GroupSize, total=False):
-    gap_scores: float  # absolute errors; older files have none
+    gap_scores: float  # median of |estimate - change|; older files have none
     gap_changes: float
 
 
