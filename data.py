@@ -186,6 +186,40 @@ def stored_size(size, augment):
     return round(size * CUT) if augment == "crop" else size
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """How the images of a data set are read, and become what a network gets.
+
+    image_size: pixels, height and width. normalize: a name of NORMALIZATIONS, or its six numbers,
+    which it becomes. white: see common.images.Images. augment: how training images are varied, a
+    key of AUGMENTS. flip: whether they are mirrored, too, where the data set allows it.
+    test_percent: how much of each class becomes the test images of a folder that has none.
+    skip_bad_images: leave out image files that cannot be read, instead of raising. memory: bytes
+    that the images of a folder may take there, see `common.cache.room`.
+    """
+
+    image_size: int = 32
+    normalize: str | tuple = HALF
+    white: dict | None = None
+    augment: str = "shift"
+    flip: bool = True
+    test_percent: int = 0
+    skip_bad_images: bool = False
+    memory: float | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "normalize", normalization_of(self.normalize))
+
+    @property
+    def stored_size(self):
+        return stored_size(self.image_size, self.augment)
+
+    @property
+    def of_batches(self):
+        """The fields of an ImageData that batches are made by."""
+        return {"normalize": self.normalize, "augment": self.augment, "size": self.image_size}
+
+
 # --------------------------------------------------------------------------------------- sources
 
 
@@ -196,47 +230,34 @@ def folder_of(data_path):
     return named[name] if name in named else os.path.basename(os.path.realpath(data_path)) or "root"
 
 
-def load_data(
-    data_path,
-    image_size=32,
-    skip_bad_images=False,
-    test_percent=0,
-    normalize=HALF,
-    white=None,
-    augment="shift",
-    flip=True,
-    memory=None,
-):
+def load_data(data_path, image_size=32, **settings):
     """Read a data set: "CIFAR100", "CIFAR10", "digits", or a folder of image folders.
 
     A folder has `train/`, and `test/` or `val/` or both, each with one folder of images per class;
     see common/folders.py. Where both are there, `val/` has the validation images. All images become
-    RGB of image_size x image_size.
-    skip_bad_images: leave out image files that cannot be read, instead of raising.
-    test_percent: how much of each class becomes the test images of a folder that has none.
-    normalize: a name of NORMALIZATIONS, or its six numbers. white: see common.images.Images.
-    augment: how training images are varied, a key of AUGMENTS. flip: whether they are mirrored,
-    too, where the data set allows it. memory: bytes that the images of a folder may take there, see
-    `common.cache.room`. Raises InputError that says what is missing.
+    RGB of image_size x image_size. settings: further fields of a Preparation, by their names, as in
+    `test_percent=20`. Returns an ImageData. Raises InputError that says what is missing.
     """
-    settled = {"normalize": normalization_of(normalize), "augment": augment, "size": image_size}
-    stored = stored_size(image_size, augment)
+    return load_prepared(data_path, Preparation(image_size, **settings))
+
+
+def load_prepared(data_path, preparation):
+    """The same with a Preparation."""
     if (name := str(data_path).lower()) in NAMED:  # a folder of that name is ./CIFAR100
-        _require_own_test(data_path, test_percent)
-        source = NAMED[name](stored)
+        _require_own_test(data_path, preparation.test_percent)
+        source = NAMED[name](preparation.stored_size)
         return ImageData(
             source.name,
             source.classes,
             Split(*source.train),
             Split(*source.test),
-            flip=flip and source.flip,
-            **settled,
+            flip=preparation.flip and source.flip,
+            **preparation.of_batches,
         )
     root = _folder_at(data_path)
-    found = find_parts(root, test_percent)
-    classes = _common_classes(root, found.parts, test_percent)
-    images = _read_folder(root, found, classes, stored, skip_bad_images, white, memory)
-    return replace(images, flip=flip, **settled)
+    found = find_parts(root, preparation.test_percent)
+    classes = _common_classes(root, found.parts, preparation.test_percent)
+    return _read_folder(root, found, classes, preparation)
 
 
 def count_images(data_path, test_percent=0, val_percent=0):
@@ -276,22 +297,13 @@ def normalization_of(value):
     return NORMALIZATIONS[value] if isinstance(value, str) else tuple(value)
 
 
-def load_test(
-    data_path,
-    classes=None,
-    image_size=32,
-    skip_bad_images=False,
-    normalize=HALF,
-    white=None,
-    augment="shift",
-):
+def load_test(data_path, preparation, classes=None):
     """The test images of a data set: an ImageData without training images. A folder may have test
-    images alone. classes: those of a network, of which some may be missing; by default those that
-    there are. Raises InputError."""
+    images alone, of which none are split off. preparation: a Preparation. classes: those of a
+    network, of which some may be missing; by default those that there are. Raises InputError."""
     if str(data_path).lower() in NAMED:
-        return replace(
-            load_data(data_path, image_size, normalize=normalize, augment=augment), train=None
-        )
+        whole = load_prepared(data_path, replace(preparation, test_percent=0))
+        return replace(whole, train=None)
     root = _folder_at(data_path)
     found = find_test(root, classes)
     classes = tuple(map(composed, classes or sorted(found.parts["test"])))
@@ -306,10 +318,7 @@ def load_test(
             f"Note: {root} has no test images of "
             f"{counted(len(missing), 'class', 'classes')}: {shortened(missing)}"
         )
-    images = _read_folder(
-        root, found, classes, stored_size(image_size, augment), skip_bad_images, white
-    )
-    return replace(images, normalize=normalization_of(normalize), augment=augment, size=image_size)
+    return _read_folder(root, found, classes, preparation)
 
 
 def _folder_at(data_path):
@@ -324,22 +333,21 @@ def _folder_at(data_path):
     )
 
 
-def _read_folder(root, found, classes, size, skip_bad_images, white, memory=None):
-    paths = {
-        part: [path for name in classes for path in files.get(name, ())]
-        for part, files in found.parts.items()
-    }
-    read = read_or_recall(root, paths, size, white, memory)
+def _read_folder(root, found, classes, preparation):
+    paths = {part: _by_class(files, classes) for part, files in found.parts.items()}
+    read = read_or_recall(
+        root, paths, preparation.stored_size, preparation.white, preparation.memory
+    )
     notes, splits = [*found.notes, *describe(read)], {}
     for part, files in found.parts.items():
-        labels = torch.tensor(
-            [k for k, name in enumerate(classes) for _ in files.get(name, ())], dtype=torch.long
-        )
+        counts = torch.tensor([len(files.get(name, ())) for name in classes])
+        labels = torch.arange(len(classes)).repeat_interleave(counts)
         good = torch.tensor([path not in read.unreadable for path in paths[part]], dtype=torch.bool)
         pixels = read.parts[part]
         splits[part] = Split(pixels[good] if read.unreadable else pixels, labels[good])
     if read.unreadable:
-        notes += _left_out(root, read.unreadable, sum(map(len, paths.values())), skip_bad_images)
+        total = sum(map(len, paths.values()))
+        notes += _left_out(root, read.unreadable, total, preparation.skip_bad_images)
         _require_images(root, splits, classes, found.parts)
     return ImageData(
         folder_of(root.resolve()),
@@ -347,9 +355,16 @@ def _read_folder(root, found, classes, size, skip_bad_images, white, memory=None
         splits.get("train"),
         splits["test"],
         validation=splits.get("validation"),
+        flip=preparation.flip,
         white=read.white,
         notes=tuple(notes),
+        **preparation.of_batches,
     )
+
+
+def _by_class(files, classes):
+    """The paths in {class: paths}, one class after the other."""
+    return list(chain.from_iterable(files.get(name, ()) for name in classes))
 
 
 def _common_classes(root, parts, test_percent=0):
@@ -357,18 +372,17 @@ def _common_classes(root, parts, test_percent=0):
     of the training images, may lack some. Raises InputError where they differ."""
     train = parts["train"]
     for part, files in parts.items():
-        differing = (
-            sorted(set(train) ^ set(files))
-            if part != "validation"
-            else sorted(set(files) - set(train))
-        )
-        if differing:
+        differing = set(files) - set(train)
+        if part != "validation":
+            differing |= set(train) - set(files)
+        if differing := sorted(differing):
             where = "train" if differing[0] in train else part
             raise InputError(
                 f"{root}: class {differing[0]!r} is only in {where} "
                 f"({len(differing)} such classes); both must have the same classes"
             )
-    for part in ("train",) if test_percent else ("train", "test"):
+    filled = ("train",) if test_percent else ("train", "test")
+    for part in filled:
         for name in sorted(train):
             _require_image(root, name, part, len(parts[part][name]))
     return tuple(sorted(train))

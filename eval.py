@@ -29,7 +29,7 @@ from lab.record import GROUPS_IN
 
 # Loaded by what uses them, after the flags have been read.
 data, models, torch, train = map(lazy, ("data", "models", "torch", "train"))
-checkpoint, classes, exports, groups, measure, networks, predict, reader, report, tables = map(
+checkpoint, classes, exports, groups, measure, networks = map(
     lazy,
     (
         "lab.checkpoint",
@@ -38,11 +38,10 @@ checkpoint, classes, exports, groups, measure, networks, predict, reader, report
         "lab.groups",
         "lab.measure",
         "lab.networks",
-        "lab.predict",
-        "lab.reader",
-        "lab.report",
-        "lab.tables",
     ),
+)
+predict, reader, report, splits, tables = map(
+    lazy, ("lab.predict", "lab.reader", "lab.report", "lab.splits", "lab.tables")
 )
 
 ASKS = "asks"  # mark of a flag that asks for something to be measured or written
@@ -249,9 +248,12 @@ def make_parser():
 
 
 def main(argv=None):
-    return run_command(
-        "eval.py", lambda: run(make_parser().parse_args(sys.argv[1:] if argv is None else argv))
-    )
+    argv = sys.argv[1:] if argv is None else argv
+
+    def body():
+        run(make_parser().parse_args(argv))
+
+    return run_command("eval.py", body)
 
 
 def run(args):
@@ -363,25 +365,17 @@ def settle(args, record):
 
 def load_images(args, model, record):
     """The images that the network is measured on. Raises InputError."""
-    path, size, normalize = args.data_path or record.data_path, record.image_size, record.normalize
-    count, augment = model.origin.num_classes, record.flag("augment")
+    path = args.data_path or record.data_path
     if not path:
         raise InputError(
             f"{args.model_path} does not say what it was trained on; --data_path must "
-            f"name images of its {count} classes"
+            f"name images of its {model.origin.num_classes} classes"
         )
-    skip = args.skip_bad_images or bool(record.flag("skip_bad_images"))
+    preparation = splits.preparation_of(record, args.skip_bad_images)
     try:
-        images = split_as_trained(record, path, skip)
-        if images is None and (args.train_acc or args.group_check):
-            images = data.load_data(
-                path, size, skip, 0, normalize, record.white, augment, record.flag("flip")
-            )
-            images = trained_on(record, images) or images
-        if images is None:
-            images = data.load_test(
-                path, record.classes, size, skip, normalize, record.white, augment
-            )
+        images = splits.load_for(
+            record, path, preparation, training=args.train_acc or args.group_check
+        )
     except InputError as error:
         if args.data_path:
             raise
@@ -390,47 +384,6 @@ def load_images(args, model, record):
         ) from error
     order = checkpoint.check_data(args.model_path, model, record, images)
     return replace(images, notes=(*images.notes, *order))
-
-
-def split_as_trained(record, path, skip):
-    """The images of a data set that --test_percent split; None of other data sets."""
-    share = record.flag("test_percent")
-    if not share:
-        return None
-    try:
-        images = data.load_data(
-            path,
-            record.image_size,
-            skip,
-            share,
-            record.normalize,
-            record.white,
-            record.flag("augment"),
-            record.flag("flip"),
-        )
-    except InputError:  # such as that it has test images
-        return None
-    if known := trained_on(record, images):
-        return known
-    if images.name != record.data:
-        return None
-    return replace(
-        images,
-        notes=(
-            *images.notes,
-            f"Note: {path} has changed since the training, so "
-            "that some of the test images may have been trained on",
-        ),
-    )
-
-
-def trained_on(record, images):
-    """`images` without those that the training held out, or None where it had others."""
-    try:
-        known = images.hold_out(record.flag("val_percent"), record.flag("seed"))
-    except InputError:  # such as that they have validation images
-        return None
-    return replace(known, notes=images.notes) if known.fingerprint == record.fingerprint else None
 
 
 def introduce(args, model, record, size):

@@ -174,19 +174,14 @@ def train_network(job, phase, number=0):
         job.data,
         job.recipe(phase),
         key=key,
-        batch_size=flags.batch_size,
-        optimizer=flags.optimizer,
+        settings=flags.training_settings,
         penalty=penalty,
-        label=name,
-        amp=flags.amp,
-        compiled=flags.compile,
-        ticket=ticket,
-        keep=job.keep,
-        class_weights=job.data.balanced_weights() if flags.class_weights else None,
         teacher=job.state.teacher if job.learns_answers(phase) else None,
-        distill=flags.distill,
-        choose=flags.choose,
+        class_weights=job.data.balanced_weights() if flags.class_weights else None,
+        ticket=ticket,
         training=training,
+        label=name,
+        keep=job.keep,
         report=job.tell_epoch(name, phase, number),
     )
     print(f"  {chosen_text(training, flags.eb_epsilon if ticket else None)}")
@@ -265,12 +260,14 @@ def fresh_network(job, like=None):
     has."""
     flags = job.flags
     torch.manual_seed(seed_of(flags.seed, "initialisation"))
-    classes, lines = job.data.classes, []
+    classes, lines, begun = job.data.classes, [], job.take_weights()
+    if begun:
+        begun = weights.with_network(begun, flags.model)
     if like:
         network = networks.fresh_like(like, len(classes))
     else:
         network, lines = weights.network_like(
-            job.init_file, flags.model, len(classes), flags.width, job.data.image_size
+            begun, flags.model, len(classes), flags.width, job.data.image_size
         )
     print_notes(
         [
@@ -279,11 +276,9 @@ def fresh_network(job, like=None):
             *lines,
         ]
     )
-    if flags.init:
+    if begun:
         print_notes(
-            weights.initialise(
-                network, job.init_file, classes, job.data.normalize, flags.classifier
-            )
+            weights.initialise(network, begun, classes, job.data.normalize, flags.classifier)
         )
     return network.to(job.device)
 
@@ -449,7 +444,7 @@ def described(flags):
     if flags.init == weights.DEFAULT:
         networks.default_weights(flags.model)  # which a run would download
     else:
-        jobs.check_init(flags)
+        weights.read_init(flags)
     return {
         "flags": asdict(flags),
         "images": images,

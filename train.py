@@ -8,7 +8,7 @@ trained.best["top1"], degree_of_orthogonality(model)
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -24,7 +24,8 @@ from common.processes import processes, shared, sum_over_processes
 from common.seeds import seed_of
 from common.signals import uninterrupted
 from common.terminal import progress
-from config import MOMENTUM
+from config import MOMENTUM, Recipe
+from data import ImageData
 from pruner import mask_distance
 
 # ------------------------------------------------------------------------------ orthonormality
@@ -125,11 +126,7 @@ def reestimate(model, batches):
     there are no images for them. (Li et al. 2020, arXiv 2007.02491, EagleEye, "adaptive
     BatchNorm".)
     """
-    norms = [
-        norm
-        for norm in model.modules()
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
-    ]
+    norms = [module for module in model.modules() if _has_statistics(module)]
     if not norms:
         return 0
     momenta, count = [norm.momentum for norm in norms], 0
@@ -144,10 +141,17 @@ def reestimate(model, batches):
         finally:
             for norm, momentum in zip(norms, momenta):
                 norm.momentum = momentum
-        statistics = [each for norm in norms for each in (norm.running_mean, norm.running_var)]
+        statistics = []
+        for norm in norms:
+            statistics += [norm.running_mean, norm.running_var]
         if not _average(statistics, count):
             raise ValueError("there are no images to re-estimate statistics on")
     return len(norms)
+
+
+def _has_statistics(module):
+    is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return is_norm and module.running_mean is not None
 
 
 def _average(statistics, weight):
@@ -187,26 +191,46 @@ class Distillation:
         return (1 - self.share) * loss + self.share * self.temperature**2 * apart
 
 
-def train_epoch(
-    model,
-    batches,
-    optimizer,
-    penalty=None,
-    label="train",
-    sums=None,
-    forward=None,
-    scaler=None,
-    criterion=F.cross_entropy,
-    rate=None,
-    distillation=None,
-):
+@dataclass(frozen=True)
+class TrainingStep:
+    """What a step of training needs beside its images.
+
+    forward: images -> logits, the network itself or `autocast` of it. criterion: gives the mean
+    loss of (logits, labels). penalty: a callable without arguments, which is added to the loss.
+    distillation: a Distillation, through which the loss goes. scaler: for float16.
+    """
+
+    forward: Callable
+    optimizer: torch.optim.Optimizer
+    criterion: Callable = F.cross_entropy
+    penalty: Callable | None = None
+    distillation: Distillation | None = None
+    scaler: torch.amp.GradScaler = field(
+        default_factory=partial(torch.amp.GradScaler, enabled=False)
+    )
+
+    def take(self, images, labels, weight=None):
+        """Change the weights once. weight: a factor for the loss, without the penalty. Returns
+        (loss, penalty, logits), on the images' device; the loss is that without the factor."""
+        logits = self.forward(images)
+        loss = self.criterion(logits, labels)
+        if self.distillation:
+            loss = self.distillation(loss, logits, images)
+        weighted = loss if weight is None else loss * weight
+        extra = self.penalty() if self.penalty else torch.zeros((), device=loss.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(weighted + extra).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss, extra, logits
+
+
+def train_epoch(model, batches, step, *, rate=None, label="train", sums=None):
     """Train once over `batches`: {"loss", "top1", "penalty"}, means over the images, in train mode.
 
-    "loss" is the `criterion`, the mean loss of (logits, labels); `penalty`, a callable without
-    arguments, is added to it. rate: a function of the share of the epoch that is done, which gives
-    the learning rate; by default the optimizer's own. distillation: a Distillation, through which
-    the loss goes.
-    forward: how logits are computed, see `autocast`; scaler: a GradScaler, for float16.
+    step: a TrainingStep of `model`; "loss" is its criterion, after distillation, and "penalty" is
+    there where it has one. rate: a function of the share of the epoch that is done, which gives the
+    learning rate; by default the optimizer's own.
     sums: an `epoch_sums` that says how far the epoch has come, and is kept up to date; a signal
     stops it between two batches. Raises Diverged, within the epoch, where the loss is not finite.
     With several processes, each trains on its share of every batch and normalises by that share's
@@ -215,24 +239,15 @@ def train_epoch(
     model.train()
     device = next(model.parameters()).device
     sums, shown = sums if sums is not None else epoch_sums(), 0.0
-    forward, scaler = forward or model, scaler or torch.amp.GradScaler(enabled=False)
     for name in ("loss", "penalty", "hits"):  # read rarely: reading waits for the device
         sums[name] = torch.as_tensor(sums[name], dtype=torch.float32, device=device)
     bar = progress(batches, label, start=sums["batches"])
     for images, labels in bar:
         with uninterrupted():
-            for group in optimizer.param_groups if rate else ():
-                group["lr"] = rate((sums["batches"] + 0.5) / len(batches))
-            logits = forward(images)
-            loss = criterion(logits, labels)
-            if distillation:
-                loss = distillation(loss, logits, images)
-            part = loss * batches.weight(sums["batches"]) if processes()[1] > 1 else loss
-            extra = penalty() if penalty else torch.zeros((), device=device)
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(part + extra).backward()
-            scaler.step(optimizer)
-            scaler.update()
+            if rate:
+                _set_rate(step.optimizer, rate((sums["batches"] + 0.5) / len(batches)))
+            weight = batches.weight(sums["batches"]) if processes()[1] > 1 else None
+            loss, extra, logits = step.take(images, labels, weight)
             with torch.no_grad():
                 sums["loss"] += loss * len(labels)
                 sums["penalty"] += extra * len(labels)
@@ -254,7 +269,12 @@ def train_epoch(
     _average_running_statistics(model)
     loss, extra, hits, count = total.tolist()
     figures = {"loss": loss / count, "top1": 100 * hits / count}
-    return {**figures, "penalty": extra / count} if penalty else figures
+    return {**figures, "penalty": extra / count} if step.penalty else figures
+
+
+def _set_rate(optimizer, rate):
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def _average_running_statistics(model):
@@ -321,41 +341,59 @@ class EarlyBird:
         return len(distances) == self.older and max(distances) <= self.epsilon
 
 
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How all trainings of a run are done, whatever their recipes say.
+
+    batch_size: images in a step. optimizer: "sgd", or "adam", which takes the rates `adam_lr` of a
+    recipe. amp, compiled: as in `autocast`; penalty and accuracy are float32. choose: the epoch
+    whose weights are taken: "best", or "last", whatever its accuracy. distill: where there is a
+    teacher, the share of the loss that its answers make, see `Distillation`. Raises ValueError.
+    """
+
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    amp: str | bool = False
+    compiled: bool = False
+    choose: str = "best"
+    distill: float = 0.5
+
+    def __post_init__(self):
+        for name, known in (("optimizer", ("sgd", "adam")), ("choose", ("best", "last"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, none of {', '.join(known)}")
+
+
 def fit(
     model,
     data,
     recipe,
     *,
     key,
-    batch_size=128,
-    optimizer="sgd",
+    settings=None,
     penalty=None,
-    label="train",
-    amp=False,
-    compiled=False,
+    teacher=None,
+    class_weights=None,
     ticket=None,
     training=None,
+    label="train",
     keep=None,
     report=None,
-    class_weights=None,
-    teacher=None,
-    distill=0.5,
-    choose="best",
+    **changes,
 ):
     """Train `model` in place by `recipe` and leave it with the weights of its best epoch, or of the
     one whose ticket is drawn.
 
     data: an ImageData on the model's device. recipe: a config.Recipe. key: what the order of the
-    images is drawn from, together with the epoch. penalty: as in `train_epoch`. amp, compiled: as
-    in `autocast`; penalty and accuracy are float32. ticket: an EarlyBird. class_weights: a tensor
-    of factors for the loss of each class's images, on the model's device. teacher: a network whose
-    answers are learnt, too; distill: the share of the loss that this makes, see `Distillation`.
-    choose: "last" takes the weights of the last epoch, whatever their accuracy.
-    training: one under way, to go on with; `model` has the weights that belong to it.
+    images is drawn from, together with the epoch. settings: a TrainingSettings; changes: those of
+    its fields that differ from it, or from its defaults, by their names, as in `batch_size=64`.
+    penalty: as in `TrainingStep`. teacher: a network whose answers are learnt, too. class_weights:
+    a tensor of factors for the loss of each class's images, on the model's device. ticket: an
+    EarlyBird. training: one under way, to go on with; `model` has the weights that belong to it.
     keep: called after every epoch, and when KeyboardInterrupt ends it; who keeps `training` and the
     model's weights then can go on with them later, and ends with the same bits.
     report: called after every epoch with the history and the number of epochs to come in all; by
-    default it prints a line.
+    default it prints a line, in which the training is called `label`.
     The best epoch is the one with the highest top-1 accuracy on the validation images, or the test
     images where there are none, of equals the latest. With validation images the test images are
     looked at once, after the training. Returns the Training. Raises Diverged.
@@ -364,30 +402,58 @@ def fit(
     def print_line(history, epochs):
         print(epoch_line(label, history, epochs, ticket.epsilon if ticket else None), flush=True)
 
+    settings = replace(settings or TrainingSettings(), **changes)
+    distillation = None
+    if teacher is not None:
+        distillation = Distillation(teacher, settings.distill, recipe.temperature, settings.amp)
     loop = _Loop(
-        model,
-        data,
-        recipe,
-        optimizer,
-        key,
-        batch_size,
-        penalty,
-        label,
-        ticket,
-        training or Training(),
-        keep or (lambda: None),
-        report or print_line,
-        criterion_of(recipe.label_smoothing, class_weights),
-        teacher and Distillation(teacher, distill, recipe.temperature, amp),
-        choose,
+        model=model,
+        data=data,
+        recipe=recipe,
+        settings=settings,
+        step=_step_of(
+            model,
+            recipe,
+            settings,
+            criterion=criterion_of(recipe.label_smoothing, class_weights),
+            penalty=penalty,
+            distillation=distillation,
+        ),
+        key=key,
+        label=label,
+        ticket=ticket,
+        training=training or Training(),
+        keep=keep or _keep_nothing,
+        report=report or print_line,
     )
-    loop.begin(amp, compiled)
+    loop.begin()
     for epoch in range(len(loop.training.history) + 1, loop.epochs + 1):
         if loop.has_ticket():
             break
         loop.run_epoch(epoch)
     loop.end()
     return loop.training
+
+
+def _keep_nothing():
+    pass
+
+
+def _step_of(model, recipe, settings, **loss):
+    """The TrainingStep of a training that begins. loss: its criterion, penalty and distillation."""
+    device = next(model.parameters()).device.type
+    options = {"weight_decay": recipe.weight_decay, "fused": fused(device, settings.amp)}
+    if settings.optimizer == "adam":
+        optimizer = torch.optim.Adam(model.parameters(), **options)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=MOMENTUM, **options)
+    unused = unused_parameters(model) if processes()[1] > 1 else ()
+    return TrainingStep(
+        forward=autocast(model, settings.amp, settings.compiled, unused),
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(device, enabled=settings.amp == "float16"),
+        **loss,
+    )
 
 
 def epoch_line(label, history, epochs, epsilon=None):
@@ -417,8 +483,12 @@ def criterion_of(label_smoothing=0, class_weights=None):
         return partial(F.cross_entropy, label_smoothing=label_smoothing)
     # Not `weight=`: that weighs the smoothed part of a label by the classes it names, and so draws
     # all images towards the rare ones.
-    each = partial(F.cross_entropy, label_smoothing=label_smoothing, reduction="none")
-    return lambda logits, labels: (each(logits, labels) * class_weights[labels]).mean()
+    loss_of_each = partial(F.cross_entropy, label_smoothing=label_smoothing, reduction="none")
+
+    def weighted(logits, labels):
+        return (loss_of_each(logits, labels) * class_weights[labels]).mean()
+
+    return weighted
 
 
 def fused(device, amp):
@@ -428,44 +498,34 @@ def fused(device, amp):
     return True if device == "cuda" and amp != "float16" else None
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Loop:
-    """The state of one call of `fit`."""
+    """One call of `fit`."""
 
     model: nn.Module
-    data: object
-    recipe: object
-    algorithm: str
+    data: ImageData
+    recipe: Recipe
+    settings: TrainingSettings
+    step: TrainingStep
     key: tuple
-    batch_size: int
-    penalty: Callable
     label: str
-    ticket: EarlyBird
+    ticket: EarlyBird | None
     training: Training
     keep: Callable
     report: Callable
-    criterion: Callable
-    distillation: Distillation | None
-    choose: str
 
-    def begin(self, amp, compiled):
-        device = next(self.model.parameters()).device.type
-        options = {"weight_decay": self.recipe.weight_decay, "fused": fused(device, amp)}
-        self.rate = partial(self.recipe.rate, optimizer=self.algorithm)
-        self.epochs = sum(self.recipe.epochs)
-        if self.algorithm == "adam":
-            self.optimizer = torch.optim.Adam(self.model.parameters(), **options)
-        else:
-            self.optimizer = torch.optim.SGD(
-                self.model.parameters(), lr=1.0, momentum=MOMENTUM, **options
-            )
-        unused = unused_parameters(self.model) if processes()[1] > 1 else ()
-        self.forward = autocast(self.model, amp, compiled, unused)
-        self.scaler = torch.amp.GradScaler(device, enabled=amp == "float16")
+    @property
+    def epochs(self):
+        return sum(self.recipe.epochs)
+
+    def rate(self, epoch):
+        return self.recipe.rate(epoch, self.settings.optimizer)
+
+    def begin(self):
         if self.training.optimizer:
-            self.optimizer.load_state_dict(self.training.optimizer)
+            self.step.optimizer.load_state_dict(self.training.optimizer)
         if self.training.scaler:
-            self.scaler.load_state_dict(self.training.scaler)
+            self.step.scaler.load_state_dict(self.training.scaler)
         if not self.epochs:
             self.training.last = self.training.best = {
                 "epoch": 0,
@@ -510,38 +570,37 @@ class _Loop:
             if self.ticket:
                 row |= self._compare(mask, masking)
             training.history.append(row)
-            training.optimizer = self.optimizer.state_dict()
-            training.scaler, training.sums = self.scaler.state_dict(), None
+            training.optimizer = self.step.optimizer.state_dict()
+            training.scaler, training.sums = self.step.scaler.state_dict(), None
             self.report(training.history, self.epochs)
             self.keep()
 
     def _train(self, epoch):
-        batches = self.data.train_batches(self.batch_size, key=(*self.key, epoch))
+        batches = self.data.train_batches(self.settings.batch_size, key=(*self.key, epoch))
         number, count = processes()
         if count > 1:
             batches = batches.share(number, count)
         if not self.training.sums["batches"]:  # what dropout draws from, in each process another
             torch.manual_seed(seed_of(*self.key, epoch, "noise", number))
+
+        def rate(done):
+            return self.rate(epoch - 1 + done)
+
         return train_epoch(
             self.model,
             batches,
-            self.optimizer,
-            self.penalty,
-            f"{self.label} {epoch}/{self.epochs}",
-            self.training.sums,
-            self.forward,
-            self.scaler,
-            self.criterion,
-            lambda done: self.rate(epoch - 1 + done),
-            self.distillation,
+            self.step,
+            rate=rate,
+            label=f"{self.label} {epoch}/{self.epochs}",
+            sums=self.training.sums,
         )
 
     def _keep_unfinished(self, began):
         training = self.training
         with uninterrupted():
             training.sums["seconds"] += time.monotonic() - began
-            training.optimizer = self.optimizer.state_dict()
-            training.scaler = self.scaler.state_dict()
+            training.optimizer = self.step.optimizer.state_dict()
+            training.scaler = self.step.scaler.state_dict()
             if all(v.isfinite().all() for v in self.model.state_dict().values()):
                 self.keep()  # else the last epoch's weights stay the kept ones
 
@@ -552,7 +611,7 @@ class _Loop:
     def _choose(self, figures):
         training = self.training
         training.last = figures
-        if self.choose == "last":
+        if self.settings.choose == "last":
             training.best = figures
         elif training.best is None or figures["top1"] >= training.best["top1"]:
             training.best = figures
@@ -569,7 +628,7 @@ class _Loop:
         """Take the weights of the best epoch, and test what was chosen on validation images."""
         training, best = self.training, self.training.best
         training.last = self._tested(training.last)
-        training.chosen_on = "last" if self.choose == "last" else self.data.chosen_on
+        training.chosen_on = "last" if self.settings.choose == "last" else self.data.chosen_on
         if self.has_ticket():
             best, training.chosen_on = training.last, "ticket"
         if best["epoch"] == training.last["epoch"]:

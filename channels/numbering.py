@@ -217,8 +217,8 @@ class _Numbering:
             tied = _numbers_of_each_channel(traits.numbers, len(self.kinds))
             if tied is not None:
                 smallest = tied.amin(1)
-                pairs = torch.stack((smallest[:, None].expand_as(tied), tied)).flatten(1)
-                self._together(*pairs.unique(dim=1))
+                pairs = (smallest[:, None] * len(self.kinds) + tied).unique()
+                self._together(pairs // len(self.kinds), pairs % len(self.kinds))
                 numbers = spread(smallest, traits.value.shape, 1)
                 give(node, numbers=numbers, channels=(1, smallest))
         return traits_of(node).channels

@@ -94,8 +94,12 @@ def load_checkpoint(path, model=None):
 
 def open_checkpoint(path, model=None):
     """The same, and lines on what of the file is taken, and what is left in it."""
-    found = read_weights(path)
-    content = {**found.entries, "net": found.state}
+    return network_of(read_weights(path), model)
+
+
+def network_of(weights, model=None):
+    """The same of Weights that have been read."""
+    path, content = weights.path, {**weights.entries, "net": weights.state}
     ours, left = {"model", "num_classes", "cfg"} <= content.keys(), []
     if "widths" in content:
         raise InputError(
@@ -118,7 +122,7 @@ def open_checkpoint(path, model=None):
         record = Record.read(entries | own)
         if record.flags is not None and record.normalize is None:  # before there was a choice
             record = replace(record, normalize=list(NORMALIZATIONS["half"]))
-        return network, record, [*found.lines, *left_lines(path, left)]
+        return network, record, [*weights.lines, *left_lines(path, left)]
     except NOT_AS_WRITTEN as error:
         raise InputError(f"{path} cannot be used: {error or 'it is damaged'}"[:400]) from error
 

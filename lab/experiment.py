@@ -37,7 +37,7 @@ from imp_estimator import ESTIMATORS, check_per_cost, has_penalty
 from lab import hints
 from lab.presets import check_preset, scaled
 
-networks = lazy("lab.networks")  # --help asks for the four alone
+data, train, networks = map(lazy, ("data", "train", "lab.networks"))  # not for --help
 
 # What a flag means to others than the training itself:
 RESUME_IGNORES = "resume ignores"  # runs that differ only in such flags are the same run
@@ -536,23 +536,29 @@ class Experiment:
         return {name: value for name, value in asdict(self).items() if name in DEFAULTS}
 
     @property
-    def images(self):
-        """The arguments of `data.load_data`."""
-        return {
-            **{
-                name: getattr(self, name)
-                for name in (
-                    "data_path",
-                    "image_size",
-                    "skip_bad_images",
-                    "test_percent",
-                    "normalize",
-                    "augment",
-                    "flip",
-                )
-            },
-            "memory": self.memory and self.memory * 1e9,
-        }
+    def preparation(self):
+        """A Preparation: how the images of this run become what the network gets."""
+        return data.Preparation(
+            image_size=self.image_size,
+            normalize=self.normalize,
+            augment=self.augment,
+            flip=self.flip,
+            test_percent=self.test_percent,
+            skip_bad_images=self.skip_bad_images,
+            memory=self.memory and self.memory * 1e9,
+        )
+
+    @property
+    def training_settings(self):
+        """A TrainingSettings: how all trainings of this run are done."""
+        return train.TrainingSettings(
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            amp=self.amp,
+            compiled=self.compile,
+            choose=self.choose,
+            distill=self.distill,
+        )
 
     def choice(self, image_size):
         """The arguments of `pruner.select_filters`, beside the percent."""

@@ -1,5 +1,6 @@
 """What a file of weights is, by its first bytes, whatever its name says."""
 
+import os
 import tarfile
 import zipfile
 from contextlib import suppress
@@ -57,36 +58,41 @@ MEMBERS = (
 )
 
 
-def kind_of(path):
-    """TORCH, OLD_TORCH or SAFETENSORS: as what the weights in a file are read. Raises InputError,
-    which says what another file is, and what to give instead."""
-    head = b""
-    if path.stat().st_size:  # a file of the system's may be empty, and reading it wait for ever
-        with open(path, "rb") as file:
-            head = file.read(512)
+def kind_of(file):
+    """TORCH, OLD_TORCH or SAFETENSORS: as what the weights in an open file are read. Raises
+    InputError, which says what another file is, and what to give instead."""
+    size, head = size_of(file), b""
+    if size:  # a file of the system's may be empty, and reading it wait for ever
+        file.seek(0)
+        head = file.read(512)
     if head.startswith(ZIP):
-        what = _what_zip(path)
+        what = _what_zip(file)
         if what is None:
             return TORCH
     elif head[:1] == b"\x80" and head[2:].startswith(OLD_MAGIC):
         return OLD_TORCH
-    elif _begins_as_safetensors(path, head):
+    elif _begins_as_safetensors(head, size):
         return SAFETENSORS
     else:
-        what = _what_else(path, head)
-    raise InputError(f"{path} is not a readable checkpoint: it {what}")
+        what = _what_else(file, head)
+    raise InputError(f"{file.name} is not a readable checkpoint: it {what}")
 
 
-def _begins_as_safetensors(path, head):
+def size_of(file):
+    """How many bytes an open file has."""
+    return os.fstat(file.fileno()).st_size
+
+
+def _begins_as_safetensors(head, size):
     """A number of 8 bytes says how much JSON follows."""
     length = int.from_bytes(head[:8], "little")
-    return head[8:9] == b"{" and 8 + length <= path.stat().st_size
+    return head[8:9] == b"{" and 8 + length <= size
 
 
-def _what_zip(path):
+def _what_zip(file):
     """What a zip archive is that is no checkpoint of PyTorch; None where it is one."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, UnicodeError):
         return "is damaged: copy or download it again"
@@ -98,11 +104,11 @@ def _what_zip(path):
     return f"is a zip archive ({shortened(names)}): {UNPACK}"
 
 
-def _what_else(path, head):
+def _what_else(file, head):
     if not head:
         return "is empty: copy or download it again"
     if head[257:262] == TAR:
-        return _what_tar(path)
+        return _what_tar(file)
     if head[8:9] == b"{" and head[6:8] == bytes(2):
         return "is a .safetensors file that is not whole: copy or download it again"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -126,8 +132,9 @@ def _what_else(path, head):
     )
 
 
-def _what_tar(path):
-    with suppress(tarfile.TarError), tarfile.open(path) as archive:
+def _what_tar(file):
+    file.seek(0)
+    with suppress(tarfile.TarError), tarfile.open(fileobj=file) as archive:
         if archive.next().name in ("storages", "tensors", "pickle"):
             return (
                 "is a tar file, as PyTorch wrote until 2017; if you trust it, load it in "

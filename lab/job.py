@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.device import environment, pick_device
 from common.errors import InputError
-from common.files import check_writable, digest_of, locked, to_json, write_atomically
+from common.files import check_writable, locked, to_json, write_atomically
 from common.processes import (
     as_first,
     first_alone,
@@ -20,7 +20,7 @@ from common.processes import (
 from common.signals import explained
 from common.terminal import counted, print_notes, printable
 from config import MOMENTUM, title_of
-from data import load_data
+from data import load_prepared
 from lab.checkpoint import checkpoint_bytes, load_checkpoint, record_in
 from lab.experiment import comparable, words_of
 from lab.measure import measured
@@ -31,7 +31,7 @@ from lab.reader import file_and_part
 from lab.record import FIELDS, JOBS, Record, read_result
 from lab.resume import State, damaged, read_resume_file, write_resume_file
 from lab.tables import accuracy_text, goal_text
-from lab.weights import initialise, network_like, weights_file
+from lab.weights import read_init
 from lab.writers import Console, Csv, TensorBoard
 from train import EarlyBird
 
@@ -67,11 +67,11 @@ class Job(Plan):
         if flags.tensorboard:
             self.writers.append(TensorBoard(self.recording.resume_file.with_suffix(".tensorboard")))
         with first_alone():  # it may have to download what the others find then
-            self.init_file = check_init(flags)
-            data = data or load_data(**flags.images)
+            self.weights = read_init(flags)
+            data = data or load_prepared(flags.data_path, flags.preparation)
         self.data = data.hold_out(flags.val_percent, flags.seed)
         self.writers.insert(0, Console(flags.eb_epsilon, self.data))
-        self.init = digest_of(file_and_part(self.init_file)[0]) if flags.init else None
+        self.init = self.weights and self.weights.digest
         self.code = code_of(flags.model)
         self._check()
         require_same("the command, the schedules or the images", self.identity)
@@ -92,12 +92,16 @@ class Job(Plan):
                 f"{len(data.train)} training images are less than two for each of "
                 f"the {processes()[1]} processes"
             )
-        if flags.init and Path(file_and_part(self.init_file)[0]).resolve() in [
-            path.resolve() for path in self.recording.outputs
-        ]:
+        replaced = [path.resolve() for path in self.recording.outputs]
+        if self.weights and Path(file_and_part(self.weights.path)[0]).resolve() in replaced:
             raise InputError(
                 f"--init={flags.init} would be replaced by this very run; copy it first"
             )
+
+    def take_weights(self):
+        """The Weights of --init, which are not kept: they may be as large as the network."""
+        weights, self.weights = self.weights, None
+        return weights
 
     @property
     def outputs(self):
@@ -191,6 +195,7 @@ class Job(Plan):
                 print_notes(notes)
                 self.data = self.data.to(self.device)
                 if self.kept:
+                    self.take_weights()
                     self._take_up()
                 self.drive(self)
             if is_first():
@@ -479,16 +484,6 @@ def check_classes(flags, count):
         raise InputError(
             f"--num_classes={flags.num_classes}, but {flags.data_path} has {count} classes"
         )
-
-
-def check_init(flags):
-    """The file of --init, or None. Raises InputError where it cannot be begun with."""
-    if not flags.init:
-        return None
-    path = weights_file(flags.init, flags.model)
-    network, _ = network_like(path, flags.model, 2, flags.width, flags.image_size)
-    initialise(network, path, ())
-    return path
 
 
 def same_place(one, other):

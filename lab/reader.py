@@ -6,15 +6,16 @@ import struct
 import warnings
 import zipfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from common.errors import InputError
+from common.files import short_digest
 from common.libraries import lazy, need
 from common.terminal import shortened
-from lab.formats import SAFETENSORS, TORCH, kind_of
+from lab.formats import SAFETENSORS, TORCH, kind_of, size_of
 from lab.pickles import ENDLESS, Count, Refused
 
 safetensors, safetensors_torch = lazy("safetensors"), lazy("safetensors.torch")  # optional
@@ -44,13 +45,18 @@ DEEPEST = 4  # dicts in dicts in which a state dict is looked for
 class Weights:
     """What a file holds of a network, whoever wrote it.
 
-    state: the state dict. entries: what stands beside it, where the file is a dict of several
-    things. lines: which of several state dicts it is, and how to have the others.
+    path: FILE, or FILE:PART. state: the state dict. entries: what stands beside it, where the file
+    is a dict of several things. lines: which of several state dicts it is, and how to have the
+    others. digest: a short text that tells the file's content from others, where it is asked for.
+    network: the one that they are the weights of, where it has been built; see `lab.weights`.
     """
 
+    path: str
     state: dict
-    entries: dict
-    lines: list
+    entries: dict = field(default_factory=dict)
+    lines: list = field(default_factory=list)
+    digest: str | None = None
+    network: torch.nn.Module | None = None
 
 
 def read_safely(path):
@@ -71,21 +77,23 @@ def file_and_part(path):
     return str(path), None
 
 
-def read_weights(path):
+def read_weights(path, digest=False):
     """The Weights in a file of others: its state dict, wherever it is, without counters.
 
     path: FILE, or FILE:PART, where PART says which state dict, by the keys that lead to it
-    (`model.ema`), or by what stands before the names in it (`student`). Raises InputError.
+    (`model.ema`), or by what stands before the names in it (`student`). digest: whether that of the
+    file is taken. The file is opened once. Raises InputError.
     """
     file, part = file_and_part(path)
-    content = read_content(file)
+    content, known = _read(file, digest)
     places = dict(_state_dicts(content))
     place = _usual(places)
     if part is not None:
         place, state = _named(places, place, part)
         if not state:
             raise InputError(f"{file} has no {shortened([part])}{_has(places, content)}")
-        return Weights(_without_counters(state), content if place == part else {}, [])
+        entries = content if place == part else {}
+        return Weights(path, _without_counters(state), entries, digest=known)
     if place is None:
         raise InputError(
             f"{path} holds no state dict, neither bare nor under "
@@ -99,7 +107,8 @@ def read_weights(path):
             f"takes the one under {others[0]}"
             + (f", and so do {shortened(others[1:])}" if others[1:] else "")
         ]
-    return Weights(_without_counters(places[place]), content if place else {}, lines)
+    state, entries = _without_counters(places[place]), content if place else {}
+    return Weights(path, state, entries, lines, known)
 
 
 def _named(places, usual, part):
@@ -128,21 +137,23 @@ def _state_dicts(content, place="", deepest=DEEPEST):
         return
     if any(isinstance(value, torch.Tensor) for value in content.values()):
         yield place, content
-    for key, value in content.items() if deepest else ():
+    if not deepest:
+        return
+    for key, value in content.items():
         yield from _state_dicts(value, f"{place}.{key}" if place else str(key), deepest - 1)
 
 
 def _usual(places):
     """The place of the state dict that is taken unless another one is named: the first of the usual
     ones; the file itself where there is none; None where there is neither."""
-    ranked = [
-        [WRAPPINGS.index(key) for key in place.split(".")]
-        for place in places
-        if place and set(place.split(".")) <= set(WRAPPINGS)
-    ]
-    if ranked:
-        return ".".join(WRAPPINGS[number] for number in min(ranked))
+    usual = [place for place in places if place and set(place.split(".")) <= set(WRAPPINGS)]
+    if usual:
+        return min(usual, key=_rank)
     return "" if "" in places else None
+
+
+def _rank(place):
+    return [WRAPPINGS.index(key) for key in place.split(".")]
 
 
 def _is_network(state):
@@ -170,15 +181,11 @@ def unwrapped(state, wanted):
     """(the part of a state dict below the one prefix, as in module._orig_mod.conv1.weight, below
     which most of the `wanted` names are; the names that stand beside it). Raises ValueError where
     two parts of it would do equally well."""
-    fits = Counter(
-        key[:start] for key in state for start in _beginnings(key) if key[start:] in wanted
-    )
+    fits = Counter()
+    for key in state:
+        fits.update(key[:start] for start in _beginnings(key) if key[start:] in wanted)
     best = [prefix for prefix in fits if fits[prefix] == max(fits.values())]
-    outer = [
-        prefix
-        for prefix in best
-        if not any(prefix != other and prefix.startswith(other) for other in best)
-    ]
+    outer = [prefix for prefix in best if not _is_inside(prefix, best)]
     if len(outer) > 1 and 2 * fits[outer[0]] > len(wanted):
         raise ValueError(
             f"it holds several networks, under {' and '.join(sorted(outer))}; "
@@ -187,6 +194,11 @@ def unwrapped(state, wanted):
     if len(outer) != 1 or not outer[0]:
         return state, []
     return _below(state, outer[0]), [key for key in state if not key.startswith(outer[0])]
+
+
+def _is_inside(prefix, others):
+    """Whether another of these prefixes is the beginning of this one."""
+    return any(prefix != other and prefix.startswith(other) for other in others)
 
 
 def _beginnings(key):
@@ -201,28 +213,42 @@ def read_content(path):
     containers, which are read as dicts or lists, are all that it may hold. What is to be built is
     counted before, see lab/pickles.py. Raises InputError.
     """
+    return _read(path)[0]
+
+
+def _read(path, digest=False):
+    """(what `read_content` gives, the file's digest or None) of a file that is opened once."""
     path = Path(path)
     if path.is_dir():
         raise InputError(f"no checkpoint at {path}: it is a folder; name a file in it")
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
     try:
-        kind = kind_of(path)
-        if kind == SAFETENSORS:
-            return _read_safetensors(path)
-        with warnings.catch_warnings(), torch.serialization.safe_globals(STAND_INS):
-            warnings.simplefilter("ignore")
-            (_count_archive if kind == TORCH else _count_old)(path)
-            with open(path, "rb") as file:  # its name means nothing
-                content = torch.load(file, map_location="cpu", weights_only=True)
-            _require_bounded(content)
+        with open(path, "rb") as file:
+            kind = kind_of(file)
+            file.seek(0)
+            known = short_digest(file) if digest else None
+            if kind == SAFETENSORS:
+                return _read_safetensors(path), known
+            return _read_pickled(file, kind), known
     except PermissionError as error:
         raise InputError(f"{path} may not be read: {error.strerror}") from error
     except InputError:
         raise
     except Exception as error:  # torch.load documents no closed set of errors
         raise InputError(f"{path} is not a readable checkpoint: {_why(path, error)}") from error
-    return content
+
+
+def _read_pickled(file, kind):
+    """What torch.save wrote, of an open file."""
+    with warnings.catch_warnings(), torch.serialization.safe_globals(STAND_INS):
+        warnings.simplefilter("ignore")
+        count = _count_archive if kind == TORCH else _count_old
+        count(file)
+        file.seek(0)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        _require_bounded(content)
+        return content
 
 
 def _why(path, error):
@@ -262,12 +288,12 @@ def _read_safetensors(path):
     return {**entries, "net": state}
 
 
-def _count_archive(path):
+def _count_archive(file):
     """Raise ValueError where a small archive would fill the memory or take for ever: by packed
     records, by one record under many names, which torch.load all accepts, or by what its pickle
     would build; and where a record is damaged, which torch.load does not look for."""
-    size = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
+    size = size_of(file)
+    with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
         names = {record.filename.lower() for record in records}  # torch.load reads A as a
         if (
@@ -280,20 +306,20 @@ def _count_archive(path):
         if len(pickles) != 1 or archive.testzip():
             raise ValueError("damaged")
         count = Count(STAND_IN_NAMES)
-        with archive.open(pickles[0]) as file:
-            count.read(file)
+        with archive.open(pickles[0]) as pickled:
+            count.read(pickled)
     if count.bytes > size:
         raise Refused("it names tensors that are larger than the file")
 
 
-def _count_old(path):
+def _count_old(file):
     """The same of a file as torch.save wrote it before 1.6: a number, a version, the machine, the
     content and the tensors' names, five pickles, and then the tensors."""
     count = Count(STAND_IN_NAMES)
-    with open(path, "rb") as file:
-        for _ in range(5):
-            count.read(file)
-    if count.bytes > path.stat().st_size:
+    file.seek(0)
+    for _ in range(5):
+        count.read(file)
+    if count.bytes > size_of(file):
         raise Refused("it names tensors that are larger than the file")
 
 
@@ -407,6 +433,7 @@ def _require_bounded(value, depth=50, items=2_000_000):
         items -= len(value)
         if depth == 0 or items < 0:
             raise Refused(ENDLESS)
-        for item in value.values() if isinstance(value, dict) else value:
+        held = value.values() if isinstance(value, dict) else value
+        for item in held:
             items = _require_bounded(item, depth - 1, items)
     return items

@@ -23,7 +23,7 @@ from common.machine import cores
 from common.signals import uninterrupted
 from common.terminal import counted
 from config import SWEEPS
-from data import load_data
+from data import load_prepared
 from imp_estimator import ESTIMATORS, PLAIN, has_penalty
 from lab.experiment import ONLY_PRUNED, SET_BY_SWEEP, Experiment, make_parser, parse
 from lab.job import MAIN
@@ -201,7 +201,7 @@ class _Comparison:
 
     def __init__(self, cells, runs, at_once, make_job):
         self.cells, self.runs, self.at_once, self.make_job = cells, runs, at_once, make_job
-        self.load = lru_cache(load_data)
+        self.load = lru_cache(load_prepared)
         self.processes, self.stopped = set(), False
         self.looking = threading.Lock()  # torch.fx traces one network at a time
         self.failed = {}  # number of a run -> its name
@@ -212,7 +212,9 @@ class _Comparison:
     def prepare(self, cell):
         argv = command_of(cell)
         flags = parse(argv)
-        return self.make_job(argv, self.load(**flags.images))
+        job = self.make_job(argv, self.load(flags.data_path, flags.preparation))
+        job.take_weights()  # the process that runs it reads them itself
+        return job
 
     def needs(self, number):
         return [self.runs.index(needed) for needed in needs_of(self.runs[number])]

@@ -28,11 +28,8 @@ def try_out(network, image_size):
         with forked_random_state():
             twin = copy_of(network).train()
             F.cross_entropy(twin(images), labels).backward()
-            unreached = [
-                name
-                for name, parameter in twin.named_parameters()
-                if parameter.requires_grad and parameter.grad is None
-            ]
+            learning = [(n, p) for n, p in twin.named_parameters() if p.requires_grad]
+            unreached = [name for name, parameter in learning if parameter.grad is None]
             twin = copy_of(twin)  # what it holds after a pass can be copied, too
             with evaluating(twin), torch.no_grad():
                 answers, alone = twin(images), _alone(twin, images)
@@ -57,28 +54,29 @@ def _alone(network, images):
 
 
 def _unused(network):
-    layers = dict.fromkeys(name.rpartition(".")[0] or name for name in unused_parameters(network))
-    return (
-        [
-            f"Note: forward does not use {shortened(layers)}, so neither training nor pruning "
-            "changes it"
-        ]
-        if layers
-        else []
-    )
+    layers = _layers_of(unused_parameters(network))
+    if not layers:
+        return []
+    return [
+        f"Note: forward does not use {shortened(layers)}, so neither training nor pruning "
+        "changes it"
+    ]
 
 
 def _unreached(network, names):
     unused = set(unused_parameters(network))
-    layers = dict.fromkeys(name.rpartition(".")[0] or name for name in names if name not in unused)
-    return (
-        [
-            f"Note: no gradient reaches {shortened(layers)}, as below torch.no_grad() or "
-            "checkpoint(use_reentrant=True), so training does not change it"
-        ]
-        if layers
-        else []
-    )
+    layers = _layers_of(name for name in names if name not in unused)
+    if not layers:
+        return []
+    return [
+        f"Note: no gradient reaches {shortened(layers)}, as below torch.no_grad() or "
+        "checkpoint(use_reentrant=True), so training does not change it"
+    ]
+
+
+def _layers_of(parameters):
+    """The layers that parameters belong to, each once; the network's own are layers themselves."""
+    return list(dict.fromkeys(name.rpartition(".")[0] or name for name in parameters))
 
 
 def _batchwise(answers, alone):

@@ -3,6 +3,7 @@
 import math
 import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,8 +15,8 @@ from common.terminal import counted, shortened
 from config import MODELS, title_of
 from lab.checkpoint import (
     left_lines,
-    load_checkpoint,
     misfit_of,
+    network_of,
     normalization_name,
     without_shortcuts,
 )
@@ -57,6 +58,18 @@ def weights_file(init, model):
     return str(path)
 
 
+def read_init(flags):
+    """The Weights that the --init of an Experiment means, with their digest; None where it has
+    none. Raises InputError where a network cannot begin with them."""
+    if not flags.init:
+        return None
+    weights = read_weights(weights_file(flags.init, flags.model), digest=True)
+    begun = with_network(weights, flags.model)
+    network, _ = network_like(begun, flags.model, 2, flags.width, flags.image_size)
+    initialise(network, begun, ())
+    return weights
+
+
 def begin_text(model):
     """How a training begins with weights of others, which other programs call pretrained."""
     with suppress(InputError):
@@ -65,25 +78,35 @@ def begin_text(model):
     return "to begin with weights of others: --init=FILE"
 
 
-def network_like(path, model, num_classes, width=1.0, image_size=None):
-    """(a network with fresh weights for `num_classes`, lines): as small as the one in the file,
-    where that is a pruned one of the same `model`. image_size: see `models.remains_of`. Raises
-    InputError."""
-    pruned = None
-    if path and read_weights(path).entries.get("cfg") is not None:
-        with suppress(InputError):  # files of others may have a cfg of another kind
-            pruned, _ = load_checkpoint(path, model)
+def with_network(weights, model):
+    """The same Weights with their `network`, where the file says with `cfg` how it is built.
+
+    model: see `load_checkpoint`. Building it draws random numbers, so it is built again where these
+    decide what a fresh network begins with.
+    """
+    if weights.entries.get("cfg") is None:
+        return weights
+    with suppress(InputError):  # files of others may have a cfg of another kind
+        return replace(weights, network=network_of(weights, model)[0])
+    return weights
+
+
+def network_like(weights, model, num_classes, width=1.0, image_size=None):
+    """(a network with fresh weights for `num_classes`, lines): as small as that of `weights`, which
+    may be None, where it is a pruned one of the same `model`. image_size: see `models.remains_of`.
+    Raises InputError."""
+    pruned = weights and weights.network
     if pruned and same_network(pruned.origin.name, model):
         now, dense = filter_count(pruned)
         if now < dense:
             if pruned.origin.width != width:
                 raise InputError(
-                    f"--init={path} is a pruned network of --width="
+                    f"--init={weights.path} is a pruned network of --width="
                     f"{pruned.origin.width:g}, and this run has --width={width:g}"
                 )
             return fresh_like(pruned, num_classes), [
-                f"its architecture is that of {path}, which is pruned: {now:,} of {dense:,} "
-                "filters; percents count the unpruned network's"
+                f"its architecture is that of {weights.path}, which is pruned: {now:,} of "
+                f"{dense:,} filters; percents count the unpruned network's"
             ]
     network = build_network(model, num_classes, width)
     try:
@@ -93,10 +116,10 @@ def network_like(path, model, num_classes, width=1.0, image_size=None):
     return network, []
 
 
-def initialise(model, path, classes=None, normalize=None, classifier=False):
-    """Give `model`, in place, the weights of a file, layer by layer, whatever wrote them.
+def initialise(model, weights, classes=None, normalize=None, classifier=False):
+    """Give `model`, in place, the Weights of a file, layer by layer, whatever wrote them.
 
-    The file is a state dict, bare or wrapped (see lab/reader.py); its names are this suite's, the
+    It holds a state dict, bare or wrapped (see lab/reader.py); its names are this suite's, the
     published ones, or torchvision's. What stays fresh: a classifier for other classes, shortcuts
     where the file's have no weights, and torchvision's 7 x 7 stem with its BatchNorm. BatchNorms
     that stand elsewhere, as in its VGG, are folded into the convolutions before them. classes: the
@@ -106,14 +129,13 @@ def initialise(model, path, classes=None, normalize=None, classifier=False):
     Returns lines that say so. Raises InputError where another convolution does not fit, or a
     classifier that is to be kept.
     """
-    found = read_weights(path)
+    path = weights.path
     try:
-        state, left = unwrapped(found.state, model.state_dict().keys())
+        state, left = unwrapped(weights.state, model.state_dict().keys())
     except ValueError as error:
         raise InputError(f"--init={path}: {error}") from error
-    if found.entries.get("cfg") is not None:  # published files have filters of zeros, which go
-        with suppress(InputError):
-            state, left = load_checkpoint(path, model.origin.name)[0].state_dict(), []
+    if weights.network is not None:  # published files have filters of zeros, which are not in it
+        state, left = weights.network.state_dict(), []
     state, folded, unused = _our_names(state, model)
     taken, fresh = {}, {}
     layers = {
@@ -124,7 +146,7 @@ def initialise(model, path, classes=None, normalize=None, classifier=False):
     heads = _classifier(model, layers)
     stem, stem_norm = _stem(layers, heads)
     misfits = {name: _misfits(name, module, state) for name, module in layers.items()}
-    _judge_classifier(misfits, heads, found.entries.get("classes"), classes, classifier, path)
+    _judge_classifier(misfits, heads, weights.entries.get("classes"), classes, classifier, path)
     padded = _without_shortcuts(model, state)
     for name, module in layers.items():
         # Statistics of a stem that stays fresh are of no use.
@@ -141,12 +163,12 @@ def initialise(model, path, classes=None, normalize=None, classifier=False):
     share = _numbers(taken) / _numbers(model.state_dict())
     lines = [
         f"from {path}: {math.floor(1000 * share) / 10}% of the weights",
-        *found.lines,
+        *weights.lines,
         *folded,
         *left_lines(path, [*left, *unused]),
         *_fresh_lines(fresh, layers, bool(folded), stem, heads, padded),
     ]
-    theirs = found.entries.get("normalize")
+    theirs = weights.entries.get("normalize")
     if isinstance(theirs, list) and normalize and theirs != list(normalize):
         lines.append(
             "its images were normalised in another way; --normalize="
@@ -207,27 +229,37 @@ def _classifier(model, layers):
 def _judge_classifier(misfits, heads, theirs, ours, classifier, path):
     """Note in `misfits` why a classifier stays fresh, all of whose layers go together. Raises
     InputError where it is to be kept and cannot be."""
-    wrong = {key: misfit for name in heads for key, misfit in misfits[name].items()}
+    wrong = {}
+    for name in heads:
+        wrong |= misfits[name]
     why = "is for another number of classes" if wrong else _not_for(ours, theirs)
     if classifier != "keep":
-        for name in heads if why else ():
-            misfits[name] = misfits[name] or {CLASSIFIER: why if wrong else f"{why}; {KEEP}"}
+        if why:
+            _note_in(misfits, heads, why if wrong else f"{why}; {KEEP}")
     elif ours and wrong:
         key, misfit = next(iter(wrong.items()))
         raise InputError(
             f"--classifier=keep: the classifier in {path} is not for {len(ours)} "
             f"classes: {key} {misfit}"
         )
-    elif (
-        ours
-        and why
-        and isinstance(theirs, (list, tuple))
-        and (sorted(map(composed, map(str, theirs))) == sorted(map(composed, ours)))
-    ):
+    elif ours and why and _are_in_another_order(theirs, ours):
         raise InputError(
             f"--classifier=keep: {path} has these classes in another order "
             f"({shortened(theirs)}) than the images ({shortened(ours)})"
         )
+
+
+def _note_in(misfits, heads, why):
+    """Note why a classifier stays fresh at those of its layers that fit by themselves."""
+    for name in heads:
+        misfits[name] = misfits[name] or {CLASSIFIER: why}
+
+
+def _are_in_another_order(theirs, ours):
+    """Whether a file names our classes, in whatever order."""
+    if not isinstance(theirs, (list, tuple)):
+        return False
+    return sorted(map(composed, map(str, theirs))) == sorted(map(composed, ours))
 
 
 def _without_shortcuts(model, state):
@@ -236,11 +268,9 @@ def _without_shortcuts(model, state):
         return []
     own = {key for key in model.state_dict() if not key.endswith("num_batches_tracked")}
     names = {key for key in state if key in own}
-    return (
-        sorted({key.rpartition(".")[0] for key in own - names})
-        if (without_shortcuts(own, names | {f"linear.{part}" for part in ("weight", "bias")}))
-        else []
-    )
+    if not without_shortcuts(own, names | {"linear.weight", "linear.bias"}):
+        return []
+    return sorted({key.rpartition(".")[0] for key in own - names})
 
 
 def _not_for(ours, theirs):

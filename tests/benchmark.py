@@ -46,7 +46,7 @@ from imp_estimator import cal_importance  # noqa: E402
 from lab.networks import build_network  # noqa: E402
 from models import build_model  # noqa: E402
 from pruner import prune, select_filters  # noqa: E402
-from train import OrthonormalityPenalty, train_epoch  # noqa: E402
+from train import OrthonormalityPenalty, TrainingStep, train_epoch  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROWS = {}
@@ -383,7 +383,7 @@ def training_step(name, ours):
         return [loss.item(), *(p.grad for p in parameters)]
 
     def step():
-        loss = train_epoch(model, [(images, labels)], optimizer)["loss"]
+        loss = train_epoch(model, [(images, labels)], TrainingStep(model, optimizer))["loss"]
         return [loss, *(p.grad for p in parameters)]
 
     return step if ours else baseline

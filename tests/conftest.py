@@ -18,6 +18,8 @@ sys.path.insert(0, str(ROOT))
 from channels.groups import filter_groups  # noqa: E402
 from config import Preset, Recipe, Schedule  # noqa: E402
 from data import load_data  # noqa: E402
+from lab.reader import read_weights  # noqa: E402
+from lab.weights import initialise, network_like, with_network  # noqa: E402
 from models import build_model  # noqa: E402
 from shell import Shell  # noqa: E402
 
@@ -96,6 +98,16 @@ def masked(model, kept):
             norm.weight.data[gone] = 0
             norm.bias.data[gone] = 0
     return twin
+
+
+def begin_with(model, path, *more, **how):
+    """What --init=PATH does to a network."""
+    return initialise(model, with_network(read_weights(path), model.origin.name), *more, **how)
+
+
+def begin_like(path, name, *more):
+    """The network that --init=PATH begins with, before it gets the weights."""
+    return network_like(with_network(read_weights(path), name), name, *more)
 
 
 @pytest.fixture(params=WIDTH)  # not a user's own networks

@@ -25,12 +25,11 @@ from hypothesis import strategies as st
 
 from channels.groups import filter_count, filter_groups
 from common.errors import InputError
-from conftest import WIDTH, files, narrow
+from conftest import WIDTH, begin_like, begin_with, files, narrow
 from imp_estimator import cal_importance
 from lab import networks
 from lab.checkpoint import checkpoint_bytes, load_checkpoint, open_checkpoint, save_checkpoint
 from lab.reader import read_content, unwrapped
-from lab.weights import initialise, network_like
 from models import build_model
 from pruner import prune, select_filters
 
@@ -143,8 +142,8 @@ def test_published_pruned_files_load_and_are_compact(name, zero_scale, images, t
     )  # and it can be written in our own form
     again, _ = load_checkpoint(tmp_path / "again.pth")
     assert torch.equal(again.eval()(images), loaded(images))
-    model, _ = network_like(path, name, 7, loaded.origin.width)  # and begun with
-    assert initialise(model, path)[0].endswith("100.0% of the weights")
+    model, _ = begin_like(path, name, 7, loaded.origin.width)  # and begun with
+    assert begin_with(model, path)[0].endswith("100.0% of the weights")
 
 
 def test_a_silent_looking_filter_that_adds_a_constant_stays(images, tmp_path):
@@ -567,7 +566,7 @@ def test_weights_are_found_in_all_their_wrappings(kind, tmp_path, images):
     with torch.no_grad():
         assert torch.equal(model.eval()(images), theirs.eval()(images))
     fresh = build_model("resnet-56", 4)
-    assert initialise(fresh, path) == [f"from {path}: 100.0% of the weights"]
+    assert begin_with(fresh, path) == [f"from {path}: 100.0% of the weights"]
     with torch.no_grad():
         assert torch.equal(fresh.eval()(images), theirs(images))
 
@@ -584,7 +583,7 @@ def test_what_cannot_be_read_safely_is_named(tmp_path):
     with pytest.raises(InputError, match="it holds .*collections.defaultdict"):
         load_checkpoint(path)
     torch.save({"model_state_dict": state}, path)
-    assert initialise(build_model("vgg", 4, 1 / 8), path) == [f"from {path}: 100.0% of the weights"]
+    assert begin_with(build_model("vgg", 4, 1 / 8), path) == [f"from {path}: 100.0% of the weights"]
     torch.save({"nets": state, "epoch": 3}, path)
     with pytest.raises(
         InputError,
@@ -630,7 +629,7 @@ def test_tensors_of_unusual_kinds_are_taken_or_named(unusual, tmp_path):
     torch.save(state, path)
     model = build_model("vgg", 4, 1 / 8)
     try:
-        assert initialise(model, path)[0].endswith("100.0% of the weights")
+        assert begin_with(model, path)[0].endswith("100.0% of the weights")
         assert model.features[3].weight.isfinite().all()
     except InputError as error:
         assert "features.3.weight is not a plain tensor" in str(error) or "not a readable" in str(
@@ -643,7 +642,7 @@ def test_tensors_of_unusual_kinds_are_taken_or_named(unusual, tmp_path):
     state["features.1.running_var"] = unusual(state["features.1.running_var"])
     torch.save(state, path)
     try:
-        lines = initialise(build_model("vgg", 4), path)
+        lines = begin_with(build_model("vgg", 4), path)
         assert any("BatchNorm" in line for line in lines)
     except InputError as error:
         assert "not a readable" in str(error)
@@ -693,12 +692,12 @@ def test_of_several_copies_it_is_said_which_is_taken_and_how_to_have_the_others(
     network, _, lines = open_checkpoint(f"{path}:{other}")
     assert not lines and torch.equal(network.classifier.bias, second["classifier.bias"])
     fresh = build_model("vgg", 4)
-    assert said in "\n".join(initialise(fresh, path))
+    assert said in "\n".join(begin_with(fresh, path))
     assert torch.equal(fresh.classifier.bias, first["classifier.bias"])
-    assert initialise(fresh, f"{path}:{other}") == [f"from {path}:{other}: 100.0% of the weights"]
+    assert begin_with(fresh, f"{path}:{other}") == [f"from {path}:{other}: 100.0% of the weights"]
     assert torch.equal(fresh.classifier.bias, second["classifier.bias"])
     with pytest.raises(InputError, match="net.pth has no emma; it has "):
-        initialise(fresh, f"{path}:emma")
+        begin_with(fresh, f"{path}:emma")
     torch.save(content, path)  # what an optimizer remembers is no copy
     assert open_checkpoint(path)[2] == []
 
@@ -714,7 +713,7 @@ def test_one_of_two_networks_in_a_state_dict_is_taken_by_its_prefix(tmp_path):
         path,
     )
     with pytest.raises(InputError, match="FILE:student takes the first"):
-        initialise(build_model("vgg", 4), path)
+        begin_with(build_model("vgg", 4), path)
     taken = load_checkpoint(f"{path}:teacher")[0]
     assert torch.equal(taken.classifier.bias, state["classifier.bias"] + 1)
 
@@ -728,7 +727,7 @@ def test_what_stands_beside_the_network_is_named_and_left(tmp_path):
     )
     network, _, lines = open_checkpoint(path)
     assert lines == [says] and torch.equal(network.linear.weight, state["linear.weight"])
-    assert says in initialise(build_model("resnet-56", 4), path)
+    assert says in begin_with(build_model("resnet-56", 4), path)
     state["layer1.9.conv1.weight"] = state["layer1.8.conv1.weight"]  # a block more: another network
     torch.save(state, path)
     with pytest.raises(
@@ -771,7 +770,7 @@ def test_shortcuts_without_weights_are_option_a(tmp_path):
     with pytest.raises(InputError, match="it is ResNet-56 of option A, .* --init=FILE begins with"):
         load_checkpoint(path)
     ours = build_model("resnet-56", 4)
-    lines = initialise(ours, path)
+    lines = begin_with(ours, path)
     assert lines[1:] == [
         "fresh: the shortcuts layer2.0.shortcut and layer3.0.shortcut, since the "
         "file's have no weights (option A)"
@@ -784,7 +783,7 @@ def test_shortcuts_without_weights_are_option_a(tmp_path):
     del state["layer2.0.conv1.weight"]  # another layer is missing: that is no option
     torch.save(state, path)
     with pytest.raises(InputError, match="it has no layer2.0.conv1"):
-        initialise(build_model("resnet-56", 4), path)
+        begin_with(build_model("resnet-56", 4), path)
 
 
 OWN = """import random
@@ -812,7 +811,7 @@ def test_what_follows_the_number_of_classes_is_the_classifier(tmp_path, monkeypa
         (list("klmnopqrst"), False),
     ):
         ours = networks.build_network(name, len(classes))
-        lines = initialise(ours, "net.pth", classes)
+        lines = begin_with(ours, "net.pth", classes)
         assert torch.equal(ours[0].weight, theirs[0].weight)
         assert (
             ours[3].weight.shape == theirs[3].weight.shape
@@ -843,24 +842,24 @@ def test_a_classifier_is_kept_where_the_user_says_so(tmp_path):
     theirs, path, classes = build_model("vgg", 3, 1 / 8), tmp_path / "net.pth", ["a", "b", "c"]
     torch.save(theirs.state_dict(), path)
     fresh = build_model("vgg", 3, 1 / 8)
-    assert "; --classifier=keep takes it" in "\n".join(initialise(fresh, path, classes))
+    assert "; --classifier=keep takes it" in "\n".join(begin_with(fresh, path, classes))
     assert not torch.equal(fresh.classifier.weight, theirs.classifier.weight)
-    assert initialise(fresh, path, classes, classifier="keep") == [
+    assert begin_with(fresh, path, classes, classifier="keep") == [
         f"from {path}: 100.0% of the weights"
     ]
     assert torch.equal(fresh.classifier.weight, theirs.classifier.weight)
-    initialise(
+    begin_with(
         build_model("vgg", 2, 1 / 8), path, (), classifier="keep"
     )  # the classes are not known yet
     with pytest.raises(
         InputError, match="is not for 4 classes: classifier.weight is 3 x 64 instead of 4"
     ):
-        initialise(build_model("vgg", 4, 1 / 8), path, list("abcd"), classifier="keep")
+        begin_with(build_model("vgg", 4, 1 / 8), path, list("abcd"), classifier="keep")
     save_checkpoint(path, theirs, {"classes": ["c", "b", "a"]})
     with pytest.raises(InputError, match=r"these classes in another order \(c, b, a\)"):
-        initialise(fresh, path, classes, classifier="keep")
+        begin_with(fresh, path, classes, classifier="keep")
     save_checkpoint(path, theirs, {"classes": ["Aal", "Bär", "Chow"]})  # other names of the same
-    assert len(initialise(fresh, path, classes, classifier="keep")) == 1
+    assert len(begin_with(fresh, path, classes, classifier="keep")) == 1
 
 
 # ------------------------------------------------------------- what a file is, by its first bytes
@@ -928,7 +927,7 @@ def test_weights_are_read_whatever_their_file_is_called(tmp_path):
         tmp_path / "net.pth",
     )
     for name in ("net.safetensors", "old.onnx", "net.pth"):
-        lines = initialise(build_model("vgg", 4, 1 / 8), tmp_path / name)
+        lines = begin_with(build_model("vgg", 4, 1 / 8), tmp_path / name)
         assert lines[0].endswith("100.0% of the weights")
 
 

@@ -36,7 +36,7 @@ from pruner import (
     select_filters,
     step_targets,
 )
-from train import Distillation, fit, reestimate, train_epoch
+from train import Distillation, TrainingStep, fit, reestimate, train_epoch
 
 
 def random_scores(model, seed=0):
@@ -444,8 +444,8 @@ def test_a_teachers_answers_are_part_of_the_loss(few):
     torch.testing.assert_close(mixed, 0.7 * loss + 0.3 * 4 * apart)
     assert teacher.training and all(w.grad is None for w in teacher.parameters())
     still = torch.optim.SGD(own.parameters(), lr=0.0)
-    batches = [(images, labels)]
-    figures = train_epoch(own, batches, still, distillation=Distillation(teacher, 0.3, 2.0))
+    batches, distillation = [(images, labels)], Distillation(teacher, 0.3, 2.0)
+    figures = train_epoch(own, batches, TrainingStep(own, still, distillation=distillation))
     assert figures["loss"] == pytest.approx(mixed.item(), rel=1e-5)
 
 

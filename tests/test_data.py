@@ -9,6 +9,7 @@ import signal
 import struct
 import unicodedata
 import zlib
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -21,9 +22,11 @@ from common.errors import InputError
 from common.files import to_csv
 from common.folders import find_parts
 from common.seeds import seed_of
+from config import NORMALIZATIONS
 from conftest import ROOT, write_folder
-from data import folder_of, load_data, load_test
+from data import Preparation, folder_of, load_data, load_test
 from lab.classes import print_classes
+from lab.experiment import parse
 
 
 def test_digits_are_the_real_ones_in_a_fixed_split():
@@ -267,8 +270,8 @@ def test_images_that_need_more_memory_than_they_may_are_read_from_their_file(
     root = write_folder(tmp_path / "images", digits)
     (root / "train/one/bad.png").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    whole = load_data(root, 16, True).hold_out(20, 0)
-    small = load_data(root, 16, True, memory=1000).hold_out(20, 0)
+    whole = load_data(root, 16, skip_bad_images=True).hold_out(20, 0)
+    small = load_data(root, 16, skip_bad_images=True, memory=1000).hold_out(20, 0)
     assert whole.fingerprint == small.fingerprint and "in memory" in whole.place_text(8)
     (kept,) = (tmp_path / "cache/orthoreg").glob("*.bytes")
     assert f"0.04 MB in {kept}, of which at most" in small.place_text(8)
@@ -286,7 +289,7 @@ def test_images_that_need_more_memory_than_they_may_are_read_from_their_file(
     assert sum(len(labels) for _, labels in small.test_batches()) == 18
     for changed in (content[:1000], content[:-1] + b"\0"):
         kept.write_bytes(content)
-        again = load_data(root, 16, True, memory=1000)
+        again = load_data(root, 16, skip_bad_images=True, memory=1000)
         os.utime(kept, (1, 1))
         kept.write_bytes(changed)
         with pytest.raises(InputError, match="cannot be read any more .* --resume=True"):
@@ -294,8 +297,8 @@ def test_images_that_need_more_memory_than_they_may_are_read_from_their_file(
     capsys.readouterr()
     shutil.rmtree(tmp_path / "cache")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1, 1, 40_000))
-    full = load_data(root, 16, True, memory=1000)
-    assert full.fingerprint == load_data(root, 16, True).fingerprint
+    full = load_data(root, 16, skip_bad_images=True, memory=1000)
+    assert full.fingerprint == load_data(root, 16, skip_bad_images=True).fingerprint
     assert "0.0 GB are free; XDG_CACHE_HOME may name a larger disk" in capsys.readouterr().out
     assert not list((tmp_path / "cache/orthoreg").iterdir())
 
@@ -341,7 +344,10 @@ def test_images_rewritten_with_their_size_and_time_are_not_taken_from_the_cache(
     os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert one.stat().st_size == size and one.stat().st_mtime_ns == before.st_mtime_ns
     changed = load_data(root, 16, skip_bad_images=True)
-    assert changed.train.images[0].tolist() == load_data(root, 16, True).train.images[24].tolist()
+    assert (
+        changed.train.images[0].tolist()
+        == load_data(root, 16, skip_bad_images=True).train.images[24].tolist()
+    )
     assert changed.fingerprint != known
 
 
@@ -645,7 +651,7 @@ def test_what_a_folder_holds_is_found_and_said(shape, tmp_path, digits):
     assert len(images.classes) == 3 and len(images.notes) == len(says)
     for text, note in zip(says, images.notes):
         assert note.startswith(text) and ("1 image in /" not in note or "no folders of the" in note)
-    test = load_test(root, images.classes, 16)
+    test = load_test(root, Preparation(16), images.classes)
     assert torch.equal(test.test.images, images.test.images)
     if images.validation:
         assert images.chosen_on == "validation"
@@ -801,7 +807,7 @@ def test_a_class_whose_folder_has_no_text_for_a_name_gets_one(tmp_path, digits, 
     for name in data.classes:
         assert name.encode() and (data.train.labels.bincount() == 12).all()
     for classes in (data.classes, ("caf\udce9", "one", "three")):  # also as older networks have it
-        assert torch.equal(load_test(root, classes, 16).test.labels, data.test.labels)
+        assert torch.equal(load_test(root, Preparation(16), classes).test.labels, data.test.labels)
     print_classes(torch.eye(3, dtype=torch.int64), data.classes, tmp_path / "net")
     assert r"caf\udce9" in capsys.readouterr().out
     assert r"caf\udce9" in (tmp_path / "net_classes.csv").read_text(encoding="utf-8")
@@ -818,7 +824,10 @@ def test_a_folder_of_classes_is_split_in_the_same_way_every_time(tmp_path, digit
         load_data(root / "train", 16)
     with pytest.raises(InputError, match="images has test/"):
         load_data(root, 16, test_percent=20)
-    parts = load_data(root / "train", 16, test_percent=30), load_data(root / "train", 16, False, 30)
+    parts = (
+        load_data(root / "train", 16, test_percent=30),
+        load_data(root / "train", 16, test_percent=30),
+    )
     assert [len(part) for part in (parts[0].train, parts[0].test)] == [21, 9]
     assert parts[0].test.labels.bincount().tolist() == [3, 3, 3]
     (root / "train").rename(tmp_path / "moved")
@@ -857,22 +866,22 @@ def test_test_images_alone_are_known_by_the_networks_classes(tmp_path, digits):
     root, classes = write_folder(tmp_path / "images", digits), ("one", "three", "two")
     whole = load_data(root, 16)
     for place in (root, root / "test"):
-        test = load_test(place, classes, 16)
+        test = load_test(place, Preparation(16), classes)
         assert test.train is None and test.classes == classes and len(test.test) == 18
         assert torch.equal(test.test.images, whole.test.images)
     for name in ("train", "test"):  # a class may be called so
         shutil.copytree(root / "test/one", tmp_path / "named" / name)
     shutil.copytree(root / "test/two", tmp_path / "named/two")
-    named = load_test(tmp_path / "named", ("test", "train", "two"), 16)
+    named = load_test(tmp_path / "named", Preparation(16), ("test", "train", "two"))
     assert named.test.labels.bincount().tolist() == [6, 6, 6]
     shutil.rmtree(root / "test/one")
-    test = load_test(root, classes, 16)
+    test = load_test(root, Preparation(16), classes)
     assert test.test.labels.tolist() == [1] * 6 + [2] * 6
     assert any("no test images of 1 class: one" in note for note in test.notes)
     (root / "test/four").mkdir()
     shutil.copy(next((root / "test/two").iterdir()), root / "test/four")
     with pytest.raises(InputError, match="'four' is none of the network's"):
-        load_test(root, classes, 16)
+        load_test(root, Preparation(16), classes)
 
 
 def test_a_rare_class_keeps_an_image_on_both_sides(tmp_path, digits):
@@ -1234,6 +1243,26 @@ def test_without_augmentation_images_are_as_they_are():
         order = torch.randperm(1437, generator=torch.Generator().manual_seed(seed_of(epoch)))
         assert torch.equal(images, data.train.images[order].permute(0, 3, 1, 2) / 127.5 - 1)
         assert torch.equal(labels, data.train.labels[order])
+
+
+def test_images_of_two_runs_that_are_prepared_alike_are_known_as_the_same_and_once_read():
+    """A sweep reads them once. What differs in anything is another preparation."""
+    flags = parse(["--data_path=digits", "--only_train=base", "--normalize=cifar", "--memory=2"])
+    numbers = [str(number) for number in NORMALIZATIONS["cifar"]]
+    same = replace(flags, normalize=tuple(map(float, numbers)), seed=3, width=0.5)
+    assert flags.preparation == same.preparation and len({flags.preparation, same.preparation}) == 1
+    for name, value in {
+        "image_size": 16,
+        "skip_bad_images": True,
+        "test_percent": 20,
+        "normalize": "half",
+        "augment": "none",
+        "flip": False,
+        "memory": 1,
+    }.items():
+        assert replace(flags, **{name: value}).preparation != flags.preparation, name
+    with pytest.raises(TypeError, match="sise"):
+        load_data("digits", sise=16)
 
 
 @pytest.mark.parametrize(

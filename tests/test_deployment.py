@@ -21,7 +21,7 @@ from channels.costs import measure_cost
 from channels.groups import dense_widths, filter_count, filter_groups
 from common.errors import InputError
 from common.images import decode
-from conftest import ROOT, WIDTH, files, narrow, short_preset
+from conftest import ROOT, WIDTH, begin_like, begin_with, files, narrow, short_preset
 from data import load_data
 from imp_estimator import cal_importance
 from lab import export as exports
@@ -31,7 +31,6 @@ from lab.experiment import parse
 from lab.export import export
 from lab.measure import measure_latency
 from lab.networks import build_network
-from lab.weights import initialise, network_like
 from models import Origin, build_model
 from pruner import prune, select_filters
 from runtimes import RUNTIMES
@@ -614,13 +613,13 @@ def test_a_classifier_for_classes_of_other_names_stays_fresh():
     model, names = narrow("vgg", 3), ["cat", "dog", "fox"]
     save_checkpoint("net.pth", model, {"classes": names})
     for ours, fresh in ((names, False), (["a", "b", "c"], True), (None, False)):
-        lines = initialise(narrow("vgg", 3, seed=1), "net.pth", ours)
+        lines = begin_with(narrow("vgg", 3, seed=1), "net.pth", ours)
         assert (
             any("classifier is for other classes (cat, dog, fox)" in line for line in lines)
             == fresh
         )
     save_checkpoint("net.pth", model, {})
-    lines = initialise(narrow("vgg", 3, seed=1), "net.pth", names)
+    lines = begin_with(narrow("vgg", 3, seed=1), "net.pth", names)
     assert any(
         "classifier was trained for classes that the file does not name" in line for line in lines
     )
@@ -642,7 +641,7 @@ def test_weights_find_their_layers_in_whatever_order_a_network_defines_them():
     torch.save(
         {"net": theirs.state_dict(), "classes": ["a", "b", "c"], "normalize": [0.1] * 6}, "net.pth"
     )
-    lines = initialise(Backwards(), "net.pth", ["a", "b", "d"], [0.5] * 6)
+    lines = begin_with(Backwards(), "net.pth", ["a", "b", "d"], [0.5] * 6)
     assert len(lines) == 3
     assert "the classifier fc, since the classifier is for other classes (a, b, c)" in lines[1]
     assert lines[2] == (
@@ -651,7 +650,7 @@ def test_weights_find_their_layers_in_whatever_order_a_network_defines_them():
     state = {key: value for key, value in theirs.state_dict().items() if "hidden" not in key}
     torch.save({**state, "a.weight": state["a.weight"][:, :1]}, "grey.pth")
     ours = Backwards()
-    lines = "\n".join(initialise(ours, "grey.pth"))
+    lines = "\n".join(begin_with(ours, "grey.pth"))
     assert (
         "fresh: the first convolution a, since a.weight is 4 x 1 x 3 x 3 instead of 4 x 3" in lines
     )
@@ -664,13 +663,13 @@ def test_a_pruned_network_of_another_width_is_no_beginning():
     with pytest.raises(
         InputError, match="a pruned network of --width=0.125, and this run has --width=1"
     ):
-        network_like("net.pth", "vgg", 3)
+        begin_like("net.pth", "vgg", 3)
 
 
 def test_a_torchvision_resnet_gives_all_but_stem_and_classifier(resnet34):
     model, state = build_model("resnet", num_classes=4), resnet34
     torch.save(state, "tv.pth")
-    lines = "\n".join(initialise(model, "tv.pth"))
+    lines = "\n".join(begin_with(model, "tv.pth"))
     own = model.state_dict()
     assert torch.equal(own["layer3.0.shortcut.0.weight"], state["layer3.0.downsample.0.weight"])
     assert torch.equal(own["layer4.2.bn2.running_var"], state["layer4.2.bn2.running_var"])
@@ -692,7 +691,7 @@ def test_a_classifier_for_as_many_classes_is_taken_too(tmp_path):
         {"net": {f"module.{key}": value for key, value in model.state_dict().items()}},
         "published.pth",
     )
-    lines = initialise(fresh, "published.pth")
+    lines = begin_with(fresh, "published.pth")
     assert lines == ["from published.pth: 100.0% of the weights"]
     for key, value in fresh.state_dict().items():
         assert key.endswith("num_batches_tracked") or torch.equal(value, model.state_dict()[key])
@@ -708,7 +707,7 @@ def test_a_torchvision_vgg_gives_its_convolutions_in_order(name):
     torch.save(state, "tv.pth")
     model = build_model("vgg", num_classes=4)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    lines = "\n".join(initialise(model, "tv.pth"))
+    lines = "\n".join(begin_with(model, "tv.pth"))
     convs = [key for key, value in state.items() if value.ndim == 4]
     assert torch.equal(model.features[2].weight, before["features.2.weight"])
     theirs, images = getattr(torchvision.models, name)().features.eval(), torch.rand(2, 3, 32, 32)
@@ -736,18 +735,18 @@ def test_a_torchvision_vgg_gives_its_convolutions_in_order(name):
     assert "fresh: the classifier classifier, since classifier.weight is " in lines
     torch.save({key: value for key, value in state.items() if key != convs[1]}, "tv.pth")
     with pytest.raises(InputError, match="does not fit VGG-13: it has no features.3 "):
-        initialise(model, "tv.pth")
+        begin_with(model, "tv.pth")
 
 
 def test_weights_that_no_network_has_are_not_taken():
     model, state = narrow("vgg"), narrow("vgg", seed=1).state_dict()
     state["features.5.running_var"][0] = -1
     torch.save(state, "net.pth")
-    assert initialise(model, "net.pth")[1].startswith("fresh: 1 BatchNorm (features.5)")
+    assert begin_with(model, "net.pth")[1].startswith("fresh: 1 BatchNorm (features.5)")
     state["features.3.weight"][0] = math.nan
     torch.save(state, "net.pth")
     with pytest.raises(InputError, match="features.3.weight holds values that are not finite"):
-        initialise(model, "net.pth")
+        begin_with(model, "net.pth")
 
 
 def test_another_network_is_no_beginning(flags, capsys):

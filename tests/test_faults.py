@@ -37,7 +37,7 @@ from lab.experiment import DEFAULTS
 from lab.reader import read_safely
 from lab.resume import State, read_resume_file, write_resume_file
 from models import build_model
-from train import Training, fit, train_epoch
+from train import Training, TrainingStep, fit, train_epoch
 
 TICKET = ("--ebt=True", "--pruning_type=orthoreg", "--prune_percent=25")
 ROUNDS = ("--pruning_type=orthoreg", "--thresholds=[20, 40]")
@@ -833,7 +833,7 @@ def test_a_diverging_epoch_is_not_trained_to_its_end(digits, monkeypatch):
 
     wild = torch.optim.SGD(model.parameters(), lr=1e30)
     with pytest.raises(Diverged):
-        train_epoch(model, batches(), wild)
+        train_epoch(model, batches(), TrainingStep(model, wild))
     assert len(seen) < 5
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import textwrap
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from channels.groups import (
     widths_of,
 )
 from channels.lowering import lower
-from conftest import ROOT, files, short_preset, write_folder
+from common.files import digest_of
+from conftest import ROOT, begin_like, begin_with, files, short_preset, write_folder
 from imp_estimator import ESTIMATORS, cal_importance
 from lab import networks
 from lab.checkpoint import load_checkpoint, save_checkpoint
@@ -397,14 +399,47 @@ def test_a_pruned_network_is_trained_further_on_other_images(
     assert run(*more) == 0 and "it is pruned already" in capsys.readouterr().out
 
 
+@pytest.fixture
+def opened():
+    """The names of all files that are opened."""
+    names, watching = [], True
+
+    def note(event, arguments):
+        if watching and event == "open":
+            names.append(str(arguments[0]))
+
+    sys.addaudithook(note)  # which nothing takes back
+    yield names
+    watching = False
+
+
+@pytest.mark.parametrize("kind", ["pruned", "state dict", "before 1.6"])
+def test_the_file_of_init_is_opened_once(kind, opened, tmp_path, digits):
+    """So what is checked, told from other files by its digest, and begun with is the same."""
+    torch.manual_seed(0)
+    network = networks.build_network("vgg", 3, 0.125)
+    if kind == "pruned":
+        kept = select_filters(network, cal_importance(network, "random"), 50)
+        save_checkpoint("begin.pth", prune(network, kept), {"image_size": 16})
+    else:
+        new = kind == "state dict"
+        torch.save(network.state_dict(), "begin.pth", _use_new_zipfile_serialization=new)
+    images = write_folder(tmp_path / "images", digits)
+    job = ("--preset=test", f"--data_path={images}", "--image_size=16", "--ebt=True")
+    opened.clear()
+    assert run(*job, "--width=0.125", "--only_train=base", "--init=begin.pth") == 0
+    assert [Path(name).name for name in opened].count("begin.pth") == 1
+    trained = load_checkpoint("pretrained/ebt/images/vgg-w0.125.pth")[1]
+    assert trained.init == digest_of("begin.pth")
+
+
 def test_a_classifier_for_other_classes_stays_fresh_and_all_else_fits():
-    from lab.weights import initialise, network_like
 
     theirs = settle(torchvision.models.resnet18(num_classes=1000))
     torch.save({"state_dict": theirs.state_dict(), "cfg": {"depth": 18}}, "r18.pth")
-    model, said = network_like("r18.pth", "resnet18", 3)
+    model, said = begin_like("r18.pth", "resnet18", 3)
     assert not said and filter_count(model)[0] == filter_count(model)[1]
-    lines = initialise(model, "r18.pth")
+    lines = begin_with(model, "r18.pth")
     assert lines[1:] == [
         "fresh: the classifier fc, since fc.weight is 1000 x 512 instead of 3 x 512"
     ]

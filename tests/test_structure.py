@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import FrozenBatchNorm2d
@@ -220,8 +220,78 @@ class GroupNormedWhole(GroupNormed):
         self.norm = nn.GroupNorm(1, 16)
 
 
+class PixelShuffled(Net):
+    """Four filters are one channel of larger images, with a layer between and without."""
+
+    channels = 12
+
+    def build(self):
+        self.a, self.b, self.c = conv(16, 32), conv_bn(8, 12), conv(12, 48)
+        self.shuffle = nn.PixelShuffle(2)
+
+    def body(self, x):
+        x = self.b(F.relu(self.shuffle(self.a(x))))
+        return F.pixel_shuffle(self.c(x), 2) + F.interpolate(x, scale_factor=2)
+
+
+class DepthToSpace(Net):
+    channels = 16
+
+    def build(self):
+        self.a, self.b = conv(16, 32), conv_bn(8, 16)
+
+    def body(self, x):
+        n, c, h, w = (x := self.a(x)).shape
+        x = x.view(n, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, c // 4, 2 * h, 2 * w)
+        return self.b(F.relu(x))
+
+
+class SpaceToDepth(Net):
+    """Each channel becomes four of smaller images, in the order of the pixels."""
+
+    channels = 64
+
+    def build(self):
+        self.a, self.b = conv(16, 16), conv_bn(64, 64)
+
+    def body(self, x):
+        n, c, h, w = (x := self.a(x)).shape
+        x = x.view(n, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4)
+        return self.b(F.relu(x.reshape(n, 4 * c, h // 2, w // 2)))
+
+
+class Scrambled(Net):
+    """Rows of pixels become channels, each with all of the channels that were."""
+
+    def build(self):
+        self.a, self.b = conv(16, 12), conv_bn(12, 16)
+
+    def body(self, x):
+        n, c, h, w = (x := self.a(x)).shape
+        return self.b(F.relu(x.transpose(1, 2).reshape(n, c, h, w)))
+
+
+@fx.wrap
+def add(x, y):
+    """A user's own function, called as torch's."""
+    return x + y.flip(1)
+
+
+class OwnFunction(Net):
+    def build(self):
+        self.a, self.b = conv_bn(16, 16), conv_bn(16, 16)
+
+    def body(self, x):
+        return self.b(add(x, self.a(x)))
+
+
 # network -> what of it stays whole, beside what the graph can't know
 STRUCTURES = {
+    PixelShuffled: {},
+    DepthToSpace: {},
+    SpaceToDepth: {},
+    Scrambled: {"a": "reshape mixes them"},
+    OwnFunction: {"stem.0": "add mixes them", "a.0": "add mixes them"},
     ConcatenatedConcatenations: {},
     SplitAndJoined: {},
     Shuffled: {},
@@ -264,6 +334,15 @@ def test_what_stays_is_named_and_all_else_can_go(odd):
         modules[name].out_channels for name in stays if isinstance(modules[name], nn.Conv2d)
     )
     assert len(fixed_text(structure)) == len(stays)
+
+
+def test_the_four_filters_of_a_shuffled_pixel_leave_together():
+    model = PixelShuffled()
+    structure = remains_of(model).structure
+    four = [[("a", 4 * k + i) for i in range(4)] for k in range(8)]
+    assert [unit for unit in structure.units if unit[0][0] == "a"] == four
+    with pytest.raises(ValueError, match="filter 0 of a only leaves together with 3 others"):
+        cut(model, all_filters(model) | {"a": torch.arange(1, 32)})
 
 
 @pytest.mark.parametrize("residual", ["single", "coupled"])

@@ -25,6 +25,8 @@ from lab.presets import apportioned, recipe_text, scaled
 from models import build_model
 from train import (
     OrthonormalityPenalty,
+    TrainingSettings,
+    TrainingStep,
     convolutions,
     criterion_of,
     degree_of_orthogonality,
@@ -198,6 +200,22 @@ def test_fit_learns_reports_and_keeps_its_best_epoch(digits, capsys):
     assert len(lines) == 5 and lines[3].startswith("  test 4/5  lr 0.5  loss ")
 
 
+def test_settings_are_given_by_name_or_together_and_wrong_ones_are_refused(digits):
+    def trained(**how):
+        model = narrow("mobilenet", 10)
+        fit(model, digits, RECIPE, key=(0,), report=lambda *_: None, **how)
+        return model.linear.weight
+
+    together = TrainingSettings(batch_size=512, optimizer="adam")
+    named = trained(batch_size=512, optimizer="adam")
+    assert torch.equal(trained(settings=together), named)
+    assert torch.equal(trained(settings=replace(together, batch_size=64), batch_size=512), named)
+    with pytest.raises(TypeError, match="batchsize"):
+        trained(batchsize=64)
+    with pytest.raises(ValueError, match="optimizer is 'rmsprop', none of sgd, adam"):
+        trained(optimizer="rmsprop")
+
+
 def test_adam_takes_its_own_rates(digits):
     model = build_model("vgg", 10, width=1 / 8)
     result = fit(model, digits, RECIPE, key=(0,), optimizer="adam", label="test")
@@ -306,11 +324,11 @@ def test_a_compiler_that_is_not_there_is_one_line(capsys, monkeypatch):
 def test_batches_do_not_wait_for_the_device(digits, monkeypatch):
     """Reading a number waits until a GPU is done: it happens by the clock, not by the batch."""
     model = narrow("vgg", 10)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    step = TrainingStep(model, torch.optim.SGD(model.parameters(), lr=0.01))
 
     def reads(batch_size):
         with torch.profiler.profile() as profile:
-            train_epoch(model, digits.train_batches(batch_size, key=(0,), count=400), optimizer)
+            train_epoch(model, digits.train_batches(batch_size, key=(0,), count=400), step)
             evaluate(model, digits.train_batches(batch_size, key=(0,), count=400))
         return sum(
             event.count
@@ -505,7 +523,7 @@ def test_training_survives_a_last_single_image_at_one_pixel(digits):
     train_epoch(
         model,
         [(x[:, :, :8, :8], y) for x, y in batches],
-        torch.optim.SGD(model.parameters(), lr=0.01),
+        TrainingStep(model, torch.optim.SGD(model.parameters(), lr=0.01)),
     )
 
 
