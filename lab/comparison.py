@@ -42,8 +42,8 @@ def sections_of(results):
     """The sections of a list of lab.results.Result, sorted."""
     controls = [result for result in results if result.record.control == "unpruned"]
     sections = []
-    for shared, own in sorted(grouped(results, _shared_of).items()):
-        records = [record for record, _ in own]
+    for shared, alike in sorted(grouped(results, _shared_of).items()):
+        records = [record for record, _ in alike]
         sections.append(Section(shared, records, _borrowed(records, controls)))
     return sections
 
@@ -56,10 +56,10 @@ def _shared_of(result):
 def _borrowed(records, controls):
     """The controls that records lack and may use, since a budget changes no control."""
     trainings = set(map(_training_of, records))
-    own = set(map(_run_of, records))
+    runs = set(map(_run_of, records))
     borrowed = []
     for result in controls:
-        if _run_of(result.record) not in own and _training_of(result.record) in trainings:
+        if _run_of(result.record) not in runs and _training_of(result.record) in trainings:
             borrowed.append(result)
     return borrowed
 
@@ -223,9 +223,9 @@ def _accuracies_of(records):
     """{method: {(percent, seed): accuracy}} of the last rounds."""
     accuracies = {}
     for record in records:
-        own = accuracies.setdefault(record.method, {})
+        by_seed = accuracies.setdefault(record.method, {})
         if record.finished:
-            own[percent_of(record), record.flags["seed"]] = record.best
+            by_seed[percent_of(record), record.flags["seed"]] = record.best
     return accuracies
 
 
@@ -249,14 +249,14 @@ def gaps_between_rounds(records):
     the fewest minus each other number. The jobs may be of several presets."""
     ended = [r for r in _pruned_of(records) if r.job == "iterative" and r.finished]
     gaps = {}
-    for network, own in by_network(ended).items():
-        for (_, _, variant), alike in grouped(in_order(own), _job_but_for_rounds).items():
+    for network, runs in by_network(ended).items():
+        for (_, _, variant), alike in grouped(in_order(runs), _job_but_for_rounds).items():
             accuracies = _accuracies_by_rounds(alike)
-            first, *others = sorted(accuracies)
-            for other in others:
-                names = f"{variant}, {counted(first, 'round')}", counted(other, "round")
-                own_gaps = gaps.setdefault(network, {})
-                own_gaps[names] = minus(accuracies[first], accuracies[other])
+            fewest, *others = sorted(accuracies)
+            for rounds in others:
+                names = f"{variant}, {counted(fewest, 'round')}", counted(rounds, "round")
+                pairs = gaps.setdefault(network, {})
+                pairs[names] = minus(accuracies[fewest], accuracies[rounds])
     return gaps
 
 
@@ -268,8 +268,8 @@ def _accuracies_by_rounds(records):
     """{number of rounds: {(percent, seed): accuracy}}."""
     accuracies = {}
     for record in records:
-        own = accuracies.setdefault(record.pruning["rounds"], {})
-        own[percent_of(record), record.flags["seed"]] = record.best
+        by_seed = accuracies.setdefault(record.pruning["rounds"], {})
+        by_seed[percent_of(record), record.flags["seed"]] = record.best
     return accuracies
 
 
@@ -279,8 +279,8 @@ def differences_of(gaps):
     differences = {}
     for network, pairs in gaps.items():
         for names, by_seed in pairs.items():
-            for percent, own in _by_percent(by_seed).items():
-                difference = Difference.of(own)
+            for percent, values in _by_percent(by_seed).items():
+                difference = Difference.of(values)
                 if difference:
                     differences[network, names, percent] = difference
     return differences

@@ -144,12 +144,12 @@ def _multiply_adds(network, image_size):
     for name, operations in counter.get_flop_counts().items():
         if name != "Global":
             counts[name] = sum(operations.values()) // 2
-    own = dict(counts)
+    without_inner = dict(counts)
     for name, count in counts.items():
         outer = name.rpartition(".")[0]
-        if outer in own:
-            own[outer] -= count
-    return {name.partition(".")[2]: count for name, count in own.items()}
+        if outer in without_inner:
+            without_inner[outer] -= count
+    return {name.partition(".")[2]: count for name, count in without_inner.items()}
 
 
 def _deformed(_images, weight, *_, out_shape=None, **__):

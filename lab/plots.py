@@ -60,8 +60,8 @@ def _plot_networks(pyplot, records, registered, path):
     for axis in axes[len(networks) :]:
         axis.set_axis_off()
     drawn = False
-    for axis, (network, own) in zip(axes, networks.items()):
-        drawn |= registered.draw(axis, own)
+    for axis, (network, runs) in zip(axes, networks.items()):
+        drawn |= registered.draw(axis, runs)
         axis.set_title(printable(network))
         axis.grid(alpha=0.3)
     if drawn:
@@ -142,12 +142,12 @@ def plot_accuracy(axis, records, label, x_of):
     """Draw a line for each method. Methods whose points would hide each other stand side by side.
     x_of: record -> its place on the x-axis, which has the `label`."""
     lines = _accuracy_lines(records, x_of)
-    shared = _shared_places(lines)
+    ticks = _shared_ticks(lines)
     apart = 0
-    if shared:
+    if ticks:
         apart = 0.8
         label += "\nmethods side by side"
-        axis.set_xticks(shared)
+        axis.set_xticks(ticks)
     for i, line in enumerate(lines):
         shift = apart * (i - (len(lines) - 1) / 2)
         _, x, x_spread, accuracy, accuracy_spread = zip(*line.points)
@@ -188,19 +188,19 @@ def _points(records, x_of):
     return points
 
 
-def _shared_places(lines):
+def _shared_ticks(lines):
     """Where all lines have their points, rounded; [] where there is one line, or where the points
     of a percent lie apart."""
     if len(lines) < 2:
         return []
-    places = set()
+    ticks = set()
     points = itertools.chain(*(line.points for line in lines))
     for alike in grouped(points, attrgetter("percent")).values():
         x = [point.x for point in alike]
         if max(x) - min(x) >= 1:
             return []
-        places.add(round(statistics.mean(x)))
-    return sorted(places)
+        ticks.add(round(statistics.mean(x)))
+    return sorted(ticks)
 
 
 def _plot_unpruned(axis, records):

@@ -13,7 +13,7 @@ from lab.comparison import (
     sorted_percents,
 )
 from lab.markdown import difference_text, escaped, spread, table_of
-from lab.record import JOBS, by_network, grouped
+from lab.record import JOBS, by_network, grouped, in_order
 from lab.significance import stars
 from lab.tables import budget_text
 
@@ -38,10 +38,10 @@ def describe_section(records, borrowed=()):
     if differing:
         lines += [f"**These results also differ in {', '.join(map(escaped, differing))}.**", ""]
     gaps = {}
-    for network, own in by_network(records).items():
-        lines += [_before_line(network, own), "", *_accuracy_table(network, own, len(seeds)), ""]
+    for network, runs in by_network(records).items():
+        lines += [_before_line(network, runs), "", *_accuracy_table(network, runs, len(seeds)), ""]
         controls = [control for control, _ in borrowed if control.network == network]
-        gaps[network] = gaps_of(own, controls)
+        gaps[network] = gaps_of(runs, controls)
     lines += _difference_tables(gaps)
     folders = sorted({run_folder for _, run_folder in borrowed})
     if folders:
@@ -206,14 +206,22 @@ def _detail_table(records):
         if not column.optional or _spread_of(records, column.figure):
             columns.append(column)
     rows = []
-    for network, own in by_network(records).items():
-        ordered = sorted(own, key=lambda record: (round(record.requested, 2), record.sort_key))
-        cells = grouped(ordered, lambda record: (round(record.requested, 2), record.method))
-        for (percent, method), runs in cells.items():
+    for network, network_runs in by_network(records).items():
+        ordered = sorted(in_order(network_runs), key=_requested_of)
+        for (percent, method), runs in grouped(ordered, _cell_of).items():
             figures = [_spread_of(runs, column.figure, column.digits) for column in columns]
             rows.append([network, method, f"{percent:g}", *figures, str(len(runs))])
     titles = [column.title for column in columns]
     return table_of(["network", "method", "asked for (%)", *titles, "n"], rows)
+
+
+def _requested_of(record):
+    """The percent that was asked for, also of unpruned controls."""
+    return round(record.requested, 2)
+
+
+def _cell_of(record):
+    return _requested_of(record), record.method
 
 
 # ------------------------------------------------------------------------------------ group checks
