@@ -35,6 +35,7 @@ from lab import cutting, drawing, latency, plots, significance
 from lab import groups as group_check
 from lab import sweep as sweeps
 from lab.checkpoint import load_checkpoint, save_checkpoint
+from lab.comparison import gaps_of
 from lab.experiment import Sweep, parse
 from lab.job import Job
 from lab.record import Record
@@ -1238,6 +1239,19 @@ def test_a_report_compares_numbers_of_rounds_and_ways_to_cut(results, tmp_path, 
     rows = _table_rows((tmp_path / "report.md").read_text())
     assert ("bn, 1 round", "4 rounds", "-3.5 ± 0.5 (-9.9 to 2.9), n = 2") in rows
     assert ("bn", "bn, coupled", "+3.0 ± 1.0 (-9.7 to 15.7), n = 2") in rows
+
+
+def test_methods_are_compared_by_the_last_rounds_of_their_jobs():
+    def result(method, number, top1):
+        return Record(
+            flags={"pruning_type": method, "seed": 0},
+            pruning={"requested_percent": 50.0, "round": number, "rounds": 2},
+            accuracy={"best": {"top1": top1}},
+        )
+
+    last, earlier = [result("bn", 2, 60.0), result("l1", 2, 50.0)], result("bn", 1, 90.0)
+    gaps = gaps_of([*last, earlier])
+    assert gaps["bn, 2 rounds", "l1, 2 rounds"] == {(50.0, 0): 10.0}
 
 
 def test_stars_are_those_of_t_tests_and_of_holms_correction():
