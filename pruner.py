@@ -10,17 +10,17 @@ import itertools
 import math
 import reprlib
 import statistics
+from dataclasses import dataclass
 from numbers import Real
 
 import torch
 
+from channels.checking import Masked, check
 from channels.costs import cost_of, filter_costs
 from channels.groups import Remains, filter_count, filter_groups, keep_whole, remains_of, signature
-from channels.operations import title
-from channels.surgery import CannotCut, MaskedGraph, cut_channels, first_difference, same
+from channels.surgery import CannotCut, cut_channels
 from channels.traits import traits_of
 from common.copies import copy_of
-from common.modes import evaluating
 from common.processes import shared, sum_over_processes
 from common.terminal import progress
 from config import BUDGETS, RANKINGS
@@ -72,19 +72,21 @@ def max_percent(model, budget="filters", image_size=32, round_to=1, residual="si
     """The largest percent that the layers' floors and the protected stem allow, where all layers
     that write into a residual stream keep the same of its channels."""
     structure = remains_of(model).structure
-    first = {g.name: round_up(g.floor, round_to, g.dense) for g in filter_groups(model)}
-    leave = {
-        filter
-        for unit in _units_of(structure, residual)
-        for filter in unit
-        if all(i >= first[name] and not structure.fixed_filters[name][i] for name, i in unit)
-    }
-    floors = {
-        name: torch.tensor(
-            [i for i in range(len(numbers)) if (name, i) not in leave], dtype=torch.long
-        )
-        for name, numbers in structure.filters.items()
-    }
+    first = {}  # of each layer, the first filter beyond its floor
+    for group in filter_groups(model):
+        first[group.name] = round_up(group.floor, round_to, group.dense)
+
+    def may_leave(name, index):
+        return index >= first[name] and not structure.fixed_filters[name][index]
+
+    leaving = set()
+    for unit in _units_of(structure, residual):
+        if all(may_leave(*filter) for filter in unit):
+            leaving.update(unit)
+    floors = {}
+    for name, numbers in structure.filters.items():
+        kept = [index for index in range(len(numbers)) if (name, index) not in leaving]
+        floors[name] = torch.tensor(kept, dtype=torch.long)
     return _percent_gone(structure, budget, image_size)(structure.alive(floors))
 
 
@@ -99,7 +101,11 @@ def _percent_gone(structure, budget, image_size):
         return cost_of(structure, alive, image_size)[kind]
 
     dense = cost(structure.alive(structure.all_filters()))
-    return lambda alive: 100 * (1 - cost(alive) / dense)
+
+    def percent_gone(alive):
+        return 100 * (1 - cost(alive) / dense)
+
+    return percent_gone
 
 
 def select_filters(
@@ -148,17 +154,23 @@ def select_filters(
     as_in_paper, ranking = ranking == "paper", ranking_of(ranking, pruning_type)
     _check_amount(percent, below_one, budget, round_to)
     _check_choice(residual, ranking, per_cost, pruning_type, losses)
-    groups, remains = {g.name: g for g in filter_groups(model)}, remains_of(model)
+    groups, remains = _groups_of(model), remains_of(model)
     values = _values_of(groups, scores)
     costs = None
     if per_cost or ranking == "measured":
         currency = "latency" if layer_times else budget
         costs = filter_costs(model, currency, image_size, layer_times)
-    divided = per_cost or as_in_paper and ranking in ("mean", "norm")
-    if divided and ESTIMATORS[pruning_type].change == "root":  # papers divide changes, not squares
+    is_divided = per_cost or (as_in_paper and ranking in ("mean", "norm"))
+    if is_divided and ESTIMATORS[pruning_type].change == "root":
+        # What papers divide are changes, not their squares.
         values = {name: [value**0.5 for value in own] for name, own in values.items()}
     order = _removal_order(remains, groups, residual, values, ranking, costs, losses)
     return _keep_the_rest(model, groups, order, percent, budget, round_to, image_size)
+
+
+def _groups_of(model):
+    """Layer -> its FilterGroup."""
+    return {group.name: group for group in filter_groups(model)}
 
 
 def choices(model, per_cost=False):
@@ -168,12 +180,11 @@ def choices(model, per_cost=False):
     residuals = ["single"]
     if structure.coupled_units != structure.units:
         residuals.append("coupled")
-    return [
-        {"ranking": ranking, "residual": residual}
-        for residual in residuals
-        for ranking in RANKINGS
-        if not (per_cost and ranking in ("layer", "measured"))
-    ]
+    rankings = list(RANKINGS)
+    if per_cost:
+        rankings = [ranking for ranking in rankings if ranking not in ("layer", "measured")]
+    pairs = itertools.product(residuals, rankings)
+    return [{"ranking": ranking, "residual": residual} for residual, ranking in pairs]
 
 
 def ranking_of(ranking, pruning_type):
@@ -203,13 +214,12 @@ def _check_amount(percent, below_one, budget, round_to):
 
 
 def _check_budget(budget):
-    if budget not in COUNTED:
-        also = (
-            "; measured time needs lab.latency.select_by_time, as main.py --budget=latency does"
-            if budget == "latency"
-            else ""
-        )
-        raise ValueError(f"budget is {budget!r}; it must be one of {', '.join(COUNTED)}{also}")
+    if budget in COUNTED:
+        return
+    also = ""
+    if budget == "latency":
+        also = "; measured time needs lab.latency.select_by_time, as main.py --budget=latency does"
+    raise ValueError(f"budget is {budget!r}; it must be one of {', '.join(COUNTED)}{also}")
 
 
 def _check_choice(residual, ranking, per_cost, pruning_type, losses):
@@ -252,135 +262,175 @@ def _values_of(groups, scores):
 
 
 def _keep_the_rest(model, groups, order, percent, budget, round_to, image_size):
-    """What `select_filters` returns, where filters leave in this order, a list of units."""
+    """What `select_filters` returns, where units leave in this order."""
     remains = remains_of(model)
     structure = remains.structure
     if budget == "filters":
         now, dense = filter_count(model)
-        sizes = [sum(groups[name].costs[i] for name, i in unit) for unit in order]
-        totals = list(itertools.accumulate(sizes, initial=dense - now))
-        target, reached = round(dense * percent / 100), totals.__getitem__
+        target = round(dense * percent / 100)
 
-        def reached_by(alive):
+        def gone(alive):
             return dense - structure.count_filters(alive)
     else:
-        numbers = {
-            name: structure.filters[name][index].tolist() for name, index in remains.filters.items()
-        }
-        alive, turn = structure.alive(remains.filters), torch.full_like(structure.root, len(order))
-        turn[[numbers[name][i] for unit in order for name, i in unit]] = torch.tensor(
-            [k for k, unit in enumerate(order) for _ in unit], dtype=torch.long
-        )
-        target, reached_by = percent, _percent_gone(structure, budget, image_size)
-
-        def reached(count):
-            return reached_by(structure.complete(alive & (turn >= count)))
+        target, gone = percent, _percent_gone(structure, budget, image_size)
 
     def kept_after(count):
-        gone = {name: set() for name in groups}
-        for unit in order[: max(0, count)]:
-            for name, index in unit:
-                gone[name].add(index)
-        _round_widths(groups, order[: max(0, count)], gone, round_to)
-        return {
-            name: torch.tensor([i for i in range(group.conv.out_channels) if i not in gone[name]])
-            for name, group in groups.items()
-        }
+        return _kept_without(groups, order[: max(0, count)], round_to)
 
-    def reached_rounded(count):
-        return reached_by(
-            structure.alive(
-                {name: remains.filters[name][index] for name, index in kept_after(count).items()}
-            )
-        )
+    def gone_when_rounded(count):
+        kept = kept_after(count)
+        return gone(structure.alive({name: remains.filters[name][kept[name]] for name in kept}))
 
-    key = reached if round_to == 1 else reached_rounded
-    return kept_after(bisect.bisect_right(range(len(order) + 1), target, key=key) - 1)
+    if round_to > 1:
+        gone_after = gone_when_rounded
+    elif budget == "filters":
+        sizes = [sum(groups[name].costs[i] for name, i in unit.filters) for unit in order]
+        gone_after = list(itertools.accumulate(sizes, initial=dense - now)).__getitem__
+    else:
+        gone_after = _gone_by_turns(remains, order, gone)
+    return kept_after(bisect.bisect_right(range(len(order) + 1), target, key=gone_after) - 1)
+
+
+def _gone_by_turns(remains, order, gone):
+    """A function: how many units have left -> what is gone. gone: the same of what is alive."""
+    structure = remains.structure
+    numbers = {}
+    for name, index in remains.filters.items():
+        numbers[name] = structure.filters[name][index].tolist()
+    leaving, turns = [], []
+    for turn, unit in enumerate(order):
+        leaving += [numbers[name][i] for name, i in unit.filters]
+        turns += [turn] * len(unit.filters)
+    turn_of = torch.full_like(structure.root, len(order))
+    turn_of[leaving] = torch.tensor(turns, dtype=torch.long)
+    alive = structure.alive(remains.filters)
+
+    def gone_after(count):
+        return gone(structure.complete(alive & (turn_of >= count)))
+
+    return gone_after
+
+
+def _kept_without(groups, removed, round_to):
+    """Layer -> indices of the filters that are left without some units, widths rounded up."""
+    gone = {name: set() for name in groups}
+    for unit in removed:
+        for name, index in unit.filters:
+            gone[name].add(index)
+    _round_widths(groups, removed, gone, round_to)
+    kept = {}
+    for name, group in groups.items():
+        rest = [index for index in range(group.conv.out_channels) if index not in gone[name]]
+        kept[name] = torch.tensor(rest)
+    return kept
 
 
 def is_removable(model, residual="single"):
     """Whether there is any filter that may still go."""
-    groups = {g.name: g for g in filter_groups(model)}
+    groups = _groups_of(model)
     values = {name: [0.0] * len(group.channels) for name, group in groups.items()}
     return bool(_removal_order(remains_of(model), groups, residual, values))
 
 
+@dataclass(frozen=True)
+class Unit:
+    """What leaves together of a network. filters: (layer, index) of each. layers: those that it has
+    filters of in the unpruned network."""
+
+    filters: list
+    layers: tuple
+
+    def total(self, amounts):
+        """The sum of what its filters have. amounts: layer -> a list."""
+        return sum(amounts[name][index] for name, index in self.filters)
+
+
 def _units(remains, residual):
-    """(what leaves together, as lists of (layer, filter of the network as it is); of each the
-    layers that it has filters of in the unpruned network)."""
-    structure = remains.structure
-    place = {
-        name: {index: i for i, index in enumerate(kept.tolist())}
-        for name, kept in remains.filters.items()
-    }
-    found, kinds = [], []
-    for unit in _units_of(structure, residual):
-        left = [(name, place[name][i]) for name, i in unit if i in place[name]]
+    """All units of a network, as a list."""
+    place_of = {}
+    for name, kept in remains.filters.items():
+        place_of[name] = {index: place for place, index in enumerate(kept.tolist())}
+    units = []
+    for unit in _units_of(remains.structure, residual):
+        left = [(name, place_of[name][i]) for name, i in unit if i in place_of[name]]
         if left:
-            found.append(left)
-            kinds.append(_layers_of(unit))
-    return found, kinds
+            units.append(Unit(left, _layers_of(unit)))
+    return units
 
 
 def _units_of(structure, residual):
     return structure.units if residual == "single" else structure.coupled_units
 
 
+def _layers_of(filters):
+    """The layers of some filters, in their order."""
+    return tuple(dict.fromkeys(name for name, _ in filters))
+
+
 def _removal_order(remains, groups, residual, values, ranking="global", costs=None, losses=None):
     """The units that may go, in the order in which they do: the lowest rank first. Layers keep as
     many filters as they must, and whatever reads channels the best of them. values: layer -> what
     each filter is worth; costs: layer -> what it costs, or None; losses: of `measure_losses`."""
-    (units, kinds), spent = _units(remains, residual), None
+    units, spent = _units(remains, residual), None
     if costs is not None:
         costs = {name: own.tolist() for name, own in costs.items()}
-        spent = [sum(costs[name][i] for name, i in unit) for unit in units]
+        spent = [unit.total(costs) for unit in units]
     if ranking == "measured":
-        ranks = _measured_ranks(_free_units(groups, units, kinds, values), spent, losses)
+        ranks = _measured_ranks(_free_units(groups, units, values), spent, losses)
     else:
-        ranks = _ranks(remains, residual, units, kinds, values, ranking)
+        ranks = _ranks(remains, residual, units, values, ranking)
         if spent:
             ranks = [rank / cost if cost else math.inf for rank, cost in zip(ranks, spent)]
-    rank_of = {filter: rank for unit, rank in zip(units, ranks) for filter in unit}
-    needed = _needed(remains, groups, rank_of)
-    position = {name: k for k, name in enumerate(groups)}
+    rank_of = {}
+    for unit, rank in zip(units, ranks):
+        rank_of.update(dict.fromkeys(unit.filters, rank))
+    needed = _needed(remains, groups, rank_of) | _fixed(groups)
+    position = {name: place for place, name in enumerate(groups)}
     spare = {name: len(group.channels) - group.floor for name, group in groups.items()}
-    needed |= {
-        (name, i) for name, group in groups.items() for i, fixed in enumerate(group.fixed) if fixed
-    }
+
+    def turn(unit):
+        name, index = unit.filters[0]
+        return rank_of[name, index], position[name], index
+
     order = []
-    for unit in sorted(
-        units, key=lambda unit: (rank_of[unit[0]], position[unit[0][0]], unit[0][1])
-    ):
-        leaving = (
-            {unit[0][0]: 1} if len(unit) == 1 else collections.Counter(name for name, _ in unit)
-        )
-        if needed.isdisjoint(unit) and all(spare[name] >= count for name, count in leaving.items()):
+    for unit in sorted(units, key=turn):
+        leaving = collections.Counter(name for name, _ in unit.filters)
+        has_room = all(spare[name] >= count for name, count in leaving.items())
+        if has_room and needed.isdisjoint(unit.filters):
             order.append(unit)
             for name, count in leaving.items():
                 spare[name] -= count
     return order
 
 
-def _ranks(remains, residual, units, kinds, values, ranking):
-    """The number that each unit is ranked by, as a list; the lowest goes first. Units of one kind,
-    which have filters of the same layers, are compared as the filters of one layer are."""
-    worth = [sum(values[name][i] for name, i in unit) for unit in units]
+def _fixed(groups):
+    """The (layer, filter) that are never pruned."""
+    fixed = set()
+    for name, group in groups.items():
+        fixed.update((name, index) for index, is_fixed in enumerate(group.fixed) if is_fixed)
+    return fixed
+
+
+def _ranks(remains, residual, units, values, ranking):
+    """The number that each unit is ranked by, as a list; the lowest goes first. Units that have
+    filters of the same layers are compared as the filters of one layer are."""
+    worth = [unit.total(values) for unit in units]
     if ranking == "global":
         return worth
-    members = collections.defaultdict(list)  # kind -> numbers of such units
-    for number, kind in enumerate(kinds):
-        members[kind].append(number)
+    alike = collections.defaultdict(list)  # layers -> numbers of such units
+    for number, unit in enumerate(units):
+        alike[unit.layers].append(number)
     dense = collections.Counter(map(_layers_of, _units_of(remains.structure, residual)))
     ranks = [0.0] * len(units)
-    for kind, numbers in members.items():
+    for layers, numbers in alike.items():
         own = [worth[number] for number in numbers]
         if ranking == "layer":
             # The share of the unpruned network's that is gone when this one is.
-            gone = dense[kind] - len(numbers)
+            gone = dense[layers] - len(numbers)
             for place, number in enumerate(sorted(numbers, key=worth.__getitem__), 1):
                 ranks[number] = (gone + place) / (gone + len(numbers))
             continue
-        size = {"mean": statistics.fmean(map(abs, own)), "norm": math.hypot(*own)}[ranking]
+        size = math.hypot(*own) if ranking == "norm" else statistics.fmean(map(abs, own))
         for number in numbers:
             ranks[number] = worth[number] / size if size else 0.0
     return ranks
@@ -391,8 +441,8 @@ def _measured_ranks(free, spent, losses):
     slopes of the losses' convex hull, over the mean cost of a unit. free: of `_free_units`; spent:
     what each unit costs."""
     ranks = [math.inf] * len(spent)
-    for kind, numbers in free.items():
-        points = losses.get(kind)
+    for layers, numbers in free.items():
+        points = losses.get(layers)
         cost = statistics.fmean(spent[number] for number in numbers)
         if not points or not cost:
             continue
@@ -417,13 +467,13 @@ def lower_hull(points):
     return hull
 
 
-def _free_units(groups, units, kinds, values):
-    """Kind -> numbers of such units that may leave, the lowest sum of `values` first."""
-    worth = [sum(values[name][i] for name, i in unit) for unit in units]
+def _free_units(groups, units, values):
+    """Layers -> numbers of their units that may leave, the lowest sum of `values` first."""
+    worth, fixed = [unit.total(values) for unit in units], _fixed(groups)
     free = collections.defaultdict(list)
     for number in sorted(range(len(units)), key=worth.__getitem__):
-        if not any(groups[name].fixed[i] for name, i in units[number]):
-            free[kinds[number]].append(number)
+        if fixed.isdisjoint(units[number].filters):
+            free[units[number].layers].append(number)
     return free
 
 
@@ -441,22 +491,21 @@ def measure_losses(model, scores, batches, residual="single", reference=None):
     change with what they read. Returns {names of the layers whose filters leave together: [(how
     many such units are gone, loss), ...]}, layers of the unpruned network.
     """
-    groups, remains = {g.name: g for g in filter_groups(model)}, remains_of(model)
-    (units, kinds), values = _units(remains, residual), _values_of(groups, scores)
-    masked, found = Masked(_normalised_by_batch(model)), {}
+    groups, units = _groups_of(model), _units(remains_of(model), residual)
+    free = _free_units(groups, units, _values_of(groups, scores))
+    masked, losses = Masked(_normalised_by_batch(model)), {}
     reference = _normalised_by_batch(reference or model)
     with torch.no_grad():
         wanted = [(images, reference(images).log_softmax(1)) for images, _labels in shared(batches)]
         whole = _divergence(masked.network, wanted)
-        for kind, numbers in progress(_free_units(groups, units, kinds, values).items(), "layers"):
-            most = _most_units(groups, [units[number] for number in numbers])
+        for layers, numbers in progress(free.items(), "layers"):
+            own = [units[number] for number in numbers]
+            most = _most_units(groups, own)
             for count in sorted({round(most * share) for share in SHARES} - {0}):
-                gone = {filter for number in numbers[:count] for filter in units[number]}
-                masked.keep(_without(groups, gone))
-                found.setdefault(kind, []).append(
-                    (count, _divergence(masked.network, wanted) - whole)
-                )
-    return found
+                masked.keep(_without(groups, own[:count]))
+                loss = _divergence(masked.network, wanted) - whole
+                losses.setdefault(layers, []).append((count, loss))
+    return losses
 
 
 def _normalised_by_batch(model):
@@ -468,21 +517,23 @@ def _normalised_by_batch(model):
     return network
 
 
-def _without(groups, gone):
-    """Layer -> indices of all filters but those that are `gone`, of the layers that lose some."""
-    return {
-        name: torch.tensor([i for i in range(len(groups[name].channels)) if (name, i) not in gone])
-        for name in {name for name, _ in gone}
-    }
+def _without(groups, units):
+    """Layer -> indices of all filters but those of some units, of the layers that lose some."""
+    gone = set(itertools.chain.from_iterable(unit.filters for unit in units))
+    rest = {}
+    for name in _layers_of(gone):
+        count = len(groups[name].channels)
+        rest[name] = torch.tensor([index for index in range(count) if (name, index) not in gone])
+    return rest
 
 
 def _most_units(groups, units):
     """How many of some units, in their order, the floors of the layers let go."""
     spare = {name: len(group.channels) - group.floor for name, group in groups.items()}
     for count, unit in enumerate(units):
-        for name, _ in unit:
+        for name, _ in unit.filters:
             spare[name] -= 1
-        if any(spare[name] < 0 for name, _ in unit):
+        if any(spare[name] < 0 for name, _ in unit.filters):
             return count
     return len(units)
 
@@ -498,20 +549,17 @@ def _divergence(network, wanted):
     return (sums[0] / sums[1]).item()
 
 
-def _layers_of(unit):
-    """The layers whose filters leave together in a unit."""
-    return tuple(dict.fromkeys(name for name, _ in unit))
-
-
 def _needed(remains, groups, rank_of):
     """The (layer, filter) of the highest rank behind the inputs of each layer that else might be
     left with none."""
     structure, needed = remains.structure, set()
     if not structure.partial_inputs:
         return needed
-    filters = [(name, i) for name, group in groups.items() for i in range(len(group.channels))]
+    filters = []
+    for name, group in groups.items():
+        filters += [(name, index) for index in range(len(group.channels))]
     numbers = torch.cat([structure.filters[name][kept] for name, kept in remains.filters.items()])
-    values = torch.tensor([rank_of.get(filter, float("inf")) for filter in filters]).double()
+    values = torch.tensor([rank_of.get(filter, math.inf) for filter in filters]).double()
     for channels in structure.partial_inputs:
         behind = structure.behind(channels, numbers)
         highest = behind & (values == values[behind].max())
@@ -522,19 +570,19 @@ def _needed(remains, groups, rank_of):
 def _round_widths(groups, removed, gone, multiple):
     """Put the last of some removed units back until all widths are multiples, or full."""
 
-    def rounded(name):
+    def is_uneven(name):
         full = groups[name].conv.out_channels
         width = full - len(gone[name])
-        return width == round_up(width, multiple, full)
+        return width != round_up(width, multiple, full)
 
-    uneven = {name for name in groups if not rounded(name)}
+    uneven = set(filter(is_uneven, groups))
     while uneven:
         for unit in reversed(removed):
-            if any(name in uneven and i in gone[name] for name, i in unit):
-                for name, index in unit:
+            if any(name in uneven and index in gone[name] for name, index in unit.filters):
+                for name, index in unit.filters:
                     gone[name].discard(index)
-                for name, _ in unit:
-                    (uneven.discard if rounded(name) else uneven.add)(name)
+                layers = set(unit.layers)
+                uneven = (uneven - layers) | set(filter(is_uneven, layers))
 
 
 def kept_mask(kept, model):
@@ -596,30 +644,40 @@ def _keep_whole_at(model, error):
 
 
 def _pruned(model, kept, images):
-    remains, filters = remains_of(model), {}
+    remains = remains_of(model)
+    filters = {}
     for group in filter_groups(model):
-        count = len(group.channels)
-        if kept.get(group.name) is None:
-            raise ValueError(
-                f"what to keep of {group.name} is missing: every layer that can be "
-                f"pruned needs an entry, and one that stays whole range({count})"
-            )
-        index = torch.as_tensor(kept[group.name]).tolist()
-        if not index or sorted(set(index)) != index or not 0 <= index[0] <= index[-1] < count:
-            raise ValueError(
-                f"{group.name}: keep at least one of its {count} filters, as rising indices"
-            )
-        if any(group.fixed[i] for i in set(range(count)) - set(index)):
-            raise ValueError(
-                f"{group.name} is never pruned"
-                if group.protected
-                else f"{group.name} has filters that are never pruned"
-            )
-        filters[group.name] = remains.filters[group.name][torch.tensor(index)]
+        index = _checked_index(group, kept.get(group.name))
+        filters[group.name] = remains.filters[group.name][index]
     small = cut(model, filters)
     if type(model) not in NETWORKS.values():
         check(model, small, filters, images)
     return small
+
+
+def _checked_index(group, kept):
+    """The indices of the filters to keep, as a tensor. Raises ValueError."""
+    count = len(group.channels)
+    if kept is None:
+        raise ValueError(
+            f"what to keep of {group.name} is missing: every layer that can be "
+            f"pruned needs an entry, and one that stays whole range({count})"
+        )
+    index = torch.as_tensor(kept).tolist()
+    if not _are_rising(index, count):
+        raise ValueError(
+            f"{group.name}: keep at least one of its {count} filters, as rising indices"
+        )
+    if any(group.fixed[gone] for gone in set(range(count)) - set(index)):
+        part = "is" if group.is_fixed else "has filters that are"
+        raise ValueError(f"{group.name} {part} never pruned")
+    return torch.tensor(index)
+
+
+def _are_rising(index, count):
+    """Whether these are one or more indices below `count`, each above the one before."""
+    are_indices = all(type(each) is int and 0 <= each < count for each in index)
+    return bool(index) and are_indices and sorted(set(index)) == list(index)
 
 
 def explore(model, image_size=None):
@@ -632,10 +690,9 @@ def explore(model, image_size=None):
         return
     generator = torch.Generator().manual_seed(0)
     while True:
-        scores = {
-            group.name: torch.rand(len(group.channels), generator=generator)
-            for group in filter_groups(model, image_size)
-        }
+        scores = {}
+        for group in filter_groups(model, image_size):
+            scores[group.name] = torch.rand(len(group.channels), generator=generator)
         try:
             _pruned(model, select_filters(model, scores, 50), None)
             return
@@ -657,12 +714,7 @@ def rebuild(model, widths, whole=(), image_size=None):
         most = len(filters[name])
         if type(width) is int and 1 <= width <= most:
             filters[name] = torch.arange(width)
-        elif (
-            isinstance(width, (list, tuple))
-            and width
-            and all(type(c) is int and 0 <= c < most for c in width)
-            and (sorted(set(width)) == list(width))
-        ):
+        elif isinstance(width, (list, tuple)) and _are_rising(width, most):
             filters[name] = torch.tensor(width)
         else:
             raise ValueError(
@@ -677,7 +729,8 @@ def cut(model, filters):
     Raises ValueError where they break up what only leaves together."""
     remains = remains_of(model)
     structure = remains.structure
-    if unit := structure.broken(filters):
+    unit = structure.broken(filters)
+    if unit:
         raise ValueError(
             f"filter {unit[0][1]} of {unit[0][0]} only leaves together with {len(unit) - 1} others"
         )
@@ -686,81 +739,3 @@ def cut(model, filters):
     graph = cut_channels(small, structure, before, after)
     small._remains = Remains(structure, filters, graph, signature(small))
     return small
-
-
-# --------------------------------------------------------------------------------------- the check
-
-
-class Masked:
-    """A network in which the outputs of some filters are zero wherever they are read.
-
-        masked = Masked(model)
-        masked.keep(kept)              # layer name -> indices, as for `prune`
-        logits = masked.network(images)
-
-    It shares its layers with `model`, and is for eval mode only.
-    """
-
-    def __init__(self, model):
-        self.remains = remains_of(model)
-        self.graph = MaskedGraph(model, self.remains.graph, self.remains.structure)
-        self.network = self.graph.network
-
-    def keep(self, kept):
-        """From now on only these filters count: layer name -> their indices in `model`. Layers that
-        it does not name have all."""
-        self.graph.set(
-            self.remains.structure.alive(
-                {
-                    name: filters[kept[name].cpu()] if name in kept else filters
-                    for name, filters in self.remains.filters.items()
-                }
-            )
-        )
-
-
-def check(model, small, filters, images=None):
-    """Raise ValueError, which says where it begins, where the network `small` computes something
-    else than `model` with all filters but some at zero. filters: layer -> indices, in the unpruned
-    network, of these. images: some that it is to be tried with; else noise."""
-    if images is None:
-        images = torch.randn(
-            4, *remains_of(model).structure.image_shape, generator=torch.Generator().manual_seed(0)
-        )
-    parameter = next(model.parameters())
-    networks = [model, small]
-    place = _disagreement(networks, filters, images.to(parameter.device, parameter.dtype))
-    if place:  # rounding is no fault
-        networks = [copy_of(network).double() for network in networks]
-        place = _disagreement(networks, filters, images.to(parameter.device, torch.double))
-    if place:
-        if isinstance(place, str):
-            raise ValueError(
-                f"{type(model).__name__}, pruned, computes something else than with "
-                f"its filters at zero, from {place} on; it cannot be pruned"
-            )
-        raise CannotCut(place, f"{title(place)} computes something else without them")
-
-
-def _disagreement(networks, filters, images):
-    """Where a network with all filters but some at zero and the pruned one differ: a node, or in
-    words; None where they do not."""
-    model, small = networks
-    with evaluating(*networks), torch.no_grad():
-        masked, logits = Masked(model), model(images)
-        if not same(logits, model(images)):
-            raise ValueError(
-                f"{type(model).__name__} gives other logits each time, in eval mode, "
-                "too; F.dropout, for one, needs training=self.training"
-            )
-        if not same(logits, masked.network(images)):
-            return "the graph of its operations"
-        structure = remains_of(model).structure
-        masked.graph.set(structure.alive(filters))
-        wanted = masked.network(images)
-        try:
-            if same(wanted, small(images)):
-                return None
-        except Exception:  # an operation that does not fit what is left
-            pass
-        return first_difference(masked.graph, small, remains_of(small).graph, images) or "its end"

@@ -53,7 +53,8 @@ class FilterGroup:
     fixed: list
 
     @property
-    def protected(self):
+    def is_fixed(self):
+        """Whether the whole layer is never pruned."""
         return all(self.fixed)
 
     @property

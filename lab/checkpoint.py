@@ -410,7 +410,7 @@ def _without_zeros(model):
     kept = {}
     for group in filter_groups(model):
         used = torch.ones(len(group.channels), dtype=torch.bool)
-        if group.stream.name != group.name and not group.protected:
+        if group.stream.name != group.name and not group.is_fixed:
             silent = (group.conv.weight == 0).all((1, 2, 3)) & (group.bn.running_mean == 0)
             used = ((group.bn.weight != 0) & ~silent) | (group.bn.bias != 0)
             used[0] |= not used.any()

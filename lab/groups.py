@@ -13,13 +13,13 @@ import torch
 
 import imp_estimator
 import train
+from channels.checking import Masked
 from channels.groups import filter_groups
 from common.errors import InputError
 from common.terminal import print_table, progress
 from imp_estimator import ESTIMATORS, PLAIN
 from lab.drawing import load_pyplot, method_style, save_figure
 from lab.record import grouped
-from pruner import Masked
 
 SIZES = tuple(2**k for k in range(9))
 KINDS = {
@@ -45,7 +45,7 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
     as it was.
     """
     scores = imp_estimator.cal_importance(model, pruning_type, batches, seed=seed)
-    prunable = {group.name: group for group in filter_groups(model) if not group.protected}
+    prunable = {group.name: group for group in filter_groups(model) if not group.is_fixed}
     score = _score_of_members(scores, prunable)
     batches = _few_at_a_time(batches)
     removal = _Removal(model, prunable, batches)

@@ -141,7 +141,7 @@ def _print_limits(network, achieved, target, budget, round_to, residual):
             f"  {achieved:.2f}% is the most that can be removed: every layer keeps 5% of its "
             "filters (rounded down) plus one"
         )
-        if any(group.protected for group in filter_groups(network)):
+        if any(group.is_fixed for group in filter_groups(network)):
             line += ", and the first convolution keeps all"
         if residual == "coupled":
             line += "; all that write a residual channel leave together"

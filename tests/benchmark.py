@@ -553,7 +553,7 @@ def pruned(dense, percent, evenly):
         generator = torch.Generator().manual_seed(0)
         kept = {
             g.name: torch.randperm(g.dense, generator=generator)[
-                : g.dense if g.protected else round(g.dense * (1 - percent / 100))
+                : g.dense if g.is_fixed else round(g.dense * (1 - percent / 100))
             ]
             .sort()
             .values

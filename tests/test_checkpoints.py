@@ -75,7 +75,7 @@ def published_pruned(name, num_classes=7, zero_scale=True):
     residual = {g.name for g in filter_groups(dense) if g.stream.name != g.name}
     model = prune(dense, {key: whole[key] if key in residual else kept[key] for key in kept})
     for group in filter_groups(model):
-        if group.name in residual and not group.protected:
+        if group.name in residual and not group.is_fixed:
             gone = torch.ones(group.conv.out_channels, dtype=torch.bool)
             gone[kept[group.name]] = False
             with torch.no_grad():

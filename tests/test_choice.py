@@ -66,7 +66,7 @@ def test_by_layer_each_layer_loses_the_same_share_in_all_rounds(network, residua
         )
         rounds = prune(rounds, kept)
         free = [
-            g for g in filter_groups(rounds) if not g.protected and g.conv.out_channels > g.floor
+            g for g in filter_groups(rounds) if not g.is_fixed and g.conv.out_channels > g.floor
         ]
         if residual == "coupled" and network.origin.name.startswith(
             "resnet"
@@ -285,7 +285,7 @@ def test_a_filter_costs_what_the_network_saves_without_it(name, budget, entry):
     for group in filter_groups(model):
         streams.setdefault(group.stream.name, []).append(group)
     for groups in streams.values():
-        if any(group.protected for group in groups):
+        if any(group.is_fixed for group in groups):
             continue  # what reads it always has all inputs
         kept = dict(everything)
         for group in groups:

@@ -24,6 +24,7 @@ import config
 import eval as measure
 import main
 import train as train_module
+from channels.checking import Masked
 from channels.costs import measure_cost
 from channels.groups import filter_count, filter_groups, widths_of
 from common.device import processor
@@ -41,7 +42,7 @@ from lab.job import Job
 from lab.record import Record
 from lab.results import LARGEST, read_results
 from lab.sections import describe_section
-from pruner import Masked, kept_mask, mask_distance, prune, select_filters
+from pruner import kept_mask, mask_distance, prune, select_filters
 from train import EarlyBird, Training, fit
 
 RECIPE = Recipe(lr=[0.02], epochs=[3], weight_decay=0, adam_lr=[1e-3])
@@ -1646,7 +1647,7 @@ def test_a_report_of_nothing_is_refused(results, tmp_path, capsys):
 
 def test_a_removed_group_is_what_surgery_removes(network, few):
     model, groups = network, {g.name: g for g in filter_groups(network)}
-    chosen = [name for name, g in groups.items() if not g.protected and g.conv.out_channels > 1][
+    chosen = [name for name, g in groups.items() if not g.is_fixed and g.conv.out_channels > 1][
         1::2
     ]
     kept = {name: torch.arange(name in chosen, g.conv.out_channels) for name, g in groups.items()}

@@ -146,7 +146,7 @@ def partial(few):
     pytest.importorskip("onnxruntime")
     model = narrow("resnet")
     kept = {
-        g.name: torch.arange(0 if g.protected else g.conv.out_channels // 3, g.conv.out_channels)
+        g.name: torch.arange(0 if g.is_fixed else g.conv.out_channels // 3, g.conv.out_channels)
         for g in filter_groups(model)
     }
     kept["layer2.0.shortcut.0"] = torch.arange(2, 9)

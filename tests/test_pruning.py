@@ -63,7 +63,7 @@ def test_a_step_of_training_after_surgery_changes_every_parameter(network, few):
         assert not torch.equal(parameter, before[name]), name
     for group in filter_groups(small):
         changed = (group.conv.weight != before[f"{group.name}.weight"]).flatten(1).any(1)
-        if not group.protected:  # filters whose ReLU is dead on 24 images may rest
+        if not group.is_fixed:  # filters whose ReLU is dead on 24 images may rest
             assert changed.float().mean() > 0.5, group.name
 
 
@@ -164,7 +164,7 @@ def test_floors_keep_the_highest_scored_filters(network):
     kept = select_filters(network, scores, 95)
     for group in filter_groups(network):
         floor = group.conv.out_channels * 5 // 100 + 1
-        if not group.protected:
+        if not group.is_fixed:
             best = scores[group.name].topk(floor).indices
             assert set(best.tolist()) <= set(kept[group.name].tolist())
 

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from channels import structure
+from channels.checking import Masked, check
 from channels.costs import measure_cost
 from channels.groups import (
     all_filters,
@@ -21,10 +22,11 @@ from channels.groups import (
     widths_of,
 )
 from channels.lowering import lower
-from conftest import WIDTH, narrow
+from channels.traits import traits_of
+from conftest import ROOT, WIDTH, narrow
 from imp_estimator import cal_importance
 from models import build_model
-from pruner import Masked, SelectAgain, check, cut, explore, prune, rebuild, select_filters
+from pruner import SelectAgain, cut, explore, prune, rebuild, select_filters
 from zoo import difference, removable_filters, settle
 
 
@@ -334,6 +336,21 @@ def test_what_stays_is_named_and_all_else_can_go(odd):
         modules[name].out_channels for name in stays if isinstance(modules[name], nn.Conv2d)
     )
     assert len(fixed_text(structure)) == len(stays)
+
+
+def test_the_example_of_the_page_on_channels_has_its_numbers():
+    page = (ROOT / "channels/README.md").read_text()
+    code = page.split("```python\n")[1].partition("```")[0]
+    names = {"torch": torch, "nn": nn, "Structure": structure.Structure, "traits_of": traits_of}
+    exec(code, names)
+    numbers, found = names["numbers"], names["structure"]
+    assert numbers["images"] == [0, 0, 0] and numbers["a"] == [1, 2] and numbers["b"] == [3, 4]
+    assert numbers["add"] == numbers["mean"] == numbers["mul"] == [5, 6]
+    assert numbers["gate"] == numbers["sigmoid"] == [7, 8]
+    assert numbers["head"] == list(range(9, 19)) and found.root[[7, 8]].tolist() == [5, 6]
+    for of_a, of_b, dead in (([0, 1], [1], [3]), ([1], [1], [1, 3, 5, 7])):
+        alive = found.alive({"a": torch.tensor(of_a), "b": torch.tensor(of_b)})
+        assert (~alive).nonzero().flatten().tolist() == dead
 
 
 def test_the_four_filters_of_a_shuffled_pixel_leave_together():
@@ -695,7 +712,7 @@ def expected_groups(model):
 def test_the_four_networks_lists_are_those_of_their_architectures(network):
     modules = {module: name for name, module in network.named_modules()}
     found = [
-        (g.name, modules[g.bn], max(g.costs), g.stream.name, g.stream.readers, g.protected)
+        (g.name, modules[g.bn], max(g.costs), g.stream.name, g.stream.readers, g.is_fixed)
         for g in filter_groups(network)
     ]
     assert found == expected_groups(network)

@@ -24,12 +24,13 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from channels.checking import Masked  # noqa: E402
 from channels.costs import measure_cost  # noqa: E402
 from channels.groups import all_filters, filter_groups, remains_of  # noqa: E402
 from common.errors import InputError  # noqa: E402
 from imp_estimator import cal_importance  # noqa: E402
 from lab.networks import build_network  # noqa: E402
-from pruner import Masked, cut, select_filters  # noqa: E402
+from pruner import cut, select_filters  # noqa: E402
 
 TIMM = """bat_resnext26ts convmixer_768_32 convnext_atto cspdarknet53 cspresnet50 cspresnext50
     darknet53 densenet121 dla34 dpn68 ecaresnet26t edgenext_xx_small efficientnet_b0 efficientnetv2_rw_t
