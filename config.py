@@ -10,7 +10,6 @@ nearly like another needs only what it changes:
 
 import math
 from bisect import bisect
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 
@@ -29,10 +28,10 @@ class Recipe:
     temperature      of the logits that --distill compares (Hinton et al. 2015).
     """
 
-    lr: Sequence[float]
-    epochs: Sequence[int]
+    lr: list[float]
+    epochs: list[int]
     weight_decay: float
-    adam_lr: Sequence[float]
+    adam_lr: list[float]
     warmup: float = 0
     schedule: str = "steps"
     label_smoothing: float = 0
@@ -70,7 +69,7 @@ class Schedule:
     base: Recipe
     ortho: Recipe
     retrain: Recipe
-    between: Recipe = None
+    between: Recipe | None = None
 
     def plain(self):
         """As a dict, in which settings of recipes are left out that have their default."""
@@ -93,7 +92,7 @@ class Preset:
     ebt: Schedule
     iterative: Schedule
     batch_size: int = 128
-    flags: Mapping[str, object] = field(default_factory=dict)
+    flags: dict[str, object] = field(default_factory=dict)
 
 
 PRESETS = {
@@ -154,41 +153,6 @@ PRESETS = {
         ),
         batch_size=64,
     ),
-    # The published recipes with 10 and 11 epochs instead of 25 and 140, for the study in
-    # pruned_nets/comparison: hours on two CPU cores.
-    "cpu": Preset(
-        ebt=Schedule(
-            base=Recipe(lr=[0.1], epochs=[10], weight_decay=1e-4, adam_lr=[1e-3]),
-            ortho=Recipe(lr=[0.1, 0.01], epochs=[9, 1], weight_decay=0, adam_lr=[1e-3, 1e-4]),
-            retrain=Recipe(
-                lr=[0.1, 0.01, 0.001],
-                epochs=[6, 4, 1],
-                weight_decay=1e-4,
-                adam_lr=[1e-3, 1e-4, 1e-5],
-            ),
-        ),
-        iterative=Schedule(
-            base=Recipe(
-                lr=[0.1, 0.01, 0.001],
-                epochs=[8, 4, 4],
-                weight_decay=1e-4,
-                adam_lr=[1e-3, 1e-4, 1e-5],
-            ),
-            ortho=Recipe(lr=[0.1, 0.01], epochs=[3, 1], weight_decay=0, adam_lr=[1e-3, 1e-4]),
-            retrain=Recipe(
-                lr=[0.1, 0.01, 0.001],
-                epochs=[4, 4, 2],
-                weight_decay=1e-4,
-                adam_lr=[1e-3, 1e-4, 1e-5],
-            ),
-            between=Recipe(
-                lr=[0.1, 0.01, 0.001],
-                epochs=[4, 3, 1],
-                weight_decay=1e-4,
-                adam_lr=[1e-3, 1e-4, 1e-5],
-            ),
-        ),
-    ),
 }
 
 # For networks that others have trained (--init): small rates, which leave most of it as it is.
@@ -221,76 +185,6 @@ PRESETS["finetune"] = Preset(
     },
 )
 
-# "cpu", but the plain Early-Bird network, too, ends with an epoch at a tenth of the rate.
-PRESETS["cpu-drop"] = replace(
-    PRESETS["cpu"],
-    ebt=replace(
-        PRESETS["cpu"].ebt,
-        base=Recipe(lr=[0.1, 0.01], epochs=[9, 1], weight_decay=1e-4, adam_lr=[1e-3, 1e-4]),
-    ),
-)
-
-
-def _each(preset, change):
-    """A preset whose recipes are changed: change(recipe) -> fields of it."""
-    return replace(
-        preset,
-        **{
-            job: replace(
-                schedule,
-                **{
-                    phase: replace(recipe, **change(recipe))
-                    for phase, recipe in vars(schedule).items()
-                    if recipe
-                },
-            )
-            for job, schedule in (("ebt", preset.ebt), ("iterative", preset.iterative))
-        },
-    )
-
-
-def _warmed_up(preset, epochs):
-    """A preset in whose trainings the rate rises in the first epochs."""
-    return _each(preset, lambda _: {"warmup": epochs})
-
-
-def _slower(preset, times):
-    """A preset whose rates are divided."""
-    return _each(
-        preset,
-        lambda recipe: {
-            name: [float(f"{rate / times:.9g}") for rate in getattr(recipe, name)]
-            for name in ("lr", "adam_lr")
-        },
-    )
-
-
-# "cpu-drop" at a fifth of all rates; and at a tenth, with a warm-up, where a plain VGG-13 trains
-# well.
-PRESETS["cpu-low"] = _slower(PRESETS["cpu-drop"], 5)
-PRESETS["cpu-gentle"] = _warmed_up(_slower(PRESETS["cpu-drop"], 10), 2)
-# "cpu" with a warm-up of two epochs.
-PRESETS["cpu-warmup"] = _warmed_up(PRESETS["cpu"], 2)
-
-# Iterative jobs of as many epochs in 1, 2 and 4 rounds: 24 after the plain network's ten. Of each
-# round's but the last, orthoreg's last four have the penalty, as have four before the first round.
-for _rounds, _retrain, _between in (
-    (1, [12, 8, 4], [12, 8, 0]),
-    (2, [6, 4, 2], [4, 3, 1]),
-    (4, [3, 2, 1], [1, 1, 0]),
-):
-    _iterative = replace(
-        PRESETS["cpu"].iterative,
-        **{
-            phase: replace(PRESETS["cpu"].iterative.retrain, epochs=epochs)
-            for phase, epochs in (("retrain", _retrain), ("between", _between))
-        },
-    )
-    _preset = _warmed_up(replace(PRESETS["cpu"], iterative=_iterative), 1)
-    PRESETS[f"cpu-rounds-{_rounds}"] = replace(
-        PRESETS["cpu"], iterative=replace(_preset.iterative, base=PRESETS["cpu-warmup"].ebt.base)
-    )
-
 # Comparisons for --sweep: flag -> value, or list of values; every combination is an experiment.
 SWEEPS = {
     # The published table. Days on a GPU.
@@ -302,146 +196,6 @@ SWEEPS = {
         "pruning_type": ["orthoreg", "fisher", "bn"],
         "prune_percent": [25, 50, 75],
         "seed": 0,
-    },
-    # The same question where a CPU can answer it: 10 of CIFAR-100's classes, hours.
-    "cpu": {
-        "out": "sweeps/cpu",
-        "data_path": "data/cifar100-10",
-        "preset": "cpu",
-        "ebt": True,
-        "val_percent": 10,
-        "seed": [0, 1],
-        "model": ["vgg", "mobilenet"],
-        "pruning_type": ["orthoreg", "fisher", "bn", "l1", "random"],
-        "prune_percent": [25, 50, 75],
-        "control": [False, "unpruned"],
-    },
-    # Does the last epoch at a lower rate explain the margin? In "cpu" only the penalty has one.
-    "cpu-drop": {
-        "out": "sweeps/cpu-drop",
-        "data_path": "data/cifar100-10",
-        "preset": "cpu-drop",
-        "ebt": True,
-        "val_percent": 10,
-        "seed": [0, 1],
-        "model": "vgg",
-        "pruning_type": ["orthoreg", "fisher", "bn"],
-        "prune_percent": 75,
-        "control": [False, "unpruned", "scratch"],
-    },
-    # The same at a fifth of all rates.
-    "cpu-low": {
-        "out": "sweeps/cpu-low",
-        "data_path": "data/cifar100-10",
-        "preset": "cpu-low",
-        "ebt": True,
-        "val_percent": 10,
-        "seed": [0, 1],
-        "model": "vgg",
-        "pruning_type": ["orthoreg", "fisher", "bn"],
-        "prune_percent": 75,
-        "control": [False, "unpruned"],
-    },
-}
-
-# The rest of the study in pruned_nets/comparison; minutes on a GPU, a day on two CPU cores.
-_STUDY = {
-    "data_path": "data/cifar100-10",
-    "ebt": True,
-    "val_percent": 10,
-    "seed": [0, 1, 2],
-    "deterministic": True,
-}
-_WARMUP = {**_STUDY, "out": "sweeps/cpu-warmup", "preset": "cpu-warmup"}
-_GENTLE = {
-    **_STUDY,
-    "out": "sweeps/cpu-gentle",
-    "preset": "cpu-gentle",
-    "model": "vgg",
-    "prune_percent": 75,
-    "penalty": 0.1,
-}
-_THREE = ["vgg", "mobilenet", "resnet-56"]
-_FOUR = ["orthoreg", "fisher", "bn", "random"]
-SWEEPS |= {
-    # "cpu" for the network that is missing there.
-    "cpu-resnet": {
-        **_STUDY,
-        "out": "sweeps/cpu-resnet",
-        "preset": "cpu",
-        "model": "resnet",
-        "pruning_type": ["orthoreg", "fisher", "bn"],
-        "prune_percent": [50, 75],
-        "control": [False, "unpruned"],
-    },
-    # What is orthonormality worth where every training has a warm-up?
-    "cpu-warmup": {
-        **_WARMUP,
-        "model": _THREE,
-        "pruning_type": _FOUR,
-        "prune_percent": 75,
-        "control": [False, "unpruned"],
-    },
-    "cpu-warmup-scratch": {
-        **_WARMUP,
-        "model": _THREE,
-        "pruning_type": ["orthoreg", "fisher"],
-        "prune_percent": 75,
-        "control": "scratch",
-    },
-    # The schedule of the penalty without it: what is the penalty itself worth?
-    "cpu-warmup-zero": {
-        **_WARMUP,
-        "model": _THREE,
-        "pruning_type": "orthoreg",
-        "penalty": 0,
-        "prune_percent": 75,
-        "control": [False, "unpruned"],
-    },
-    # Rates at which a plain VGG-13 trains well, too. Rate times lambda is as published.
-    "cpu-gentle": {**_GENTLE, "pruning_type": _FOUR, "control": [False, "unpruned"]},
-    "cpu-gentle-scratch": {**_GENTLE, "pruning_type": ["orthoreg", "fisher"], "control": "scratch"},
-    # "cpu-warmup" at equal multiply-adds: methods leave very different shares of them.
-    "cpu-macs": {
-        **_WARMUP,
-        "out": "sweeps/cpu-macs",
-        "model": _THREE,
-        "pruning_type": _FOUR,
-        "budget": "macs",
-        "prune_percent": 75,
-    },
-    # Filters of a residual stream, one by one or together.
-    "cpu-residual": {
-        **_WARMUP,
-        "out": "sweeps/cpu-macs",
-        "model": "resnet-56",
-        "budget": "macs",
-        "pruning_type": ["orthoreg", "fisher"],
-        "prune_percent": 50,
-        "residual": ["single", "coupled"],
-    },
-    # Published lambda times 0, 0.1, 1 and 10.
-    "cpu-penalty": {
-        **_WARMUP,
-        "out": "sweeps/cpu-penalty",
-        "model": "resnet-56",
-        "pruning_type": "orthoreg",
-        "prune_percent": 75,
-        "penalty": [0, 0.001, 0.01, 0.1],
-    },
-    # As many epochs in fewer and more rounds.
-    **{
-        f"cpu-rounds-{rounds}": {
-            **_STUDY,
-            "ebt": False,
-            "out": f"sweeps/cpu-rounds-{rounds}",
-            "preset": f"cpu-rounds-{rounds}",
-            "n_rounds": rounds,
-            "model": "resnet-56",
-            "pruning_type": ["orthoreg", "fisher"],
-            "prune_percent": 75,
-        }
-        for rounds in (1, 2, 4)
     },
 }
 

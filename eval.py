@@ -456,18 +456,15 @@ def stem(path):
 
 def export(args, model, record, images):
     batch, _ = next(iter(images.plain_batches(images.test.first(32))))
-    done = exports.export(
-        model,
-        images.classes,
-        args.export,
-        batch,
-        args.export_normalize,
-        record.normalize,
-        record.white,
-        args.export_fold,
-        args.export_opset,
-        data.stored_size(record.image_size, record.flag("augment")),
+    settings = exports.ExportSettings(
+        normalize=record.normalize,
+        white=record.white,
+        scaled_size=data.stored_size(record.image_size, record.flag("augment")),
+        inside=args.export_normalize,
+        fold=args.export_fold,
+        opset=args.export_opset,
     )
+    done = exports.export(model, images.classes, args.export, batch, settings)
     print(
         f"Exported to {args.export}: loaded again, and the logits of {len(batch)} test images of "
         f"{images.name} differ by at most {done['difference']:.1e}"
@@ -487,13 +484,7 @@ def export(args, model, record, images):
         f"  The file's metadata has all of this, the names of {len(images.classes)} classes, and "
         "how an image becomes pixels."
     )
-    odd, layers = exports.odd_widths(model)
-    if odd and args.export.endswith(".onnx"):
-        print(
-            f"  Note: {odd} of {layers} layers have a width that is no multiple of "
-            f"{exports.WIDE}, which runtimes fill up; pruning with --round_to={exports.WIDE} "
-            "is often faster at the same size"
-        )
+    print_notes(exports.width_notes(model, args.export))
 
 
 def check_groups(args, model, record, images):

@@ -22,6 +22,7 @@ from common.signals import explained, uninterrupted
 from common.terminal import heading, print_notes
 from config import MOMENTUM
 from lab.experiment import CONTROL_MAY_DIFFER, DEFAULTS, Experiment, Sweep, marked, parse
+from lab.steps import step
 
 # Loaded by what uses them, after the flags have been read.
 copies, data, pruner, torch, train = map(
@@ -52,18 +53,23 @@ def drive(job):
     for number in job.rounds:
         job.step(estimate_importance, number=number)
         job.step(prune_filters, number=number)
-        for phase in job.phases(number):
-            job.step(train_network, phase=phase, number=number)
-        job.step(jobs.save_network, phase=phase, number=number)
+        retrain(job, number)
+        job.step(jobs.save_network, phase=job.phases(number)[-1], number=number)
 
 
 def unpruned(job):
     """The network before any pruning: loaded, or trained, plain or with the penalty."""
-    if job.origin.load:
-        job.step(load_network, phase=job.origin.load)
-    for phase in job.origin.train:
+    if job.start.load:
+        job.step(load_network, phase=job.start.load)
+    for phase in job.start.train:
         job.step(train_network, phase=phase)
         job.step(jobs.save_network, phase=phase)
+
+
+def retrain(job, number):
+    """The trainings of a round, of which the last leaves the round's network."""
+    for phase in job.phases(number):
+        job.step(train_network, phase=phase, number=number)
 
 
 def drive_unpruned(job):
@@ -76,7 +82,7 @@ def drive_unpruned(job):
 def drive_scratch(job):
     """The control that says what the kept weights are worth: fresh ones, all trainings again."""
     job.step(begin_afresh)
-    for phase in job.origin.train:
+    for phase in job.start.train:
         job.step(train_network, phase=phase)
     retrain_throughout(job)
 
@@ -84,9 +90,9 @@ def drive_scratch(job):
 def retrain_throughout(job):
     """The trainings of all rounds on one architecture."""
     for number in job.rounds:
-        for phase in job.phases(number):
-            job.step(train_network, phase=phase, number=number)
-    job.step(jobs.save_network, phase=phase, number=number)
+        retrain(job, number)
+    last = job.rounds[-1]
+    job.step(jobs.save_network, phase=job.phases(last)[-1], number=last)
 
 
 DRIVES = {False: drive, "unpruned": drive_unpruned, "scratch": drive_scratch}
@@ -95,6 +101,12 @@ DRIVES = {False: drive, "unpruned": drive_unpruned, "scratch": drive_scratch}
 # ------------------------------------------------------------------------------------------- steps
 
 
+def shows_presence(job, phase, number):
+    path = job.file(phase, number)
+    return {"file": str(path), "is there": path.is_file()}
+
+
+@step(records=True, shows=shows_presence)
 def load_network(job, phase):
     """Take the unpruned network from pretrained/. Raises InputError."""
     heading("Load the trained network")
@@ -154,6 +166,16 @@ def open_network(job, path, missing):
     )
 
 
+def shows_recipe(job, phase, number):
+    recipe = job.recipe(phase)
+    return {
+        **job.settings(phase)[phase],
+        "lr": recipe.lr_of(job.flags.optimizer),
+        "epochs": list(recipe.epochs),
+    }
+
+
+@step(trains=True, shows=shows_recipe)
 def train_network(job, phase, number=0):
     """Train by the schedule's recipe for `phase`, with the penalty where it is "ortho"."""
     flags, penalty, before = job.flags, None, None
@@ -190,28 +212,34 @@ def train_network(job, phase, number=0):
         tables.print_orthogonality(measure.measure_orthogonality(job.network), before)
 
 
-train_network.keeps_itself = True  # after every epoch
-
-
 def training_title(job, phase, number):
     control, ortho = job.flags.control, phase == "ortho"
-    if control == "scratch" or control and number:
-        kind = "fresh" if control == "scratch" else "unpruned"
-        place = f", as in round {number}" if number else ""
-        return f"Control: train the {kind} network{place}{', with the penalty' if ortho else ''}"
+    if control == "scratch":
+        return control_title("fresh", number, ortho)
+    if control and number:
+        return control_title("unpruned", number, ortho)
     if not number:
         return "Train with the penalty" if ortho else "Train the plain network"
     if ortho:
         return round_title(job, number, 4, "train with the penalty, for the next round")
-    last = job.flags.penalised and phase == "retrain"
-    return round_title(
-        job, number, 3, "retrain, without the penalty since no round follows" if last else "retrain"
-    )
+    text = "retrain"
+    if job.flags.penalised and phase == "retrain":
+        text += ", without the penalty since no round follows"
+    return round_title(job, number, 3, text)
 
 
-def round_title(job, number, step, text):
-    steps = 2 + len(job.phases(number))
-    return f"Round {number} of {len(job.targets)}, step {step} of {steps}: {text}"
+def control_title(kind, number, ortho):
+    title = f"Control: train the {kind} network"
+    if number:
+        title += f", as in round {number}"
+    if ortho:
+        title += ", with the penalty"
+    return title
+
+
+def round_title(job, number, part, text):
+    parts = 2 + len(job.phases(number))
+    return f"Round {number} of {len(job.targets)}, step {part} of {parts}: {text}"
 
 
 def chosen_text(trained, epsilon):
@@ -244,15 +272,13 @@ def choice_notes(trained, rates, data):
         return []
     count, best = len(data.validation), trained.best["validation"]["top1"]
     reach = tables.margin(best, count)
-    return (
-        [
-            f"Note: {count:,} validation images tell an accuracy of {best:.1f}% to "
-            f"± {reach:.1f} points, so which of these epochs is the best is mostly chance; "
-            "--choose=last takes the last one"
-        ]
-        if reach >= tables.WIDE_MARGIN
-        else []
-    )
+    if reach < tables.WIDE_MARGIN:
+        return []
+    return [
+        f"Note: {count:,} validation images tell an accuracy of {best:.1f}% to "
+        f"± {reach:.1f} points, so which of these epochs is the best is mostly chance; "
+        "--choose=last takes the last one"
+    ]
 
 
 def fresh_network(job, like=None):
@@ -294,6 +320,13 @@ def find_ticket(job):
     return train.EarlyBird(mask, flags.eb_epsilon)
 
 
+def shows_method(job, phase, number):
+    flags = job.flags
+    images = {"training images": flags.imp_samples} if flags.estimator.needs_images else {}
+    return {"method": flags.pruning_type, **images}
+
+
+@step(shows=shows_method)
 def estimate_importance(job, number):
     """Score every filter."""
     flags, began = job.flags, time.monotonic()
@@ -306,6 +339,11 @@ def estimate_importance(job, number):
     job.state.seconds["importance"] = time.monotonic() - began
 
 
+def shows_target(job, phase, number):
+    return {"percent": job.targets[number - 1]}
+
+
+@step(shows=shows_target)
 def prune_filters(job, number):
     """Remove the lowest scored filters until the round's target is met."""
     flags, target, began = job.flags, job.targets[number - 1], time.monotonic()
@@ -354,6 +392,7 @@ def note_pruning(job, number, reached):
     }
 
 
+@step()
 def keep_filters(job):
     heading("Control: nothing is pruned")
     note_pruning(job, len(job.targets), cutting.reached_by(job.network, job))
@@ -361,6 +400,7 @@ def keep_filters(job):
         job.state.teacher = copies.copy_of(job.network)
 
 
+@step(records=True)
 def begin_afresh(job):
     """Begin with fresh weights in the pruned network's architecture. Raises InputError."""
     flags, path = job.flags, job.first_file
@@ -371,14 +411,8 @@ def begin_afresh(job):
         f"--control=scratch needs the architecture of {path}; the same command without "
         "--control makes it",
     )
-    free = marked(Experiment, CONTROL_MAY_DIFFER)
-    for name, default in DEFAULTS.items() if record.flags else ():
-        value, wanted = record.flags.get(name, default), getattr(flags, name)
-        if name not in free and to_json(value) != to_json(wanted):
-            raise InputError(
-                f"{path} was pruned with --{name}={value}, not {wanted}; give "
-                f"--{name}={value}, or prune anew"
-            )
+    if record.flags:
+        check_controlled(flags, path, record)
     print(f"  its architecture is that of {path}")
     record = replace(record, image_size=record.image_size or job.data.image_size)
     job.state.records = [measure.measured(record, path, pruned, path.stat().st_size)]
@@ -386,6 +420,19 @@ def begin_afresh(job):
     note_pruning(job, len(job.targets), cutting.reached_by(pruned, job))
     if flags.distill:
         job.state.teacher = unpruned_teacher(job)
+
+
+def check_controlled(flags, path, record):
+    """Raise InputError where the network of a file was pruned with other flags than its control
+    has."""
+    free = marked(Experiment, CONTROL_MAY_DIFFER)
+    for name, default in DEFAULTS.items():
+        value, wanted = record.flags.get(name, default), getattr(flags, name)
+        if name not in free and to_json(value) != to_json(wanted):
+            raise InputError(
+                f"{path} was pruned with --{name}={value}, not {wanted}; give "
+                f"--{name}={value}, or prune anew"
+            )
 
 
 def unpruned_teacher(job):
@@ -399,9 +446,6 @@ def unpruned_teacher(job):
     return open_trained(job, phase, missing, again)[0].to(job.device)
 
 
-load_network.records = begin_afresh.records = True  # as jobs.save_network does
-
-
 # ----------------------------------------------------------------------------------------- command
 
 
@@ -413,29 +457,13 @@ def described(flags):
     except InputError as error:  # a job may be looked at on another machine than it runs on
         device = str(error)
     steps = []
-    for step in job.steps:
+    for each in job.steps:
         entry = {
-            "step": step.action.__name__.replace("_", " "),
-            "round": step.number,
-            "phase": step.phase,
+            "step": each.action.title,
+            "round": each.number,
+            "phase": each.phase,
+            **each.action.shows(job, each.phase, each.number),
         }
-        if step.action in (load_network, jobs.save_network):
-            entry["file"] = str(job.file(step.phase, step.number))
-        if step.action is load_network:
-            entry["is there"] = job.file(step.phase, step.number).is_file()
-        if step.action is train_network:
-            recipe = job.recipe(step.phase)
-            entry |= {
-                **job.settings(step.phase)[step.phase],
-                "lr": recipe.lr_of(flags.optimizer),
-                "epochs": list(recipe.epochs),
-            }
-        if step.action is estimate_importance:
-            entry["method"] = flags.pruning_type
-            if flags.estimator.needs_images:
-                entry["training images"] = flags.imp_samples
-        if step.action is prune_filters:
-            entry["percent"] = job.targets[step.number - 1]
         if len(steps) < done:
             entry["is done"] = True
         steps.append({key: value for key, value in entry.items() if value is not None})
@@ -465,9 +493,13 @@ def described_sweep(flags):
     for place in {(each.data_path, each.test_percent, each.val_percent) for each in parsed}:
         data.count_images(*place)
     return {
-        part: [shlex.join(["python", "main.py", *sweep.command_of(cell)]) for cell in each]
-        for part, each in {"cells": cells, "order": sweep.asked_for(flags, cells, runs)}.items()
+        "cells": list(map(command_line, cells)),
+        "order": list(map(command_line, sweep.asked_for(flags, cells, runs))),
     }
+
+
+def command_line(cell):
+    return shlex.join(["python", "main.py", *sweep.command_of(cell)])
 
 
 def make_job(argv, images=None):

@@ -26,7 +26,7 @@ sys.exit(sys.prefix == sys.base_prefix and pathlib.Path(
     exit 1
 fi
 "$@" \
-    "torch>=2.5" "torchvision>=0.20" "numpy>=1.26" "tqdm>=4.60" "filelock>=4" \
+    "torch>=2.6" "torchvision>=0.21" "numpy>=1.26" "tqdm>=4.60" "filelock>=4" \
     "scikit-learn>=1.3" "matplotlib>=3.8" \
     "onnx>=1.17" "onnxscript>=0.2" "onnxruntime>=1.20" "safetensors>=0.4" "tensorboard>=2.15" \
     "pytest>=7.4" "pytest-xdist>=3.3" "hypothesis>=6.100" "ruff==0.17.*"

@@ -127,6 +127,11 @@ def write_atomically(contents):
         raise
 
 
+def with_files_beside(path):
+    """A result's file, and those that are written beside it."""
+    return [path, path.with_suffix(".csv"), path.with_suffix(".json")]
+
+
 def _temporary(path):
     """How the temporary names of a file begin."""
     return (
@@ -139,7 +144,7 @@ def _temporary(path):
 def _remove_leftovers(path):
     """Remove temporary files that a killed process left of a file that is locked, and of what it
     writes beside it."""
-    starts = [_temporary(path.with_suffix(suffix)) for suffix in (path.suffix, ".csv", ".json")]
+    starts = list(map(_temporary, with_files_beside(path)))
     with suppress(OSError):
         for name in os.listdir(path.parent):
             if name.endswith(".tmp") and any(
@@ -223,26 +228,16 @@ def _acquire(holder, path, lock, wait):
             raise InputError(f"cannot lock {path}: {error.strerror or error}") from error
         _say_unlocked(path.parent)
     with suppress(OSError):
-        os.write(
-            handle := _open_itself(lock, os.O_WRONLY | os.O_TRUNC),
-            f"process {os.getpid()} on {socket.gethostname()}\n".encode(),
-        )
-        os.close(handle)
+        lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
 
 
 def _words_in(lock):
     try:
-        handle = _open_itself(lock, os.O_RDONLY)
-        words = os.read(handle, 200).decode().strip()
-        os.close(handle)
-        return words or "its process is unknown"
+        with open_regular(lock) as file:
+            words = file.read(200).decode().strip()
     except (OSError, ValueError):
-        return "its process is unknown"
-
-
-def _open_itself(path, flags):
-    """Open a file, but not through a link, and without waiting for the other end of a pipe."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        words = ""
+    return words or "its process is unknown"
 
 
 @lru_cache

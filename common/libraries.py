@@ -11,6 +11,8 @@ from types import ModuleType
 from common.errors import InputError
 from common.signals import uninterrupted
 
+ONNX = "onnx", "onnxscript", "onnxruntime"  # write .onnx files, and run them
+
 
 class lazy(ModuleType):
     """The module of this name, which is imported when one of its attributes is first read, so that

@@ -39,12 +39,12 @@ def check(kind, value, name):
             type(value) in (int, kind) and abs(value) <= LARGEST,
             value,
             name,
-            f"a number ({kind.__name__})",
+            "an integer" if kind is int else "a finite number",
         )
     elif kind in (bool, str, dict, list):
         _require(type(value) is kind, value, name, kind.__name__)
     elif kind is not object:
-        _require(isinstance(value, kind), value, name, kind.__name__)
+        _require(isinstance(value, kind), value, name, f"a {kind.__name__}")
 
 
 def _check_any(kinds, value, name):

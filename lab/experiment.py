@@ -21,7 +21,7 @@ from common.flags import (
     rising,
     switch,
 )
-from common.libraries import lazy, need
+from common.libraries import ONNX, lazy, need
 from common.processes import processes
 from config import (
     AUGMENTS,
@@ -38,6 +38,8 @@ from lab import hints
 from lab.presets import check_preset, scaled
 
 data, train, networks = map(lazy, ("data", "train", "lab.networks"))  # not for --help
+
+DEFAULT = "DEFAULT"  # --init: torchvision's own weights
 
 # What a flag means to others than the training itself:
 RESUME_IGNORES = "resume ignores"  # runs that differ only in such flags are the same run
@@ -174,7 +176,8 @@ class Experiment:
     preset: str = flag(
         "training",
         "paper",
-        "learning rates, epochs and batch size, see PRESETS in config.py: " + ", ".join(PRESETS),
+        "learning rates, epochs and batch size, see PRESETS in config.py, and those beside the "
+        "study: " + ", ".join(PRESETS),
         choices=PRESETS,
         metavar="NAME",
     )
@@ -706,8 +709,8 @@ class Sweep:
     sweep: str = flag(
         "comparison",
         None,
-        "run all experiments of a JSON file, or of an entry of SWEEPS in "
-        f"config.py: {', '.join(SWEEPS)}",
+        "run all experiments of a JSON file, or of an entry of SWEEPS in config.py or beside the "
+        f"study: {', '.join(SWEEPS)}",
         shown="none",
         type=location,
         metavar="FILE",
@@ -754,7 +757,7 @@ def parse(argv, description=None):
             raise InputError(f"--width only works with {', '.join(MODELS)}; leave it out")
     given = given_names(argv, Experiment)
     _take_from_preset(args, given)
-    if args.init == "DEFAULT" and "normalize" not in given:
+    if args.init == DEFAULT and "normalize" not in given:
         args.normalize = networks.default_normalization(args.model)
     rounds = len(args.thresholds) or args.n_rounds or 1
     if args.only_train:
@@ -887,7 +890,7 @@ def _check_together(args):
         raise InputError(f"--init begins a training from scratch; leave out {other}")
     check_needed(Experiment, args)
     if args.latency_runtime == "onnxruntime":
-        need("--latency_runtime=onnxruntime", "onnx", "onnxscript", "onnxruntime")
+        need("--latency_runtime=onnxruntime", *ONNX)
     if args.budget == "latency" and args.eb_detect:
         raise InputError(
             "--eb_detect=True needs filters that only change when the network does, "

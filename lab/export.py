@@ -1,11 +1,16 @@
-"""A network leaves the suite, as a file of .pt2, .onnx or .safetensors, and runs elsewhere."""
+"""A network leaves the suite, as a file of .pt2, .onnx or .safetensors, and runs elsewhere.
+
+To add a format, write one function here under `@exporter(...)`; the command knows it then.
+"""
 
 import io
 import json
 import statistics
 import tempfile
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +22,7 @@ from common.copies import copy_of
 from common.errors import InputError, first_line
 from common.files import write_atomically
 from common.images import drafted_size
-from common.libraries import lazy, need
+from common.libraries import ONNX, lazy, need
 from data import HALF
 from lab.checkpoint import network_content, rebuild
 from lab.measure import LAYER_RUNS
@@ -25,7 +30,6 @@ from lab.measure import LAYER_RUNS
 # Optional.
 onnx, onnxruntime, safetensors_torch = map(lazy, ("onnx", "onnxruntime", "safetensors.torch"))
 
-ONNX = "onnx", "onnxscript", "onnxruntime"
 OLDEST_WRITTEN = 18  # opset that torch writes; older ones are made of it
 WEIGHTED, ELEMENTWISE = (
     ("Conv", "Gemm", "MatMul"),
@@ -43,7 +47,72 @@ WEIGHTED, ELEMENTWISE = (
         "Tanh",
     ),
 )
-WIDE = 8  # widths that are multiples of it are fast in most runtimes
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What a network is exported with.
+
+    normalize    what its images are normalised with: the means and standard deviations of red,
+                 green and blue from 0 to 1
+    white        of deep pixels, see common.images.Images
+    scaled_size  the pixels, height and width, that image files are brought to before the centre
+                 is cut out; None where nothing is cut off
+    inside       the graph takes pixels from 0 to 1, and normalises them
+    fold         BatchNorms become part of convolutions where that is exact
+    opset        of an .onnx; None for torch's own choice
+    """
+
+    normalize: tuple = HALF
+    white: dict[str, float] | None = None
+    scaled_size: int | None = None
+    inside: bool = False
+    fold: bool = True
+    opset: int | None = None
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """A format of exported files.
+
+    suffix      of their names
+    write       (network, images, metadata, which it may add to, settings) -> (the content of the
+                file, a function images -> logits that was made of the content)
+    packages    that it needs
+    graph       whether it holds a graph, which can normalise, or weights alone
+    plain       whether the graph has plain operations alone, see channels.lowering.lower
+    opsets      whether the version of its operations can be chosen
+    fast_width  widths that are multiples of it are fast in most of its runtimes
+    """
+
+    suffix: str
+    write: Callable
+    packages: tuple[str, ...] = ()
+    graph: bool = True
+    plain: bool = False
+    opsets: bool = False
+    fast_width: int = 1
+
+
+EXPORTERS = {}  # suffix -> Exporter, in the order of this file
+
+
+def exporter(suffix, **about):
+    """Register the function below as a format of exported files; see `Exporter`."""
+
+    def register(write):
+        EXPORTERS[suffix] = Exporter(suffix, write, **about)
+        return write
+
+    return register
+
+
+def exporter_of(path):
+    """The Exporter of a file, by its suffix. Raises InputError where there is none."""
+    suffix = Path(path).suffix
+    if suffix not in EXPORTERS:
+        raise InputError(f"--export={path}: the name must end in {', '.join(EXPORTERS)}")
+    return EXPORTERS[suffix]
 
 
 class _Product(torch.nn.Module):
@@ -59,58 +128,26 @@ class _Product(torch.nn.Module):
         return self.network(images * self.scale - self.shift if self.scaled else images)
 
 
-def export(
-    model,
-    classes,
-    path,
-    images,
-    inside=False,
-    normalize=HALF,
-    white=None,
-    fold=True,
-    opset=None,
-    scaled=None,
-):
-    """Write `model` for use without this suite: .pt2 (torch.export), .onnx or .safetensors.
+def export(model, classes, path, images, settings=ExportSettings()):
+    """Write `model` for use without this suite, in the format of the suffix, a key of EXPORTERS.
 
-    classes: their names. images: real ones, normalised, N x 3 x H x W. normalize: with what, the
-    means and standard deviations of red, green and blue from 0 to 1. white: of deep pixels, see
-    common.images.Images. The graph of a .pt2 or .onnx takes any number of images; with `inside` it
-    takes pixels from 0 to 1, and normalises them; with `fold` BatchNorms are part of convolutions
-    where that is exact. opset: of the .onnx; None for torch's own choice. scaled: the size that
-    image files are brought to before the centre is cut out.
+    classes: their names. images: real ones, normalised, N x 3 x H x W. The graph of a .pt2 or .onnx
+    takes any number of images.
     What is to be written is loaded again first, and its logits for these images, and for the first
     alone, are compared with the model's. The metadata says what is in the file, and how an image
     becomes its pixels. Returns {"difference": largest of the logits, "metadata"}.
     Raises InputError where a package is missing, the path has another suffix, or the logits differ.
     """
-    kind, path = Path(path).suffix, Path(path)
-    if kind not in EXPORTS:
-        raise InputError(f"--export={path}: the name must end in {', '.join(EXPORTS)}")
-    if inside and kind == ".safetensors":
-        raise InputError(
-            "--export_normalize=True: a .safetensors file holds weights, and no graph "
-            "that could normalise; the normalisation is in its metadata"
-        )
-    if opset and kind != ".onnx":
-        raise InputError(f"--export_opset={opset} only works with --export=FILE.onnx")
+    kind = exporter_of(path)
+    _check(kind, settings)
     model = copy_of(model).cpu().eval().to(memory_format=torch.contiguous_format)
-    size = images.shape[-1]
-    metadata = _metadata(model, classes, size, scaled or size, inside, normalize, white)
-    means, deviations = torch.tensor(normalize).view(2, 3, 1, 1)
+    metadata = _metadata(model, classes, images.shape[-1], settings)
     images = images.expand(max(2, len(images)), -1, -1, -1)  # of one, the number would be fixed
     images = images.cpu().contiguous()
-    given = images * deviations + means if inside else images
+    given = _pixels_of(images, settings.normalize) if settings.inside else images
     with torch.no_grad():
-        product = (
-            model
-            if kind == ".safetensors"
-            else _Product(
-                lower(model, images, fold, plain=kind == ".onnx"),
-                *((1 / deviations, means / deviations) if inside else ()),
-            )
-        )
-        content, loaded = EXPORTS[kind](product, given, metadata, opset, fold)
+        product = _product(model, images, kind, settings) if kind.graph else model
+        content, loaded = kind.write(product, given, metadata, settings)
         logits = model(images)
         difference = max(
             (loaded(given) - logits).abs().max().item(),
@@ -125,38 +162,76 @@ def export(
     return {"difference": difference, "metadata": metadata}
 
 
-def odd_widths(model):
-    """(how many layers have widths that are no multiples of WIDE and were others, of how many)."""
-    groups = filter_groups(model)
-    return sum(
-        g.conv.out_channels % WIDE != 0 and g.conv.out_channels < g.dense for g in groups
-    ), len(groups)
-
-
-def _metadata(model, classes, size, scaled, inside, normalize, white):
-    means, deviations = ((0.0,) * 3, (1.0,) * 3) if inside else (normalize[:3], normalize[3:])
-    pixels = (
-        "pixels from 0 to 1"
-        if inside
-        else (
-            f"pixels from 0 to 1 normalised with means {_numbers(means)} and standard deviations "
-            f"{_numbers(deviations)}{', so from -1 to 1' if tuple(normalize) == HALF else ''}"
+def _check(kind, settings):
+    """Raise InputError where a format cannot be written with these settings, or here."""
+    if settings.inside and not kind.graph:
+        raise InputError(
+            f"--export_normalize=True: a {kind.suffix} file holds weights, and no graph "
+            "that could normalise; the normalisation is in its metadata"
         )
+    if settings.opset and not kind.opsets:
+        those = (f"--export=FILE{each.suffix}" for each in EXPORTERS.values() if each.opsets)
+        raise InputError(f"--export_opset={settings.opset} only works with {' or '.join(those)}")
+    need(f"--export as {kind.suffix}", *kind.packages)
+
+
+def _means_and_deviations(normalize):
+    return torch.tensor(normalize).view(2, 3, 1, 1)
+
+
+def _pixels_of(images, normalize):
+    """The pixels from 0 to 1 of normalised images."""
+    means, deviations = _means_and_deviations(normalize)
+    return images * deviations + means
+
+
+def _product(model, images, kind, settings):
+    """The graph that is written, behind the normalisation of its pixels where it is to be in it."""
+    graph = lower(model, images, settings.fold, plain=kind.plain)
+    if not settings.inside:
+        return _Product(graph)
+    means, deviations = _means_and_deviations(settings.normalize)
+    return _Product(graph, 1 / deviations, means / deviations)
+
+
+def width_notes(model, path):
+    """A line where a network has widths that are slow in the runtimes of a file."""
+    fast = exporter_of(path).fast_width
+    groups = filter_groups(model)
+    odd = [
+        group
+        for group in groups
+        if group.conv.out_channels % fast and group.conv.out_channels < group.dense
+    ]
+    if not odd:
+        return []
+    return [
+        f"Note: {len(odd)} of {len(groups)} layers have a width that is no multiple of {fast}, "
+        f"which runtimes fill up; pruning with --round_to={fast} is often faster at the same size"
+    ]
+
+
+def _metadata(model, classes, size, settings):
+    """What is said of a file in it. size: of its images, in pixels."""
+    normalize, scaled = settings.normalize, settings.scaled_size or size
+    means, deviations = normalize[:3], normalize[3:]
+    pixels = (
+        f"pixels from 0 to 1 normalised with means {_numbers(means)} and standard deviations "
+        f"{_numbers(deviations)}{', so from -1 to 1' if tuple(normalize) == HALF else ''}"
     )
+    if settings.inside:
+        means, deviations, pixels = (0.0,) * 3, (1.0,) * 3, "pixels from 0 to 1"
     content = network_content(model)
+    rebuilding = ("model", "width", "num_classes", "cfg", "whole")
     return {
-        **{
-            key: content[key]
-            for key in ("model", "width", "num_classes", "cfg", "whole")
-            if key in content
-        },
+        **{key: content[key] for key in rebuilding if key in content},
         "image_size": size,
         "scaled_size": scaled,
         "classes": list(classes),
         "input": f"float32, N x 3 x {size} x {size}, RGB, {pixels}",
         "mean": list(means),
         "std": list(deviations),
-        **({"white": white} if white else {}),
+        **({"white": settings.white} if settings.white else {}),
         "steps": _steps(size, scaled, means, deviations),
         "output": f"logits, N x {model.origin.num_classes}",
         "torch": torch.__version__,
@@ -210,11 +285,9 @@ def _as_texts(metadata):
 
 # -------------------------------------------------------------------------------- kinds of files
 
-# Each takes (network, images, metadata, which it may add to, opset, fold), and returns (the content
-# of the file, a function images -> logits that was made of it).
 
-
-def _export_pt2(network, images, metadata, opset, fold):
+@exporter(".pt2")
+def export_pt2(network, images, metadata, settings):
     with _quiet():
         program = torch.export.export(
             network, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
@@ -225,17 +298,17 @@ def _export_pt2(network, images, metadata, opset, fold):
     return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()
 
 
-def _export_onnx(network, images, metadata, opset, fold):
-    need("--export as .onnx", *ONNX)
-    proto = onnx_of(network, images, opset, fold)
+@exporter(".onnx", packages=ONNX, plain=True, opsets=True, fast_width=8)
+def export_onnx(network, images, metadata, settings):
+    proto = onnx_of(network, images, settings.opset, settings.fold)
     metadata |= {"opset": proto.opset_import[0].version, "ir_version": proto.ir_version}
     onnx.helper.set_model_props(proto, _as_texts(metadata))
     content = proto.SerializeToString()
     return content, Runtime(content)
 
 
-def _export_safetensors(network, images, metadata, opset, fold):
-    need("--export as .safetensors", "safetensors")
+@exporter(".safetensors", packages=("safetensors",), graph=False)
+def export_safetensors(network, images, metadata, settings):
     content = safetensors_torch.save(
         {key: tensor.contiguous() for key, tensor in network.state_dict().items()},
         _as_texts(metadata),
@@ -243,9 +316,6 @@ def _export_safetensors(network, images, metadata, opset, fold):
     return content, rebuild(
         {**metadata, "net": safetensors_torch.load(content)}, own=metadata["model"]
     ).eval()
-
-
-EXPORTS = {".pt2": _export_pt2, ".onnx": _export_onnx, ".safetensors": _export_safetensors}
 
 
 # -------------------------------------------------------------------------------------------- ONNX
@@ -329,15 +399,16 @@ class Runtime:
             for _ in range(runs + 1):
                 session.run(None, {"images": self.prepare(images)})
             events = json.loads(Path(session.end_profiling()).read_text())
-        owners, times = _owners(onnx.load_from_string(self.content).graph), {}
+        owners = _owners(onnx.load_from_string(self.content).graph)
+        times, layers = {}, {}
         for event in events:
             name = event["name"].removesuffix("_kernel_time").removesuffix("_nchwc")
             if event["cat"] == "Node" and name in owners:
-                times.setdefault(owners[name], {}).setdefault(name, []).append(event["dur"] / 1000)
-        return {
-            layer: sum(statistics.median(each[1:]) for each in own.values())
-            for layer, own in times.items()
-        }
+                times.setdefault(name, []).append(event["dur"] / 1000)
+        for name, own in times.items():
+            layer = owners[name]
+            layers[layer] = layers.get(layer, 0) + statistics.median(own[1:])  # one to warm up
+        return layers
 
 
 def _owners(graph):

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from common.device import environment, pick_device
 from common.errors import InputError
-from common.files import check_writable, locked, to_json, write_atomically
+from common.files import (
+    check_writable,
+    locked,
+    to_json,
+    with_files_beside,
+    write_atomically,
+)
 from common.processes import (
     as_first,
     first_alone,
@@ -30,6 +36,7 @@ from lab.presets import recipe_text
 from lab.reader import file_and_part
 from lab.record import FIELDS, JOBS, Record, read_result
 from lab.resume import State, damaged, read_resume_file, write_resume_file
+from lab.steps import step
 from lab.tables import accuracy_text, goal_text
 from lab.weights import read_init
 from lab.writers import Console, Csv, TensorBoard
@@ -61,8 +68,8 @@ class Job(Plan):
         self._judged = None  # (data, what `judged` has made of it)
         self.device = pick_device(flags.device, flags.deterministic)
         join_processes(self.device)
-        self.begin = as_first(self.begin)
-        self.recording = Recording(flags, drive, self.begin)
+        self.start = as_first(self.start)
+        self.recording = Recording(flags, drive, self.start)
         self.writers = [Csv()]
         if flags.tensorboard:
             self.writers.append(TensorBoard(self.recording.resume_file.with_suffix(".tensorboard")))
@@ -75,7 +82,7 @@ class Job(Plan):
         self.code = code_of(flags.model)
         self._check()
         require_same("the command, the schedules or the images", self.identity)
-        self.network, self.state, self.steps_seen = None, State(self.begin), 0
+        self.network, self.state, self.steps_seen = None, State(self.start), 0
         self.kept = False  # whether a resume file has the state
 
     def _check(self):
@@ -130,7 +137,7 @@ class Job(Plan):
     @property
     def seeks_ticket(self):
         """Whether a ticket is asked for, and the first training is long enough to find one."""
-        first = (*self.origin.train, "base")[0]
+        first = (*self.start.train, "base")[0]
         return self.flags.eb_detect and sum(self.recipe(first).epochs) > EarlyBird.older
 
     def importance_batches(self, number, count, *part):
@@ -204,9 +211,10 @@ class Job(Plan):
 
     def _check_writable(self):
         """Raise InputError where a file could not be written, before hours of training."""
-        for path in (*self.outputs, self.resume_file) if is_first() else ():
-            for suffix in (path.suffix, ".csv", ".json"):
-                check_writable(path.with_suffix(suffix))
+        if is_first():
+            for path in (*self.outputs, self.resume_file):
+                for file in with_files_beside(path):
+                    check_writable(file)
         for writer in self.writers:
             writer.check_writable()
 
@@ -214,14 +222,14 @@ class Job(Plan):
         """Lines on files that will be replaced, and are of other images. Raises InputError where
         these are of another place: they may be another data set of the same name."""
         notes, flags = [], self.flags
-        for path in self.outputs if not self.kept else ():
+        if self.kept:
+            return notes
+        prepared = ("image_size", "augment", "val_percent", "test_percent")
+        for path in self.outputs:
             record = record_in(path)
             if record is None or record.fingerprint in (None, self.data.fingerprint):
                 continue
-            place, prepared = (
-                record.data_path,
-                ("image_size", "augment", "val_percent", "test_percent"),
-            )
+            place = record.data_path
             if (
                 place is None
                 or same_place(place, flags.data_path)
@@ -246,20 +254,20 @@ class Job(Plan):
             held = stack.enter_context(ExitStack())
             if is_first():
                 held.enter_context(locked([*self.outputs, self.resume_file], self.flags.wait))
-            begin = as_first(self._look())
-            if begin == self.begin:
+            start = as_first(self._look())
+            if start == self.start:
                 return
             held.close()
-            self.begin, self.recording = begin, Recording(self.flags, self.drive, begin)
-            self.network, self.state = None, State(begin)
+            self.start, self.recording = start, Recording(self.flags, self.drive, start)
+            self.network, self.state = None, State(start)
 
     def _look(self):
-        """How the job begins, or has begun by the resume file that it goes on from."""
+        """How the job starts, or has started by the resume file that it goes on from."""
         found = self.flags.resume and self.resume_file.is_file()
         if found:
             self.network, self.state = read_resume_file(self.resume_file, self.identity)
             recording = recording_of(
-                self.flags, self.drive, self.resume_file, self.state.begin, self.state.done
+                self.flags, self.drive, self.resume_file, self.state.start, self.state.done
             )
             if len(self.state.records) != recording.records_after(self.state.done):
                 raise damaged(self.resume_file)
@@ -267,7 +275,7 @@ class Job(Plan):
             "the resume file",
             found
             and [
-                self.state.begin,
+                str(self.state.start),
                 self.state.done,
                 [
                     [name, len(training.history), training.sums and training.sums["batches"]]
@@ -275,7 +283,7 @@ class Job(Plan):
                 ],
             ],
         )
-        return self.state.begin if found else self._begin()
+        return self.state.start if found else self._start()
 
     def _take_up(self):
         self.network = self.network.to(self.device)
@@ -290,13 +298,14 @@ class Job(Plan):
             writer.resume(known)
 
     def step(self, action, **place):
-        """Do a step, unless it is done, and keep the state. place: phase and number, see `Step`."""
+        """Do a step, unless it is done, and keep the state. action: a lab.steps.Action. place: its
+        phase and number, see lab.steps.Step."""
         self.steps_seen += 1
         if self.steps_seen <= self.state.done:
             return
-        action(self, **place)
+        action.run(self, **place)
         self.state.done += 1
-        if self.state.done < len(self.recording.steps) and not hasattr(action, "keeps_itself"):
+        if self.state.done < len(self.recording.steps) and not action.trains:
             self.keep()
 
     def keep(self):
@@ -307,8 +316,10 @@ class Job(Plan):
     def tell_epoch(self, title, phase, number):
         """The function by which a training reports its epochs to the writers."""
 
+        writers = self.writers if is_first() else []
+
         def report(history, epochs):
-            for writer in self.writers if is_first() else ():
+            for writer in writers:
                 writer.epoch(title, (phase, number), history, epochs, self.network)
 
         return report
@@ -373,22 +384,17 @@ class Job(Plan):
 
     def _recipes_in_words(self):
         """A line for each kind of training of the job: its epochs and rates."""
-        trained = {
-            step.phase: self.recipe(step.phase)
-            for step in self.recording.steps
-            if hasattr(step.action, "keeps_itself")
-        }
+        phases = dict.fromkeys(each.phase for each in self.recording.steps if each.action.trains)
         return [
-            f"{phase}: {recipe_text(recipe, self.flags.optimizer)}"
-            for phase, recipe in trained.items()
+            f"{phase}: {recipe_text(self.recipe(phase), self.flags.optimizer)}" for phase in phases
         ]
 
     def _say_if_few_steps(self, steps):
         """A note where the shortest training has too few steps to learn. steps: in an epoch."""
         flags, images = self.flags, len(self.data.train)
-        phases = self.origin.train or self.phases(1)
+        phases = self.start.train or self.phases(1)
         epochs = min(sum(self.recipe(phase).epochs) for phase in phases)
-        enough = FEW_TUNING if flags.init or not self.origin.train else FEW_STEPS
+        enough = FEW_TUNING if flags.init or not self.start.train else FEW_STEPS
         if not epochs or steps * epochs >= enough:
             return
         smaller = max(2, images * epochs // (2 * enough))
@@ -417,18 +423,16 @@ class Job(Plan):
 
     def _place(self):
         """Where a resumed run goes on, in words."""
-        step = self.recording.steps[self.state.done]
-        place = (
-            f"in round {step.number} of {len(self.targets)}"
-            if step.number
-            else ("before any pruning")
-        )
-        place += f", {DOING.get(step.phase, 'estimating or pruning')}"
-        training = (
-            self.state.trained.get(self.training(step.phase, step.number)) if (step.phase) else None
-        )
-        if training and training.history and hasattr(step.action, "keeps_itself"):
-            epochs = len(self.recipe(step.phase).rates(self.flags.optimizer))
+        under_way = self.recording.steps[self.state.done]
+        place = "before any pruning"
+        if under_way.number:
+            place = f"in round {under_way.number} of {len(self.targets)}"
+        place += f", {DOING.get(under_way.phase, 'estimating or pruning')}"
+        training = None
+        if under_way.action.trains:
+            training = self.state.trained.get(self.training(under_way.phase, under_way.number))
+        if training and training.history:
+            epochs = len(self.recipe(under_way.phase).rates(self.flags.optimizer))
             place += f", after epoch {len(training.history)} of {epochs}"
         return place
 
@@ -491,6 +495,11 @@ def same_place(one, other):
     return one == other or os.path.realpath(one) == os.path.realpath(other)
 
 
+def shows_file(job, phase, number):
+    return {"file": str(job.file(phase, number))}
+
+
+@step(writes=True, records=True, shows=shows_file)
 def save_network(job, phase, number=0):
     """The step that writes a network's checkpoint, .csv and, of a pruned network, .json."""
     state, flags, path = job.state, job.flags, job.file(phase, number)
@@ -527,7 +536,4 @@ def save_network(job, phase, number=0):
         write_atomically(contents)
         for writer in job.writers:
             writer.saved(path)
-    job.state = State(state.begin, state.done, [*state.records, record] if number else [record])
-
-
-save_network.writes = save_network.records = True
+    job.state = State(state.start, state.done, [*state.records, record] if number else [record])

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 
 from channels.costs import measure_cost
-from common.libraries import need
+from common.libraries import ONNX, need
 from common.processes import as_first, is_first
-from lab.export import ONNX, runtime_of
+from lab.export import runtime_of
 from lab.measure import layer_times, measure_latency, noise
 from lab.networks import unpruned_twin
 from pruner import max_percent, prune, pruned_percent, select_filters

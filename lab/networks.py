@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -319,7 +319,8 @@ def named_like(state):
     count = sum(tensor.numel() for tensor in tensors)
     for tensor in [tensor for tensor in tensors if tensor.ndim > 1 and tensor.numel()][-1:]:
         count += (1000 - len(tensor)) * (1 + tensor[0].numel())  # as if it were for ImageNet
-    near = sorted(known, key=lambda name: abs(known[name] - count))[:NEAREST]
+    distances = {name: abs(numbers - count) for name, numbers in known.items()}
+    near = sorted(distances, key=distances.get)[:NEAREST]
     with_more = [name for name in ARGUMENTS if name not in near]  # outputs, in their own files
     return next((name for name in [*near, *with_more] if _is_like(state, name)), None)
 
@@ -372,15 +373,11 @@ def _factory(name):
         wanted = name.removeprefix("timm:")
         if not timm.is_model(wanted.split(".")[0]):
             raise _unknown(name, [f"timm:{each}" for each in timm.list_models()])
-        return lambda num_classes: timm.create_model(
-            wanted, pretrained=False, num_classes=num_classes
-        )
+        return partial(timm.create_model, wanted, pretrained=False)
     known = zoo.list_models(module=zoo)
     if name not in known:
         raise _unknown(name, [*MODELS, *known])
-    return lambda num_classes: zoo.get_model(
-        name, weights=None, num_classes=num_classes, **ARGUMENTS.get(name, {})
-    )
+    return partial(zoo.get_model, name, weights=None, **ARGUMENTS.get(name, {}))
 
 
 def _unknown(name, names):

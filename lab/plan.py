@@ -5,50 +5,19 @@ function on a `Recording` only lists them: so a job knows its files before it be
 resume file says is done, and can be shown.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
 
 from common.errors import InputError
 from data import folder_of
 from lab.resume import damaged, read_progress
+from lab.steps import Start, Step
 from pruner import round_targets
 
 
-class Origin(NamedTuple):
-    """Where the unpruned network comes from: the phase to load, or None, and those to train."""
-
-    load: str
-    train: tuple
-
-
-ORIGINS = {
-    "load base": Origin("base", ()),
-    "train base": Origin(None, ("base",)),
-    "load ortho": Origin("ortho", ()),
-    "train ortho": Origin(None, ("ortho",)),
-    "load base, train ortho": Origin("base", ("ortho",)),
-    "train base, train ortho": Origin(None, ("base", "ortho")),
-}
-
-
-class Step(NamedTuple):
-    """A step of a job. phase: of a schedule in config.py. number: of the round, 0 before any.
-
-    action: a function of the job, phase and number. Its attribute `writes` says that it writes the
-    network's file; `records` that a network is recorded by it; `keeps_itself` that the state is
-    kept within it, and need not be after it.
-    """
-
-    action: Callable
-    phase: str = None
-    number: int = 0
-
-
 class Plan:
-    """What follows from the flags: targets, trainings, files. `begin` is a key of ORIGINS."""
+    """What follows from the flags: start, targets, trainings, files."""
 
-    def __init__(self, flags, begin=None):
+    def __init__(self, flags, start=None):
         self.flags, self.folder = flags, folder_of(flags.data_path)
         self.targets = [float(t) for t in flags.thresholds] or round_targets(
             flags.prune_percent or 0, flags.n_rounds
@@ -60,9 +29,9 @@ class Plan:
                 "names, which hold whole percents; ask for fewer rounds"
             )
         self.rounds = () if flags.only_train else range(1, len(self.targets) + 1)
-        self.begin = begin or self._begin()
+        self.start = start or self._start()
 
-    def _begin(self):
+    def _start(self):
         """Where the unpruned network comes from, by what files there are."""
         flags = self.flags
         final = "ortho" if flags.penalised else "base"
@@ -70,16 +39,12 @@ class Plan:
         pretrained = flags.pretrained and not afresh
         load = pretrained and not flags.only_train
         if final == "base" or flags.ebt:
-            return f"{'load' if load else 'train'} {final}"
+            return Start(final, ()) if load else Start(None, (final,))
         # In the iterative job the penalty goes on from the plain network, where it is there.
         ortho, plain = (self.file(phase, 0).is_file() and not afresh for phase in ("ortho", "base"))
         if load and (ortho or not plain):
-            return "load ortho"
-        return ("load" if plain or pretrained else "train") + " base, train ortho"
-
-    @property
-    def origin(self):
-        return ORIGINS[self.begin]
+            return Start("ortho", ())
+        return Start("base", ("ortho",)) if plain or pretrained else Start(None, ("base", "ortho"))
 
     def phases(self, number):
         """The trainings that follow the pruning of round `number`: with the penalty in the end if a
@@ -136,14 +101,14 @@ class Plan:
         if self.flags.control == "scratch":
             pruned = replace(self.flags, control=False)
             return pruned.pruned_file(self.folder, self.targets[-1], False)
-        return self.file(self.origin.load, 0) if self.origin.load else None
+        return self.file(self.start.load, 0) if self.start.load else None
 
 
 class Recording(Plan):
     """A job that only lists its steps."""
 
-    def __init__(self, flags, drive, begin=None):
-        super().__init__(flags, begin)
+    def __init__(self, flags, drive, start=None):
+        super().__init__(flags, start)
         self.steps = []
         drive(self)
 
@@ -153,17 +118,13 @@ class Recording(Plan):
     def records_after(self, done):
         """How many networks are recorded when so many steps are done: the unpruned one, or what a
         control began with, and one for each round."""
-        recorded = [step for step in self.steps[:done] if hasattr(step.action, "records")]
+        recorded = [step for step in self.steps[:done] if step.action.records]
         return bool(recorded) + sum(step.number > 0 for step in recorded)
 
     @property
     def outputs(self):
         """The files that the job writes, in order."""
-        return [
-            self.file(step.phase, step.number)
-            for step in self.steps
-            if hasattr(step.action, "writes")
-        ]
+        return [self.file(step.phase, step.number) for step in self.steps if step.action.writes]
 
     @property
     def resume_file(self):
@@ -177,16 +138,14 @@ def recorded(flags, drive):
     path = recording.resume_file
     if not (flags.resume and path.is_file()):
         return recording, 0
-    begin, done = read_progress(path)
-    return recording_of(flags, drive, path, begin, done), done
+    start, done = read_progress(path)
+    return recording_of(flags, drive, path, start, done), done
 
 
-def recording_of(flags, drive, path, begin, done):
-    """The Recording of a run that its resume file `path` says began like that and has done so many
-    steps. Raises InputError where that cannot be."""
-    if begin not in ORIGINS:
-        raise damaged(path)
-    recording = Recording(flags, drive, begin)
+def recording_of(flags, drive, path, start, done):
+    """The Recording of a run that its resume file `path` says started like that and has done so
+    many steps. Raises InputError where that cannot be."""
+    recording = Recording(flags, drive, start)
     if done not in range(len(recording.steps)):
         raise damaged(path)
     return recording

@@ -1,92 +1,88 @@
-"""The presets of config.py: checked, scaled by --epochs and --lr, and in words."""
+"""The presets of config.py and of the study: checked, scaled by --epochs and --lr, in words."""
 
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 from common.errors import InputError
+from common.schema import check, check_fields
 from common.terminal import counted
-from config import (
-    MOMENTUM,
-    PENALTY,
-    PENALTY_OF_OTHERS,
-    PRESETS,
-    Preset,
-    Recipe,
-    Schedule,
-)
+from config import MOMENTUM, PENALTY, PENALTY_OF_OTHERS, PRESETS, SWEEPS, Preset, Schedule
+
+STUDY = Path(__file__).resolve().parent.parent / "pruned_nets" / "comparison" / "presets.py"
+
+
+def add_study():
+    """Add the presets and sweeps of the study; an installed package has none. Where config.py has
+    an entry of the same name, that counts."""
+    if not STUDY.is_file():
+        return
+    study = runpy.run_path(str(STUDY))
+    for known, more in ((PRESETS, study["PRESETS"]), (SWEEPS, study["SWEEPS"])):
+        for name, entry in more.items():
+            known.setdefault(name, entry)
+
+
+add_study()
 
 
 def check_preset(name):
     """Raise InputError where an entry of PRESETS, or what all presets share, cannot be used."""
-    for what, value in (
-        ("MOMENTUM", MOMENTUM),
-        ("PENALTY_OF_OTHERS", PENALTY_OF_OTHERS),
-        *((f"PENALTY[{m!r}]", value) for m, value in PENALTY.items()),
-    ):
-        if not _is_number(value) or not 0 <= value < float("inf"):
-            raise InputError(f"config.py: {what} is {value!r}; it must be a number from 0 up")
-    preset = PRESETS[name]
-    if not isinstance(preset, Preset):
-        raise InputError(f"config.py, preset {name!r} is {preset!r}; it must be a Preset")
-    if type(preset.batch_size) is not int or preset.batch_size < 2:
-        raise InputError(
-            f"config.py, preset {name!r}: batch_size is {preset.batch_size!r}; "
-            "it must be an integer of at least 2"
-        )
-    if not isinstance(preset.flags, dict):
-        raise InputError(
-            f"config.py, preset {name!r}: flags is {preset.flags!r}; it must be a dict"
-        )
+    shared = {"MOMENTUM": MOMENTUM, "PENALTY_OF_OTHERS": PENALTY_OF_OTHERS}
+    shared |= {f"PENALTY[{model!r}]": value for model, value in PENALTY.items()}
+    try:
+        for place, value in shared.items():
+            check(float, value, place)
+            _require(value >= 0, place, value, "a number from 0 up")
+        _check_preset(f"preset {name!r}", PRESETS[name])
+    except ValueError as error:
+        raise InputError(f"config.py, {error}") from error
+
+
+def _check_preset(place, preset):
+    check(Preset, preset, place)
+    check_fields(Preset, vars(preset), place)
+    size = preset.batch_size
+    _require(size >= 2, f"{place}.batch_size", size, "an integer of at least 2")
     for job in ("ebt", "iterative"):
-        schedule, where = getattr(preset, job), f"config.py, preset {name!r}, {job}"
-        if not isinstance(schedule, Schedule):
-            raise InputError(f"{where} is {schedule!r}; it must be a Schedule")
+        schedule = getattr(preset, job)
+        check_fields(Schedule, vars(schedule), f"{place}.{job}")
         for phase, recipe in vars(schedule).items():
-            if isinstance(recipe, Recipe):
-                _check_recipe(f"{where}, {phase}", recipe)
-            elif recipe is not None or phase != "between":
-                raise InputError(f"{where}, {phase} is {recipe!r}; it must be a Recipe")
+            if recipe is not None:
+                _check_recipe(f"{place}.{job}.{phase}", recipe)
 
 
-def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _check_recipe(where, recipe):
-    for name in ("epochs", "lr", "adam_lr"):
-        values = getattr(recipe, name)
-        if not isinstance(values, (list, tuple)) or not all(map(_is_number, values)):
-            raise InputError(f"{where}: {name} is {values!r}; it must be a list of numbers")
-        if len(values) != len(recipe.epochs):
-            raise InputError(
-                f"{where}: {name} has {len(values)} values and epochs "
-                f"{len(recipe.epochs)}; they must be of equal length"
+def _check_recipe(place, recipe):
+    check_fields(type(recipe), vars(recipe), place)
+    for name in ("lr", "adam_lr"):
+        rates = getattr(recipe, name)
+        if len(rates) != len(recipe.epochs):
+            raise ValueError(
+                f"{place}: {name} has {len(rates)} values and epochs {len(recipe.epochs)}; "
+                "they must be of equal length"
             )
-        if name == "epochs" and not all(type(v) is int and v >= 0 for v in values):
-            raise InputError(f"{where}: epochs is {values!r}; they must be integers from 0 up")
-        if name != "epochs" and not all(0 < v < 1e38 for v in values):
-            raise InputError(
-                f"{where}: {name} is {values!r}; rates must be above 0, and finite in "
-                "single precision"
-            )
-    bounds = {
-        "weight_decay": (float("inf"), "a number from 0 up"),
-        "warmup": (max(1, sum(recipe.epochs)), "less than all of the epochs"),
-        "label_smoothing": (1, "from 0 to less than 1"),
+        fits = all(0 < rate < 1e38 for rate in rates)
+        _require(fits, f"{place}.{name}", rates, "rates above 0, and finite in single precision")
+    limits = {
+        "epochs": (min(recipe.epochs, default=0) >= 0, "integers from 0 up"),
+        "weight_decay": (recipe.weight_decay >= 0, "a number from 0 up"),
+        "warmup": (
+            0 <= recipe.warmup < max(1, sum(recipe.epochs)),
+            "less than all of the epochs",
+        ),
+        "label_smoothing": (0 <= recipe.label_smoothing < 1, "from 0 to less than 1"),
+        "temperature": (0 < recipe.temperature < 1e6, "a number above 0"),
+        "schedule": (recipe.schedule in ("steps", "cosine"), "'steps' or 'cosine'"),
     }
-    if not _is_number(recipe.temperature) or not 0 < recipe.temperature < 1e6:
-        raise InputError(
-            f"{where}: temperature is {recipe.temperature!r}; it must be a number above 0"
-        )
-    for name, (end, words) in bounds.items():
-        value = getattr(recipe, name)
-        if not _is_number(value) or not 0 <= value < end:
-            raise InputError(f"{where}: {name} is {value!r}; it must be {words}")
-    if recipe.schedule not in ("steps", "cosine"):
-        raise InputError(
-            f"{where}: schedule is {recipe.schedule!r}; it must be 'steps' or 'cosine'"
-        )
+    for name, (fits, wanted) in limits.items():
+        _require(fits, f"{place}.{name}", getattr(recipe, name), wanted)
     if recipe.schedule == "cosine" and len(recipe.lr) != 1:
-        raise InputError(f"{where}: lr has {len(recipe.lr)} values; schedule='cosine' takes one")
+        raise ValueError(f"{place}: lr has {len(recipe.lr)} values; schedule='cosine' takes one")
+
+
+def _require(fits, place, value, wanted):
+    if not fits:
+        raise ValueError(f"{place} is {value!r}; it must be {wanted}")
 
 
 def scaled(schedule, epochs=None, lr=None, optimizer="sgd"):
@@ -127,8 +123,8 @@ def apportioned(total, shares):
     what is missing goes to the largest remainders, of equal ones to the first."""
     parts = [total * share // sum(shares) for share in shares]
     remainders = [total * share % sum(shares) for share in shares]
-    order = sorted(range(len(shares)), key=lambda i: -remainders[i])
-    for i in order[: total - sum(parts)]:
+    largest_first = sorted(range(len(shares)), key=remainders.__getitem__, reverse=True)
+    for i in largest_first[: total - sum(parts)]:
         parts[i] += 1
     return parts
 

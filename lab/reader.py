@@ -241,7 +241,8 @@ def _read(path, digest=False):
 
 def _read_pickled(file, kind):
     """What torch.save wrote, of an open file."""
-    with warnings.catch_warnings(), torch.serialization.safe_globals(STAND_INS):
+    known = [(kind, name) for name, kind in STAND_INS.items()]
+    with warnings.catch_warnings(), torch.serialization.safe_globals(known):
         warnings.simplefilter("ignore")
         count = _count_archive if kind == TORCH else _count_old
         count(file)
@@ -255,9 +256,9 @@ def _why(path, error):
     """Why a file cannot be read safely, in words."""
     try:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # it is damaged, or torch older than that function
+    except Exception:  # it is damaged
         unknown = []
-    unknown = sorted(set(unknown) - STAND_IN_NAMES)
+    unknown = sorted(set(unknown) - STAND_INS.keys())
     if unknown:
         return (
             f"it holds {shortened(unknown)}, which would not be safe to load; if you trust it, "
@@ -305,7 +306,7 @@ def _count_archive(file):
         pickles = [record for record in records if record.filename.lower().endswith("/data.pkl")]
         if len(pickles) != 1 or archive.testzip():
             raise ValueError("damaged")
-        count = Count(STAND_IN_NAMES)
+        count = Count(STAND_INS)
         with archive.open(pickles[0]) as pickled:
             count.read(pickled)
     if count.bytes > size:
@@ -315,7 +316,7 @@ def _count_archive(file):
 def _count_old(file):
     """The same of a file as torch.save wrote it before 1.6: a number, a version, the machine, the
     content and the tensors' names, five pickles, and then the tensors."""
-    count = Count(STAND_IN_NAMES)
+    count = Count(STAND_INS)
     file.seek(0)
     for _ in range(5):
         count.read(file)
@@ -357,12 +358,6 @@ _NUMBERS = {
     "f8": "d",
 }
 
-# Stand-ins under the names that NumPy 1 and 2 write into files; none of NumPy's own code is called.
-NUMPY_NUMBERS = [type("dtype", (_NumberType,), {"__module__": "numpy"})] + [
-    type("scalar", (_Number,), {"__module__": f"numpy.{core}.multiarray"})
-    for core in ("core", "_core")
-]
-
 
 class _Bag(dict):
     """Reads a namespace, or another container of named values, as a dict."""
@@ -385,36 +380,25 @@ class _Words(list):
         super().__init__(parts)
 
 
-def _stand_ins(kind, names):
-    return [
-        type(name.rpartition(".")[2], (kind,), {"__module__": name.rpartition(".")[0]})
-        for name in names.split()
-    ]
-
-
-STAND_INS = (
-    NUMPY_NUMBERS
-    + _stand_ins(
-        _Bag,
-        """
+_CONTAINERS = """
     argparse.Namespace types.SimpleNamespace easydict.EasyDict
     lightning_fabric.utilities.data.AttributeDict pytorch_lightning.utilities.parsing.AttributeDict
     lightning.fabric.utilities.data.AttributeDict lightning.pytorch.utilities.parsing.AttributeDict
     yacs.config.CfgNode addict.addict.Dict ml_collections.config_dict.config_dict.ConfigDict
-    """,
-    )
-    + _stand_ins(
-        _Words,
-        """
+"""
+_PATHS_AND_DATES = """
     pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath
     pathlib._local.PosixPath pathlib._local.WindowsPath datetime.datetime datetime.date
     datetime.timedelta
-    """,
-    )
-)
-
-
-STAND_IN_NAMES = {f"{kind.__module__}.{kind.__qualname__}" for kind in STAND_INS}
+"""
+# Name in a file -> what is called instead of it; nothing of their own code is.
+STAND_INS = {
+    "numpy.dtype": _NumberType,
+    "numpy.core.multiarray.scalar": _Number,
+    "numpy._core.multiarray.scalar": _Number,  # since NumPy 2
+    **dict.fromkeys(_CONTAINERS.split(), _Bag),
+    **dict.fromkeys(_PATHS_AND_DATES.split(), _Words),
+}
 
 
 def is_plain(value):

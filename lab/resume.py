@@ -15,6 +15,7 @@ from lab.checkpoint import NOT_AS_WRITTEN, network_content, rebuild, to_bytes
 from lab.experiment import comparable
 from lab.reader import is_plain, read_safely
 from lab.record import Epoch, Figures, Pruning, Record
+from lab.steps import Start, start_of
 from train import Training, epoch_sums
 
 
@@ -22,14 +23,13 @@ from train import Training, epoch_sums
 class State:
     """How far a run has come. With the network it is what the resume file holds.
 
-    begin: where the unpruned network comes from, a key of lab.plan.ORIGINS. done: steps of the job.
-    records: of the networks that are finished, each a Record. The others are of the round under
-    way: scores, layer -> tensor; how it was pruned, a lab.record.Pruning; teacher, the network
-    that the round began with, where its answers are learnt; phase -> its seconds; name of a
-    training -> Training.
+    start: where the unpruned network comes from. done: steps of the job. records: of the networks
+    that are finished, each a Record. The others are of the round under way: scores, layer ->
+    tensor; how it was pruned, a lab.record.Pruning; teacher, the network that the round began with,
+    where its answers are learnt; phase -> its seconds; name of a training -> Training.
     """
 
-    begin: str
+    start: Start
     done: int = 0
     records: list = field(default_factory=list)
     scores: dict | None = None
@@ -50,7 +50,8 @@ def write_resume_file(path, network, state, identity):
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
     stored = {
-        **vars(state),
+        "begin": str(state.start),
+        **{name: value for name, value in vars(state).items() if name != "start"},
         "records": [record.json() for record in state.records],
         "trained": {name: vars(training) for name, training in state.trained.items()},
         "teacher": state.teacher and network_content(state.teacher),
@@ -113,20 +114,21 @@ def damaged(path):
 
 
 def read_progress(path):
-    """(how the run began, how many of its steps are done) by a resume file. Raises InputError."""
+    """(the Start of a run, how many of its steps are done) by a resume file. Raises InputError."""
     content = read_safely(path)
     try:
         state = _read_state(content["state"])
     except NOT_AS_WRITTEN as error:
         raise damaged(path) from error
-    return state.begin, state.done
+    return state.start, state.done
 
 
 def _read_state(stored):
     check_fields(State, stored, "state")
+    start = start_of(stored.pop("begin"))
     records = [Record.read(record) for record in stored["records"]]
     trained = {name: _read_training(training, name) for name, training in stored["trained"].items()}
-    return State(**{**stored, "records": records, "trained": trained})
+    return State(**{**stored, "start": start, "records": records, "trained": trained})
 
 
 def _read_training(stored, name):

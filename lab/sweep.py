@@ -25,7 +25,7 @@ from common.terminal import counted
 from config import SWEEPS
 from data import load_prepared
 from imp_estimator import ESTIMATORS, PLAIN, has_penalty
-from lab.experiment import ONLY_PRUNED, SET_BY_SWEEP, Experiment, make_parser, parse
+from lab.experiment import DEFAULT, ONLY_PRUNED, SET_BY_SWEEP, Experiment, make_parser, parse
 from lab.job import MAIN
 from lab.tables import accuracy_text
 
@@ -52,8 +52,8 @@ def read_sweep(name):
             )
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(
-                f"--sweep={name} is neither in config.py ({', '.join(SWEEPS)}) nor a "
-                f"JSON file that can be read ({error})"
+                f"--sweep={name} is neither one of {', '.join(SWEEPS)} nor a JSON file that "
+                f"can be read ({error})"
             ) from error
     if not isinstance(settings, dict):
         raise InputError(f'--sweep={name} holds no flags; it looks like {{"model": ["vgg"], ...}}')
@@ -67,10 +67,8 @@ def read_sweep(name):
             raise InputError(f"--sweep={name}: {hint}")
         if values == []:
             raise InputError(f"--sweep={name}: {key!r} has no value")
-        choices[key] = [
-            getattr(parser.parse_args([f"--{key}={value}"]), key)
-            for value in (values if isinstance(values, list) else [values])
-        ]
+        values = values if isinstance(values, list) else [values]
+        choices[key] = [getattr(parser.parse_args([f"--{key}={value}"]), key) for value in values]
     if "data_path" in choices:  # imgs, imgs/ and ./imgs are one
         choices["data_path"] = list(dict.fromkeys(map(os.path.normpath, choices["data_path"])))
     cells = []
@@ -114,7 +112,7 @@ def _without_idle(cell):
 def command_of(cell):
     """The flags of a cell's command: a run that needs no other begins with --init, others load."""
     needs = needs_of(cell)
-    if needs and cell.get("init") == "DEFAULT" and "normalize" not in cell:
+    if needs and cell.get("init") == DEFAULT and "normalize" not in cell:
         cell = {**cell, "normalize": parse(command_of(needs[0])).normalize}  # which --init decides
     command = [
         f"--{name}={value}" for name, value in cell.items() if not needs or name not in OF_INIT

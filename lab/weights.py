@@ -20,6 +20,7 @@ from lab.checkpoint import (
     normalization_name,
     without_shortcuts,
 )
+from lab.experiment import DEFAULT
 from lab.networks import (
     build_network,
     classifier_of,
@@ -29,7 +30,6 @@ from lab.networks import (
 )
 from lab.reader import read_weights, unwrapped
 
-DEFAULT = "DEFAULT"  # --init: torchvision's own weights
 CLASSIFIER = "the classifier"  # as a key of what does not fit
 KEEP = (
     "--classifier=keep takes it, where its classes are those of the images, in the same order "
@@ -121,13 +121,12 @@ def initialise(model, weights, classes=None, normalize=None, classifier=False):
 
     It holds a state dict, bare or wrapped (see lab/reader.py); its names are this suite's, the
     published ones, or torchvision's. What stays fresh: a classifier for other classes, shortcuts
-    where the file's have no weights, and torchvision's 7 x 7 stem with its BatchNorm. BatchNorms
-    that stand elsewhere, as in its VGG, are folded into the convolutions before them. classes: the
+    where the file's have no weights, and torchvision's 7 x 7 stem with its BatchNorm. classes: the
     names of the model's; the classifier of a file with other names, or without names, stays fresh,
     unless classifier is "keep": the file's classes are these, in this order. normalize: of the
     model's images.
-    Returns lines that say so. Raises InputError where another convolution does not fit, or a
-    classifier that is to be kept.
+    Returns lines that say so. Raises InputError where another convolution does not fit, a
+    classifier that is to be kept, or where BatchNorms stand before the ReLUs of a VGG.
     """
     path = weights.path
     try:
@@ -136,7 +135,7 @@ def initialise(model, weights, classes=None, normalize=None, classifier=False):
         raise InputError(f"--init={path}: {error}") from error
     if weights.network is not None:  # published files have filters of zeros, which are not in it
         state, left = weights.network.state_dict(), []
-    state, folded, unused = _our_names(state, model)
+    state, unused = _our_names(state, model, path)
     taken, fresh = {}, {}
     layers = {
         name: module
@@ -164,9 +163,8 @@ def initialise(model, weights, classes=None, normalize=None, classifier=False):
     lines = [
         f"from {path}: {math.floor(1000 * share) / 10}% of the weights",
         *weights.lines,
-        *folded,
         *left_lines(path, [*left, *unused]),
-        *_fresh_lines(fresh, layers, bool(folded), stem, heads, padded),
+        *_fresh_lines(fresh, layers, stem, heads, padded),
     ]
     theirs = weights.entries.get("normalize")
     if isinstance(theirs, list) and normalize and theirs != list(normalize):
@@ -292,7 +290,7 @@ def _why(name, misfits, model):
     return f"{key} {misfit} (--width={model.origin.width:g})"
 
 
-def _fresh_lines(fresh, layers, folded, stem, heads, padded):
+def _fresh_lines(fresh, layers, stem, heads, padded):
     lines = []
     if stem in fresh:
         key, misfit = next(iter(fresh[stem].items()))
@@ -316,7 +314,7 @@ def _fresh_lines(fresh, layers, folded, stem, heads, padded):
     others = [name for name in fresh if name not in (*norms, *titled)]
     if others:
         lines.append(f"fresh: {counted(len(others), 'layer')} ({shortened(others)})")
-    if norms and not folded:  # else they leave what the convolutions give as it is
+    if norms:
         lines.append(
             f"fresh: {counted(len(norms), 'BatchNorm')} ({', '.join(norms)}), so the "
             "network does not compute what the file's does before it is trained"
@@ -324,19 +322,19 @@ def _fresh_lines(fresh, layers, folded, stem, heads, padded):
     return lines
 
 
-def _our_names(state, model):
-    """(a state dict under the names that `model` has for the same layers, lines on what was done to
-    its weights, names in it that the model does not have)."""
+def _our_names(state, model, path):
+    """(a state dict under the names that `model` has for the same layers, names in it that the
+    model does not have). Raises InputError where its BatchNorms stand elsewhere."""
     own = model.state_dict().keys()
     if model.origin.name not in MODELS:
-        return state, [], [key for key in state if key not in own]
+        return state, [key for key in state if key not in own]
     renamed = {}
     for key, tensor in state.items():
         key = key.replace(".downsample.", ".shortcut.")
         renamed["linear" + key[2:] if key.startswith("fc.") else key] = tensor
     if model.origin.name != "vgg" or "features.2.running_mean" in renamed:
-        return renamed, [], [key for key in renamed if key not in own]
-    # Its layers are numbered; with BatchNorms elsewhere, or none, the order is still the same.
+        return renamed, [key for key in renamed if key not in own]
+    # Torchvision's has other numbers, since it has no BatchNorms; the order is the same.
     theirs = sorted(
         int(key.split(".")[1])
         for key, tensor in renamed.items()
@@ -344,38 +342,14 @@ def _our_names(state, model):
     )
     convolutions = list(dense_widths(model))
     if len(theirs) != len(convolutions):
-        return renamed, [], []
-    ours, norms, broken = {}, 0, []
-    for name, number in zip(convolutions, theirs):
-        weight, bias = (renamed.get(f"features.{number}.{part}") for part in ("weight", "bias"))
-        norm = [
-            renamed.get(f"features.{number + 1}.{part}")
-            for part in ("weight", "bias", "running_mean", "running_var")
-        ]
-        like = torch.empty(weight.shape[:1], device="meta")
-        if not misfit_of("weight", weight, weight) and not any(
-            misfit_of(key, tensor, like)
-            for key, tensor in (("bias", bias), *zip(("", "", "", "running_var"), norm))
-        ):
-            norms += 1
-            weight, bias = _folded(*(each.float() for each in (weight, bias, *norm)))
-        elif any(each is not None for each in norm[2:]):
-            broken.append(f"features.{number + 1}")
-        ours |= {f"{name}.weight": weight, f"{name}.bias": bias}
-    lines = (
-        [f"its {counted(norms, 'BatchNorm')}, before the ReLUs, are folded into the convolutions"]
-        if norms
-        else []
-    )
-    if broken:
-        lines.append(
-            f"left out: {counted(len(broken), 'BatchNorm')} that cannot be used "
-            f"({shortened(broken)})"
+        return renamed, []
+    if any(f"features.{number + 1}.running_mean" in renamed for number in theirs):
+        raise InputError(
+            f"--init={path} is a VGG with BatchNorms before the ReLUs, and those of "
+            f"{title_of(model.origin.name)} stand behind them; --model=vgg13_bn takes it"
         )
-    return ours, lines, []
-
-
-def _folded(weight, bias, scale, shift, mean, variance, epsilon=1e-5):
-    """Weights and biases of a convolution that computes what it and a BatchNorm behind it do."""
-    factor = scale / (variance + epsilon).sqrt()
-    return weight * factor.view(-1, 1, 1, 1), (bias - mean) * factor + shift
+    ours = {}
+    for name, number in zip(convolutions, theirs):
+        for part in ("weight", "bias"):
+            ours[f"{name}.{part}"] = renamed.get(f"features.{number}.{part}")
+    return ours, []

@@ -591,9 +591,9 @@ def test_one_failed_cell_does_not_stop_the_others(sweep, tmp_path, capsys, monke
     def fail(job, number):
         if job.flags.prune_percent == 30 and job.flags.pruning_type == "l1":
             raise InputError("no luck")
-        prune(job, number)
+        prune.run(job, number)
 
-    monkeypatch.setattr(main, "prune_filters", fail)
+    monkeypatch.setattr(main, "prune_filters", replace(prune, run=fail))
     assert main.main(["--sweep=sweep.json", "--jobs=2"]) == 2
     captured = capsys.readouterr()
     assert "1 of 8 runs failed: cell 4, pruned_nets/ebt/shapes/vgg-w0.125_l1_30_0; " in captured.err
@@ -637,7 +637,7 @@ def test_a_cell_begins_anew_where_what_it_began_with_has_changed(
         stopped.append(job)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main, "prune_filters", stop)
+    monkeypatch.setattr(main, "prune_filters", replace(prune, run=stop))
     (result,) = tmp_path.rglob("*l1_30_0.pth")
     result.unlink()
     assert main.main(["--sweep=sweep.json"]) != 0 and result.with_suffix(".resume").is_file()
@@ -664,9 +664,9 @@ def test_what_needs_a_failed_run_is_left_out(sweep, tmp_path, capsys, monkeypatc
     def fail(job, phase, number=0):
         if phase == "ortho":
             raise Diverged("the loss is not finite")
-        train(job, phase, number)
+        train.run(job, phase, number)
 
-    monkeypatch.setattr(main, "train_network", fail)
+    monkeypatch.setattr(main, "train_network", replace(train, run=fail))
     assert main.main(["--sweep=sweep.json"]) == 2
     output = capsys.readouterr().out
     assert output.count("LEFT OUT, since what it needs failed") == 3

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from lab import export as exports
 from lab import tables
 from lab.checkpoint import load_checkpoint, save_checkpoint
 from lab.experiment import parse
-from lab.export import export
+from lab.export import ExportSettings, export
 from lab.measure import measure_latency
 from lab.networks import build_network
 from models import Origin, build_model
@@ -184,10 +185,8 @@ def test_older_runtimes_get_an_older_opset(small, few, opset):
 
 
 def python_of(page, heading):
-    """The first Python block below a heading of a README."""
-    return (
-        (ROOT / page).read_text().split(f"{heading}\n")[1].split("```python\n")[1].split("```")[0]
-    )
+    """The first Python block below a heading of a README, or behind other words of it."""
+    return (ROOT / page).read_text().split(heading)[1].split("```python\n")[1].split("```")[0]
 
 
 def test_a_network_in_8_bits_is_nearly_as_good(network, capsys, set_threads):
@@ -207,7 +206,7 @@ def test_a_network_in_8_bits_is_nearly_as_good(network, capsys, set_threads):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(pixels[part]), labels[part]).backward()
         optimizer.step(), rates.step()
-    export(model, digits.classes, "digits.onnx", pixels[:8], inside=True)
+    export(model, digits.classes, "digits.onnx", pixels[:8], ExportSettings(inside=True))
     exec(python_of("lab/README.md", "### In 8 bits"), {})
     whole, quantised = (
         float(line.split()[1]) for line in capsys.readouterr().out.splitlines()[-2:]
@@ -333,7 +332,7 @@ def test_an_image_becomes_pixels_as_the_steps_in_the_metadata_say(scaled, tmp_pa
     from torchvision.transforms import functional as T
 
     model = narrow("resnet-56", 10)
-    export(model, "abcdefghij", "net.pt2", few[0], scaled=scaled)
+    export(model, "abcdefghij", "net.pt2", few[0], ExportSettings(scaled_size=scaled))
     run, metadata = load_pt2("net.pt2")
     random, photos, same = (
         np.random.RandomState(0),
@@ -459,7 +458,8 @@ def test_an_export_says_and_computes_its_own_normalisation(few):
     pixels = (few[0] + 1) / 2
     images = (pixels - means) / deviations
     for inside in (False, True):
-        export(model, "abcd", "n.pt2", images, inside, config.NORMALIZATIONS["imagenet"])
+        settings = ExportSettings(config.NORMALIZATIONS["imagenet"], inside=inside)
+        export(model, "abcd", "n.pt2", images, settings)
         loaded, metadata = load_pt2("n.pt2")
         with torch.no_grad():
             torch.testing.assert_close(
@@ -470,14 +470,35 @@ def test_an_export_says_and_computes_its_own_normalisation(few):
 
 def test_an_export_that_computes_something_else_is_refused(few, monkeypatch):
     def wrong(*arguments):
-        content, loaded = correct(*arguments)
+        content, loaded = correct.write(*arguments)
         return content, lambda images: loaded(images) + (0.01 if len(images) == 1 else 0)
 
-    correct = exports.EXPORTS[".pt2"]
-    monkeypatch.setitem(exports.EXPORTS, ".pt2", wrong)
+    correct = exports.EXPORTERS[".pt2"]
+    monkeypatch.setitem(exports.EXPORTERS, ".pt2", replace(correct, write=wrong))
     with pytest.raises(InputError, match="logits differ by 0.01; nothing was written"):
         export(narrow("vgg"), "abcd", "net.pt2", few[0])
     assert not files(Path("."))
+
+
+def test_a_format_is_one_function(few, monkeypatch, capsys):
+    """`--export` knows that of the README by its suffix, and what was said of it; the help names
+    those that are there."""
+    with pytest.raises(SystemExit):
+        measure.main(["--help"])
+    said = capsys.readouterr().out
+    assert all(suffix in said for suffix in exports.EXPORTERS)
+    monkeypatch.setattr(exports, "EXPORTERS", dict(exports.EXPORTERS))
+    added = python_of("lab/README.md", "**An export format**")
+    exec(added, {**vars(exports), "numpy": np})
+
+    small = pruned(narrow("resnet-56"), 50)
+    assert export(small, "abcd", "net.npz", few[0])["difference"] < 1e-4
+    arrays = np.load("net.npz")
+    assert all(np.array_equal(arrays[name], value) for name, value in small.state_dict().items())
+    with pytest.raises(InputError, match="a .npz file holds weights, and no graph"):
+        export(small, "abcd", "net.npz", few[0], ExportSettings(inside=True))
+    with pytest.raises(InputError, match="must end in .pt2, .onnx, .safetensors, .npz"):
+        export(small, "abcd", "net.txt", few[0])
 
 
 def test_a_missing_package_and_a_wrong_suffix_are_one_line(saved, monkeypatch, capsys):
@@ -697,45 +718,35 @@ def test_a_classifier_for_as_many_classes_is_taken_too(tmp_path):
         assert key.endswith("num_batches_tracked") or torch.equal(value, model.state_dict()[key])
 
 
-@pytest.mark.parametrize("name", ["vgg13", "vgg13_bn"])
-def test_a_torchvision_vgg_gives_its_convolutions_in_order(name):
+def torchvision_vgg(name):
+    """Random weights of one of torchvision's, but for its largest layers."""
     with torch.device("meta"):
         shapes = getattr(torchvision.models, name)().state_dict()
-    state = {
-        key: torch.rand(tensor.shape) for key, tensor in shapes.items() if tensor.numel() < 5e6
-    }
+    return {key: torch.rand(tensor.shape) for key, tensor in shapes.items() if tensor.numel() < 5e6}
+
+
+def test_a_torchvision_vgg_gives_its_convolutions_in_order():
+    state = torchvision_vgg("vgg13")
     torch.save(state, "tv.pth")
     model = build_model("vgg", num_classes=4)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     lines = "\n".join(begin_with(model, "tv.pth"))
     convs = [key for key, value in state.items() if value.ndim == 4]
     assert torch.equal(model.features[2].weight, before["features.2.weight"])
-    theirs, images = getattr(torchvision.models, name)().features.eval(), torch.rand(2, 3, 32, 32)
-    theirs.load_state_dict(
-        {
-            key.removeprefix("features."): value
-            for key, value in state.items()
-            if key.startswith("features.")
-        }
-    )
-    with torch.no_grad():  # both up to the first pooling
-        ours = model.eval().features[:6](images)
-        wanted = theirs[: 6 if name == "vgg13_bn" else 4](images)
-    if name == "vgg13_bn":
-        assert torch.allclose(ours, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max())
-        assert (
-            "its 10 BatchNorms, before the ReLUs, are folded" in lines and "fresh: 10" not in lines
-        )
-    else:
-        assert all(
-            torch.equal(model.get_submodule(own).weight, state[key])
-            for own, key in zip(dense_widths(model), convs, strict=True)
-        )
-        assert "fresh: 10 BatchNorms (features.2, features.5, " in lines
+    for own, key in zip(dense_widths(model), convs, strict=True):
+        assert torch.equal(model.get_submodule(own).weight, state[key])
+        assert torch.equal(model.get_submodule(own).bias, state[key.replace("weight", "bias")])
+    assert "fresh: 10 BatchNorms (features.2, features.5, " in lines
     assert "fresh: the classifier classifier, since classifier.weight is " in lines
     torch.save({key: value for key, value in state.items() if key != convs[1]}, "tv.pth")
     with pytest.raises(InputError, match="does not fit VGG-13: it has no features.3 "):
         begin_with(model, "tv.pth")
+
+
+def test_a_vgg_with_batchnorms_before_the_relus_is_sent_to_the_network_that_takes_it():
+    torch.save(torchvision_vgg("vgg13_bn"), "tv.pth")
+    with pytest.raises(InputError, match="stand behind them; --model=vgg13_bn takes it"):
+        begin_with(build_model("vgg", num_classes=4), "tv.pth")
 
 
 def test_weights_that_no_network_has_are_not_taken():

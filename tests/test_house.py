@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 import sys
 from graphlib import TopologicalSorter
@@ -10,10 +11,12 @@ import pytest
 
 import eval as measure
 import imp_estimator
+import main
 from conftest import ROOT
 from imp_estimator import ESTIMATORS
 from lab import drawing
 from lab.experiment import make_parser, parse
+from lab.steps import step
 from lab.wheel import INIT, renamed, suite_names
 
 FLOORS = [
@@ -175,6 +178,38 @@ def test_a_method_is_registered_in_one_place(monkeypatch, capsys):
         del ESTIMATORS["largest"]
     styles = [(style["color"], style["marker"]) for style in before.values()]
     assert len(set(styles)) == len(styles) == len({marker for _, marker in styles})
+
+
+def test_a_step_is_declared_in_one_place(monkeypatch, capsys):
+    """The plan shows it in its order, with what it says of itself, and knows the file it writes."""
+
+    def shows_size(job, phase, number):
+        return {"pixels": job.flags.image_size}
+
+    @step(writes=True, records=True, shows=shows_size)
+    def look_around(job, phase, number):
+        raise AssertionError("a plan does nothing")
+
+    def drive(job):
+        main.unpruned(job)
+        job.step(look_around, phase="retrain", number=1)
+
+    monkeypatch.setitem(main.DRIVES, False, drive)
+    flags = ["--data_path=digits", "--ebt=True", "--pruning_type=l1", "--prune_percent=50"]
+    assert main.main([*flags, "--print_config=True"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [each["step"] for each in shown["steps"]] == [
+        "train network",
+        "save network",
+        "look around",
+    ]
+    assert shown["steps"][-1] == {
+        "step": "look around",
+        "round": 1,
+        "phase": "retrain",
+        "pixels": 32,
+    }
+    assert shown["resume file"] == "pruned_nets/ebt/digits/vgg_l1_50_0.resume"
 
 
 @pytest.mark.parametrize("parser", [make_parser, measure.make_parser])

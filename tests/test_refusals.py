@@ -514,9 +514,9 @@ def test_flags_that_contradict_each_other_or_the_data(flags, says, shell, tmp_pa
         ),
         ("epochs=[3, 1]", "epochs=[-3, 1]", "from 0 up"),
         ("epochs=[3, 1]", "epochs='31'", "a list"),
-        ("epochs=[3, 1]", "epochs=[3, 1.5]", "integers"),
+        ("epochs=[3, 1]", "epochs=[3, 1.5]", "an integer"),
         ("lr=[0.02, 0.002]", "lr='fast'", "a list"),
-        ("lr=[0.02, 0.002]", "lr=['.02', 0.002]", "a list of numbers"),
+        ("lr=[0.02, 0.002]", "lr=['.02', 0.002]", "lr[0] is '.02', not a finite number"),
         ("lr=[0.02, 0.002]", "lr=[-0.02, 0.002]", "above 0"),
         ("lr=[0.02, 0.002]", "lr=[1e999, 1]", "finite"),
         ("lr=[0.02, 0.002]", "lr=None", "a list"),
@@ -574,6 +574,32 @@ def test_other_settings_that_cannot_be_used(old, new, says, shell, tmp_path):
     text = (ROOT / "config.py").read_text()
     (tmp_path / "config.py").write_text(text.replace(old, new))
     refused(shell, tmp_path / "main.py", *PRUNE, cwd=tmp_path, fresh=True, says=says)
+
+
+def test_presets_and_sweeps_of_the_study_are_found_beside_it_and_nowhere_else(shell, tmp_path):
+    """An installed package has no such folder; config.py goes before what stands there."""
+    suite, work = tmp_path / "suite", tmp_path / "work"
+    suite.mkdir(), work.mkdir()
+    copy_suite(suite)
+    sweep = ("--sweep=cpu", "--print_config=True")
+    preset = (*PRUNE, "--preset=cpu", "--ebt=True", "--print_config=True")
+    how = {"cwd": work, "fresh": True}
+    ended = refused(shell, suite / "main.py", *preset, says="invalid choice: 'cpu'", **how)
+    assert "finetune" in ended.stderr and "cpu-drop" not in ended.stderr
+    refused(shell, suite / "main.py", *sweep, says="is neither one of paper nor a JSON", **how)
+
+    shutil.copytree(ROOT / "pruned_nets", suite / "pruned_nets", ignore=no_results)
+    ended = shell(suite / "main.py", *preset, **how)
+    assert json.loads(ended.stdout)["steps"][0]["epochs"] == [10], ended
+    with open(suite / "config.py", "a") as file:
+        file.write('PRESETS["cpu"] = PRESETS["quick"]\n')
+    ended = shell(suite / "main.py", *preset, **how)
+    assert json.loads(ended.stdout)["steps"][0]["epochs"] == [3, 1], ended
+
+
+def no_results(folder, names):
+    """Of the study its presets alone."""
+    return [name for name in names if name not in ("comparison", "presets.py")]
 
 
 # ------------------------------------------------------------------------------------------ data
