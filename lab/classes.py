@@ -1,11 +1,13 @@
 """--per_class: which classes a network knows, and which it takes for each other."""
 
+from typing import NamedTuple
+
 import torch
 
 from common.files import to_csv, write_atomically
 from common.modes import evaluating
 from common.terminal import counted, print_table, printable
-from lab.plots import load_pyplot, save_figure
+from lab.drawing import load_pyplot, save_figure
 
 MOST = 20  # classes in the table; of more, those with the lowest accuracy
 PAIRS = 5  # that are confused most
@@ -25,96 +27,108 @@ def confusion(model, batches, count):
 def rows_of(matrix, classes):
     """A dict for each class: "class", "images", "answers", "right", and in percent "accuracy", of
     its images, and "precision", of the answers that name it; None where there are none."""
+    images, answers = matrix.sum(1).tolist(), matrix.sum(0).tolist()
+    right = matrix.diagonal().tolist()
     rows = []
-    for name, images, answers, right in zip(
-        classes, matrix.sum(1).tolist(), matrix.sum(0).tolist(), matrix.diagonal().tolist()
-    ):
+    for i, name in enumerate(classes):
         rows.append(
             {
                 "class": name,
-                "images": images,
-                "answers": answers,
-                "right": right,
-                "accuracy": 100 * right / images if images else None,
-                "precision": 100 * right / answers if answers else None,
+                "images": images[i],
+                "answers": answers[i],
+                "right": right[i],
+                "accuracy": _percent(right[i], images[i]),
+                "precision": _percent(right[i], answers[i]),
             }
         )
     return rows
 
 
+def _percent(part, whole):
+    return 100 * part / whole if whole else None
+
+
+class Confusion(NamedTuple):
+    """An error: images of a class that were answered by another one."""
+
+    name: str
+    answer: str
+    images: int
+    percent: float  # of the class's images
+
+
 def pairs_of(matrix, classes):
-    """[(class, answer, how many of its images, their percent)], the most frequent errors first."""
+    """The most frequent errors, at most PAIRS Confusions, the most frequent first."""
     wrong = matrix.clone()
     wrong.diagonal().zero_()
-    return [
-        (
-            classes[k // len(classes)],
-            classes[k % len(classes)],
-            wrong.flatten()[k].item(),
-            100 * wrong.flatten()[k].item() / matrix[k // len(classes)].sum().item(),
-        )
-        for k in wrong.flatten().argsort(descending=True, stable=True)[:PAIRS].tolist()
-        if wrong.flatten()[k]
-    ]
+    pairs = []
+    for k in wrong.flatten().argsort(descending=True, stable=True)[:PAIRS].tolist():
+        row, column = divmod(k, len(classes))
+        count = wrong[row, column].item()
+        if count:
+            percent = 100 * count / matrix[row].sum().item()
+            pairs.append(Confusion(classes[row], classes[column], count, percent))
+    return pairs
 
 
 def print_classes(matrix, classes, stem):
     """Print what is known of each class, and write `stem`_classes.csv, _confusion.csv and, with
     matplotlib, _confusion.png."""
     rows = rows_of(matrix, classes)
-    shown = (
-        rows
-        if len(rows) <= MOST
-        else sorted((row for row in rows if row["images"]), key=lambda row: row["accuracy"])[:MOST]
-    )
-    print(f"Classes{'' if shown is rows else f', the {MOST} of the lowest accuracy'}")
-
-    def percent(value):
-        return "" if value is None else f"{value:.1f}%"
-
-    print_table(
-        [
-            ("class", "images", "accuracy", "answers", "precision"),
-            *(
-                (
-                    row["class"],
-                    f"{row['images']:,}",
-                    percent(row["accuracy"]),
-                    f"{row['answers']:,}",
-                    percent(row["precision"]),
-                )
-                for row in shown
-            ),
-        ]
-    )
-    pairs = pairs_of(matrix, classes)
-    if pairs:
-        print("Confused most often")
-        print_table(
-            [
-                ("class", "taken for", "images", "of the class"),
-                *(
-                    (name, answer, str(count), f"{share:.1f}%")
-                    for name, answer, count, share in pairs
-                ),
-            ]
+    _print_rows(rows)
+    _print_pairs(pairs_of(matrix, classes))
+    counts_of_classes = []
+    for name, counts in zip(classes, matrix.tolist()):
+        counts_of_classes.append(
+            {"class (rows), answer (columns)": name, **dict(zip(classes, counts))}
         )
     write_atomically(
         {
             f"{stem}_classes.csv": to_csv(rows),
-            f"{stem}_confusion.csv": to_csv(
-                [
-                    {"class (rows), answer (columns)": name, **dict(zip(classes, counts))}
-                    for name, counts in zip(classes, matrix.tolist())
-                ]
-            ),
+            f"{stem}_confusion.csv": to_csv(counts_of_classes),
         }
     )
-    plotted = draw(matrix, classes, f"{stem}_confusion.png")
+    plotted = " and .png" if draw(matrix, classes, f"{stem}_confusion.png") else ""
     print(
-        f"  saved {stem}_classes.csv and _confusion.csv{' and .png' if plotted else ''} "
+        f"  saved {stem}_classes.csv and _confusion.csv{plotted} "
         f"({counted(int(matrix.sum()), 'image')})"
     )
+
+
+def _print_rows(rows):
+    """Print the table of classes; of many classes those with the lowest accuracy."""
+    shown, title = rows, "Classes"
+    if len(rows) > MOST:
+        with_images = [row for row in rows if row["images"]]
+        shown = sorted(with_images, key=lambda row: row["accuracy"])[:MOST]
+        title = f"Classes, the {MOST} of the lowest accuracy"
+    print(title)
+    lines = [("class", "images", "accuracy", "answers", "precision")]
+    for row in shown:
+        lines.append(
+            (
+                row["class"],
+                f"{row['images']:,}",
+                _percent_text(row["accuracy"]),
+                f"{row['answers']:,}",
+                _percent_text(row["precision"]),
+            )
+        )
+    print_table(lines)
+
+
+def _percent_text(value):
+    return "" if value is None else f"{value:.1f}%"
+
+
+def _print_pairs(pairs):
+    if not pairs:
+        return
+    print("Confused most often")
+    lines = [("class", "taken for", "images", "of the class")]
+    for pair in pairs:
+        lines.append((pair.name, pair.answer, str(pair.images), f"{pair.percent:.1f}%"))
+    print_table(lines)
 
 
 def draw(matrix, classes, path):
@@ -131,21 +145,28 @@ def draw(matrix, classes, path):
     axis.set_xlabel("answer")
     axis.set_ylabel("class")
     if count <= NAMED:
-        names = [name if len(name) < 20 else f"{name[:18]}…" for name in map(printable, classes)]
+        names = [_short(printable(name)) for name in classes]
         axis.set_xticks(range(count), names, rotation=90)
         axis.set_yticks(range(count), names)
-        for row in range(count):
-            for column in range(count):
-                if matrix[row, column]:
-                    axis.text(
-                        column,
-                        row,
-                        str(int(matrix[row, column])),
-                        ha="center",
-                        va="center",
-                        fontsize=7,
-                        color="white" if shares[row, column] > 55 else "black",
-                    )
+        _write_counts(axis, matrix, shares)
     save_figure(figure, path)
     pyplot.close(figure)
     return True
+
+
+def _short(name):
+    return name if len(name) < 20 else f"{name[:18]}…"
+
+
+def _write_counts(axis, matrix, shares):
+    """Write the numbers of images into the cells of the picture, but for 0."""
+    for row, column in matrix.nonzero().tolist():
+        axis.text(
+            column,
+            row,
+            str(matrix[row, column].item()),
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if shares[row, column] > 55 else "black",
+        )

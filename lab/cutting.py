@@ -15,15 +15,16 @@ ENOUGH = 1.0  # percentage points that a candidate of --select=best may remove l
 
 def importance(job, network, number, count, step=0):
     """The scores of a network from `count` images, for a step of the cut of round `number`."""
-    flags, part = job.flags, (step,) if step else ()
+    flags = job.flags
+    key = (number, step) if step else (number,)
     try:
         return cal_importance(
             network,
             flags.pruning_type,
-            job.importance_batches(number, count, *part),
+            job.importance_batches(number, count, *key[1:]),
             temperature=flags.GraSP_T,
             projections=flags.rdt_projections,
-            seed=seed_of(flags.seed, "random", number, *part),
+            seed=seed_of(flags.seed, "random", *key),
         )
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -35,19 +36,20 @@ def cut_in_steps(job, number, target, count, scores=None, **choice):
     count: images that scores are computed from. scores: those of the first step, where they are
     known. choice: arguments of `pruner.select_filters` that differ from the flags'.
     """
-    flags, images = job.flags, next(iter(job.data.test_batches()))[0][:8]
+    flags = job.flags
+    batch, _ = next(iter(job.data.test_batches()))
+    images = batch[:8]
     targets = pruner.step_targets(percent_gone(job, number), target, flags.score_steps)
     clock = clock_of(job) if flags.budget == "latency" else None
     while True:
         network = job.network
         try:
             for step, percent in enumerate(targets):
+                own_scores = scores
                 if step or scores is None:
-                    own = importance(job, network, number, count, step)
-                else:
-                    own = scores
+                    own_scores = importance(job, network, number, count, step)
                 is_last = step + 1 == len(targets)
-                kept, timed = select(job, network, own, percent, clock, is_last, **choice)
+                kept, timed = select(job, network, own_scores, percent, clock, is_last, **choice)
                 network = pruner.prune(network, kept, images, job.network)
                 if not is_last and flags.estimator.needs_images:
                     train.reestimate(network, job.statistics_batches())
@@ -60,20 +62,23 @@ def cut_in_steps(job, number, target, count, scores=None, **choice):
 
 def percent_gone(job, number):
     """How much of what --budget counts earlier rounds have removed."""
-    if job.flags.budget == "latency":
-        return job.targets[number - 2] if number > 1 else 0.0
-    return pruner.pruned_percent(job.network, job.flags.budget, job.data.image_size)
+    if job.flags.budget != "latency":
+        return pruner.pruned_percent(job.network, job.flags.budget, job.data.image_size)
+    if number < 2:
+        return 0.0
+    return job.targets[number - 2]
 
 
 def select(job, network, scores, target, clock, is_last, **choice):
     """(the filters to keep, the same in all processes; what is known of measured time). clock: a
     lab.latency.Clock where the budget is time, else None."""
-    flags, timed = job.flags, {}
+    flags = job.flags
     choice = {**flags.choice(job.data.image_size), **choice}
     if pruner.ranking_of(choice["ranking"], flags.pruning_type) == "measured":
         choice["losses"] = pruner.measure_losses(
             network, scores, job.measured_batches(), choice["residual"], job.network
         )
+    timed = {}
     if clock:
         for name in ("budget", "image_size"):  # it counts filters, and the clock knows the size
             del choice[name]
@@ -109,9 +114,9 @@ def best_cut(job, number, target):
             }
         )
         cuts.append((small, timed))
-    place = best_of(candidates, target)
-    candidates[place]["chosen"] = True
-    small, timed = cuts[place]
+    best = best_of(candidates, target)
+    candidates[best]["chosen"] = True
+    small, timed = cuts[best]
     tables.print_candidates(
         candidates, len(judged.validation or judged.test), held_out=judged is not job.data
     )
@@ -121,7 +126,7 @@ def best_cut(job, number, target):
 def best_of(candidates, target):
     """The number of the candidate with the highest accuracy, of those that remove enough: up to
     ENOUGH points less than the target, or than the most that any removes. Of equals the first."""
-    removed = [each["achieved_percent"] for each in candidates]
+    removed = [candidate["achieved_percent"] for candidate in candidates]
     least = min(target, max(removed)) - ENOUGH
     enough = [number for number, percent in enumerate(removed) if percent >= least]
     return max(enough, key=lambda number: candidates[number]["top1"])

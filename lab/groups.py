@@ -2,11 +2,12 @@
 
 Every loss-based method takes that for granted, and orthonormal filters are to make it true (Lubana
 et al. 2020). Here groups are removed, and the change of the loss is compared with both sums: of the
-members' scores, and of their own changes.
+members' scores, and of their own changes. A member is a pair: a layer's name, a filter's index.
 """
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -17,7 +18,7 @@ from channels.groups import filter_groups
 from common.errors import InputError
 from common.terminal import print_table, progress
 from imp_estimator import ESTIMATORS, PLAIN
-from lab.plots import load_pyplot, method_style, save_figure
+from lab.drawing import load_pyplot, method_style, save_figure
 from lab.record import grouped
 
 SIZES = tuple(2**k for k in range(9))
@@ -33,60 +34,46 @@ FEWEST = 8  # groups that say something
 def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layers=4):
     """Compare the importance of groups with that of their members.
 
-    Groups of 1, 2, 4 ... 256 filters are drawn `draws` times for each of KINDS: at random from
-    `pool` filters of the network, or from one of `layers` layers, as often from each (at least 8
-    times); or as the method would choose: the k filters that it would remove first, then random
-    ones of its first 2k (of 32, where these are more). Sizes with fewer than 8 groups are left out.
     A group is removed by setting its filters' outputs to zero wherever they are read. Its actual
     change of the loss on `batches`, in eval mode, is compared with two sums. Without its sign: with
     the sum of its members' scores, scaled by one factor so that both sums are equal over all single
-    filters in any group. With its sign: with the sum of the members' own actual changes. Returns
-    {"loss", "images", "pruning_type", "seed", "draws", "kinds": {name: [{"size", "n", "change":
-    mean of the absolute change, "rank_scores", "rank_changes": Spearman, within a layer the mean
-    over the layers, None where it is undefined, "error_scores", "error_changes": median of
-    |estimate - change| / |change|, "gap_scores", "gap_changes": median of |estimate - change|}]}}.
-    Raises InputError where there is nothing to remove. The model is left as it was.
+    filters in any group. With its sign: with the sum of the members' own actual changes.
+
+    draws, pool, layers: which groups are drawn, see `_sources`. Sizes with fewer than FEWEST groups
+    are left out. Returns {"loss", "images", "pruning_type", "seed", "draws", "kinds": {name:
+    [lab.record.GroupSize]}}. Raises InputError where there is nothing to remove. The model is left
+    as it was.
     """
     scores = imp_estimator.cal_importance(model, pruning_type, batches, seed=seed)
-    groups = {g.name: g for g in filter_groups(model) if not g.is_fixed}
-    score = {(name, i): s for name in groups for i, s in enumerate(scores[name].tolist())}
+    prunable = {group.name: group for group in filter_groups(model) if not group.is_fixed}
+    score = _score_of_members(scores, prunable)
     batches = _few_at_a_time(batches)
-    loss = train.evaluate(model, batches)["loss"]
+    removal = _Removal(model, prunable, batches)
 
-    masked = Masked(model)
-
-    def change(members):
-        gone = set(members)
-        masked.keep(
-            {
-                name: torch.tensor(
-                    [i for i in range(group.conv.out_channels) if (name, i) not in gone]
-                )
-                for name, group in groups.items()
-            }
-        )
-        return train.evaluate(masked.network, batches)["loss"] - loss
-
-    drawn = _draw(groups, score, torch.Generator().manual_seed(seed), draws, pool, layers)
-    members = sorted({m for found in drawn.values() for group in found for m in group})
-    alone = {member: change([member]) for member in progress(members, "filters")}
+    generator = torch.Generator().manual_seed(seed)
+    removable = _removable_members(prunable, score)
+    drawn = _draw(_sources(removable, score, generator, draws, pool, layers), generator)
+    members = sorted(_members_of(drawn))
+    alone = {member: removal.change([member]) for member in progress(members, "filters")}
     factor = sum(map(abs, alone.values())) / (sum(abs(score[m]) for m in members) or 1)
+
     kinds = {}
     for kind, name in KINDS.items():
         kinds[name] = []
         for size in progress(SIZES, name):
-            found = drawn[kind, size]
-            if len(found) < FEWEST:
+            groups = drawn[kind, size]
+            if len(groups) < FEWEST:
                 continue
-            changes = [change(group) if size > 1 else alone[group[0]] for group in found]
-            by_scores = [factor * sum(score[m] for m in group) for group in found]
-            by_changes = [sum(alone[m] for m in group) for group in found]
-            places = [group[0][0] if kind[0] == "layer" else None for group in found]
-            kinds[name].append(
-                {"size": size, "n": len(found), **_compare(changes, by_scores, by_changes, places)}
-            )
+            by_scores = [factor * _sum_over(group, score) for group in groups]
+            by_changes = [_sum_over(group, alone) for group in groups]
+            changes = by_changes  # of single filters, which have been removed already
+            if size > 1:
+                changes = [removal.change(group) for group in groups]
+            alike = _of_one_layer(groups) if kind[0] == "layer" else [list(range(len(groups)))]
+            figures = _compare(changes, by_scores, by_changes, alike)
+            kinds[name].append({"size": size, "n": len(groups), **figures})
     return {
-        "loss": loss,
+        "loss": removal.loss,
         "images": sum(len(labels) for _, labels in batches),
         "pruning_type": pruning_type,
         "seed": seed,
@@ -95,116 +82,213 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
     }
 
 
+def _score_of_members(scores, prunable):
+    """{member: score} of {layer: scores of its filters}."""
+    score = {}
+    for layer in prunable:
+        for i, value in enumerate(scores[layer].tolist()):
+            score[layer, i] = value
+    return score
+
+
 def _few_at_a_time(batches):
     """On a CPU 32 images at a time, which stay in its cache: 1.2 to 1.8 times as fast."""
-    return [
-        part
-        for images, labels in batches
-        for part in (
-            [(images, labels)] if images.is_cuda else zip(images.split(32), labels.split(32))
-        )
-    ]
+    parts = []
+    for images, labels in batches:
+        if images.is_cuda:
+            parts.append((images, labels))
+        else:
+            parts += zip(images.split(32), labels.split(32))
+    return parts
 
 
-def _draw(groups, score, generator, draws, pool, layers):
-    """{(kind, size): groups}, each a list of pairs of a layer's name and an index."""
+class _Removal:
+    """Removes groups from a network for a while. prunable: {layer: its FilterGroup}. loss: of the
+    whole network on `batches`."""
 
-    def shuffled(items):
-        items = list(items)
-        return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
+    def __init__(self, model, prunable, batches):
+        self.prunable, self.batches = prunable, batches
+        self.loss = train.evaluate(model, batches)["loss"]
+        self.masked = Masked(model)
 
-    def removable(group):
-        """A layer's filters but for those that its floor keeps, the lowest first."""
-        members = sorted(((group.name, i) for i in range(group.conv.out_channels)), key=score.get)
-        return members[: max(0, len(members) - group.floor)]
+    def change(self, members):
+        """By how much the loss changes without these members."""
+        gone = set(members)
+        kept = {}
+        for layer, group in self.prunable.items():
+            filters = range(group.conv.out_channels)
+            kept[layer] = torch.tensor([i for i in filters if (layer, i) not in gone])
+        self.masked.keep(kept)
+        return train.evaluate(self.masked.network, self.batches)["loss"] - self.loss
 
-    largest = sorted(groups.values(), key=lambda g: len(removable(g)))[-2 * layers :]
-    sampled = [removable(g) for g in groups.values() if g in largest][::2]  # spread over the depth
-    everything = sorted((m for g in groups.values() for m in removable(g)), key=score.get)
+
+def _sum_over(members, values):
+    return sum(values[member] for member in members)
+
+
+def _of_one_layer(groups):
+    """Lists of the numbers of groups that are of one layer."""
+    return list(grouped(range(len(groups)), lambda number: groups[number][0][0]).values())
+
+
+# ----------------------------------------------------------------------------- which groups
+
+
+@dataclass(frozen=True)
+class Source:
+    """Members that groups are drawn from. where: "network" or "layer". pool: for groups at random.
+    ranked: for groups of the lowest scores, the lowest first. draws: groups of each size."""
+
+    where: str
+    pool: list[tuple]
+    ranked: list[tuple]
+    draws: int
+
+
+def _members_of(drawn):
+    """The set of all members of the groups in {key: groups}."""
+    members = set()
+    for groups in drawn.values():
+        members.update(*groups)
+    return members
+
+
+def _removable_members(prunable, score):
+    """{layer: its members but for those that its floor keeps, the lowest first}."""
+    removable = {}
+    for layer, group in prunable.items():
+        members = [(layer, i) for i in range(group.conv.out_channels)]
+        members.sort(key=score.get)
+        removable[layer] = members[: max(0, len(members) - group.floor)]
+    return removable
+
+
+def _sources(removable, score, generator, draws, pool, layers):
+    """What groups are drawn from: the network, `draws` times, at random from `pool` of its filters;
+    and `layers` large layers, spread over its depth, together as often, but each FEWEST times.
+    removable: {layer: members}. Raises InputError where there are no members."""
+    everything = sorted(itertools.chain(*removable.values()), key=score.get)
     if not everything:
         raise InputError(
             "--group_check=True: no layer has more filters than it must keep; give a "
             "network of which less is pruned"
         )
-    chance = shuffled(everything)[:pool]
-    drawn = {(kind, size): [] for kind in KINDS for size in SIZES}
-    often = max(FEWEST, draws // len(sampled))
-    for where, anything, first, count in (
-        ("network", chance, everything, draws),
-        *(("layer", layer, layer, often) for layer in sampled),
-    ):
-        for draw, size in itertools.product(range(count), SIZES):
-            if len(anything) >= size:
-                drawn[(where, "random"), size].append(shuffled(anything)[:size])
-                drawn[(where, "lowest"), size].append(
-                    shuffled(first[: max(2 * size, 32)])[:size] if draw else first[:size]
-                )
+    by_size = sorted(removable, key=lambda layer: len(removable[layer]))
+    largest = set(by_size[-2 * layers :])
+    sampled = [members for layer, members in removable.items() if layer in largest][::2]
+    draws_of_layer = max(FEWEST, draws // len(sampled))
+    chance = _shuffled(everything, generator)[:pool]
+    sources = [Source("network", chance, everything, draws)]
+    for members in sampled:
+        sources.append(Source("layer", members, members, draws_of_layer))
+    return sources
+
+
+def _draw(sources, generator):
+    """Draw groups: {(kind, size): lists of members}.
+
+    "lowest" are those that the method would choose: the k filters that it would remove first, then
+    random ones of its first 2k (of 32, where these are more).
+    """
+    drawn = {key: [] for key in itertools.product(KINDS, SIZES)}
+    for source in sources:
+        for draw, size in itertools.product(range(source.draws), SIZES):
+            if len(source.pool) < size:
+                continue
+            group = _shuffled(source.pool, generator)[:size]
+            drawn[(source.where, "random"), size].append(group)
+            group = source.ranked[:size]
+            if draw:
+                group = _shuffled(source.ranked[: max(2 * size, 32)], generator)[:size]
+            drawn[(source.where, "lowest"), size].append(group)
     return drawn
 
 
-def _compare(changes, by_scores, by_changes, layers):
-    """Actual changes of the loss beside the two estimates of them, one of each for a group; layers:
-    the one that each group is of. Pooled, layers of other sizes of change would make the ranks."""
-    changes, by_scores, by_changes = (
-        torch.tensor(values).double() for values in (changes, by_scores, by_changes)
-    )
+def _shuffled(items, generator):
+    return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
+
+
+# ----------------------------------------------------------------------------- the comparison
+
+
+def _compare(changes, by_scores, by_changes, alike):
+    """The figures of a lab.record.GroupSize from the actual changes of the loss and their two
+    estimates, a number for each group. alike: lists of the numbers of groups whose ranks are
+    compared; pooled, layers of other sizes of change would make the ranks."""
+    changes = torch.tensor(changes).double()
+    by_scores = torch.tensor(by_scores).double()
+    by_changes = torch.tensor(by_changes).double()
     magnitude = changes.abs()
-    places = grouped(range(len(layers)), layers.__getitem__).values()
-
-    def rank(estimate, truth):
-        ranks = [spearman(estimate[own], truth[own]) for own in places]
-        ranks = [each for each in ranks if each is not None]
-        return sum(ranks) / len(ranks) if ranks else None
-
-    def error(estimate, truth):
-        return ((estimate - truth).abs() / truth.abs().clamp_min(1e-12)).median().item()
-
-    def gap(estimate, truth):
-        return (estimate - truth).abs().median().item()
-
     return {
         "change": magnitude.mean().item(),
-        "rank_scores": rank(by_scores, magnitude),
-        "rank_changes": rank(by_changes, changes),
-        "error_scores": error(by_scores, magnitude),
-        "error_changes": error(by_changes, changes),
-        "gap_scores": gap(by_scores, magnitude),
-        "gap_changes": gap(by_changes, changes),
+        "rank_scores": _mean_rank(by_scores, magnitude, alike),
+        "rank_changes": _mean_rank(by_changes, changes, alike),
+        "error_scores": _relative_error(by_scores, magnitude),
+        "error_changes": _relative_error(by_changes, changes),
+        "gap_scores": _absolute_error(by_scores, magnitude),
+        "gap_changes": _absolute_error(by_changes, changes),
     }
+
+
+def _mean_rank(estimate, truth, alike):
+    """The mean rank correlation; None where none is defined."""
+    ranks = []
+    for numbers in alike:
+        rank = spearman(estimate[numbers], truth[numbers])
+        if rank is not None:
+            ranks.append(rank)
+    if not ranks:
+        return None
+    return sum(ranks) / len(ranks)
+
+
+def _relative_error(estimate, truth):
+    return ((estimate - truth).abs() / truth.abs().clamp_min(1e-12)).median().item()
+
+
+def _absolute_error(estimate, truth):
+    return (estimate - truth).abs().median().item()
 
 
 def spearman(a, b):
     """The rank correlation of two tensors, equal values sharing their mean rank; None where all
     values of one are equal."""
-    ranks = torch.stack(
-        [(v[:, None] > v).sum(1) + ((v[:, None] == v).sum(1) - 1) / 2 for v in (a, b)]
-    ).double()
-    return None if (ranks[:, :1] == ranks).all(1).any() else torch.corrcoef(ranks)[0, 1].item()
+    ranks = torch.stack([_ranks(a), _ranks(b)]).double()
+    if (ranks[:, :1] == ranks).all(1).any():
+        return None
+    return torch.corrcoef(ranks)[0, 1].item()
+
+
+def _ranks(values):
+    """How many values are smaller, and half of the others that are equal."""
+    smaller = (values[:, None] > values).sum(1)
+    equal = (values[:, None] == values).sum(1)
+    return smaller + (equal - 1) / 2
+
+
+# ----------------------------------------------------------------------------- tables and plots
 
 
 def print_groups(figures):
     columns = ("rank_scores", "error_scores", "rank_changes", "error_changes")
     for name, rows in figures["kinds"].items():
         print(f"Groups {name}")
-        print_table(
-            [
-                ("", "", "", "sum of scores:", "", "sum of single changes:", ""),
-                ("filters", "groups", "change of loss", *("rank corr.", "rel. error") * 2),
-                *(
-                    (
-                        str(r["size"]),
-                        str(r["n"]),
-                        f"{r['change']:.2e}",
-                        *("–" if r[column] is None else f"{r[column]:.2f}" for column in columns),
-                    )
-                    for r in rows
-                ),
-            ]
-        )
+        lines = [
+            ("", "", "", "sum of scores:", "", "sum of single changes:", ""),
+            ("filters", "groups", "change of loss", *("rank corr.", "rel. error") * 2),
+        ]
+        for row in rows:
+            values = [_rounded(row[column]) for column in columns]
+            lines.append((str(row["size"]), str(row["n"]), f"{row['change']:.2e}", *values))
+        print_table(lines)
     print(
         "  Scores have another unit than the loss: they are scaled by one factor, so that the "
         "scores\n  and the changes of the loss of all single filters have the same sum."
     )
+
+
+def _rounded(value):
+    return "–" if value is None else f"{value:.2f}"
 
 
 def plot_groups(figures, path):
@@ -216,36 +300,18 @@ def plot_groups(figures, path):
     figure, axes = pyplot.subplots(
         2, len(KINDS), figsize=(13, 6), layout="constrained", sharex=True, sharey="row"
     )
-    penalised = next(method.name for method in ESTIMATORS.values() if method.penalty)
-    for column, name in enumerate(KINDS.values()):
+    for column, kind in enumerate(KINDS.values()):
+        rank_axis, error_axis = axes[:, column]
         for number, (label, result) in enumerate(figures.items()):
-            style = method_style(penalised if result.get("penalised") else PLAIN)
-            style["markerfacecolor"] = "none" if number else style["color"]
-            rows = result["kinds"][name]
-            for measure, line, estimate in (
-                ("scores", "-", "sum of scores"),
-                ("changes", "--", "sum of single changes"),
-            ):
-                for axis, kind in zip(axes[:, column], ("rank", "error")):
-                    values = [r[f"{kind}_{measure}"] for r in rows]  # no 0 on an axis of powers
-                    axis.plot(
-                        [r["size"] for r in rows],
-                        [math.nan if v is None or kind == "error" and not v else v for v in values],
-                        **style | {"linestyle": line, "label": f"{label}: {estimate}"},
-                    )
-        axes[0, column].set_title(name, fontsize=9)
-        axes[1, column].set(xlabel="filters in the group", xscale="log")
-        axes[1, column].set_xticks(SIZES, SIZES, fontsize=7)
-        axes[1, column].minorticks_off()
+            style = _network_style(result, filled=number == 0)
+            _plot_kind(rank_axis, error_axis, result["kinds"][kind], style, label)
+        rank_axis.set_title(kind, fontsize=9)
+        error_axis.set(xlabel="filters in the group", xscale="log")
+        error_axis.set_xticks(SIZES, SIZES, fontsize=7)
+        error_axis.minorticks_off()
     axes[0, 0].set_ylabel("rank correlation with the\nchange of the loss")
     axes[1, 0].set_ylabel("median relative error")
-    if any(
-        row[error]
-        for result in figures.values()
-        for rows in result["kinds"].values()
-        for row in rows
-        for error in ("error_scores", "error_changes")
-    ):
+    if _has_errors(figures):
         axes[1, 0].set_yscale("log")
         axes[1, 0].yaxis.set_major_formatter("{x:g}")  # not as a formula, which is shown as text
         axes[1, 0].yaxis.set_minor_formatter("")
@@ -256,3 +322,35 @@ def plot_groups(figures, path):
     )
     save_figure(figure, path)
     pyplot.close(figure)
+
+
+def _network_style(result, filled):
+    """The style of a network; the markers of the first one are filled."""
+    name = PLAIN
+    if result.get("penalised"):
+        name = next(method.name for method in ESTIMATORS.values() if method.penalty)
+    style = method_style(name)
+    return style | {"markerfacecolor": style["color"] if filled else "none"}
+
+
+def _plot_kind(rank_axis, error_axis, rows, style, label):
+    """Draw the figures of one kind of groups in one network; rows: its GroupSizes."""
+    sizes = [row["size"] for row in rows]
+    for estimate, line, words in (
+        ("scores", "-", "sum of scores"),
+        ("changes", "--", "sum of single changes"),
+    ):
+        style = style | {"linestyle": line, "label": f"{label}: {words}"}
+        ranks = [row[f"rank_{estimate}"] for row in rows]
+        rank_axis.plot(sizes, [math.nan if rank is None else rank for rank in ranks], **style)
+        # An axis of powers has no 0.
+        error_axis.plot(sizes, [row[f"error_{estimate}"] or math.nan for row in rows], **style)
+
+
+def _has_errors(figures):
+    """Whether any estimate has an error above 0, which an axis of powers can show."""
+    for result in figures.values():
+        for row in itertools.chain(*result["kinds"].values()):
+            if row["error_scores"] or row["error_changes"]:
+                return True
+    return False

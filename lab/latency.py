@@ -18,13 +18,11 @@ BRIEF, LONG = 2.0, 8.0  # seconds of a measurement: of a step, and of the cut th
 
 
 class Saved(NamedTuple):
-    """Time that a network saves of the unpruned one's, in percent, median over turns; `spread`: the
-    quarter of the turns with the most saved that much more than the quarter with the least.
-    milliseconds: of the network and of the unpruned one, for a batch."""
+    """Time that a network saves of the unpruned one's."""
 
-    percent: float
-    spread: float
-    milliseconds: tuple
+    percent: float  # median over the turns
+    spread: float  # percentage points between the quartiles of the turns
+    milliseconds: tuple  # for a batch: of the network, and of the unpruned one
 
     def plain(self):
         """As entries of lab.record.Pruning."""
@@ -69,9 +67,11 @@ class Clock:
         """The times with those of layers that the runtime does not tell apart: by their
         multiply-adds, as if these took as long as the others'."""
         macs = measure_cost(network, self.image_size)["layer_macs"]
-        known = [layer for layer in macs if times.get(layer)]
-        rate = sum(times[layer] for layer in known) / max(1, sum(macs[each] for each in known))
-        return {layer: times.get(layer) or (rate or 1.0) * count for layer, count in macs.items()}
+        timed = [layer for layer in macs if times.get(layer)]
+        time_in_all = sum(times[layer] for layer in timed)
+        macs_in_all = sum(macs[layer] for layer in timed)
+        rate = time_in_all / max(1, macs_in_all) or 1.0
+        return {layer: times.get(layer) or rate * count for layer, count in macs.items()}
 
     def saved_by(self, network, seconds=BRIEF):
         """The Saved of a network; of several processes, what the first has measured."""
@@ -84,18 +84,11 @@ class Clock:
             self.device,
             seconds,
         )
-        times = [figures[name]["turns"] for name in ("this", "unpruned")]
-        saved = [100 * (1 - ours / theirs) for ours, theirs in zip(*times)]
+        ours, theirs = figures["this"]["turns"], figures["unpruned"]["turns"]
+        saved = [100 * (1 - our_time / their_time) for our_time, their_time in zip(ours, theirs)]
         lower, _, upper = statistics.quantiles(saved, n=4)
-        return Saved(
-            *as_first(
-                (
-                    statistics.median(saved),
-                    upper - lower,
-                    [statistics.median(each) for each in times],
-                )
-            )
-        )
+        milliseconds = [statistics.median(ours), statistics.median(theirs)]
+        return Saved(*as_first((statistics.median(saved), upper - lower, milliseconds)))
 
 
 def select_by_time(
@@ -111,51 +104,45 @@ def select_by_time(
 ):
     """Choose the filters to keep when `percent` of the unpruned network's time is saved.
 
-    They go in the order of the scores; how many, is found by bisection over cut networks that are
-    timed. Where all that may go saves less, all of it goes. clock: a Clock. exact: False takes
+    Filters go in the order of the scores. How many go is found by bisection over cut networks that
+    are timed. Where all that may go saves less, all of it goes. clock: a Clock. exact: False takes
     fewer and shorter measurements; each is a line. original: as for `pruner.prune`. Others: see
     `pruner.select_filters`. Returns (layer name -> indices to keep, the Saved of that cut, the
     Saved of all that may go). Raises what `prune` raises.
     """
-    size = clock.image_size
-    steps, long = (STEPS, LONG) if exact else (ROUGH_STEPS, BRIEF)
+    steps, seconds = (STEPS, LONG) if exact else (ROUGH_STEPS, BRIEF)
     counts_costs = choice.get("per_cost") or choice.get("losses") is not None
     times = clock.layer_times(model) if counts_costs else None
+    common = {"round_to": round_to, "residual": residual, "image_size": clock.image_size}
 
     def cut(share):
-        kept = select_filters(
-            model,
-            scores,
-            share,
-            round_to=round_to,
-            image_size=size,
-            residual=residual,
-            layer_times=times,
-            **choice,
-        )
+        """(the filters to keep, the network) without `share` percent of the filters."""
+        kept = select_filters(model, scores, share, layer_times=times, **common, **choice)
         return kept, prune(model, kept, original=original)
 
-    def timed(share, network, seconds=BRIEF):
-        saved = clock.saved_by(network, seconds)
-        print(
-            f"  timed: without {share:.1f}% of the filters a batch takes "
-            f"{saved.milliseconds[0]:.2f} ms, {saved.percent:.1f}% less",
-            flush=True,
-        )
-        return saved
-
     low, high = pruned_percent(model), max_percent(model, round_to=round_to, residual=residual)
-    found = cut(high)
-    most = saved = timed(high, found[1])
+    kept, network = cut(high)
+    most = saved = _timed(clock, network, high)
     if most.percent <= percent:  # before all goes that may
-        most = saved = timed(high, found[1], long)
+        most = saved = _timed(clock, network, high, seconds)
     if most.percent > percent:
         for _ in range(steps):
             middle = (low + high) / 2
-            tried = cut(middle)
-            if timed(middle, tried[1]).percent >= percent:
-                high, found = middle, tried
+            tried, smaller = cut(middle)
+            if _timed(clock, smaller, middle).percent >= percent:
+                high, kept, network = middle, tried, smaller
             else:
                 low = middle
-        saved = timed(high, found[1], long)
-    return found[0], saved, most
+        saved = _timed(clock, network, high, seconds)
+    return kept, saved, most
+
+
+def _timed(clock, network, share, seconds=BRIEF):
+    """The Saved of a network without `share` percent of its filters, which is printed."""
+    saved = clock.saved_by(network, seconds)
+    print(
+        f"  timed: without {share:.1f}% of the filters a batch takes "
+        f"{saved.milliseconds[0]:.2f} ms, {saved.percent:.1f}% less",
+        flush=True,
+    )
+    return saved

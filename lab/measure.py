@@ -79,26 +79,27 @@ def measure_layers(network, image_size=32):
     outputs, "macs" and "unpruned_macs" (multiply-adds of one image), and "orthogonality", its
     degree, None for the classifier."""
     twin = dict(remains_of(network).structure.skeleton.named_modules())
-    before, after = (
-        measure_cost(network, image_size, filters)["layer_macs"]
-        for filters in (all_filters(network), None)
-    )
-    degrees, modules = measure_orthogonality(network)["layers"], dict(network.named_modules())
+    before = measure_cost(network, image_size, all_filters(network))["layer_macs"]
+    after = measure_cost(network, image_size)["layer_macs"]
+    degrees = measure_orthogonality(network)["layers"]
+    modules = dict(network.named_modules())
+    rows = []
+    for name, macs in after.items():
+        rows.append(
+            {
+                "layer": name,
+                "kept": _outputs_of(modules[name]),
+                "total": _outputs_of(twin[name]),
+                "macs": macs,
+                "unpruned_macs": before[name],
+                "orthogonality": degrees.get(name),
+            }
+        )
+    return rows
 
-    def outputs(layer):
-        return layer.out_features if isinstance(layer, torch.nn.Linear) else layer.out_channels
 
-    return [
-        {
-            "layer": name,
-            "kept": outputs(modules[name]),
-            "total": outputs(twin[name]),
-            "macs": after[name],
-            "unpruned_macs": before[name],
-            "orthogonality": degrees.get(name),
-        }
-        for name in after
-    ]
+def _outputs_of(layer):
+    return layer.out_features if isinstance(layer, torch.nn.Linear) else layer.out_channels
 
 
 def uncounted_lines(network, image_size):
@@ -108,15 +109,17 @@ def uncounted_lines(network, image_size):
         return []
     counted = measure_cost(network, image_size)["layer_macs"]
     made = _multiply_adds(network, image_size)
-    missed = {name: macs - counted.get(name, 0) for name, macs in made.items()}
-    missed = {name: macs for name, macs in missed.items() if macs > 0}
+    missed = {}
+    for name, macs in made.items():
+        if macs > counted.get(name, 0):
+            missed[name] = macs - counted.get(name, 0)
     share = sum(missed.values()) / max(1, sum(made.values()))
     if share < LEAST_MISSED:
         return []
-    places = shortened([name or type(network).__name__ for name in missed])
+    modules = shortened([name or type(network).__name__ for name in missed])
     return [
         f"Note: {100 * share:.3g}% of its multiply-adds are not counted, neither in MACs and "
-        f"FLOPs nor by --budget=macs: those of {places}. Only convolutions and linear layers "
+        f"FLOPs nor by --budget=macs: those of {modules}. Only convolutions and linear layers "
         "that are modules are counted; --budget=latency measures all"
     ]
 
@@ -137,17 +140,16 @@ def _multiply_adds(network, image_size):
             network(image)
     except Exception:  # a network may do anything
         return {}
-    counts = {
-        name: sum(operations.values()) // 2
-        for name, operations in counter.get_flop_counts().items()
-        if name != "Global"
-    }
-    own = dict(counts)
+    counts = {}  # module, behind the name of the network's class -> with the modules in it
+    for name, operations in counter.get_flop_counts().items():
+        if name != "Global":
+            counts[name] = sum(operations.values()) // 2
+    without_inner = dict(counts)
     for name, count in counts.items():
         outer = name.rpartition(".")[0]
-        if outer in own:
-            own[outer] -= count
-    return {name.partition(".")[2]: count for name, count in own.items()}
+        if outer in without_inner:
+            without_inner[outer] -= count
+    return {name.partition(".")[2]: count for name, count in without_inner.items()}
 
 
 def _deformed(_images, weight, *_, out_shape=None, **__):
@@ -175,7 +177,7 @@ def time_on(device):
 def layer_times(network, images, runs=LAYER_RUNS):
     """{layer: milliseconds for a batch, median over runs} of a network's convolutions and linear
     layers, on the images' device. A layer that is used several times has the sum."""
-    times, began = {}, {}
+    names, times, began = {}, {}, {}
 
     def begin(module, _inputs):
         began[module] = time_on(images.device)
@@ -183,16 +185,12 @@ def layer_times(network, images, runs=LAYER_RUNS):
     def end(module, _inputs, _output):
         times[names[module]][-1] += 1000 * (time_on(images.device) - began[module])
 
-    names = {
-        module: name
-        for name, module in network.named_modules()
-        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))
-    }
-    handles = [
-        handle
-        for module in names
-        for handle in (module.register_forward_pre_hook(begin), module.register_forward_hook(end))
-    ]
+    handles = []
+    for name, module in network.named_modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            names[module] = name
+            handles.append(module.register_forward_pre_hook(begin))
+            handles.append(module.register_forward_hook(end))
     images = images.to(memory_format=torch.channels_last)
     try:
         with evaluating(network), torch.inference_mode():
@@ -203,7 +201,8 @@ def layer_times(network, images, runs=LAYER_RUNS):
     finally:
         for handle in handles:
             handle.remove()
-    return {name: statistics.median(own[1:]) for name, own in times.items()}  # one to warm up
+    # The first run warms up.
+    return {name: statistics.median(taken[1:]) for name, taken in times.items()}
 
 
 def measure_latency(networks, batch_size, image_size, device, seconds=4.0):
@@ -218,16 +217,14 @@ def measure_latency(networks, batch_size, image_size, device, seconds=4.0):
     timers = {}
     for label, network in networks.items():
         if isinstance(network, torch.nn.Module):
-            call, given = network.to(device).eval(), images
+            inputs = {"network": network.to(device).eval(), "images": images}
         else:
-            call, given = network.run, network.prepare(images)
+            inputs = {"network": network.run, "images": network.prepare(images)}
         timers[label] = benchmark.Timer(
-            "network(images)",
-            timer=clock,
-            num_threads=torch.get_num_threads(),
-            globals={"network": call, "images": given},
+            "network(images)", timer=clock, num_threads=torch.get_num_threads(), globals=inputs
         )
-    times, turns = ({label: [] for label in networks} for _ in range(2))
+    times = {label: [] for label in networks}
+    turns = {label: [] for label in networks}
     with torch.inference_mode():
         for timer in timers.values():
             timer.timeit(3)  # warm-up

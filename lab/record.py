@@ -5,6 +5,7 @@ are known. Entries that nobody knows, as in published files, are None, and left 
 Percents go from 0 to 100, accuracies too; times are seconds, sizes bytes.
 """
 
+import itertools
 import json
 import reprlib
 from dataclasses import dataclass, fields
@@ -89,17 +90,17 @@ class Pruning(_Percents, total=False):
 class _GroupSize(TypedDict):
     """What --group_check found of groups of one size: see lab.groups.check_groups."""
 
-    size: int
+    size: int  # filters in a group
     n: int  # groups
     change: float  # mean absolute change of the loss
-    rank_scores: float | None
+    rank_scores: float | None  # Spearman's; within a layer the mean over the layers
     rank_changes: float | None
-    error_scores: float  # relative
+    error_scores: float  # median of |estimate - change| / |change|
     error_changes: float
 
 
 class GroupSize(_GroupSize, total=False):
-    gap_scores: float  # absolute errors; older files have none
+    gap_scores: float  # median of |estimate - change|; older files have none
     gap_changes: float
 
 
@@ -201,30 +202,9 @@ class Record:
         """The record in a dict that a file held. Raises ValueError that names what is wrong."""
         if not isinstance(values, dict):
             raise ValueError(f"{name or 'it'} is no record")
-        values = {FIELDS.get(key, key): value for key, value in values.items() if value is not None}
-        if isinstance(values.get("pruned"), dict):
-            values["original"] = values.pop("pruned")
-        known = {each.name: values[each.name] for each in fields(cls) if each.name in values}
+        known = _known_entries(values)
         check_fields(cls, known, name)
-        if "image_size" in known and not 1 <= known["image_size"] <= 1024:
-            raise ValueError(f"image_size is {known['image_size']}, not from 1 to 1024")
-        if {"classes", "num_classes"} <= known.keys():
-            if len(known["classes"]) != known["num_classes"]:
-                raise ValueError(
-                    f"classes has {len(known['classes'])} names, and num_classes is "
-                    f"{known['num_classes']}"
-                )
-        if "normalize" in known and not (
-            len(known["normalize"]) == 6 and min(known["normalize"][3:]) > 0
-        ):
-            raise ValueError(
-                f"normalize is {known['normalize']}, not three means and three deviations above 0"
-            )
-        for name in ("filters", "parameters", "macs", "flops"):
-            if known.get(name, 1) <= 0:
-                raise ValueError(f"{name} is {known[name]}, not above 0")
-        if any(value <= 0 for value in known.get("white", {}).values()):
-            raise ValueError(f"white is {known['white']}, not above 0")
+        _check_ranges(known)
         record = cls(**known)
         for part in ("base", "original"):
             if part in known:
@@ -238,49 +218,36 @@ class Record:
         Raises ValueError where something is missing.
         """
         record = cls.read(values)
-        for name in (
-            "flags",
-            "data",
-            "model",
-            "job",
-            "accuracy",
-            "environment",
-            "pruning",
-            "compression",
-            "widths",
-            "orthogonality",
-            "file",
-        ):
+        for name in REPORTED:
             if getattr(record, name) is None:
                 raise ValueError(f"{name} is missing")
         check(_ReportedFlags, {**DEFAULTS, **record.flags}, "flags")
         check(_ReportedEnvironment, record.environment, "environment")
-        for value, known in ((record.job, JOBS), (record.flag("budget"), BUDGETS)):
-            if value not in known:
-                raise ValueError(f"{reprlib.repr(value)} is none of {', '.join(known)}")
-        if not all(record.compression[cost] > 0 for cost in ("parameters", "flops")):
-            raise ValueError("a compression is not above 0")
-        if record.base is not None and not (
-            record.unpruned.widths and record.unpruned.accuracy and record.unpruned.orthogonality
-        ):
-            raise ValueError("the base network's figures are missing")
-        times = record.pruning.get("milliseconds")
-        if times and not (len(times) == 2 and all(0 < time < 1e9 for time in times)):
-            raise ValueError("milliseconds are not two times")
-        for network in filter(None, (record, record.unpruned)):
-            check(_Given, {name: network.flag(name) for name in _Given.__annotations__}, "flags")
-            if not all("test" in epoch or "validation" in epoch for epoch in network.epochs):
-                raise ValueError("an epoch has no accuracy")
+        for value, choices in ((record.job, JOBS), (record.flag("budget"), BUDGETS)):
+            if value not in choices:
+                raise ValueError(f"{reprlib.repr(value)} is none of {', '.join(choices)}")
+        for cost in ("parameters", "flops"):
+            if record.compression[cost] <= 0:
+                raise ValueError("a compression is not above 0")
+        unpruned = record.unpruned
+        if unpruned is not None:
+            if not (unpruned.widths and unpruned.accuracy and unpruned.orthogonality):
+                raise ValueError("the base network's figures are missing")
+        _check_times(record.pruning.get("milliseconds"))
+        _check_epochs(record)
+        if unpruned is not None:
+            _check_epochs(unpruned)
         return record
 
     def plain(self):
         """Its known entries as a dict of plain values, in the order of a checkpoint."""
-        names = {field: key for key, field in FIELDS.items()} | {"original": "pruned"}
-        return {
-            names.get(each.name, each.name): getattr(self, each.name)
-            for each in fields(self)
-            if getattr(self, each.name) is not None
-        }
+        keys = {field: key for key, field in FIELDS.items()} | {"original": "pruned"}
+        values = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                values[keys.get(field.name, field.name)] = value
+        return values
 
     def json(self):
         """The content of a .json file, as a dict."""
@@ -299,10 +266,12 @@ class Record:
     @property
     def recipes(self):
         """The preset, and how --epochs and --lr have scaled it, in words."""
-        given = {name: self.flag(name) for name in ("epochs", "lr")}
-        return self.flags["preset"] + "".join(
-            f", {name} {value:g}" for name, value in given.items() if value is not None
-        )
+        words = self.flags["preset"]
+        for name in ("epochs", "lr"):
+            value = self.flag(name)
+            if value is not None:
+                words += f", {name} {value:g}"
+        return words
 
     def flag(self, name):
         """The value of a flag, also of one that is newer than the file."""
@@ -316,13 +285,13 @@ class Record:
     @property
     def network(self):
         """The name of the unpruned network, with its width where that is not 1."""
-        width = self.flag("width")
-        return title_of(self.model) + (f" x {width:g}" if width != 1 else "")
+        title, width = title_of(self.model), self.flag("width")
+        return title if width == 1 else f"{title} x {width:g}"
 
     @property
     def control(self):
         """False, "unpruned" or "scratch"."""
-        return self.pruning.get("control", False) if self.pruning else False
+        return (self.pruning or {}).get("control", False)
 
     @property
     def variant(self):
@@ -371,7 +340,7 @@ class Record:
         return f"{self.variant}, {self.control}" if self.control else self.variant
 
     @property
-    def place(self):
+    def sort_key(self):
         """What methods are sorted by: as in imp_estimator.py, each before its controls; unpruned
         networks come last."""
         unpruned = self.control == "unpruned"
@@ -398,13 +367,16 @@ class Record:
     @property
     def after_pruning(self):
         """Top-1 right after pruning, or None."""
-        figures = (self.pruning or {}).get("after_pruning")
-        return figures["top1"] if figures else None
+        return self._top1("after_pruning")
 
     @property
     def after_bn(self):
         """Top-1 right after pruning, with the BatchNorms re-estimated, or None."""
-        figures = (self.pruning or {}).get("after_bn")
+        return self._top1("after_bn")
+
+    def _top1(self, entry):
+        """The top-1 accuracy of an entry of `pruning` that holds Figures, or None."""
+        figures = (self.pruning or {}).get(entry)
         return figures["top1"] if figures else None
 
     @property
@@ -441,17 +413,16 @@ class Record:
     @property
     def epochs(self):
         """All epochs of its trainings, in order."""
-        return [epoch for epochs in (self.history or {}).values() for epoch in epochs]
+        return list(itertools.chain(*(self.history or {}).values()))
 
     def rows(self):
         """The epochs of its trainings, one flat dict for each: the lines of the .csv."""
         pruning = self.pruning or {}
-        own = 0 if pruning.get("control") else pruning.get("round", 0)
-        return [
-            row
-            for training, epochs in (self.history or {}).items()
-            for row in flat_rows(training, epochs, own)
-        ]
+        own_round = 0 if pruning.get("control") else pruning.get("round", 0)
+        rows = []
+        for training, epochs in (self.history or {}).items():
+            rows += flat_rows(training, epochs, own_round)
+        return rows
 
 
 def flat_rows(training, epochs, own_round=0):
@@ -466,8 +437,10 @@ def flat_rows(training, epochs, own_round=0):
         for name, value in epoch.items():
             if isinstance(value, dict):
                 row |= {f"{name}/{kind}": figure for kind, figure in value.items()}
+            elif isinstance(value, list):
+                row[name] = max(value, default="")
             else:
-                row[name] = max(value, default="") if isinstance(value, list) else value
+                row[name] = value
         rows.append(row)
     return rows
 
@@ -480,24 +453,88 @@ def grouped(items, key):
     return groups
 
 
+def in_order(records):
+    """Records in the order of tables: each method before its controls, unpruned networks last."""
+    return sorted(records, key=lambda record: record.sort_key)
+
+
 def by_network(records):
     """{name of a network: its records}, in the order of MODELS, others behind them."""
-    return grouped(
-        sorted(
-            records,
-            key=lambda r: (
-                r.model not in MODELS,
-                [*MODELS, r.model].index(r.model),
-                r.model,
-                r.flag("width"),
-            ),
-        ),
-        lambda r: r.network,
-    )
+    ordered = sorted(records, key=_network_order)
+    return grouped(ordered, lambda record: record.network)
 
+
+def _network_order(record):
+    """What networks are sorted by: those of MODELS come first, in its order."""
+    models = [*MODELS, record.model]
+    is_other = record.model not in MODELS
+    return is_other, models.index(record.model), record.model, record.flag("width")
+
+
+# ------------------------------------------------------------------------------------------- checks
 
 # key in a file -> field
 FIELDS = {"content of --init": "init", "code of --model": "code"}
+# What a report needs of a pruned network.
+REPORTED = (
+    "flags",
+    "data",
+    "model",
+    "job",
+    "accuracy",
+    "environment",
+    "pruning",
+    "compression",
+    "widths",
+    "orthogonality",
+    "file",
+)
+
+
+def _known_entries(values):
+    """{field of a Record: value} of a dict that a file held; what nobody knows is left out."""
+    values = {FIELDS.get(key, key): value for key, value in values.items() if value is not None}
+    if isinstance(values.get("pruned"), dict):
+        values["original"] = values.pop("pruned")
+    return {field.name: values[field.name] for field in fields(Record) if field.name in values}
+
+
+def _check_ranges(known):
+    """Raise ValueError where an entry of {field: value} has the right type and a wrong value."""
+    if "image_size" in known and not 1 <= known["image_size"] <= 1024:
+        raise ValueError(f"image_size is {known['image_size']}, not from 1 to 1024")
+    if "classes" in known and "num_classes" in known:
+        names, count = len(known["classes"]), known["num_classes"]
+        if names != count:
+            raise ValueError(f"classes has {names} names, and num_classes is {count}")
+    if "normalize" in known:
+        normalize = known["normalize"]
+        if len(normalize) != 6 or min(normalize[3:]) <= 0:
+            raise ValueError(
+                f"normalize is {normalize}, not three means and three deviations above 0"
+            )
+    for name in ("filters", "parameters", "macs", "flops"):
+        if known.get(name, 1) <= 0:
+            raise ValueError(f"{name} is {known[name]}, not above 0")
+    if any(value <= 0 for value in known.get("white", {}).values()):
+        raise ValueError(f"white is {known['white']}, not above 0")
+
+
+def _check_times(milliseconds):
+    if not milliseconds:
+        return
+    if len(milliseconds) != 2 or not all(0 < time < 1e9 for time in milliseconds):
+        raise ValueError("milliseconds are not two times")
+
+
+def _check_epochs(record):
+    check(_Given, {name: record.flag(name) for name in _Given.__annotations__}, "flags")
+    for epoch in record.epochs:
+        if "test" not in epoch and "validation" not in epoch:
+            raise ValueError("an epoch has no accuracy")
+
+
+# -------------------------------------------------------------------------------------------- files
 
 
 def read_result(path):

@@ -4,13 +4,14 @@ import math
 import statistics
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 
 LEVEL = 0.05  # of all tests
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of some differences, its standard error, and their number."""
+    """The mean of differences, its standard error, and their number."""
 
     mean: float
     error: float
@@ -18,7 +19,7 @@ class Difference:
 
     @classmethod
     def of(cls, gaps):
-        """Of two differences or more; of fewer, None."""
+        """The Difference of two differences or more; None for fewer."""
         gaps = list(gaps)
         if len(gaps) < 2:
             return None
@@ -49,11 +50,13 @@ def t_outside(t, freedom):
     angle = math.atan(t / freedom**0.5)
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = freedom % 2
-    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+    total, term = 0.0, cosine if odd else 1.0
     for k in range(1, freedom // 2 + 1):
         total += term
         term *= cosine**2 * (2 * k - 1 + odd) / (2 * k + odd)
-    inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
+    inside = sine * total
+    if odd:
+        inside = 2 / math.pi * (angle + inside)
     return max(0.0, 1 - inside)
 
 
@@ -66,12 +69,15 @@ def t_critical(freedom):
 @lru_cache
 def _shift(freedom, power):
     """By how many standard errors the mean must differ from 0 to be found with that chance."""
-    return _root(lambda shift: _found(shift, freedom) - power)
+    return _root(lambda shift: _power(shift, freedom) - power)
 
 
-def _found(shift, freedom, steps=4000, widest=8.0):
-    """The chance that a t shifted by so many standard errors is significant: over the estimated
-    spread s, in units of the true one, whose square times `freedom` is chi-squared."""
+def _power(shift, freedom, steps=4000, widest=8.0):
+    """The chance that a t shifted by so many standard errors is significant.
+
+    It is an integral over the estimated spread s, in units of the true spread. The square of s
+    times `freedom` is chi-squared. steps: of the sum that approximates it. widest: the largest s.
+    """
     normal, critical = statistics.NormalDist(), t_critical(freedom)
     half = freedom / 2
     log_scale = math.log(2) + half * math.log(half) - math.lgamma(half)
@@ -90,19 +96,26 @@ def _root(rising):
         low, high = high, 2 * high
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
+        if rising(middle) < 0:
+            low = middle
+        else:
+            high = middle
     return high
 
 
 def stars(differences):
-    """{key: "", "*" where significant by itself, "**" where also after Holm's correction over all
-    that are given} of {key: a Difference, or None}."""
-    found = sorted(
-        ((each.p, key) for key, each in differences.items() if each), key=lambda pair: pair[0]
-    )
+    """The marks of {key: a Difference, or None}: {key: mark}.
+
+    A mark is "**" where the difference is significant also after Holm's correction for the number
+    of differences, "*" where it is significant by itself, and "" otherwise.
+    """
     marks = dict.fromkeys(differences, "")
+    p_values = {key: difference.p for key, difference in differences.items() if difference}
     holds = True
-    for rank, (p, key) in enumerate(found):
-        holds = holds and p <= LEVEL / (len(found) - rank)  # Holm 1979
-        marks[key] = "**" if holds else "*" if p < LEVEL else ""
+    for rank, (key, p) in enumerate(sorted(p_values.items(), key=itemgetter(1))):
+        holds = holds and p <= LEVEL / (len(p_values) - rank)  # Holm 1979
+        if holds:
+            marks[key] = "**"
+        elif p < LEVEL:
+            marks[key] = "*"
     return marks

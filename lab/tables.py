@@ -1,5 +1,7 @@
 """What the two commands print of a network: architecture, pruning, orthogonality, the result."""
 
+import itertools
+
 from channels.costs import measure_cost
 from channels.groups import all_filters, filter_count, filter_groups
 from common.device import environment
@@ -41,31 +43,30 @@ def budget_text(budget):
 def print_architecture(network, before=None):
     """Width of each layer and residual stream, beside that of the same layer of `before`: the
     network it was pruned from, by default the unpruned one."""
-    now, full = (
-        {
-            **layer_widths(each),
-            **{f"{name} (residual stream)": w for name, w in stream_widths(each).items()},
-        }
-        for each in (network, before or unpruned_twin(network))
-    )
-    print_columns(
-        [
-            (name, f"{full[name]} -> {width}" if width < full[name] else str(width))
-            for name, width in now.items()
-        ]
-    )
+    full = _widths_of(before or unpruned_twin(network))
+    pairs = []
+    for name, width in _widths_of(network).items():
+        text = f"{full[name]} -> {width}" if width < full[name] else str(width)
+        pairs.append((name, text))
+    print_columns(pairs)
+
+
+def _widths_of(network):
+    """{layer or residual stream: its width}."""
+    widths = layer_widths(network)
+    for name, width in stream_widths(network).items():
+        widths[f"{name} (residual stream)"] = width
+    return widths
 
 
 def print_pruning(
     before, after, target, achieved, image_size, budget="filters", round_to=1, residual="single"
 ):
-    """What pruning `before` to `target` percent has made of it: how far it went, what it won."""
+    """Print what pruning `before` to `target` percent has made of it: widths and costs."""
     (had, dense), (has, _) = filter_count(before), filter_count(after)
-    in_all = (
-        f"removed {dense - has:,} of {dense:,} filters"
-        if had == dense
-        else f"removed {had - has:,} filters in this round, {dense - has:,} of {dense:,} in all"
-    )
+    in_all = f"removed {dense - has:,} of {dense:,} filters"
+    if had != dense:
+        in_all = f"removed {had - has:,} filters in this round, {dense - has:,} of {dense:,} in all"
     print(f"  {in_all}: {achieved:.2f}%{budget_text(budget)} (asked for: {target:.4g}%)")
     carried = dense - sum(group.dense for group in filter_groups(after))
     if carried:
@@ -80,19 +81,15 @@ def print_pruning(
     else:
         print("  filters of each layer, before -> after")
         print_architecture(after, before)
-    costs = [measure_cost(network, image_size) for network in (before, after)]
-    print_table(
-        [("", "before", "after", "left")]
-        + [
-            (
-                name,
-                f"{costs[0][key]:,}",
-                f"{costs[1][key]:,}",
-                f"{100 * costs[1][key] / costs[0][key]:.1f}%",
-            )
-            for key, name in (("parameters", "parameters"), ("flops", "FLOPs"))
-        ]
-    )
+    _print_costs(measure_cost(before, image_size), measure_cost(after, image_size))
+
+
+def _print_costs(before, after):
+    rows = [("", "before", "after", "left")]
+    for key, name in (("parameters", "parameters"), ("flops", "FLOPs")):
+        left = f"{100 * after[key] / before[key]:.1f}%"
+        rows.append((name, f"{before[key]:,}", f"{after[key]:,}", left))
+    print_table(rows)
 
 
 def margin(accuracy, count):
@@ -102,31 +99,28 @@ def margin(accuracy, count):
 
 
 def print_candidates(candidates, count, held_out):
-    """The cuts that --select=best has tried. count: images that they were judged on, a part of the
-    training images where they were `held_out`."""
+    """Print the cuts that --select=best has tried. count: images that they were judged on, a part
+    of the training images where they were `held_out`."""
     kind = "training images held out from the cut" if held_out else "validation images"
     print(f"  cuts by all rankings, with BatchNorms re-estimated, on {count:,} {kind}:")
-    print_table(
-        [
-            ("ranking", "residual", "removed", "accuracy", ""),
-            *(
-                (
-                    each["ranking"],
-                    each["residual"],
-                    f"{each['achieved_percent']:.2f}%",
-                    f"{each['top1']:.2f}%",
-                    "chosen" if each["chosen"] else "",
-                )
-                for each in candidates
-            ),
-        ]
-    )
-    best = max(each["top1"] for each in candidates)
+    rows = [("ranking", "residual", "removed", "accuracy", "")]
+    for candidate in candidates:
+        rows.append(
+            (
+                candidate["ranking"],
+                candidate["residual"],
+                f"{candidate['achieved_percent']:.2f}%",
+                f"{candidate['top1']:.2f}%",
+                "chosen" if candidate["chosen"] else "",
+            )
+        )
+    print_table(rows)
+    best = max(candidate["top1"] for candidate in candidates)
     print(f"  (accuracies are told to ± {margin(best, count):.1f} points)")
 
 
 def print_times(timed, batch):
-    """What was measured for --budget=latency, entries of lab.record.Pruning."""
+    """Print what was measured for --budget=latency, entries of lab.record.Pruning."""
     now, unpruned = timed["milliseconds"]
     print(
         f"  a batch of {batch} takes {now:.2f} ms, in the unpruned network {unpruned:.2f} ms, "
@@ -141,17 +135,13 @@ def print_times(timed, batch):
 
 
 def _print_limits(network, achieved, target, budget, round_to, residual):
-    """Why less was removed than was asked for."""
-    groups = filter_groups(network)
-    if achieved < target and (
-        not is_removable(network, residual)
-        or all(g.conv.out_channels <= round_up(g.floor, round_to, g.dense) for g in groups)
-    ):
+    """Print why less was removed than was asked for."""
+    if achieved < target and _is_exhausted(network, round_to, residual):
         line = (
             f"  {achieved:.2f}% is the most that can be removed: every layer keeps 5% of its "
             "filters (rounded down) plus one"
         )
-        if any(g.is_fixed for g in groups):
+        if any(group.is_fixed for group in filter_groups(network)):
             line += ", and the first convolution keeps all"
         if residual == "coupled":
             line += "; all that write a residual channel leave together"
@@ -165,8 +155,18 @@ def _print_limits(network, achieved, target, budget, round_to, residual):
         )
 
 
+def _is_exhausted(network, round_to, residual):
+    """Whether no layer can lose a filter."""
+    if not is_removable(network, residual):
+        return True
+    for group in filter_groups(network):
+        if group.conv.out_channels > round_up(group.floor, round_to, group.dense):
+            return False
+    return True
+
+
 def print_orthogonality(figures, before=None):
-    """The mean degree of orthogonality, also before a training, where that is given."""
+    """Print the mean degree of orthogonality, also before a training, where that is given."""
     start = "" if before is None else f"before the training: {before['mean']:.2f}; "
     print(
         f"  degree of orthogonality: {figures['mean']:.2f} in the mean ({start}1 = orthogonal "
@@ -183,60 +183,33 @@ def print_orthogonality_of_layers(figures):
 
 
 def print_summary(records):
-    """The table at the end: the first network, unpruned but for one that a control repeats, beside
-    what each round made of it."""
+    """Print the table at the end. The first network stands beside what each round made of it. It is
+    unpruned, but where a control repeats a pruned one."""
     heading("Result")
-    base, last = records[0], records[-1]
-
-    def row(name, text):
-        return [name] + [text(record) for record in records]
-
-    def accuracy(epoch, key="top1"):
-        return lambda r: (
-            f"{r.accuracy[epoch][key]:.2f}%" if key in r.accuracy.get(epoch, ()) else ""
-        )
-
-    def percent(name):
-        return lambda r: "" if r is base else f"{getattr(r, name):.2f}%"
-
-    # The file of a pruned network that a control begins with holds its last round's alone.
-    counts_base = base.epochs and last.control != "scratch"
-
-    def epochs(r):
-        if r is base and not counts_base:
-            return ""
-        first = 0 if counts_base else 1
-        return str(sum(len(each.epochs) for each in records[first : records.index(r) + 1]))
-
-    def after_pruning(r):
-        return "" if r.after_pruning is None else f"{r.after_pruning:.2f}%"
-
-    def after_bn(r):
-        return "" if r.after_bn is None else f"{r.after_bn:.2f}%"
-
+    last = records[-1]
     lasts = {record.chosen_on for record in records} == {"last"}
     chosen = "last epoch" if lasts else "best epoch"
-    rows = [row("", lambda r: "pruned" if r is base and r.pruning else _title(r))]
+    rows = [_title_row(records)]
     if len(records) > 1:
         rows += [
-            row(f"percent of {last.budget} to remove", percent("requested")),
-            row("percent removed", percent("achieved")),
+            _percent_row(f"percent of {last.budget} to remove", records, "requested"),
+            _percent_row("percent removed", records, "achieved"),
         ]
     if not lasts:
-        rows.append(row("test accuracy, best epoch", accuracy("best")))
-    rows.append(row("test accuracy, last epoch", accuracy("last")))
+        rows.append(_accuracy_row("test accuracy, best epoch", records, "best"))
+    rows.append(_accuracy_row("test accuracy, last epoch", records, "last"))
     for key, name in (("top5", "top-5"), ("balanced", "balanced")):
         if any(key in record.accuracy["best"] for record in records):
-            rows.append(row(f"{name} accuracy, {chosen}", accuracy("best", key)))
-    if any(map(after_pruning, records)):
-        rows.append(row("accuracy right after pruning", after_pruning))
-    if any(map(after_bn, records)):
-        rows.append(row("the same, BatchNorms re-estimated", after_bn))
+            rows.append(_accuracy_row(f"{name} accuracy, {chosen}", records, "best", key))
+    for name, figure in (
+        ("accuracy right after pruning", "after_pruning"),
+        ("the same, BatchNorms re-estimated", "after_bn"),
+    ):
+        texts = [_percent_text(getattr(record, figure)) for record in records]
+        if any(texts):
+            rows.append([name, *texts])
     if len(records) > 1:
-        known = counts_base or last.control == "scratch"
-        rows.append(
-            row("epochs of training, in all" if known else "further epochs of training", epochs)
-        )
+        rows.append(_epoch_row(records))
     rows += _size_rows(records)
     print_table(rows)
     _print_notes(records)
@@ -244,51 +217,86 @@ def print_summary(records):
         print(f"  {record.file}")
 
 
+def _title_row(records):
+    titles = list(map(_title, records))
+    if records[0].pruning:
+        titles[0] = "pruned"
+    return ["", *titles]
+
+
+def _percent_row(name, records, figure):
+    """A figure of all records but the first, which nothing was removed from."""
+    return [name, "", *(f"{getattr(record, figure):.2f}%" for record in records[1:])]
+
+
+def _accuracy_row(name, records, epoch, key="top1"):
+    """epoch: "best" or "last", which older files do not have."""
+    row = [name]
+    for record in records:
+        row.append(_percent_text(record.accuracy.get(epoch, {}).get(key)))
+    return row
+
+
+def _percent_text(value):
+    return "" if value is None else f"{value:.2f}%"
+
+
+def _epoch_row(records):
+    """The epochs of training up to each network, in all or since the first one."""
+    counts = [len(record.epochs) for record in records]
+    # The file of a pruned network that a control begins with holds its last round's alone.
+    is_scratch = records[-1].control == "scratch"
+    counts_first = counts[0] and not is_scratch
+    if not counts_first:
+        counts[0] = 0
+    totals = list(map(str, itertools.accumulate(counts)))
+    if not counts_first:
+        totals[0] = ""
+    name = "epochs of training, in all"
+    if not counts_first and not is_scratch:
+        name = "further epochs of training"
+    return [name, *totals]
+
+
 def _size_rows(records):
-    """What each network consists of, beside the first one's."""
-
-    def row(name, key):
-        values = [getattr(record, key) for record in records]
-        shares = [f"{value:,} ({100 * value / values[0]:.1f}%)" for value in values[1:]]
-        return [name, f"{values[0]:,}", *shares]
-
+    """What each network consists of, beside what the first one does."""
     sizes = [megabytes(record.compression["file_bytes"]) for record in records]
     degrees = [f"{record.orthogonality['mean']:.3f}" for record in records]
     return [
-        row("filters", "filters"),
-        row("parameters", "parameters"),
-        row("MACs (multiply-adds)", "macs"),
-        row("FLOPs", "flops"),
+        _share_row("filters", records, "filters"),
+        _share_row("parameters", records, "parameters"),
+        _share_row("MACs (multiply-adds)", records, "macs"),
+        _share_row("FLOPs", records, "flops"),
         ["file size", *sizes],
         ["mean degree of orthogonality", *degrees],
     ]
 
 
+def _share_row(name, records, figure):
+    """A figure of all records, and what share of the first one's it is."""
+    first, *others = [getattr(record, figure) for record in records]
+    return [name, f"{first:,}", *(f"{value:,} ({100 * value / first:.1f}%)" for value in others)]
+
+
 def _title(record):
     if record.pruning is None:
         return "pruned" if record.pruned else "unpruned"
-    titles = {"scratch": "from scratch", "unpruned": "as many epochs"}
-    number, rounds = record.pruning.get("round", 1), record.pruning.get("rounds", 1)
-    return titles.get(record.control, f"round {number}" if rounds > 1 else "pruned")
+    if record.control == "scratch":
+        return "from scratch"
+    if record.control == "unpruned":
+        return "as many epochs"
+    if record.pruning.get("rounds", 1) > 1:
+        return f"round {record.pruning.get('round', 1)}"
+    return "pruned"
 
 
 def _print_notes(records):
-    """How the accuracies of the table may be compared."""
+    """Print how the accuracies of the table may be compared."""
     last = records[-1]
-    if last.chosen_on == "test":
-        print(
-            "  The best epoch was chosen on the test images, which flatters all accuracies;\n"
-            "  --val_percent=10 avoids that."
-        )
-    else:
-        print(
-            {
-                "ticket": "  The network is that of the ticket's epoch.",
-                "last": "  The network is that of the last epoch.",
-            }.get(last.chosen_on, f"  The best epoch was chosen on the {last.chosen_on} images.")
-        )
+    print(f"  {_chosen_text(last.chosen_on)}")
     for record in records:
-        if unanswered := record.accuracy["best"].get("unanswered"):
+        unanswered = record.accuracy["best"].get("unanswered")
+        if unanswered:
             print(
                 f"  The {_title(record)} network never predicts {unanswered} of "
                 f"{record.num_classes} classes; eval.py --per_class=True says which."
@@ -301,48 +309,54 @@ def _print_notes(records):
         )
 
 
+def _chosen_text(chosen_on):
+    """What chose the epoch of a network."""
+    if chosen_on == "test":
+        return (
+            "The best epoch was chosen on the test images, which flatters all accuracies;\n"
+            "  --val_percent=10 avoids that."
+        )
+    if chosen_on == "ticket":
+        return "The network is that of the ticket's epoch."
+    if chosen_on == "last":
+        return "The network is that of the last epoch."
+    return f"The best epoch was chosen on the {chosen_on} images."
+
+
 # ------------------------------------------------------------------------------------- measurements
 
 
 def print_layers(rows):
-    print_table(
-        [
-            ("layer", "filters", "MACs before", "MACs after", "left", "orthogonality"),
-            *(
-                (
-                    r["layer"],
-                    f"{r['kept']}/{r['total']}",
-                    f"{r['unpruned_macs']:,}",
-                    f"{r['macs']:,}",
-                    f"{100 * r['macs'] / r['unpruned_macs']:.1f}%",
-                    "" if r["orthogonality"] is None else f"{r['orthogonality']:.3f}",
-                )
-                for r in rows
-            ),
-        ]
-    )
+    """Print rows of lab.measure.measure_layers."""
+    lines = [("layer", "filters", "MACs before", "MACs after", "left", "orthogonality")]
+    for row in rows:
+        degree = row["orthogonality"]
+        lines.append(
+            (
+                row["layer"],
+                f"{row['kept']}/{row['total']}",
+                f"{row['unpruned_macs']:,}",
+                f"{row['macs']:,}",
+                f"{100 * row['macs'] / row['unpruned_macs']:.1f}%",
+                "" if degree is None else f"{degree:.3f}",
+            )
+        )
+    print_table(lines)
 
 
 def print_latency(model, image_size, devices):
     """Time a network, beside the unpruned one where it is pruned, on each of some devices."""
-    before, after = (
-        measure_cost(model, image_size, filters)["flops"] for filters in (all_filters(model), None)
-    )
+    before = measure_cost(model, image_size, all_filters(model))["flops"]
+    after = measure_cost(model, image_size)["flops"]
     networks = {"this": model}
     if after < before:
         networks = {"unpruned": unpruned_twin(model), "this": model}
-    runtimes = {}
-    try:
-        runtimes = {
-            f"{label}, ONNX Runtime": runtime
-            for label, network in networks.items()
-            if (runtime := runtime_of(network, image_size))
-        }
-    except InputError as error:
-        print(f"Without ONNX Runtime: {error}")
+    runtimes = _runtimes_of(networks, image_size)
     slower = []
     for device in devices:
-        timed = networks | (runtimes if device.type == "cpu" else {})
+        timed = networks
+        if device.type == "cpu":
+            timed = networks | runtimes
         rows = [
             (
                 "images at once",
@@ -357,9 +371,7 @@ def print_latency(model, image_size, devices):
         for size in LATENCY_BATCHES:
             figures = measure_latency(timed, size, image_size, device)
             for label, time in figures.items():
-                unpruned = figures.get(label.replace("this", "unpruned"))
-                compared = unpruned is not None and unpruned is not time
-                ratio = unpruned["median"] / time["median"] if compared else None
+                ratio = _times_as_fast(label, figures)
                 rows.append(
                     (
                         str(size),
@@ -372,8 +384,8 @@ def print_latency(model, image_size, devices):
                     )
                 )
                 if ratio and ratio < 1.02:
-                    place = device.type if label == "this" else "ONNX Runtime"
-                    slower.append(f"{size} ({place})")
+                    runtime = device.type if label == "this" else "ONNX Runtime"
+                    slower.append(f"{size} ({runtime})")
         print(f"Time for images of {image_size} x {image_size} on {environment(device)['device']}")
         print_table(rows)
     if slower:
@@ -381,3 +393,25 @@ def print_latency(model, image_size, devices):
             f"  It has {100 * after / before:.1f}% of the unpruned network's FLOPs, but is not "
             f"faster at batch size {', '.join(slower)}"
         )
+
+
+def _runtimes_of(networks, image_size):
+    """{label: the network in ONNX Runtime}. Where that is missing, {}, and a line says so."""
+    runtimes = {}
+    try:
+        for label, network in networks.items():
+            runtime = runtime_of(network, image_size)
+            if runtime:
+                runtimes[f"{label}, ONNX Runtime"] = runtime
+    except InputError as error:
+        print(f"Without ONNX Runtime: {error}")
+        return {}
+    return runtimes
+
+
+def _times_as_fast(label, figures):
+    """How many times as fast as the unpruned network this one is; None of an unpruned one."""
+    unpruned = label.replace("this", "unpruned")
+    if unpruned == label or unpruned not in figures:
+        return None
+    return figures[unpruned]["median"] / figures[label]["median"]

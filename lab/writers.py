@@ -46,15 +46,20 @@ class Console(Writer):
 
     def epoch(self, title, phase, history, epochs, network):
         print(epoch_line(title, history, epochs, self.epsilon), flush=True)
-        chance, now = self.data.chance, history[-1]["train"]["top1"]
-        spread = 300 * (chance / 100 * (1 - chance / 100) / len(self.data.train)) ** 0.5
-        if len(history) == math.ceil(epochs / 3) < epochs and now <= chance + spread:
+        if len(history) == math.ceil(epochs / 3) < epochs:
+            self._note_chance(history[-1]["train"]["top1"])
+
+    def _note_chance(self, accuracy):
+        """Print a note where an accuracy on the training images may be chance: up to three standard
+        deviations above that of one answer for all."""
+        chance, count = self.data.chance, len(self.data.train)
+        luck = chance + 300 * (chance / 100 * (1 - chance / 100) / count) ** 0.5
+        if accuracy <= luck:
             print(
-                f"  Note: nothing has been learnt yet that could not be chance: {now:.1f}% of "
+                f"  Note: nothing has been learnt yet that could not be chance: {accuracy:.1f}% of "
                 f"the training images are right. One answer for all gets {chance:.1f}%, and with "
-                f"{len(self.data.train):,} images up to {min(100, chance + spread):.1f}% may be "
-                "luck. What may help: another --lr, more --epochs, a warm-up (config.py), "
-                "--init, another --normalize",
+                f"{count:,} images up to {min(100, luck):.1f}% may be luck. What may help: "
+                "another --lr, more --epochs, a warm-up (config.py), --init, another --normalize",
                 flush=True,
             )
 
@@ -119,13 +124,15 @@ class TensorBoard(Writer):
     def _open(self, phase):
         """(a log for a training, how many of its epochs its files have)."""
         folder = self._folder(phase)
-        for place in (self.folder, folder):  # nothing is written through a link
-            remove_irregular(place)
+        for path in (self.folder, folder):  # nothing is written through a link
+            remove_irregular(path)
         files = list(folder.glob("events.out.tfevents.*"))
-        known = (self.known or {}).get(phase, 0) if files else 0
+        known = 0
+        if files and self.known:
+            known = self.known.get(phase, 0)
         if self.known is None:
-            for old in files:
-                old.unlink()
+            for file in files:
+                file.unlink()
         return tensorboard.SummaryWriter(
             folder, purge_step=known + 1, filename_suffix=f".{secrets.token_hex(8)}"
         ), known

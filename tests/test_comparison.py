@@ -32,13 +32,16 @@ from common.errors import Diverged, InputError
 from config import Recipe
 from conftest import ROOT, files, narrow, short_preset
 from data import Split
-from lab import cutting, latency, plots, report, significance
+from lab import cutting, drawing, latency, plots, significance
 from lab import groups as group_check
 from lab import sweep as sweeps
 from lab.checkpoint import load_checkpoint, save_checkpoint
+from lab.comparison import gaps_of
 from lab.experiment import Sweep, parse
 from lab.job import Job
 from lab.record import Record
+from lab.results import LARGEST, read_results
+from lab.sections import describe_section
 from pruner import kept_mask, mask_distance, prune, select_filters
 from train import EarlyBird, Training, fit
 
@@ -115,7 +118,7 @@ def test_epochs_and_lr_shape_all_trainings_of_a_job_and_stand_in_its_record(
     assert main.main([*job, "--print_config=True"]) == 0
     steps = json.loads(capsys.readouterr().out)["steps"]
     assert [step["epochs"] for step in steps if "epochs" in step] == [[6, 2], [6, 2]]
-    lines = report.describe_section([Record.read_result(record(path))])
+    lines = describe_section([Record.read_result(record(path))])
     assert not any("differ" in line for line in lines)
     assert Record.read_result(record(path)).recipes == "test, epochs 4, lr 0.01"
 
@@ -1239,6 +1242,19 @@ def test_a_report_compares_numbers_of_rounds_and_ways_to_cut(results, tmp_path, 
     assert ("bn", "bn, coupled", "+3.0 ± 1.0 (-9.7 to 15.7), n = 2") in rows
 
 
+def test_methods_are_compared_by_the_last_rounds_of_their_jobs():
+    def result(method, number, top1):
+        return Record(
+            flags={"pruning_type": method, "seed": 0},
+            pruning={"requested_percent": 50.0, "round": number, "rounds": 2},
+            accuracy={"best": {"top1": top1}},
+        )
+
+    last, earlier = [result("bn", 2, 60.0), result("l1", 2, 50.0)], result("bn", 1, 90.0)
+    gaps = gaps_of([*last, earlier])
+    assert gaps["bn, 2 rounds", "l1, 2 rounds"] == {(50.0, 0): 10.0}
+
+
 def test_stars_are_those_of_t_tests_and_of_holms_correction():
     generator = random.Random(0)
     for freedom in (1, 2, 3, 4, 9, 30):
@@ -1335,7 +1351,7 @@ def test_what_no_plot_can_draw_is_no_result(keys, value, results, tmp_path):
     inner[keys[-1]] = value
     (tmp_path / "bad.json").write_text(json.dumps(content))
     (tmp_path / "good (1).json").write_text(path.read_text())  # which is no further run
-    found, others, copies = report.read_results(tmp_path)
+    found, others, copies = read_results(tmp_path)
     assert len(found) == 1 and [path.name for path in others] == ["bad.json", "deep.json"]
     assert [path.name for path in copies] == ["good.json"]
     with pytest.raises(ValueError, match=keys[-1]):  # it says which entry is wrong
@@ -1367,7 +1383,7 @@ def test_a_report_keeps_apart_what_are_no_seeds_of_one_thing(results, tmp_path):
     shutil.copytree(results / "pruned_nets", tmp_path / "pruned_nets")
 
     def text():
-        return "\n".join(report.describe_section([r for r, _ in report.read_results(tmp_path)[0]]))
+        return "\n".join(describe_section([r for r, _ in read_results(tmp_path)[0]]))
 
     whole = text()
     assert re.search(r"\| bn \| [^|–]*±[^|]* \| [^|–]*±[^|n]* \|", whole) and "differ" not in whole
@@ -1526,7 +1542,7 @@ def test_a_plot_over_the_weight_of_the_penalty():
     assert not plots.plot_penalty(axis, [r for r in records if r.strength == 0.1])
     assert not plots.plot_penalty(axis, [result(0, 75, 0), result(0.1, 75, 1)])
     styles = {
-        plots.method_style("orthoreg", weight=weight)["marker"]
+        drawing.method_style("orthoreg", weight=weight)["marker"]
         for weight in (0, 1e-4, 0.001, 0.01, 0.1, 1)
     }
     assert len(styles) == 6
@@ -1598,7 +1614,7 @@ def test_names_in_a_report_are_text_and_nothing_is_written_through_links(results
     for name in ("report.md", "accuracy.png", "macs.png", "widths.png", "training.png"):
         (folder / name).symlink_to(victim)
     with open(folder / "large.json", "wb") as large:
-        large.truncate(report.LARGEST + 1)
+        large.truncate(LARGEST + 1)
     os.mkfifo(folder / "pipe.json")
     (folder / "device.json").symlink_to("/dev/zero")
     assert measure.main([f"--report={folder}"]) == 0

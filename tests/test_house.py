@@ -14,7 +14,7 @@ import imp_estimator
 import main
 from conftest import ROOT
 from imp_estimator import ESTIMATORS
-from lab import plots
+from lab import drawing
 from lab.experiment import make_parser, parse
 from lab.steps import step
 from lab.wheel import INIT, renamed, suite_names
@@ -162,7 +162,7 @@ def test_no_method_is_asked_for_by_name():
 
 def test_a_method_is_registered_in_one_place(monkeypatch, capsys):
     """Flags, help, file names and plots know a twelfth one; the others look as before."""
-    before = {name: plots.method_style(name) for name in ESTIMATORS}
+    before = {name: drawing.method_style(name) for name in ESTIMATORS}
     monkeypatch.setattr(imp_estimator, "ESTIMATORS", ESTIMATORS)
     try:
         imp_estimator.estimator(
@@ -172,8 +172,8 @@ def test_a_method_is_registered_in_one_place(monkeypatch, capsys):
         assert flags.penalised and flags.estimator.needs_images
         assert str(flags.pruned_file("", 50, False)).endswith("vgg_largest_50_0.pth")
         assert list(ESTIMATORS)[-1] == "largest"
-        assert plots.method_style("largest")["marker"] == "x"
-        assert {name: plots.method_style(name) for name in before} == before
+        assert drawing.method_style("largest")["marker"] == "x"
+        assert {name: drawing.method_style(name) for name in before} == before
     finally:
         del ESTIMATORS["largest"]
     styles = [(style["color"], style["marker"]) for style in before.values()]

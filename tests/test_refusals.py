@@ -23,7 +23,7 @@ import eval as measure
 from common.errors import InputError
 from conftest import ROOT, copy_suite, files, write_folder
 from data import load_data
-from lab import formats, hints, report
+from lab import formats, hints, report, results
 from lab.checkpoint import load_checkpoint
 from lab.experiment import Experiment, Sweep, make_parser
 from lab.sweep import read_sweep
@@ -375,7 +375,7 @@ def test_what_is_no_sweep_and_no_folder_of_results(shell, tmp_path, monkeypatch)
         ).encode()
     )
     assert len(read_sweep(tmp_path / "twins.json")) == 1
-    monkeypatch.setattr(report, "MOST", 10)
+    monkeypatch.setattr(results, "MOST", 10)
     with pytest.raises(InputError, match="holds more than 10 files"):
         report.write_report(ROOT)
     (tmp_path / "s.json").write_text(

@@ -37,9 +37,8 @@ from config import Recipe, penalty_of, title_of  # noqa: E402
 from data import load_data  # noqa: E402
 from imp_estimator import cal_importance  # noqa: E402
 from lab.latency import LONG, Clock, select_by_time  # noqa: E402
+from lab.markdown import interval, row_of, spread  # noqa: E402
 from lab.networks import build_network, fresh_like  # noqa: E402
-from lab.report import interval, spread  # noqa: E402
-from lab.report import row as row_of  # noqa: E402
 from pruner import (  # noqa: E402
     choices,
     measure_losses,

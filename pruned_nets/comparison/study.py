@@ -22,13 +22,10 @@ sys.path.insert(0, str(ROOT))
 from common.files import write_atomically  # noqa: E402
 from config import PENALTY, PRESETS  # noqa: E402
 from lab.groups import check_groups  # noqa: E402
+from lab.markdown import spread  # noqa: E402
 from lab.record import UNPRUNED, grouped  # noqa: E402
-from lab.report import (  # noqa: E402
-    absolute_error,
-    read_group_checks,
-    read_results,
-    spread,
-)
+from lab.results import read_group_checks, read_results  # noqa: E402
+from lab.sections import absolute_error  # noqa: E402
 from lab.significance import Difference, stars  # noqa: E402
 
 TEXTS = HERE / "README.md", ROOT / "README.md"
