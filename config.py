@@ -216,13 +216,13 @@ MODELS = {
 }
 
 
-def title_of(model):
+def title_of(model: str) -> str:
     """What a network is called in what is printed; torchvision's, timm's and a user's own as they
     are."""
     return MODELS.get(model, model)
 
 
-def penalty_of(model):
+def penalty_of(model: str):
     return PENALTY.get(model, PENALTY_OF_OTHERS)
 
 

@@ -78,12 +78,20 @@ def order_of(name):
     return list(ESTIMATORS).index(name) if name in ESTIMATORS else len(ESTIMATORS)
 
 
-def has_penalty(name):
+def has_penalty(name: str) -> bool:
     """Whether a method, or None, prunes the network that was trained with the penalty."""
     return name in ESTIMATORS and ESTIMATORS[name].penalty
 
 
-def cal_importance(model, pruning_type, batches=None, *, temperature=200.0, projections=3, seed=0):
+def cal_importance(
+    model: "torch.nn.Module",
+    pruning_type: str,
+    batches=None,
+    *,
+    temperature: float = 200.0,
+    projections: int = 3,
+    seed: int = 0,
+) -> "dict[str, torch.Tensor]":
     """Score every filter of `model`.
 
     pruning_type: a key of ESTIMATORS.
@@ -129,7 +137,7 @@ def _require_order(pruning_type, scores):
         )
 
 
-def check_per_cost(pruning_type, ranking):
+def check_per_cost(pruning_type: str, ranking: str) -> None:
     """Raises ValueError where a method's scores cannot be divided by what filters cost."""
     method = ESTIMATORS[pruning_type]
     if not method.change:
@@ -149,7 +157,7 @@ def check_per_cost(pruning_type, ranking):
         )
 
 
-def check_suits(model, pruning_type):
+def check_suits(model: "torch.nn.Module", pruning_type: str) -> None:
     """Raises ValueError where a method cannot judge all filters of `model`."""
     if ESTIMATORS[pruning_type].needs != "scales":
         return

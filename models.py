@@ -191,7 +191,7 @@ class Origin:
     width: float = 1.0
 
 
-def build_model(name, num_classes=100, width=1.0):
+def build_model(name: str, num_classes: int = 100, width: float = 1.0) -> nn.Module:
     """Build one of the four networks, unpruned, with fresh weights in channels-last memory.
 
     name: "vgg", "mobilenet", "resnet" (ResNet-34) or "resnet-56". width: multiplies its widths.

@@ -32,7 +32,7 @@ COUNTED = [name for name in BUDGETS if name != "latency"]  # which is measured
 # ---------------------------------------------------------------------------------- selection
 
 
-def round_targets(percent, n_rounds):
+def round_targets(percent: float, n_rounds: int) -> list[float]:
     """The percent of filters gone after each round, ending at exactly `percent`.
 
     After round i it is 1 - prod_{j<=i} (1 - p / (j p + n (1 - p))), p the final share, so early
@@ -45,7 +45,7 @@ def round_targets(percent, n_rounds):
     return targets[:-1] + [float(percent)]
 
 
-def step_targets(gone, percent, steps):
+def step_targets(gone: float, percent: float, steps: int) -> list[float]:
     """The percent gone after each step of a cut from `gone` to `percent`: what is left shrinks by
     the same factor in each, [29.3, 50] from 0 to 50% in 2 steps. The last is exactly `percent`."""
     left, wanted = 100 - gone, max(100 - percent, 1e-3)
@@ -55,7 +55,7 @@ def step_targets(gone, percent, steps):
     return [100 - left * factor**step for step in range(1, steps)] + [float(percent)]
 
 
-def pruned_percent(model, budget="filters", image_size=32):
+def pruned_percent(model: torch.nn.Module, budget: str = "filters", image_size: int = 32) -> float:
     """Percent of the unpruned network's filters, multiply-adds ("macs") or parameters ("params")
     that `model` no longer has."""
     remains = remains_of(model)
@@ -63,12 +63,18 @@ def pruned_percent(model, budget="filters", image_size=32):
     return _percent_gone(remains.structure, budget, image_size)(alive)
 
 
-def round_up(width, multiple, most):
+def round_up(width: int, multiple: int, most: int) -> int:
     """The next multiple that a width goes up to, at most the width `most`."""
     return min(most, -(-width // multiple) * multiple)
 
 
-def max_percent(model, budget="filters", image_size=32, round_to=1, residual="single"):
+def max_percent(
+    model: torch.nn.Module,
+    budget: str = "filters",
+    image_size: int = 32,
+    round_to: int = 1,
+    residual: str = "single",
+) -> float:
     """The largest percent that the layers' floors and the protected stem allow, where all layers
     that write into a residual stream keep the same of its channels."""
     structure = remains_of(model).structure
@@ -109,20 +115,20 @@ def _percent_gone(structure, budget, image_size):
 
 
 def select_filters(
-    model,
-    scores,
-    percent,
-    budget="filters",
-    round_to=1,
-    image_size=32,
-    residual="single",
-    ranking="global",
-    per_cost=False,
-    pruning_type=None,
-    layer_times=None,
-    losses=None,
-    below_one=False,
-):
+    model: torch.nn.Module,
+    scores: dict[str, torch.Tensor],
+    percent: float,
+    budget: str = "filters",
+    round_to: int = 1,
+    image_size: int = 32,
+    residual: str = "single",
+    ranking: str = "global",
+    per_cost: bool = False,
+    pruning_type: str | None = None,
+    layer_times: dict[str, float] | None = None,
+    losses: dict | None = None,
+    below_one: bool = False,
+) -> dict[str, torch.Tensor]:
     """Choose the filters to keep when `percent` of the unpruned network's filters are gone.
 
     scores: layer name -> 1-D tensor, one score per filter that `model` has now; low goes first.
@@ -173,7 +179,7 @@ def _groups_of(model):
     return {group.name: group for group in filter_groups(model)}
 
 
-def choices(model, per_cost=False):
+def choices(model: torch.nn.Module, per_cost: bool = False) -> list[dict]:
     """The ways to rank that may differ for a network: arguments of `select_filters`, a list of
     dicts."""
     structure = remains_of(model).structure
@@ -187,7 +193,7 @@ def choices(model, per_cost=False):
     return [{"ranking": ranking, "residual": residual} for residual, ranking in pairs]
 
 
-def ranking_of(ranking, pruning_type):
+def ranking_of(ranking: str, pruning_type: str | None) -> str:
     """A ranking, of which "paper" stands for that of the method's own. Raises ValueError."""
     if ranking != "paper":
         return ranking
@@ -325,7 +331,7 @@ def _kept_without(groups, removed, round_to):
     return kept
 
 
-def is_removable(model, residual="single"):
+def is_removable(model: torch.nn.Module, residual: str = "single") -> bool:
     """Whether there is any filter that may still go."""
     groups = _groups_of(model)
     values = {name: [0.0] * len(group.channels) for name, group in groups.items()}
@@ -480,7 +486,13 @@ def _free_units(groups, units, values):
 SHARES = 0.25, 0.5, 0.75, 1  # of the filters of a layer that may leave, at which it is measured
 
 
-def measure_losses(model, scores, batches, residual="single", reference=None):
+def measure_losses(
+    model: torch.nn.Module,
+    scores: dict[str, torch.Tensor],
+    batches,
+    residual: str = "single",
+    reference: torch.nn.Module | None = None,
+) -> dict:
     """How much the answers of a network change without the lowest scored filters of one layer.
 
     scores, residual: as for `select_filters`. batches: an iterable of (images, labels), on the
@@ -585,7 +597,7 @@ def _round_widths(groups, removed, gone, multiple):
                 uneven = (uneven - layers) | set(filter(is_uneven, layers))
 
 
-def kept_mask(kept, model):
+def kept_mask(kept: dict[str, torch.Tensor], model: torch.nn.Module) -> torch.Tensor:
     """A selection as one mask: a bool tensor over all filters of `model`, in order of layer."""
     parts = []
     for group in filter_groups(model):
@@ -594,13 +606,13 @@ def kept_mask(kept, model):
     return torch.cat(parts)
 
 
-def kept_filters(model, small):
+def kept_filters(model: torch.nn.Module, small: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The filters of `model` that `small`, which was cut from it, still has: layer -> indices."""
     has, had = remains_of(small).filters, remains_of(model).filters
     return {name: torch.isin(own, has[name]).nonzero().flatten() for name, own in had.items()}
 
 
-def mask_distance(a, b):
+def mask_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """The share of filters that one of two masks keeps and the other does not."""
     return (a != b).sum().item() / len(a)
 
@@ -612,7 +624,12 @@ class SelectAgain(ValueError):
     """An operation cannot be cut as was asked; from now on it stays whole."""
 
 
-def prune(model, kept, images=None, original=None):
+def prune(
+    model: torch.nn.Module,
+    kept: dict[str, torch.Tensor],
+    images: torch.Tensor | None = None,
+    original: torch.nn.Module | None = None,
+) -> torch.nn.Module:
     """The smaller network that has only the filters `kept`; `model` stays as it is.
 
     kept: layer name -> rising indices of the filters to keep, for every filter group.
@@ -680,7 +697,7 @@ def _are_rising(index, count):
     return bool(index) and are_indices and sorted(set(index)) == list(index)
 
 
-def explore(model, image_size=None):
+def explore(model: torch.nn.Module, image_size: int | None = None) -> None:
     """Find out what can be pruned in an unpruned network by trying it: whatever an operation cannot
     do without stays whole from now on. image_size: see `remains_of`. Raises ValueError where
     nothing is left that can be pruned."""
@@ -700,7 +717,9 @@ def explore(model, image_size=None):
             _keep_whole_at(model, error)
 
 
-def rebuild(model, widths, whole=(), image_size=None):
+def rebuild(
+    model: torch.nn.Module, widths: dict, whole=(), image_size: int | None = None
+) -> torch.nn.Module:
     """`model`, which is unpruned, as small as `widths_of` said of another one. whole: see
     `keep_whole`; image_size: `remains_of`."""
     remains_of(model, image_size)
@@ -724,7 +743,7 @@ def rebuild(model, widths, whole=(), image_size=None):
     return cut(model, filters)
 
 
-def cut(model, filters):
+def cut(model: torch.nn.Module, filters: dict[str, torch.Tensor]) -> torch.nn.Module:
     """A copy of `model` that has, of the unpruned network's filters, only these: layer -> indices.
     Raises ValueError where they break up what only leaves together."""
     remains = remains_of(model)

@@ -50,7 +50,7 @@ def gram_matrix(matrix):
     return gram
 
 
-def degree_of_orthogonality(model):
+def degree_of_orthogonality(model: nn.Module):
     """{convolution's dotted name: sum_i |G_ii| / sum_ij |G_ij|}: 1 for orthogonal filters."""
     degrees = {}
     with torch.no_grad():
@@ -106,7 +106,7 @@ class _DistanceFromOrthonormal(torch.autograd.Function):
 # -------------------------------------------------------------------------------------- one epoch
 
 
-def evaluate(model, batches):
+def evaluate(model: nn.Module, batches) -> dict[str, float]:
     """Loss and accuracies of a network in eval mode, see `common.accuracy.Tally`. Modes are left as
     they were."""
     tally = Tally(next(model.parameters()).device)
@@ -116,7 +116,7 @@ def evaluate(model, batches):
     return tally.figures(batches)
 
 
-def reestimate(model, batches):
+def reestimate(model: nn.Module, batches) -> None:
     """Make the running statistics of a network's BatchNorms those of some images, in place.
 
     After filters are removed the statistics of the layers behind are stale. Each BatchNorm
@@ -456,7 +456,7 @@ def _step_of(model, recipe, settings, **loss):
     )
 
 
-def epoch_line(label, history, epochs, epsilon=None):
+def epoch_line(label: str, history: list[dict], epochs: int, epsilon: float | None = None) -> str:
     """The last epoch of a history in a line. epochs: of the training. epsilon: a ticket's."""
     row = history[-1]
     train, images = row["train"], "validation" if "validation" in row else "test"

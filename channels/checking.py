@@ -6,7 +6,7 @@ check(model, small, filters)   # raises ValueError where it does not
 from contextlib import suppress
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from channels.groups import remains_of
 from channels.operations import Kind, kind_of, title
@@ -40,7 +40,12 @@ class Masked:
         self.graph.set(self.remains.structure.alive(left))
 
 
-def check(model, small, filters, images=None):
+def check(
+    model: nn.Module,
+    small: nn.Module,
+    filters: dict[str, torch.Tensor],
+    images: torch.Tensor | None = None,
+) -> None:
     """Raise ValueError, which says where it begins, where the network `small` computes something
     else than `model` with all filters but some at zero. filters: layer -> indices, in the unpruned
     network, of these. images: some that it is to be tried with; else noise."""

@@ -1,11 +1,12 @@
 """What a network costs, what each filter costs, and how large its group's weights are."""
 
 import torch
+from torch import nn
 
 from channels.groups import remains_of
 
 
-def measure_cost(model, image_size=32, filters=None):
+def measure_cost(model: nn.Module, image_size: int = 32, filters: dict | None = None) -> dict:
     """What a network costs for one image, as a dict.
 
     "filters": of all prunable layers, those that follow them included; "parameters"; "macs":
@@ -18,7 +19,7 @@ def measure_cost(model, image_size=32, filters=None):
     return cost_of(structure, structure.alive(filters or remains.filters), image_size)
 
 
-def cost_of(structure, alive, image_size):
+def cost_of(structure, alive: torch.Tensor, image_size: int) -> dict:
     """`measure_cost` of what is left of a network where these numbers are alive."""
     sizes, positions = structure.sizes, structure.positions(image_size)
     left = sizes.left(alive)
@@ -34,7 +35,9 @@ def cost_of(structure, alive, image_size):
     }
 
 
-def filter_costs(model, budget="macs", image_size=32, layer_times=None):
+def filter_costs(
+    model: nn.Module, budget: str = "macs", image_size: int = 32, layer_times: dict | None = None
+) -> dict[str, torch.Tensor]:
     """What a network saves, to first order, when one of its filters goes: layer -> 1-D tensor.
 
     It counts the filter's own row of weights, what follows it, and its part of the readers: all of
@@ -83,7 +86,7 @@ def _may_leave(structure, spent):
     return torch.where(in_stream & always[structure.stream[structure.root]], 0.0, spent)
 
 
-def group_norms(model):
+def group_norms(model: nn.Module) -> dict[str, torch.Tensor]:
     """The L2 norm of each filter together with its group: its weights, the scale of its BatchNorm,
     what follows it, and the weights that read its channel. Each filter that writes the channel has
     an equal part of the square of these, also where the channel stays without it. Biases and shifts

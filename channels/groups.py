@@ -94,7 +94,7 @@ def signature(model):
     return layers
 
 
-def remains_of(model, image_size=None):
+def remains_of(model: nn.Module, image_size: int | None = None) -> Remains:
     """The Remains of a network; its graph is looked at where it was not yet, or layers are others
     now. image_size: pixels, one that the network takes. Raises ValueError where its graph cannot be
     understood."""
@@ -104,7 +104,7 @@ def remains_of(model, image_size=None):
     return known
 
 
-def keep_whole(model, reasons):
+def keep_whole(model: nn.Module, reasons: dict[str, str]) -> None:
     """From now on the channels that some operations read and write are fixed, in an unpruned
     network. reasons: names of nodes of the graph -> why, in words. Raises ValueError where nothing
     is left that can be pruned."""
@@ -112,7 +112,7 @@ def keep_whole(model, reasons):
     _look_at(model, structure.image_shape[-1], structure.fixed_operations | reasons)
 
 
-def share_structure(model, other):
+def share_structure(model: nn.Module, other: nn.Module) -> None:
     """Let `model`, which is unpruned, have the Structure of `other`: a network like it, or one that
     was pruned from such a network."""
     _set_structure(model, remains_of(other).structure)
@@ -157,7 +157,7 @@ def _has_hooks(module):
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def unused_parameters(model):
+def unused_parameters(model: nn.Module) -> list[str]:
     """The names of parameters that the network's forward does not compute with, as a list."""
     graph = remains_of(model).graph
     used = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
@@ -168,7 +168,7 @@ def unused_parameters(model):
     return [name for name, _ in model.named_parameters() if not is_used(name)]
 
 
-def fixed_text(structure):
+def fixed_text(structure: Structure) -> list[str]:
     """Which filters are fixed, and why, as lines."""
     lines = []
     for name, (count, total, reason) in structure.fixed.items():
@@ -177,7 +177,7 @@ def fixed_text(structure):
     return lines
 
 
-def filter_groups(model, image_size=None):
+def filter_groups(model: nn.Module, image_size: int | None = None) -> list[FilterGroup]:
     """All prunable layers of a network in order, as a list of FilterGroup, made afresh on each
     call. image_size: see `remains_of`. Raises ValueError where nothing can be pruned."""
     remains = remains_of(model, image_size)
@@ -206,7 +206,7 @@ def filter_groups(model, image_size=None):
     return groups
 
 
-def filter_count(model):
+def filter_count(model: nn.Module) -> tuple[int, int]:
     """(filters now, filters in the unpruned network), those that follow others counted."""
     remains = remains_of(model)
     structure = remains.structure
@@ -214,17 +214,17 @@ def filter_count(model):
     return now, structure.count_filters(structure.alive(structure.all_filters()))
 
 
-def all_filters(model):
+def all_filters(model: nn.Module) -> dict[str, torch.Tensor]:
     """Layer -> indices of all filters that the unpruned network has."""
     return remains_of(model).structure.all_filters()
 
 
-def dense_widths(model):
+def dense_widths(model: nn.Module) -> dict[str, int]:
     """Layer -> filters in the unpruned network."""
     return {name: len(numbers) for name, numbers in remains_of(model).structure.filters.items()}
 
 
-def widths_of(model):
+def widths_of(model: nn.Module) -> dict[str, int | list[int]]:
     """Enough to rebuild a network: layer -> number of filters, or, where these would not do, the
     list of the channels of its stream that it writes, or of its filters."""
     remains = remains_of(model)
@@ -243,20 +243,20 @@ def widths_of(model):
     return {name: filters.tolist() for name, filters in remains.filters.items()}
 
 
-def load_weights(model, state, strict=True):
+def load_weights(model: nn.Module, state: dict[str, torch.Tensor], strict: bool = True) -> None:
     """Load a plain dict of tensors, which need not have the versions that some networks ask for."""
     versioned = OrderedDict(state)
     versioned._metadata = model.state_dict()._metadata
     model.load_state_dict(versioned, strict=strict)
 
 
-def kernel_matrix(conv):
+def kernel_matrix(conv: nn.Conv2d) -> torch.Tensor:
     """A convolution's kernels as the rows of a matrix: out_channels x weights of one filter, in
     their order in channels-last memory."""
     return conv.weight.permute(0, 2, 3, 1).flatten(1)
 
 
-def filter_matrix(conv):
+def filter_matrix(conv: nn.Conv2d) -> torch.Tensor:
     """`kernel_matrix`, with the bias as one more column where the convolution has one."""
     matrix = kernel_matrix(conv)
     return matrix if conv.bias is None else torch.cat((matrix, conv.bias[:, None]), 1)

@@ -33,7 +33,9 @@ PASS = 1.5
 CHANNELWISE = Kind.APART, Kind.ADDS, Kind.MULTIPLIES
 
 
-def lower(model, images, fold=True, plain=True):
+def lower(
+    model: nn.Module, images: torch.Tensor, fold: bool = True, plain: bool = True
+) -> fx.GraphModule:
     """An fx.GraphModule with the logits of `model` in eval mode, to float32's accuracy.
 
     images: N x 3 x H x W; the network is made for their size and any N. fold: a BatchNorm that

@@ -6,7 +6,7 @@ numbers = number_channels(graph, skeleton)   # of trace.py; running.py has compu
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.fx import Node, map_arg
 
 from channels.layers import Layer, can_be_cut, elsewhere
@@ -74,7 +74,7 @@ class Numbers:
     reordered: list
 
 
-def number_channels(graph, skeleton, fixed=()):
+def number_channels(graph: fx.Graph, skeleton: nn.Module, fixed=()) -> Numbers:
     """Give each channel in a graph a number. Returns Numbers; nodes get their traits `numbers`,
     `channels` and `in_part`.
 

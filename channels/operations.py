@@ -86,7 +86,7 @@ _KINDS = {name: row.kind for row in TABLE for name in row.names.split()}
 _LAYERS = {layer: row.kind for row in TABLE for layer in row.layers}
 
 
-def kind_of(node):
+def kind_of(node: fx.Node) -> Kind | None:
     """The Kind of a node's operation; None where the table does not have it."""
     if node.op == "call_module":
         return _LAYERS.get(layer_of(node))
@@ -105,7 +105,7 @@ def layer_of(node):
     return traits_of(node).layer
 
 
-def name_of(node):
+def name_of(node: fx.Node) -> str:
     """What an operation is called: a function's or method's name, or a layer's class."""
     if node.op == "call_module":
         return layer_of(node).__name__
@@ -114,7 +114,7 @@ def name_of(node):
     return getattr(node.target, "__name__", str(node.target))
 
 
-def title(node):
+def title(node: fx.Node) -> str:
     """An operation in words: its layer's dotted name and what it is."""
     if node.op == "call_module":
         return str(node.target)
@@ -122,13 +122,13 @@ def title(node):
     return f"{name_of(node)} in {inside}" if inside else name_of(node)
 
 
-def path_of(node):
+def path_of(node: fx.Node) -> str:
     """Dotted name of the module whose `forward` has the operation."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return stack[-1][0] if stack else ""
 
 
-def works_in_place(node, root):
+def works_in_place(node: fx.Node, root: nn.Module) -> bool:
     """Whether an operation changes its first argument, a tensor. root: of the graph's layers."""
     if not node.args or not isinstance(node.args[0], fx.Node):
         return False

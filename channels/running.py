@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 
-def compute_all(graph, root, shape):
+def compute_all(graph: fx.Graph, root: nn.Module, shape: tuple) -> dict:
     """{node: what it gives} for two images of this shape, on the meta device. root: the module that
     has the layers. An error has the node where it arose as its attribute `node`."""
     dtype = next((parameter.dtype for parameter in root.parameters()), torch.float32)
@@ -46,7 +46,7 @@ def compute(node, root, look, module=None):
 # --------------------------------------------------------------------------- vectors of numbers
 
 
-def along(numbers, dim):
+def along(numbers: torch.Tensor, dim: int) -> torch.Tensor | None:
     """The vector of a tensor's values along `dim`; None where they vary along others."""
     others = [other for other in range(numbers.dim()) if other != dim]
     first = [0] * numbers.dim()
@@ -57,7 +57,7 @@ def along(numbers, dim):
     return vector if torch.equal(spread(vector, numbers.shape, dim), numbers) else None
 
 
-def varies(numbers):
+def varies(numbers: torch.Tensor) -> tuple | None:
     """(dimension, vector) where a tensor's values vary along one dimension only; the first beside
     the batch where they are all equal, None where they vary along several."""
     for dim in (1, *range(numbers.dim() - 1, 1, -1), 0):
@@ -68,7 +68,7 @@ def varies(numbers):
     return None
 
 
-def spread(vector, shape, dim):
+def spread(vector: torch.Tensor, shape: tuple, dim: int) -> torch.Tensor:
     """A vector along one dimension of a larger shape, without memory."""
     sizes = [1] * len(shape)
     sizes[dim] = -1

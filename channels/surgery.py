@@ -31,7 +31,9 @@ class CannotCut(ValueError):
         self.node = node
 
 
-def cut_channels(model, structure, before, after):
+def cut_channels(
+    model: nn.Module, structure, before: torch.Tensor, after: torch.Tensor
+) -> fx.Graph:
     """Remove from a network, in place, all channels whose numbers are alive `before` and not
     `after`. Returns its new graph, whose nodes have the trait `channels`. Raises ValueError where a
     layer would have none left, or an operation cannot be made to fit."""

@@ -25,7 +25,7 @@ LAZY = (
 )
 
 
-def trace(model, shapes):
+def trace(model: nn.Module, shapes: list[tuple]) -> tuple[nn.Module, fx.Graph, list[tuple]]:
     """(skeleton, graph, shapes): a copy of `model` without memory, on the meta device and in eval
     mode, the fx.Graph of its operations, which computes as its class does in both modes, and the
     shapes of images that it may be for: some of `shapes`, (channels, height, width) each.

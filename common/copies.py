@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 
-def copy_of(network, memo=None, device=None):
+def copy_of(network: nn.Module, memo: dict | None = None, device=None) -> nn.Module:
     """A deep copy of a network. memo: see copy.deepcopy. device: to which tensors go that are
     neither parameters nor buffers and that a pass has computed.
 

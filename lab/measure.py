@@ -68,7 +68,7 @@ def stream_widths(network):
     return {name: width for name, width in streams.items() if name not in layers}
 
 
-def measure_orthogonality(network):
+def measure_orthogonality(network: torch.nn.Module) -> dict:
     """{"mean": over layers, "layers": {convolution: degree of orthogonality}}."""
     layers = train.degree_of_orthogonality(network)
     return {"mean": sum(layers.values()) / len(layers), "layers": layers}

@@ -80,7 +80,14 @@ def file_name(name):
     return name.replace(":", ".")
 
 
-def build_network(name, num_classes, width=1.0, widths=None, whole=(), image_size=None):
+def build_network(
+    name: str,
+    num_classes: int,
+    width: float = 1.0,
+    widths: dict | None = None,
+    whole=(),
+    image_size: int | None = None,
+) -> torch.nn.Module:
     """A network with fresh weights, in channels-last memory; `origin` says how it was built.
 
     width: multiplies the widths of one of the four. widths: those of a pruned one, as
@@ -346,7 +353,7 @@ def unpruned_twin(network):
     return twin
 
 
-def fresh_like(network, num_classes):
+def fresh_like(network: torch.nn.Module, num_classes: int) -> torch.nn.Module:
     """A network with fresh weights for `num_classes` classes, as small as `network`, in which the
     same stays whole."""
     origin, structure = network.origin, remains_of(network).structure

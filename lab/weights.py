@@ -116,7 +116,7 @@ def network_like(weights, model, num_classes, width=1.0, image_size=None):
     return network, []
 
 
-def initialise(model, weights, classes=None, normalize=None, classifier=False):
+def initialise(model: torch.nn.Module, weights, classes=None, normalize=None, classifier=False):
     """Give `model`, in place, the Weights of a file, layer by layer, whatever wrote them.
 
     It holds a state dict, bare or wrapped (see lab/reader.py); its names are this suite's, the
