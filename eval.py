@@ -241,7 +241,7 @@ class Measurement:
 
 
 def make_parser():
-    trains = {each.name: "it is a flag of main.py" for each in fields(Experiment)}
+    trains = {option.name: "it is a flag of main.py" for option in fields(Experiment)}
     parser = Parser(prog="eval.py", description=__doc__, hints=trains | hints.EVAL)
     parser.add_flags(Measurement)
     return parser
@@ -325,7 +325,11 @@ def check(args):
     """Raise InputError where flags contradict each other."""
     if processes()[1] > 1:
         raise InputError("eval.py measures in one process; run it without torchrun")
-    given = [each.name for each in fields(Measurement) if getattr(args, each.name) != each.default]
+    given = [
+        option.name
+        for option in fields(Measurement)
+        if getattr(args, option.name) != option.default
+    ]
     alone = {"report", "latency", *(("device", "model") if args.latency else ())}
     if args.report and set(given) - alone:
         others = " ".join(f"--{name}" for name in given if name not in alone)
@@ -335,7 +339,7 @@ def check(args):
     if args.model and args.model not in MODELS:
         networks.check_name(args.model)
     check_needed(Measurement, args)
-    asks = [each.name for each in fields(Measurement) if ASKS in each.metadata["marks"]]
+    asks = [option.name for option in fields(Measurement) if ASKS in option.metadata["marks"]]
     if not args.report and not any(getattr(args, name) for name in asks):
         raise InputError(
             "nothing was asked for; add one of " + ", ".join(f"--{name}" for name in asks)

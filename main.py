@@ -353,7 +353,7 @@ def prune_filters(job, number):
     heading(round_title(job, number, 2, goal))
     if flags.select:
         small, timed, candidates = cutting.best_cut(job, number, target)
-        residual = next(each["residual"] for each in candidates if each["chosen"])
+        residual = next(candidate["residual"] for candidate in candidates if candidate["chosen"])
     else:
         candidates, residual = None, flags.residual
         small, timed = cutting.cut_in_steps(
@@ -457,12 +457,12 @@ def described(flags):
     except InputError as error:  # a job may be looked at on another machine than it runs on
         device = str(error)
     steps = []
-    for each in job.steps:
+    for planned in job.steps:
         entry = {
-            "step": each.action.title,
-            "round": each.number,
-            "phase": each.phase,
-            **each.action.shows(job, each.phase, each.number),
+            "step": planned.action.title,
+            "round": planned.number,
+            "phase": planned.phase,
+            **planned.action.shows(job, planned.phase, planned.number),
         }
         if len(steps) < done:
             entry["is done"] = True
@@ -488,9 +488,9 @@ def described_sweep(flags):
     cells, runs = sweep.plan(flags)
     parsed = [parse(sweep.command_of(cell)) for cell in runs]
     sweep.check_outputs(
-        runs, [plan.recorded(each, DRIVES[each.control])[0].outputs for each in parsed]
+        runs, [plan.recorded(flags, DRIVES[flags.control])[0].outputs for flags in parsed]
     )
-    for place in {(each.data_path, each.test_percent, each.val_percent) for each in parsed}:
+    for place in {(flags.data_path, flags.test_percent, flags.val_percent) for flags in parsed}:
         data.count_images(*place)
     return {
         "cells": list(map(command_line, cells)),

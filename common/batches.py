@@ -174,7 +174,7 @@ def _crops(batches, device):
     area, ratio, across, down, mirror = torch.rand(5, count, generator=generator)
     area = AREA[0] + area * (AREA[1] - AREA[0])
     ratio = (math.log(RATIO[0]) + ratio * math.log(RATIO[1] / RATIO[0])).exp()
-    width, height = ((area * each).sqrt().clamp(max=1) for each in (ratio, 1 / ratio))
+    width, height = ((area * factor).sqrt().clamp(max=1) for factor in (ratio, 1 / ratio))
     # Where the centre is, and how far the sides are away from it, from -1 to 1.
     maps = torch.zeros(count, 2, 3)
     maps[:, 0, 0] = torch.where(mirror < 0.5 * batches.flip, -width, width)
@@ -197,8 +197,8 @@ AUGMENTATIONS = {"shift": _shifts, "crop": _crops}
 def _scale_and_shift(normalize, device):
     """(a, b) so that pixels / a - b are normalised: numbers where the colours are treated alike."""
     means, deviations = normalize[:3], normalize[3:]
-    scale = [255 * each for each in deviations]
-    shift = [mean / each for mean, each in zip(means, deviations)]
+    scale = [255 * deviation for deviation in deviations]
+    shift = [mean / deviation for mean, deviation in zip(means, deviations)]
     if len(set(scale)) == len(set(shift)) == 1:
         return scale[0], shift[0]
     return torch.tensor(scale, device=device), torch.tensor(shift, device=device)

@@ -207,7 +207,7 @@ def _keep(folder, content, parts, size, white):
             os.unlink(name)
     description = _by_place(read, parts) | {
         "written": written,
-        "sums": {name: base64.b64encode(each.sums).decode() for name, each in rows.items()},
+        "sums": {name: base64.b64encode(part.sums).decode() for name, part in rows.items()},
     }
     write_atomically(
         {
@@ -266,11 +266,11 @@ def _recall(folder, content, parts, size, most):
         if length <= most:
             with file:
                 return read._replace(
-                    parts={name: in_memory(each, "cpu") for name, each in pixels.items()}
+                    parts={name: in_memory(part, "cpu") for name, part in pixels.items()}
                 )
         if status.st_mtime_ns != written:  # by somebody else: all images are checked now
-            for each in pixels.values():
-                for _ in each.chunks():
+            for part in pixels.values():
+                for _ in part.chunks():
                     pass
         return read._replace(parts=pixels)
     except InputError as error:
@@ -300,7 +300,7 @@ def _described(path, parts):
     if kept["checksum"] != _checksum(description):
         raise ValueError(f"{path.name} has changed on the disk")
     sums = {
-        name: np.frombuffer(base64.b64decode(each), "<u4") for name, each in kept["sums"].items()
+        name: np.frombuffer(base64.b64decode(text), "<u4") for name, text in kept["sums"].items()
     }
     if {name: len(each) for name, each in sums.items()} != {
         name: len(paths) for name, paths in parts.items()

@@ -85,16 +85,16 @@ class Parser(argparse.ArgumentParser):
     def add_flags(self, cls):
         """Add the fields of a dataclass that `flag` has made."""
         groups = {}
-        for each in filter(lambda each: each.metadata, fields(cls)):
-            options = dict(each.metadata["options"])
-            name, names = each.metadata["group"], each.metadata["names"]
+        for option in made_by_flag(cls):
+            options = dict(option.metadata["options"])
+            name, names = option.metadata["group"], option.metadata["names"]
             if name not in groups:
                 groups[name] = self.add_argument_group(name)
             if not {"type", "choices"} & options.keys():
                 options["type"] = text
             if options.get("type") is boolean:
-                self.switches.add(f"--{each.name}")
-            groups[name].add_argument(f"--{each.name}", *names, default=each.default, **options)
+                self.switches.add(f"--{option.name}")
+            groups[name].add_argument(f"--{option.name}", *names, default=option.default, **options)
 
 
 class _Version(argparse.Action):
@@ -132,30 +132,35 @@ def switch(group, help, **more):
     return flag(group, False, help, type=boolean, metavar="True|False", **more)
 
 
+def made_by_flag(cls):
+    """The fields of a dataclass that `flag` has made, as a list."""
+    return [option for option in fields(cls) if option.metadata]
+
+
 def given_names(argv, cls):
     """The names of a dataclass's flags that a command line has, however they are called there."""
     words = {word.partition("=")[0] for word in argv if word.startswith("--")}
     words |= {word[:2] for word in argv if word.startswith("-")}
     return {
-        each.name
-        for each in fields(cls)
-        if each.metadata and words & {f"--{each.name}", *each.metadata["names"]}
+        option.name
+        for option in made_by_flag(cls)
+        if words & {f"--{option.name}", *option.metadata["names"]}
     }
 
 
 def marked(cls, mark):
     """The names of a dataclass's flags that have this mark."""
-    return {each.name for each in fields(cls) if mark in each.metadata["marks"]}
+    return {option.name for option in fields(cls) if mark in option.metadata["marks"]}
 
 
 def check_needed(cls, args):
     """Raise InputError where a flag is given that does nothing, since another one is not."""
-    for each in filter(lambda each: each.metadata, fields(cls)):
-        needed = each.metadata["only_with"]
-        if needed and getattr(args, each.name) != each.default:
+    for option in made_by_flag(cls):
+        needed = option.metadata["only_with"]
+        if needed and getattr(args, option.name) != option.default:
             name, _, value = needed.partition("=")
             if not getattr(args, name) or value and str(getattr(args, name)) != value:
-                raise InputError(f"--{each.name} only works with --{needed}")
+                raise InputError(f"--{option.name} only works with --{needed}")
 
 
 def text(value):

@@ -183,17 +183,17 @@ def image_files(path):
 
 def _no_training(root, folders):
     """What to say of a folder without training images."""
-    others = [each for each in _visible_folders(root) if each not in folders.values()]
-    inside = [each for each in others if (each / "train").is_dir()]
+    others = [folder for folder in _visible_folders(root) if folder not in folders.values()]
+    inside = [folder for folder in others if (folder / "train").is_dir()]
     if inside:
         return InputError(f"{root} has no folder train/, but {inside[0]} has")
-    like = [each for each in others if any(map(is_image, _files_in(each)))]
+    like = [folder for folder in others if any(map(is_image, _files_in(folder)))]
     if len(like) > 1 and not folders:
         return InputError(
             f"{root} has no folder train/. If {like[0].name}/ and {like[1].name}/ "
             "are classes, --test_percent=20 takes a fifth of each for testing"
         )
-    names = shortened(f"{each.name}/" for each in _visible_folders(root))
+    names = shortened(f"{folder.name}/" for folder in _visible_folders(root))
     found = f"; it has {names}" if names else ""
     return InputError(
         f"{root} has no folder train/{found}. It needs train/ and test/, each with "
@@ -254,9 +254,9 @@ def _is_class(folder):
 
 def _visible_folders(root):
     return [
-        each
-        for each in sorted(root.iterdir())
-        if each.is_dir() and not _hidden(each.name) and not _of_system(each.name)
+        folder
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and not _hidden(folder.name) and not _of_system(folder.name)
     ]
 
 

@@ -644,9 +644,9 @@ class Experiment:
         if self.select:  # which sets them itself
             usual |= {"ranking": self.ranking, "residual": self.residual}
         return [
-            _written(each, getattr(self, each.name))
-            for each in named_flags(self.control)
-            if str(getattr(self, each.name)) != str(usual[each.name])
+            _written(option, getattr(self, option.name))
+            for option in named_flags(self.control)
+            if str(getattr(self, option.name)) != str(usual[option.name])
         ]
 
     @property
@@ -662,9 +662,9 @@ class Experiment:
 
 
 DEFAULTS = {
-    each.name: each.default
-    for each in fields(Experiment)
-    if RESUME_IGNORES not in each.metadata["marks"]
+    option.name: option.default
+    for option in fields(Experiment)
+    if RESUME_IGNORES not in option.metadata["marks"]
 }
 
 
@@ -672,7 +672,9 @@ def named_flags(control):
     """The flags, as fields, that show in the names of files and in those of reports' methods."""
     pruned = marked(Experiment, ONLY_PRUNED) if control == "unpruned" else ()
     return [
-        each for each in fields(Experiment) if each.metadata["named"] and each.name not in pruned
+        option
+        for option in fields(Experiment)
+        if option.metadata["named"] and option.name not in pruned
     ]
 
 
@@ -684,9 +686,9 @@ def words_of(flags, control):
     """How an experiment differs from the published one, in words: ["mean", "8 steps"]. flags: name
     -> value."""
     return [
-        each.metadata["named"][1].format(flags[each.name])
-        for each in named_flags(control)
-        if flags.get(each.name, each.default) != each.default
+        option.metadata["named"][1].format(flags[option.name])
+        for option in named_flags(control)
+        if flags.get(option.name, option.default) != option.default
     ]
 
 
@@ -744,7 +746,7 @@ def parse(argv, description=None):
     """The command line -> Experiment or Sweep. Raises InputError where flags are in conflict."""
     args = make_parser(description).parse_args(argv)
     sweep = Sweep(
-        **{each.name: vars(args).pop(each.name) for each in fields(Sweep) if each.metadata}
+        **{option.name: vars(args).pop(option.name) for option in fields(Sweep) if option.metadata}
     )
     if sweep.sweep:
         return _checked_sweep(sweep, args)
@@ -790,7 +792,7 @@ def parse(argv, description=None):
 def _take_from_preset(args, given):
     """Flags that are not given have the value that the preset says; those of the pruning only where
     there is one."""
-    groups = {each.name: each.metadata["group"] for each in fields(Experiment)}
+    groups = {option.name: option.metadata["group"] for option in fields(Experiment)}
     parser = make_parser()
     parser.place = f"config.py, preset {args.preset!r}, flags: "
     for name, value in PRESETS[args.preset].flags.items():
@@ -826,21 +828,21 @@ def _check_ranking(args, given):
 
 
 def _checked_sweep(sweep, args):
-    for each in fields(Experiment):
-        if getattr(args, each.name) != each.default and each.name != "print_config":
-            more = "" if each.name in marked(Experiment, SET_BY_SWEEP) else ", or write it there"
-            raise InputError(f"--sweep runs what its file says; leave out --{each.name}{more}")
+    for option in fields(Experiment):
+        if getattr(args, option.name) != option.default and option.name != "print_config":
+            more = "" if option.name in marked(Experiment, SET_BY_SWEEP) else ", or write it there"
+            raise InputError(f"--sweep runs what its file says; leave out --{option.name}{more}")
     if processes()[1] > 1:
         raise InputError("--sweep starts processes itself; run it without torchrun")
     return replace(sweep, print_config=args.print_config)
 
 
 def _check_only_train(args):
-    for each in fields(Experiment):
-        if each.metadata["group"] == "pruning" and getattr(args, each.name) != each.default:
+    for option in fields(Experiment):
+        if option.metadata["group"] == "pruning" and getattr(args, option.name) != option.default:
             raise InputError(
                 f"--only_train={args.only_train} trains and stops, it does not "
-                f"prune; leave out --{each.name}"
+                f"prune; leave out --{option.name}"
             )
     if args.pretrained and (args.only_train == "base" or args.ebt):
         raise InputError(
@@ -860,11 +862,13 @@ def _check_pruning(args, given):
             "--thresholds and --prune_percent contradict each other; leave out one of them"
         )
     if args.control == "unpruned":
-        for each in named_flags(False):
-            if ONLY_PRUNED in each.metadata["marks"]:
-                if each.name in given:
-                    raise InputError(f"--control=unpruned prunes nothing; leave out --{each.name}")
-                setattr(args, each.name, each.default)
+        for option in named_flags(False):
+            if ONLY_PRUNED in option.metadata["marks"]:
+                if option.name in given:
+                    raise InputError(
+                        f"--control=unpruned prunes nothing; leave out --{option.name}"
+                    )
+                setattr(args, option.name, option.default)
         if args.thresholds or args.prune_percent is not None:
             raise InputError(
                 "--control=unpruned prunes nothing; leave out the percent "

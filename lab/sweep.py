@@ -31,7 +31,7 @@ from lab.tables import accuracy_text
 
 OF_INIT = {
     "init",
-    *(each.name for each in fields(Experiment) if each.metadata["only_with"] == "init"),
+    *(option.name for option in fields(Experiment) if option.metadata["only_with"] == "init"),
 }
 
 
@@ -57,7 +57,7 @@ def read_sweep(name):
             ) from error
     if not isinstance(settings, dict):
         raise InputError(f'--sweep={name} holds no flags; it looks like {{"model": ["vgg"], ...}}')
-    allowed = {each.name for each in fields(Experiment)} - marked(Experiment, SET_BY_SWEEP)
+    allowed = {option.name for option in fields(Experiment)} - marked(Experiment, SET_BY_SWEEP)
     parser, choices = make_parser(), {}
     parser.place = f"--sweep={name}: "
     for key, values in settings.items():
@@ -130,9 +130,9 @@ def needs_of(cell):
     if only == "base" or cell.get("ebt") and (only or cell.get("eb_detect")):
         return []
     training = {
-        each.name: cell[each.name]
-        for each in fields(Experiment)
-        if each.name in cell and each.metadata["group"] != "pruning"
+        option.name: cell[option.name]
+        for option in fields(Experiment)
+        if option.name in cell and option.metadata["group"] != "pruning"
     }
     only = "ortho" if has_penalty(cell.get("pruning_type")) else "base"
     if only == "base":  # as in _without_idle
@@ -302,7 +302,7 @@ class _Comparison:
             with open(log, "a") as output:
                 if self.stopped:
                     return 130, log
-                argv = [each for each in job.argv if not (stale and each == "--resume=True")]
+                argv = [word for word in job.argv if not (stale and word == "--resume=True")]
                 process = subprocess.Popen(
                     [sys.executable, str(MAIN), *argv],
                     env=environment,
