@@ -30,7 +30,7 @@ UNPACK = {
 }
 SHARDS = (".parquet", ".arrow", ".tfrecord", ".npz", ".npy", ".h5", ".hdf5", ".mat", ".mdb")
 TABLES = (".csv", ".tsv", ".xlsx", ".jsonl", ".json")  # that may name classes
-LINES = 'lab/README.md ("Images from tables") has three lines that'
+LINES = 'lab/README.md ("Images from tables") has a few lines that'
 
 # What systems put beside a user's files, besides names that begin with a dot or an @.
 SYSTEM = {

@@ -761,7 +761,7 @@ def test_images_that_are_in_no_folders_are_named_with_what_brings_them_there(
             load_data(archive, 16)
 
 
-def test_the_three_lines_that_bring_images_from_tables_into_folders(tmp_path, digits, monkeypatch):
+def test_the_few_lines_that_bring_images_from_tables_into_folders(tmp_path, digits, monkeypatch):
     """As lab/README.md has them."""
     monkeypatch.chdir(tmp_path)
     section = (
@@ -788,7 +788,7 @@ def test_the_three_lines_that_bring_images_from_tables_into_folders(tmp_path, di
         pyarrow.parquet.write_table(pyarrow.table(table), root / "data/train-0.parquet")
         ways[from_parquet] = ways[from_list]
     for lines, (count, classes) in ways.items():
-        assert lines.count("\n") == 3
+        assert lines.count("\n") <= 7
         exec(lines, {})
         images = load_data("sorted", 16, test_percent=20)
         assert len(images.train) + len(images.test) == count and images.classes == classes

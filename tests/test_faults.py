@@ -36,6 +36,7 @@ from lab.checkpoint import load_checkpoint
 from lab.experiment import DEFAULTS
 from lab.reader import read_safely
 from lab.resume import State, read_resume_file, write_resume_file
+from lab.steps import Start
 from models import build_model
 from train import Training, TrainingStep, fit, train_epoch
 
@@ -388,7 +389,9 @@ def test_a_flipped_bit_of_a_resume_file_is_noticed_or_means_nothing(tmp_path):
         return type(one) is type(other) and one == other
 
     path, random = tmp_path / "x.resume", np.random.RandomState(0)
-    write_resume_file(path, narrow("vgg"), State("train base"), {"flags": {"model": "vgg"}})
+    write_resume_file(
+        path, narrow("vgg"), State(Start(None, ("base",))), {"flags": {"model": "vgg"}}
+    )
     whole, known, accepted = path.read_bytes(), read_safely(path), 0
     for bit in random.randint(0, 8 * len(whole), 300):
         content = bytearray(whole)
@@ -731,11 +734,13 @@ def test_random_states_come_back(tmp_path):
         return random.random(), np.random.rand(), torch.rand(1).item()
 
     draw()
-    write_resume_file(tmp_path / "x.resume", network, State("train base"), {"flags": DEFAULTS})
+    write_resume_file(
+        tmp_path / "x.resume", network, State(Start(None, ("base",))), {"flags": DEFAULTS}
+    )
     expected = draw()
     draw()
     again, state = read_resume_file(tmp_path / "x.resume", {"flags": DEFAULTS})
-    assert draw() == expected and state == State("train base")
+    assert draw() == expected and state == State(Start(None, ("base",)))
     assert all(map(torch.equal, again.state_dict().values(), network.state_dict().values()))
 
 

@@ -23,7 +23,7 @@ import eval as measure
 from common.errors import InputError
 from conftest import ROOT, copy_suite, files, write_folder
 from data import load_data
-from lab import formats, hints, report, results
+from lab import hints, report, results
 from lab.checkpoint import load_checkpoint
 from lab.experiment import Experiment, Sweep, make_parser
 from lab.sweep import read_sweep
@@ -845,7 +845,7 @@ def test_no_permission_to_read_is_said(tmp_path, digits, monkeypatch):
         load_data(root, 16)
     (tmp_path / "net.pth").write_bytes(b"x")
     forbidden = tmp_path / "net.pth"
-    monkeypatch.setattr(formats, "open", denied, raising=False)
+    monkeypatch.setattr(reader, "open", denied, raising=False)
     with pytest.raises(InputError, match="net.pth may not be read: Permission denied"):
         load_checkpoint(forbidden)
 
