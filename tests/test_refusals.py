@@ -23,7 +23,7 @@ import eval as measure
 from common.errors import InputError
 from conftest import ROOT, copy_suite, files, write_folder
 from data import load_data
-from lab import hints, report, results
+from lab import hints, reader, report, results
 from lab.checkpoint import load_checkpoint
 from lab.experiment import Experiment, Sweep, make_parser
 from lab.sweep import read_sweep
