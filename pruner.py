@@ -10,8 +10,8 @@ import itertools
 import math
 import reprlib
 import statistics
-from dataclasses import dataclass
 from numbers import Real
+from typing import NamedTuple
 
 import torch
 
@@ -338,8 +338,7 @@ def is_removable(model: torch.nn.Module, residual: str = "single") -> bool:
     return bool(_removal_order(remains_of(model), groups, residual, values))
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """What leaves together of a network. filters: (layer, index) of each. layers: those that it has
     filters of in the unpruned network."""
 
@@ -370,7 +369,7 @@ def _units_of(structure, residual):
 
 def _layers_of(filters):
     """The layers of some filters, in their order."""
-    return tuple(dict.fromkeys(name for name, _ in filters))
+    return tuple(dict(filters))
 
 
 def _removal_order(remains, groups, residual, values, ranking="global", costs=None, losses=None):
@@ -400,13 +399,21 @@ def _removal_order(remains, groups, residual, values, ranking="global", costs=No
 
     order = []
     for unit in sorted(units, key=turn):
-        leaving = collections.Counter(name for name, _ in unit.filters)
-        has_room = all(spare[name] >= count for name, count in leaving.items())
-        if has_room and needed.isdisjoint(unit.filters):
+        if needed.isdisjoint(unit.filters) and _is_spared(unit, spare):
             order.append(unit)
-            for name, count in leaving.items():
-                spare[name] -= count
     return order
+
+
+def _is_spared(unit, spare):
+    """Whether all layers can spare a unit's filters; then these are counted off. spare: layer ->
+    how many it can."""
+    for name, _ in unit.filters:
+        spare[name] -= 1
+    if all(spare[name] >= 0 for name, _ in unit.filters):
+        return True
+    for name, _ in unit.filters:
+        spare[name] += 1
+    return False
 
 
 def _fixed(groups):
