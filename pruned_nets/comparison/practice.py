@@ -609,6 +609,7 @@ def write_page():
         if any(content["rows"] for content in own):
             draw_curves(name, own)
             lines += ["", f"![Right after the cut](practice/{name}.png)", "", *_curve_table(own)]
+        lines += _question_table(own, name)
         lines += _training_table(own)
     PAGE.write_text("\n".join(lines).strip() + "\n")
 
@@ -634,26 +635,39 @@ def _summary(found):
         for name in TASKS:
             for key, gaps in sorted(_gaps(found, name, row, rivals).items(), reverse=True):
                 budget, share, epochs = key
-                table.append(
-                    row_of(
-                        [
-                            name,
-                            f"{share}% of {COSTS[budget]}",
-                            str(epochs),
-                            interval(gaps) or ", ".join(f"{gap:+.1f}" for gap in gaps),
-                        ]
-                    )
-                )
+                left = f"{share}% of {COSTS[budget]}"
+                table.append(row_of([name, left, str(epochs), _gap_text(gaps)]))
         if table:
-            lines += [
-                "",
-                f"`{row.name}` minus {title}, of the same seed:",
-                "",
-                row_of(["", "left", "epochs", "difference"]),
-                "|---" * 4 + "|",
-                *table,
-            ]
+            title = f"`{row.name}` minus {title}, of the same seed:"
+            lines += _table(title, ["", "left", "epochs", "difference"], table)
     return lines
+
+
+def _table(title, columns, rows):
+    return ["", title, "", row_of(columns), "|---" * len(columns) + "|", *rows]
+
+
+def _question_table(found, name):
+    """What each change is worth, beside the same cut and fine-tuning without it."""
+    cells = {}  # (row, tuning) -> {seed: accuracy}
+    for content in found:
+        for entry in content.get("trainings", ()):
+            if entry["share"] == 25:
+                key = Row(**entry["row"]), Tuning(**entry["tuning"])
+                cells.setdefault(key, {})[content["seed"]] = entry["top1"]
+    rows = []
+    for row, _share, tuning in questions_plan():
+        seeds = cells.get((row, tuning), {})
+        usual = (row if row in THEIR_BEST else OUR_BEST[0]), Tuning(5)
+        shared = sorted(seeds.keys() & cells.get(usual, {}).keys())
+        gaps = [seeds[seed] - cells[usual][seed] for seed in shared]
+        if gaps:
+            words = row.name + words_of_tuning(tuning)
+            rows.append(row_of([words, usual[0].name, _gap_text(gaps)]))
+    if not rows:
+        return []
+    columns = ["25% of the MACs, 5 epochs", "minus, of the same seed", "difference"]
+    return _table(f"What else was tried with {name}:", columns, rows)
 
 
 def _gaps(found, name, row, rivals):
@@ -781,14 +795,8 @@ def _training_table(contents):
     lines = []
     for (budget, share, epochs), rows in sorted(cells.items(), reverse=True):
         ranked = sorted(rows, key=lambda name: -statistics.fmean(rows[name].values()))
-        theirs = next(
-            (
-                name
-                for name in ranked
-                if name.startswith("torch-pruning") and "distilled" not in name
-            ),
-            None,
-        )
+        rivals = [row.name for row in THEIR_BEST]
+        theirs = next((name for name in ranked if name in rivals), None)
         lines += [
             "",
             f"{share}% of {COSTS[budget]}, {epochs} epochs of fine-tuning:",
@@ -799,12 +807,14 @@ def _training_table(contents):
         for name in ranked:
             shared = rows[name].keys() & rows.get(theirs, {}).keys() if name != theirs else ()
             gaps = [rows[name][seed] - rows[theirs][seed] for seed in sorted(shared)]
-            lines.append(
-                row_of(
-                    [name, spread(list(rows[name].values())), interval(gaps), str(len(rows[name]))]
-                )
-            )
+            accuracy = spread(list(rows[name].values()))
+            lines.append(row_of([name, accuracy, _gap_text(gaps), str(len(rows[name]))]))
     return lines
+
+
+def _gap_text(gaps):
+    """Differences with their interval; where there is no more than one, that."""
+    return interval(gaps) or ", ".join(f"{gap:+.1f}" for gap in gaps)
 
 
 def words_of_tuning(tuning):
