@@ -6,6 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
+# Tests edit a copy of config.py twice in a second, which bytecode would hide, and list folders.
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # before torch looks; =0 runs them on a GPU
 
 import pytest

@@ -850,7 +850,7 @@ def test_a_diverging_run_ends_with_3_and_its_files_stay(shell, flags, tmp_path):
     assert shell(suite / "main.py", *job, cwd=work, fresh=True).returncode == 0
     before = files(work)
     text = (suite / "config.py").read_text()
-    (suite / "config.py").write_text(text.replace("lr=[0.02, 0.002]", "lr=[1e30, 0.002]"))
+    (suite / "config.py").write_text(text.replace("lr=[0.02, 0.002]", "lr=[1.0e30, 0.002]"))
     ended = shell(suite / "main.py", *job, cwd=work, fresh=True)
     assert ended.returncode == 3 and ended.stderr.count("\n") == 1, ended
     assert "in base, epoch 1 of 4, at learning rate 1e+30" in ended.stderr
