@@ -343,7 +343,10 @@ def test_the_example_of_the_page_on_channels_has_its_numbers():
     code = page.split("```python\n")[1].partition("```")[0]
     names = {"torch": torch, "nn": nn, "Structure": structure.Structure, "traits_of": traits_of}
     exec(code, names)
-    numbers, found = names["numbers"], names["structure"]
+    found, numbers = names["structure"], {}
+    for node in found.graph.nodes:
+        if traits_of(node).channels:
+            numbers[node.name] = traits_of(node).channels[1].tolist()
     assert numbers["images"] == [0, 0, 0] and numbers["a"] == [1, 2] and numbers["b"] == [3, 4]
     assert numbers["add"] == numbers["mean"] == numbers["mul"] == [5, 6]
     assert numbers["gate"] == numbers["sigmoid"] == [7, 8]
