@@ -60,7 +60,7 @@ TABLE = (
     Row(Kind.ADDS, "add add_ iadd"),
     Row(Kind.MULTIPLIES, "mul mul_ imul"),
     Row(Kind.DIVIDES, "truediv itruediv div div_"),
-    Row(Kind.COMPARES, "sub sub_ isub maximum minimum"),
+    Row(Kind.COMPARES, "sub sub_ isub maximum minimum lerp lerp_ hypot hypot_"),
     Row(
         Kind.APART,
         """relu relu_ relu6 hardtanh silu hardswish hardsigmoid sigmoid gelu leaky_relu dropout

@@ -287,6 +287,14 @@ class OwnFunction(Net):
         return self.b(add(x, self.a(x)))
 
 
+class Blended(Net):
+    def build(self):
+        self.a, self.b, self.c = conv(16, 16, bias=True), conv(16, 16, bias=True), conv_bn(16, 16)
+
+    def body(self, x):
+        return self.c(torch.lerp(self.a(x), self.b(x), 0.3))
+
+
 # network -> what of it stays whole, beside what the graph can't know
 STRUCTURES = {
     PixelShuffled: {},
@@ -297,6 +305,7 @@ STRUCTURES = {
     ConcatenatedConcatenations: {},
     SplitAndJoined: {},
     Shuffled: {},
+    Blended: {},
     Bare: {},
     BatchNormFirst: {},
     ReadTwice: {},
@@ -505,6 +514,13 @@ WRITTEN = {
         {"c": conv(8, 8)},
         "",
     ),
+    "a blend": (lambda net, x: net.b((x := net.a(x)).lerp(net.c(x), 0.3)), {"c": conv(8, 8)}, ""),
+    "a blend in place": (
+        lambda net, x: net.b((x := net.a(x)).lerp_(net.c(x), 0.3)),
+        {"c": conv(8, 8)},
+        "",
+    ),
+    "hypot": (lambda net, x: net.b(torch.hypot(x := net.a(x), net.c(x))), {"c": conv(8, 8)}, ""),
     "an excitation of two": (
         lambda net, x: net.b(excite(net, net.a(x)) + excite(net, net.c(x))),
         {"c": conv(3, 8), "excitation": nn.Sequential(perceptron(4), nn.Sigmoid())},
