@@ -8,6 +8,7 @@ import sys
 from graphlib import TopologicalSorter
 
 import pytest
+from setuptools.config.pyprojecttoml import read_configuration
 
 import eval as measure
 import imp_estimator
@@ -126,6 +127,14 @@ def test_installed_all_is_in_one_package_that_works(tmp_path, monkeypatch):
     assert all(
         f'"{each}"' in (ROOT / "requirements.sh").read_text() for each in ast.literal_eval(wanted)
     )
+
+
+def test_what_is_installed_is_what_is_there():
+    """By setuptools' own reading of pyproject.toml, which refuses what it does not know."""
+    about = read_configuration(ROOT / "pyproject.toml", expand=False)["tool"]["setuptools"]
+    packages = {"orthoreg": "."} | {f"orthoreg.{name}": name for name in PACKAGES}
+    assert about["package-dir"] == packages and set(about["packages"]) == set(packages)
+    assert about["cmdclass"] == {"build_py": "lab.wheel.BuildPy"}
 
 
 def test_functions_are_short_and_imports_stand_at_the_top():
