@@ -54,7 +54,13 @@ def filter_costs(
     else:
         spent = _costs_of_sides(structure, alive, budget, image_size, layer_times)
         costs = structure.shared_out(_may_leave(structure, spent), alive)
-    return {name: costs[structure.filters[name][kept]] for name, kept in remains.filters.items()}
+    return _of_filters(remains, costs)
+
+
+def _of_filters(remains, amounts):
+    """Layer -> what its filters have of amounts, a tensor over numbers."""
+    filters = remains.structure.filters
+    return {name: amounts[filters[name][kept]] for name, kept in remains.filters.items()}
 
 
 def _costs_of_sides(structure, alive, budget, image_size, layer_times):
@@ -107,7 +113,7 @@ def group_norms(model: nn.Module) -> dict[str, torch.Tensor]:
         if ins:
             squares.index_add_(0, layer.reads, square.transpose(0, 1).flatten(1).sum(1))
     norms = structure.shared_out(squares, alive).sqrt()
-    return {name: norms[structure.filters[name][kept]] for name, kept in remains.filters.items()}
+    return _of_filters(remains, norms)
 
 
 def _weight_of(model, name):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from channels.layers import has_hooks
 from channels.structure import Structure
 from channels.surgery import KEPT_INDEX
 
@@ -149,12 +150,8 @@ _STRUCTURES = {}  # of networks that this process has built, which it often buil
 def _form(model):
     """In what networks of one origin may differ: the shapes of parameters, and hooks."""
     shapes = [(name, parameter.shape) for name, parameter in model.named_parameters()]
-    hooked = [name for name, module in model.named_modules() if _has_hooks(module)]
+    hooked = [name for name, module in model.named_modules() if has_hooks(module)]
     return shapes, hooked
-
-
-def _has_hooks(module):
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def unused_parameters(model: nn.Module) -> list[str]:

@@ -103,6 +103,10 @@ def elsewhere(name, root, read):
     return None
 
 
+def has_hooks(module):
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def can_be_cut(module):
     """(inputs, outputs): whether a convolution or linear layer, also of a subclass, computes with
     some of them what it computes with the others at zero, or without the others."""

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from channels.groups import filter_count, remains_of
+from channels.layers import has_hooks
 from channels.operations import Kind, kind_of, layer_of, name_of
 from channels.surgery import indexed_add
 from channels.trace import decided
@@ -73,8 +74,7 @@ def _layer(network, node, kind):
     calls = sum(
         each.op == "call_module" and each.target == node.target for each in network.graph.nodes
     )
-    hooks = layer._forward_hooks or layer._forward_pre_hooks
-    return layer if type(layer) is kind and calls == 1 and not hooks else None
+    return layer if type(layer) is kind and calls == 1 and not has_hooks(layer) else None
 
 
 def _use_plain_convolutions(network):

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
-from torch.fx import Node, map_arg
 
-from channels.layers import Layer, can_be_cut, elsewhere
+from channels.layers import Layer, can_be_cut, elsewhere, has_hooks
 from channels.operations import LEAVES, PAIRED, Kind, kind_of, name_of, path_of, works_in_place
 from channels.running import along, as_real, compute, keeps_apart, spread, varies
 from channels.traits import give, map_tensors, tensors_in, traits_of
@@ -32,12 +31,15 @@ class Sets:
 
     def members(self):
         """The numbers that have been put together with others, as a vector."""
-        return torch.cat([torch.empty(2, 0, dtype=torch.long), *self.pairs], 1).unique()
+        return self._all_pairs().unique()
+
+    def _all_pairs(self):
+        return torch.cat([torch.empty(2, 0, dtype=torch.long), *self.pairs], 1)
 
     def roots(self, count):
         """The smallest number of each number's set, as a vector. count: of all numbers."""
         roots = torch.arange(count)
-        pairs = torch.cat([torch.empty(2, 0, dtype=torch.long), *self.pairs], 1)
+        pairs = self._all_pairs()
         while True:
             least = roots[pairs].amin(0)
             new = roots.scatter_reduce(0, roots[pairs].flatten(), least.repeat(2), "amin")
@@ -108,15 +110,15 @@ class _Numbering:
 
     def result(self):
         return Numbers(
-            self.kinds,
-            self.same,
-            self.streams,
-            self.units,
-            self.fixed,
-            self.layers,
-            self.parameters,
-            self.additions,
-            self.reordered,
+            kinds=self.kinds,
+            same=self.same,
+            streams=self.streams,
+            units=self.units,
+            fixed=self.fixed,
+            layers=self.layers,
+            parameters=self.parameters,
+            additions=self.additions,
+            reordered=self.reordered,
         )
 
     def visit(self, node):
@@ -270,7 +272,7 @@ class _Numbering:
         """Whether what an operation changes in place is a view, maybe of a part, of a tensor that
         others read, too."""
         viewed, is_shared = node.args[0], False
-        while kind_of(viewed) is Kind.MOVES and isinstance(viewed.args[0], Node):
+        while kind_of(viewed) is Kind.MOVES and isinstance(viewed.args[0], fx.Node):
             viewed = viewed.args[0]
             is_shared |= len(viewed.users) > 1
         return is_shared
@@ -299,7 +301,7 @@ class _Numbering:
 
         operation = (type(module), repr(module)) if module else (node.op, node.target)
         shape = traits_of(source).value.shape
-        question = (*operation, repr(map_arg((node.args, node.kwargs), look)), shape, dim)
+        question = (*operation, repr(fx.map_arg((node.args, node.kwargs), look)), shape, dim)
         if question not in self.answers:
             real = as_real(module) if module else None
 
@@ -314,7 +316,7 @@ class _Numbering:
     def _layer(self, node, source):
         module = self.skeleton.get_submodule(node.target)
         self._channels_of(source)
-        if module._forward_hooks or module._forward_pre_hooks:
+        if has_hooks(module):
             return self.mixed(node, [source], f"{node.target} has hooks")
         reason = elsewhere(node.target, self.skeleton, self.read)
         if reason and not isinstance(module, READERS):

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 
-class Tensor(NamedTuple):
-    """A parameter, or the weight of a layer.
+class Size(NamedTuple):
+    """Of a parameter, or of the weight of a layer.
 
     layer: dotted name. rest: what its size is beside the dimensions for channels. outs, ins: where
     the sizes of those stand in what Sizes.left gives.
@@ -30,8 +30,8 @@ class Sizes:
 
     vectors     numbers of channels, a vector for each side of each layer; the first stands for a
                 dimension of one
-    parameters  a Tensor for each parameter
-    kernels     a Tensor for the weight of each convolution and linear layer, however it is stored
+    parameters  a Size for each parameter
+    kernels     a Size for the weight of each convolution and linear layer, however it is stored
     """
 
     def __init__(self, structure):
@@ -45,24 +45,24 @@ class Sizes:
         self.parameters, self.kernels = [], []
         for name, tensor in structure.skeleton.named_parameters():
             layer = name if name in structure.parameters else name.rpartition(".")[0]
-            self.parameters.append(self._tensor(layer, tensor, structure))
+            self.parameters.append(self._size(layer, tensor, structure))
         for name, module in structure.skeleton.named_modules():
             if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
-                self.kernels.append(self._tensor(name, module.weight, structure))
+                self.kernels.append(self._size(name, module.weight, structure))
 
     def _add(self, name, side, numbers):
         if numbers is not None:
             self._places[name, side] = len(self.vectors)
             self.vectors.append(numbers)
 
-    def _tensor(self, name, tensor, structure):
+    def _size(self, name, tensor, structure):
         rest, places = tensor.numel(), [0, 0]
         layer = structure.layers.get(name)
         for dim, side in enumerate(layer.sides_of(tensor.shape) if layer else ()):
             if side:
                 places[dim] = self._places[name, side]
                 rest //= len(self.vectors[places[dim]])
-        return Tensor(name, rest, *places)
+        return Size(name, rest, *places)
 
     def left(self, alive):
         """How many numbers of each vector are alive, as a list. alive: a bool tensor."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from channels.layers import has_hooks
 from channels.numbering import FILTER, SUM, number_channels
 from channels.operations import title
 from channels.running import compute_all
@@ -162,8 +163,8 @@ class Structure:
                 self._sort_out(name, layer.writes, own, name in protected)
         for node, module in self._called(nn.modules.conv._ConvNd):
             if node.target not in self.layers:
-                has_hooks = module._forward_hooks or module._forward_pre_hooks
-                reason = "it has hooks" if has_hooks else f"a {type(module).__name__} is not cut"
+                kind = type(module).__name__
+                reason = "it has hooks" if has_hooks(module) else f"a {kind} is not cut"
                 self.fixed[node.target] = Fixed(module.out_channels, module.out_channels, reason)
         self.units = self._together(unit)
         coupled = units.joined(everything, self.stream).roots(count)

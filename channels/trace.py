@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
+from channels.layers import has_hooks
 from channels.operations import LEAVES, title, works_in_place
 from channels.running import compute_all
 from channels.traits import give
@@ -75,7 +76,7 @@ def _require_traceable(model):
             "the network is compiled by torch.jit; prune the module that it was made "
             "from, and compile the result"
         )
-    if model._forward_hooks or model._forward_pre_hooks:
+    if has_hooks(model):
         raise ValueError(f"{kind} has hooks, which may change what it computes; remove them first")
 
 

@@ -14,6 +14,7 @@ from common.flags import (
     given_names,
     integer,
     location,
+    made_by_flag,
     marked,
     number,
     one_of,
@@ -745,9 +746,7 @@ def make_parser(description=None):
 def parse(argv, description=None):
     """The command line -> Experiment or Sweep. Raises InputError where flags are in conflict."""
     args = make_parser(description).parse_args(argv)
-    sweep = Sweep(
-        **{option.name: vars(args).pop(option.name) for option in fields(Sweep) if option.metadata}
-    )
+    sweep = Sweep(**{option.name: vars(args).pop(option.name) for option in made_by_flag(Sweep)})
     if sweep.sweep:
         return _checked_sweep(sweep, args)
     if sweep != Sweep():

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 import torch_pruning as tp
+from matplotlib import pyplot
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
@@ -37,7 +38,7 @@ from config import Recipe, penalty_of, title_of  # noqa: E402
 from data import load_data  # noqa: E402
 from imp_estimator import cal_importance  # noqa: E402
 from lab.latency import LONG, Clock, select_by_time  # noqa: E402
-from lab.markdown import interval, row_of, spread  # noqa: E402
+from lab.markdown import interval, spread, table_of  # noqa: E402
 from lab.networks import build_network, fresh_like  # noqa: E402
 from pruner import (  # noqa: E402
     choices,
@@ -636,25 +637,26 @@ def _summary(found):
             for key, gaps in sorted(_gaps(found, name, row, rivals).items(), reverse=True):
                 budget, share, epochs = key
                 left = f"{share}% of {COSTS[budget]}"
-                table.append(row_of([name, left, str(epochs), _gap_text(gaps)]))
+                table.append([name, left, str(epochs), _gap_text(gaps)])
         if table:
             title = f"`{row.name}` minus {title}, of the same seed:"
-            lines += _table(title, ["", "left", "epochs", "difference"], table)
+            lines += ["", title, "", *table_of(["", "left", "epochs", "difference"], table)]
     return lines
 
 
-def _table(title, columns, rows):
-    return ["", title, "", row_of(columns), "|---" * len(columns) + "|", *rows]
+def _trainings(contents):
+    """(seed, Row, Tuning, the record's entry) of each fine-tuning."""
+    for content in contents:
+        for entry in content.get("trainings", ()):
+            yield content["seed"], Row(**entry["row"]), Tuning(**entry["tuning"]), entry
 
 
 def _question_table(found, name):
     """What each change is worth, beside the same cut and fine-tuning without it."""
     cells = {}  # (row, tuning) -> {seed: accuracy}
-    for content in found:
-        for entry in content.get("trainings", ()):
-            if entry["share"] == 25:
-                key = Row(**entry["row"]), Tuning(**entry["tuning"])
-                cells.setdefault(key, {})[content["seed"]] = entry["top1"]
+    for seed, row, tuning, entry in _trainings(found):
+        if entry["share"] == 25:
+            cells.setdefault((row, tuning), {})[seed] = entry["top1"]
     rows = []
     for row, _share, tuning in questions_plan():
         seeds = cells.get((row, tuning), {})
@@ -663,23 +665,22 @@ def _question_table(found, name):
         gaps = [seeds[seed] - cells[usual][seed] for seed in shared]
         if gaps:
             words = row.name + words_of_tuning(tuning)
-            rows.append(row_of([words, usual[0].name, _gap_text(gaps)]))
+            rows.append([words, usual[0].name, _gap_text(gaps)])
     if not rows:
         return []
     columns = ["25% of the MACs, 5 epochs", "minus, of the same seed", "difference"]
-    return _table(f"What else was tried with {name}:", columns, rows)
+    return ["", f"What else was tried with {name}:", "", *table_of(columns, rows)]
 
 
 def _gaps(found, name, row, rivals):
     """{(budget, share, epochs): differences of accuracy, a seed each, from the rival that is the
     best of these in the mean}."""
     cells = {}  # the same key -> {row: {seed: accuracy}}
-    for content in found:
-        for entry in content.get("trainings", ()) if content["task"] == name else ():
-            each, tuning = Row(**entry["row"]), Tuning(**entry["tuning"])
-            if tuning == Tuning(tuning.epochs):
-                cell = cells.setdefault((each.budget, entry["share"], tuning.epochs), {})
-                cell.setdefault(replace(each, budget="macs"), {})[content["seed"]] = entry["top1"]
+    own = [content for content in found if content["task"] == name]
+    for seed, way, tuning, entry in _trainings(own):
+        if tuning == Tuning(tuning.epochs):
+            cell = cells.setdefault((way.budget, entry["share"], tuning.epochs), {})
+            cell.setdefault(replace(way, budget="macs"), {})[seed] = entry["top1"]
     gaps = {}
     for key, rows in cells.items():
         theirs = [rows[rival] for rival in rivals if rival in rows]
@@ -694,8 +695,6 @@ def _gaps(found, name, row, rivals):
 
 def draw_curves(name, contents):
     """practice/NAME.png: accuracy over the share that is removed."""
-    from matplotlib import pyplot
-
     shown = [
         *THEIR_BEST,
         *OUR_BEST,
@@ -751,13 +750,11 @@ def _curve_table(contents):
         return all(settled), statistics.fmean(sum(settled, []))
 
     columns = [f"{share}% of the MACs" for share in SHARES]
-    table = [
+    title = (
         f"Right after the cut, nothing trained; unpruned {whole}. With BatchNorms re-estimated"
-        " on 512 images, in brackets with them as they were.",
-        "",
-        row_of(["", *columns, "parameters left (%)", "n"]),
-        "|---" * 6 + "|",
-    ]
+        " on 512 images, in brackets with them as they were."
+    )
+    table = []
     for row in sorted(rows, key=place, reverse=True):
         found = [cells.get((row, share), []) for share in SHARES]
         texts = [
@@ -767,17 +764,9 @@ def _curve_table(contents):
             for some in found
         ]
         left = [statistics.fmean(e["parameters_left"] for e in some) for some in found if some]
-        table.append(
-            row_of(
-                [
-                    row.name,
-                    *texts,
-                    ", ".join(f"{each:.0f}" for each in left),
-                    str(max(map(len, found))),
-                ]
-            )
-        )
-    return table
+        parameters = ", ".join(f"{share:.0f}" for share in left)
+        table.append([row.name, *texts, parameters, str(max(map(len, found)))])
+    return [title, "", *table_of(["", *columns, "parameters left (%)", "n"], table)]
 
 
 COSTS = {"macs": "the MACs", "time": f"the time for {CLOCK_BATCH} images in ONNX Runtime"}
@@ -786,29 +775,24 @@ COSTS = {"macs": "the MACs", "time": f"the time for {CLOCK_BATCH} images in ONNX
 def _training_table(contents):
     """Accuracies after fine-tuning, and what they are more than the other tool's best."""
     cells = {}  # (share, Tuning.epochs) -> {name of a row: {seed: accuracy}}
-    for content in contents:
-        for entry in content.get("trainings", ()):
-            row, tuning = Row(**entry["row"]), Tuning(**entry["tuning"])
-            key = row.budget, entry["share"], tuning.epochs
-            name = row.name + words_of_tuning(tuning)
-            cells.setdefault(key, {}).setdefault(name, {})[content["seed"]] = entry["top1"]
+    for seed, row, tuning, entry in _trainings(contents):
+        key = row.budget, entry["share"], tuning.epochs
+        name = row.name + words_of_tuning(tuning)
+        cells.setdefault(key, {}).setdefault(name, {})[seed] = entry["top1"]
     lines = []
     for (budget, share, epochs), rows in sorted(cells.items(), reverse=True):
         ranked = sorted(rows, key=lambda name: -statistics.fmean(rows[name].values()))
         rivals = [row.name for row in THEIR_BEST]
         theirs = next((name for name in ranked if name in rivals), None)
-        lines += [
-            "",
-            f"{share}% of {COSTS[budget]}, {epochs} epochs of fine-tuning:",
-            "",
-            row_of(["", "accuracy", f"minus {theirs}" if theirs else "", "n"]),
-            "|---" * 4 + "|",
-        ]
+        table = []
         for name in ranked:
             shared = rows[name].keys() & rows.get(theirs, {}).keys() if name != theirs else ()
             gaps = [rows[name][seed] - rows[theirs][seed] for seed in sorted(shared)]
             accuracy = spread(list(rows[name].values()))
-            lines.append(row_of([name, accuracy, _gap_text(gaps), str(len(rows[name]))]))
+            table.append([name, accuracy, _gap_text(gaps), str(len(rows[name]))])
+        columns = ["", "accuracy", f"minus {theirs}" if theirs else "", "n"]
+        title = f"{share}% of {COSTS[budget]}, {epochs} epochs of fine-tuning:"
+        lines += ["", title, "", *table_of(columns, table)]
     return lines
 
 
