@@ -14,6 +14,7 @@ pretrained/claim/.
 
 import argparse
 import copy
+import itertools
 import json
 import statistics
 import sys
@@ -22,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from matplotlib import pyplot
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -31,9 +33,11 @@ from channels.costs import measure_cost  # noqa: E402
 from common.batches import Split  # noqa: E402
 from common.device import environment, pick_device  # noqa: E402
 from common.files import to_json, write_atomically  # noqa: E402
-from config import Recipe  # noqa: E402
+from config import Recipe, title_of  # noqa: E402
 from data import load_data  # noqa: E402
 from imp_estimator import cal_importance  # noqa: E402
+from lab.comparison import minus  # noqa: E402
+from lab.markdown import interval, spread, table_of  # noqa: E402
 from lab.networks import build_network, fresh_like  # noqa: E402
 from pruner import prune, select_filters, step_targets  # noqa: E402
 from train import (  # noqa: E402
@@ -46,7 +50,8 @@ from train import (  # noqa: E402
 
 IMAGES = ROOT / "data" / "cifar100-20"
 KEPT = ROOT / "pretrained" / "claim"
-RECORDS = HERE / "claim"
+RECORDS, PAGE = HERE / "claim", HERE / "claim.md"
+MARK = "<!-- The tables below are made by claim.py. -->"
 CLASSES = 10
 VALIDATION = 10  # percent of the training images
 SCORED, BN_IMAGES = 1000, 512  # images for scores, and for BatchNorms' statistics
@@ -346,9 +351,181 @@ def retrain_all(name, kind, seed):
         record.save()
 
 
+# ---------------------------------------------------------------------------------------- the page
+
+
+class Results:
+    """The records of one network, and what tables ask of them."""
+
+    def __init__(self, name):
+        self.name, self.records = name, {}
+        for path in sorted(RECORDS.glob(f"{name}_*_*.json")):
+            content = json.loads(path.read_text())
+            self.records[content["kind"], content["seed"]] = content
+
+    def cut(self, kind, score, gone, steps=1, figure="settled_top1"):
+        """{seed: a figure of that cut}."""
+        values = {}
+        for (own, seed), content in self.records.items():
+            for entry in content["cuts"]:
+                is_it = (entry["score"], entry["gone"], entry["steps"]) == (score, gone, steps)
+                if own == kind and is_it:
+                    values[seed] = entry[figure]
+        return values
+
+    def area(self, kind, score):
+        """{seed: the mean accuracy right after the cuts, over the share that is gone}."""
+        curves = {gone: self.cut(kind, score, gone) for gone in GONE}
+        areas = {}
+        for seed in set.intersection(*map(set, curves.values())):
+            total = 0
+            for left, right in zip(GONE, GONE[1:]):
+                total += (right - left) * (curves[left][seed] + curves[right][seed]) / 2
+            areas[seed] = total / (GONE[-1] - GONE[0])
+        return areas
+
+    def gain(self, kind, gone, steps):
+        """{seed: what so many steps are ahead of one}."""
+        return minus(self.cut(kind, "fisher", gone, steps), self.cut(kind, "fisher", gone))
+
+    def retrained(self, kind, score, scratch=False):
+        """{seed: accuracy}. score: None for the unpruned network."""
+        values = {}
+        for (own, seed), content in self.records.items():
+            for entry in content["retrained"]:
+                if own == kind and (entry["score"], entry["scratch"]) == (score, scratch):
+                    values[seed] = entry["top1"]
+        return values
+
+    def health(self, kind, figure):
+        """{seed: a figure of the unpruned network}."""
+        return {
+            seed: content["health"][figure]
+            for (own, seed), content in self.records.items()
+            if own == kind
+        }
+
+
+def health_table(results):
+    rows = []
+    for kind in KINDS:
+        treatment = chosen(results.name)[kind]
+        highest = [max(losses) for losses in results.health(kind, "losses").values()]
+        rows.append(
+            [
+                kind,
+                f"{treatment.rate:g}",
+                f"{treatment.strength:g}",
+                f"{treatment.decay:g}",
+                f"{max(highest):.2f}" if highest else "",
+                spread(results.health(kind, "train_top1").values()),
+                spread(results.health(kind, "test_top1").values()),
+                spread(results.health(kind, "degree").values(), 2),
+                spread(results.health(kind, "pointwise_degree").values(), 2),
+                str(len(highest)),
+            ]
+        )
+    head = "rate", "λ", "weight decay", "highest loss of an epoch", "training images", "test images"
+    return table_of(["", *head, "degree", "of 1x1 filters", "n"], rows)
+
+
+def curve_table(results):
+    rows = []
+    for score in SCORES:
+        for kind in KINDS:
+            cells = [spread(results.cut(kind, score, gone).values()) for gone in GONE]
+            rows.append([f"{kind}, {score}", *cells, spread(results.area(kind, score).values())])
+        for other in ("zero", "plain"):
+            gaps = [
+                minus(results.cut("penalised", score, gone), results.cut(other, score, gone))
+                for gone in GONE
+            ]
+            gaps.append(minus(results.area("penalised", score), results.area(other, score)))
+            cells = [interval(gap.values()) for gap in gaps]
+            rows.append([f"penalised minus {other}, {score}", *cells])
+    return table_of(["", *(f"{gone}% gone" for gone in GONE), "mean over 5 to 75%"], rows)
+
+
+def steps_table(results):
+    rows = []
+    for gone, many in STEPPED.items():
+        for kind in KINDS:
+            gains = [interval(results.gain(kind, gone, steps).values()) for steps in many]
+            one = spread(results.cut(kind, "fisher", gone).values())
+            rows.append([f"{kind}, {gone}% gone", one, *gains])
+        for other in ("zero", "plain"):
+            gaps = [
+                minus(results.gain(other, gone, steps), results.gain("penalised", gone, steps))
+                for steps in many
+            ]
+            cells = [interval(gap.values()) for gap in gaps]
+            rows.append([f"gain of {other} minus gain of penalised, {gone}%", "", *cells])
+    heads = [f"{steps} steps minus one" for steps in STEPPED[GONE[-1]]]
+    return table_of(["", "one step", *heads], rows)
+
+
+def retrained_table(results):
+    rows = []
+    for score in (None, *SCORES):
+        cells = [spread(results.retrained(kind, score).values()) for kind in KINDS]
+        gap = minus(results.retrained("penalised", score), results.retrained("zero", score))
+        rows.append([score or "unpruned", *cells, interval(gap.values())])
+        fresh = [spread(results.retrained(kind, score, True).values()) for kind in KINDS]
+        if any(fresh):
+            rows.append([f"{score}, from scratch", *fresh, ""])
+    for score in ("fisher", "bn"):
+        leads = [
+            minus(results.retrained(kind, score), results.retrained(kind, "random"))
+            for kind in KINDS
+        ]
+        both = minus(leads[KINDS.index("penalised")], leads[KINDS.index("zero")])
+        cells = [interval(lead.values()) for lead in leads]
+        rows.append([f"{score} minus random", *cells, interval(both.values())])
+    return table_of(["", *KINDS, "penalised minus zero"], rows)
+
+
+def draw_steps(results, path):
+    """What steps gain, for each kind of network."""
+    figure, axes = pyplot.subplots(1, len(STEPPED), figsize=(9, 3.5), layout="constrained")
+    for axis, (gone, many) in zip(axes, STEPPED.items()):
+        for kind in KINDS:
+            gains = [list(results.gain(kind, gone, steps).values()) for steps in many]
+            means = [0, *(statistics.mean(values) for values in gains)]
+            errors = [0, *(statistics.stdev(values) / len(values) ** 0.5 for values in gains)]
+            axis.errorbar((1, *many), means, errors, marker="o", capsize=3, label=kind)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks((1, *many), (1, *many))
+        axis.set(xlabel="steps", title=f"{gone}% of the multiply-adds removed by fisher")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("points right after the cut,\nminus those of one step")
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def write_page():
+    """claim.md: its text, and behind it the tables of all files in claim/."""
+    text = PAGE.read_text() if PAGE.is_file() else ""
+    lines = [text.partition(MARK)[0].rstrip(), "", MARK]
+    for name, task in TASKS.items():
+        results = Results(name)
+        if not results.records:
+            continue
+        lines += ["", f"## {title_of(task.model)}, widths x {task.width:g}, {task.epochs} epochs"]
+        lines += ["", "The unpruned networks:", "", *health_table(results)]
+        lines += ["", "Right after the cut, BatchNorms re-estimated:", "", *curve_table(results)]
+        lines += ["", "`fisher` in several steps:", "", *steps_table(results)]
+        if all(len(results.gain(kind, GONE[-1], 8)) > 1 for kind in KINDS):
+            draw_steps(results, RECORDS / f"{name}_steps.png")
+            lines += ["", f"![What steps gain](claim/{name}_steps.png)"]
+        if results.retrained("plain", "fisher"):
+            lines += ["", f"{RETRAINED}% gone, retrained:", "", *retrained_table(results)]
+    PAGE.write_text("\n".join(lines).strip() + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("search", "cut", "retrain"))
+    parser.add_argument("what", choices=("search", "cut", "retrain", "report"))
     parser.add_argument("tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     args = parser.parse_args()
@@ -356,12 +533,11 @@ def main():
     if args.what == "search":
         for name in args.tasks:
             print(name, search(name))
-        return
-    work = {"cut": cut_all, "retrain": retrain_all}[args.what]
-    for name in args.tasks:
-        for seed in args.seeds:
-            for kind in KINDS:
-                work(name, kind, seed)
+    elif args.what != "report":
+        work = {"cut": cut_all, "retrain": retrain_all}[args.what]
+        for name, seed, kind in itertools.product(args.tasks, args.seeds, KINDS):
+            work(name, kind, seed)
+    write_page()
 
 
 if __name__ == "__main__":
