@@ -2,7 +2,7 @@
 
 model = build_model("resnet", num_classes=10)
 for group in filter_groups(model):          # of channels/groups.py: what can be pruned in it
-    print(group.name, group.conv.out_channels, group.stream.readers)
+    print(group.name, len(group.channels), group.stream.readers)
 """
 
 from dataclasses import dataclass

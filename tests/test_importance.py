@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import config
 from channels.groups import filter_groups
 from conftest import narrow
-from imp_estimator import ESTIMATORS, _signs, cal_importance
+from imp_estimator import ESTIMATORS, _signs, cal_importance, check_suits
 from models import NETWORKS
 from pruner import prune, select_filters
 
@@ -128,11 +128,20 @@ def test_networks_as_others_build_them_are_judged_right(few):
         assert all(
             score.abs().sum() > 0 for score in cal_importance(model, method, batches).values()
         )
-    with pytest.raises(ValueError, match="the scale of their BatchNorm, and c has none of its own"):
-        cal_importance(model, "bn")
+    scales = cal_importance(model, "bn")
+    assert torch.equal(scales["a"].double(), model.norm_a.weight.abs().float().double())
+    assert (
+        scales["c"].eq(torch.inf).all()
+        and "4 of 14 filters, in 1 of 3" in check_suits(model, "bn")[0]
+    )
+    kept = select_filters(model, scales, 90)
+    assert len(kept["c"]) == 4 and len(kept["a"]) == 1
     model.train().norm_a.eval()
     prune(model, select_filters(model, scores, 30))
     assert model.training and not model.norm_a.training
+    model.norm_a, model.norm_b = nn.Identity(), nn.Identity()
+    with pytest.raises(ValueError, match="the scale of their BatchNorm, and no layer that can be"):
+        cal_importance(model, "bn")
 
 
 @on_all_networks

@@ -491,6 +491,29 @@ def perceptron(width):
     return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 8))
 
 
+def on_tokens(block):
+    """A body that adds what a block makes of an image's pixels, as N x T x C tokens."""
+
+    def body(net, x):
+        x = net.a(x)
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = tokens + block(net, tokens)
+        return net.b(tokens.transpose(1, 2).reshape(x.size(0), -1, *x.shape[2:]))
+
+    return body
+
+
+def mixer(net, tokens):
+    """Of MLP-Mixer: a layer along tokens, then one along channels."""
+    mixed = net.d(net.c(net.norm(tokens).transpose(1, 2)).relu()).transpose(1, 2)
+    return mixed + net.e(net.norm(tokens + mixed))
+
+
+def gated_in_halves(net, tokens):
+    value, gate = net.c(tokens).chunk(2, -1)
+    return net.d(F.silu(gate) * value)
+
+
 # body, further layers, and what of a, b, c, d stays whole
 WRITTEN = {
     "a shift computed from what it shifts": (
@@ -524,7 +547,7 @@ WRITTEN = {
     "an excitation of two": (
         lambda net, x: net.b(excite(net, net.a(x)) + excite(net, net.c(x))),
         {"c": conv(3, 8), "excitation": nn.Sequential(perceptron(4), nn.Sigmoid())},
-        "ac",
+        "",
     ),
     "a choice between two": (chosen, {"c": conv(3, 8), "d": conv(8, 8, 1)}, ""),
     "a gate that others read": (read_as_well, {"c": conv(8, 8), "d": conv(8, 8)}, ""),
@@ -565,7 +588,50 @@ WRITTEN = {
         "",
     ),
     "hooks": (lambda net, x: net.b(net.a(x)), {}, "a"),
+    "an MLP behind a LayerNorm": (
+        on_tokens(lambda net, tokens: net.d(F.gelu(net.c(net.norm(tokens))))),
+        {"norm": nn.LayerNorm(8), "c": nn.Linear(8, 12), "d": nn.Linear(12, 8)},
+        "ad",
+    ),
+    "an MLP that mixes tokens": (
+        on_tokens(mixer),
+        {
+            "norm": nn.LayerNorm(8),
+            "c": nn.Linear(256, 9),
+            "d": nn.Linear(9, 256),
+            "e": perceptron(12),
+        },
+        "ad",
+    ),
+    "an MLP between BatchNorms": (
+        on_tokens(
+            lambda net, tokens: net.d(net.norm(net.c(tokens).flatten(0, 1)).relu()).unflatten(
+                0, tokens.shape[:2]
+            )
+        ),
+        {"norm": nn.BatchNorm1d(12), "c": nn.Linear(8, 12), "d": nn.Linear(12, 8)},
+        "",
+    ),
+    "a gated linear unit": (
+        on_tokens(lambda net, tokens: net.d(F.silu(net.c(tokens)) * net.e(tokens))),
+        {"c": nn.Linear(8, 12), "e": nn.Linear(8, 12), "d": nn.Linear(12, 8)},
+        "",
+    ),
+    "a gated linear unit in halves": (
+        on_tokens(gated_in_halves),
+        {"c": nn.Linear(8, 24), "d": nn.Linear(12, 8)},
+        "",
+    ),
 }
+
+
+def silence(layer, kept):
+    """Set all outputs of a convolution or linear layer to zero but those that are kept."""
+    gone = torch.ones(len(layer.weight), dtype=torch.bool)
+    gone[kept] = False
+    if isinstance(layer, nn.Conv2d):
+        gone = gone[:, None, None]
+    layer.register_forward_hook(lambda _layer, _images, result: result.masked_fill(gone, 0))
 
 
 @pytest.mark.parametrize("kind", WRITTEN)
@@ -591,13 +657,7 @@ def test_removed_filters_count_as_zero_and_nothing_else_changes(kind, monkeypatc
         small = prune(model, kept)
         silenced = copy.deepcopy(model)
         for name, index in kept.items():
-            gone = torch.ones(silenced.get_submodule(name).out_channels, dtype=torch.bool)
-            gone[index] = False
-            silenced.get_submodule(name).register_forward_hook(
-                lambda _layer, _images, result, gone=gone: result.masked_fill(
-                    gone[:, None, None], 0
-                )
-            )
+            silence(silenced.get_submodule(name), index)
         with torch.no_grad():
             assert torch.allclose(small(images), silenced(images), rtol=1e-10, atol=1e-12)
             assert torch.allclose(small(images[:1]), silenced(images[:1]), rtol=1e-10, atol=1e-12)
