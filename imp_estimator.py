@@ -313,49 +313,48 @@ def theis(model, groups, batches, **_):
     """
     watched = [group.layer if group.bn is None else group.bn for group in groups]
     scores = [torch.zeros_like(group.layer.weight.flatten(1)[:, 0]) for group in groups]
-    batch = []  # the number of its images
+    alone = models.layers_without_images(model)
+    batch, apart = [], []  # the number of its images, what layers that see none of them give
 
-    def watch(score, dim):
+    def watch(score, group):
         def hook(_module, _inputs, activation):
             # A copy: what follows may work in place, as torchvision's `out += identity`. And not
             # the tensor itself, whose own hook would keep the graph.
             values = activation.detach().clone()
 
             def add(gradient):
-                score.add_(_squares_of_images(values * gradient, dim, *batch))
+                terms = values * gradient
+                if group.name in alone:
+                    score.add_(terms.flatten(0, -2).sum(0).square() / batch[0])
+                elif isinstance(group.layer, torch.nn.Linear):
+                    of_images = terms.reshape(batch[0], -1, terms.shape[-1]).sum(1)
+                    score.add_(of_images.square().sum(0))
+                else:
+                    score.add_(terms.sum((2, 3)).square().sum(0))
 
             activation.register_hook(add)
+            if group.name in alone:
+                apart.append(activation)
 
         return hook
 
     handles = []
     for module, score, group in zip(watched, scores, groups):
-        dim = -1 if isinstance(group.layer, torch.nn.Linear) else 1
-        handles.append(module.register_forward_hook(watch(score, dim)))
+        handles.append(module.register_forward_hook(watch(score, group)))
     count = 0
     try:
         for images, labels in progress(shared(batches), "gradients"):
             batch[:] = [len(images)]
             # The images' own gradient asks for that of everything between them and the loss.
             images = images.detach().requires_grad_()
-            torch.autograd.grad(_loss(model, images, labels), images)
+            torch.autograd.grad(_loss(model, images, labels), [images, *apart])
+            apart.clear()
             count += len(labels)
     finally:
         for handle in handles:
             handle.remove()
     count = _over_processes(scores, count)
     return [score / (2 * count) for score in scores]
-
-
-def _squares_of_images(terms, dim, images):
-    """sum_n s_n^2 of each channel, s_n the sum of the terms of image n. terms: a tensor with
-    channels along `dim`; its first dimension has the images, maybe in several parts each."""
-    if dim == 1:
-        return terms.sum((2, 3)).square().sum(0)
-    channels = terms.shape[-1]
-    if terms.numel() % (images * channels):  # of no image alone
-        return terms.reshape(-1, channels).sum(0).square() / images
-    return terms.reshape(images, -1, channels).sum(1).square().sum(0)
 
 
 @estimator(

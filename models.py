@@ -22,6 +22,7 @@ from channels.groups import (  # noqa: F401
     filter_matrix,
     keep_whole,
     kernel_matrix,
+    layers_without_images,
     widths_of,
 )
 

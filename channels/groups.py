@@ -170,6 +170,18 @@ def unused_parameters(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters() if not is_used(name)]
 
 
+def layers_without_images(model: nn.Module) -> set[str]:
+    """The dotted names of layers that a network calls on something else than what it makes of its
+    images, as on a table of positions."""
+    reached, alone = set(), set()
+    for node in remains_of(model).graph.nodes:
+        if node.op == "placeholder" or not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+        elif node.op == "call_module":
+            alone.add(str(node.target))
+    return alone
+
+
 def fixed_text(structure: Structure) -> list[str]:
     """Which filters are fixed, and why, as lines: one for each convolution, and one for all linear
     layers that are fixed for the same reason."""
