@@ -1,7 +1,7 @@
 """Importance estimators: model + batches -> one score per filter; low scores are pruned first.
 
     scores = cal_importance(model, "fisher", batches)
-    scores["features.0"]            # 1-D tensor, one score per filter of that convolution
+    scores["features.0"]            # 1-D tensor, one score per filter of that layer
 
 To add an estimator, write one function here under `@estimator(...)`; flags, help, sweeps, reports
 and plots know it then.
@@ -9,8 +9,11 @@ and plots know it then.
 Every estimator sees the network in eval mode. In train mode a convolution followed by BatchNorm is
 scale-invariant, so that sum_w w dL/dw vanishes and gradient scores would be noise.
 In this file L is the mean cross-entropy over all images of `batches`, g its gradient, and w runs
-over a filter's weights and its bias, the rows of `models.filter_matrix`. Of several processes each
-takes some of the batches; sums over images are made sums over all processes.
+over a filter's weights and its bias, the rows of `models.filter_matrix`. A filter is one of a
+convolution's, or a row of a hidden linear layer's weight with its bias: what is summed over the
+kernel's pixels, or over those of an image, is summed for a linear layer over no pixels, or over the
+tokens of an image. Of several processes each takes some of the batches; sums over images are made
+sums over all processes.
 """
 
 from collections.abc import Callable
@@ -31,12 +34,13 @@ class Estimator:
 
     name     as in --pruning_type
     score    (model, groups, batches, *, temperature, projections, seed) -> one 1-D tensor for each
-             group, one value per filter
+             group, one value per filter; groups are those that it can judge
     help     what it judges filters by, in a few words
     source   where it is from
     ranking  how its own paper compares filters of different layers: a key of config.RANKINGS
     needs    what it is computed from, beside the weights: "", "images", "balanced images" (equally
-             many of each class), "seed" or "scales" (of a BatchNorm after each convolution)
+             many of each class), "seed" or "scales" (of a BatchNorm after each layer; it judges
+             no layers without)
     change   how its score stands for the change of the loss when the filter goes: "score" (it is
              that change), "root" (the score is its square), or "" (it does not)
     penalty  whether it prunes the network that was trained with the penalty, or the plain one
@@ -57,6 +61,10 @@ class Estimator:
     @property
     def needs_images(self):
         return self.needs.endswith("images")
+
+    def can_judge(self, group):
+        """Whether it has scores for the filters of a FilterGroup."""
+        return self.needs != "scales" or _has_scale(group)
 
 
 ESTIMATORS = {}  # name -> Estimator, in the order of this file
@@ -99,7 +107,9 @@ def cal_importance(
         same batches each time it is iterated; None will do for methods that need no images.
     temperature: of the logits, for "grasp". projections: backward passes per minibatch of "rdt",
         0 for the exact computation with one for each class. seed: for "random" and "rdt".
-    Returns a dict: dotted name of the convolution -> 1-D float32 tensor on the model's device.
+    Returns a dict: dotted name of the layer -> 1-D float32 tensor on the model's device. Filters of
+    a layer that the method cannot judge, as "bn" without a BatchNorm, have the score infinity, so
+    that they stay.
     The model's weights, buffers, modes and gradients are left as they were.
     Raises ValueError for an unknown type, missing batches, a network that the method cannot judge,
     or scores that are not finite.
@@ -111,11 +121,12 @@ def cal_importance(
     if batches is None and method.needs_images:
         raise ValueError(f"{pruning_type} is computed from images; give it batches")
     groups = models.filter_groups(model)
+    judged = [group for group in groups if method.can_judge(group)]
     with _as_evaluated(model):
         scores = method.score(
-            model, groups, batches, temperature=temperature, projections=projections, seed=seed
+            model, judged, batches, temperature=temperature, projections=projections, seed=seed
         )
-    for group, score in zip(groups, scores, strict=True):
+    for group, score in zip(judged, scores, strict=True):
         if not score.isfinite().all():
             raise ValueError(
                 f"{pruning_type}: the scores of {group.name} are not finite: the "
@@ -123,7 +134,13 @@ def cal_importance(
                 "lower rate"
             )
     _require_order(pruning_type, scores)
-    return {group.name: score.detach().float() for group, score in zip(groups, scores)}
+    known = {group.name: score.detach().float() for group, score in zip(judged, scores)}
+    return {group.name: known.get(group.name, _infinite(group)) for group in groups}
+
+
+def _infinite(group):
+    weight = group.layer.weight
+    return torch.full((len(group.channels),), torch.inf, device=weight.device)
 
 
 def _require_order(pruning_type, scores):
@@ -157,17 +174,25 @@ def check_per_cost(pruning_type: str, ranking: str) -> None:
         )
 
 
-def check_suits(model: "torch.nn.Module", pruning_type: str) -> None:
-    """Raises ValueError where a method cannot judge all filters of `model`."""
-    if ESTIMATORS[pruning_type].needs != "scales":
-        return
-    for group in models.filter_groups(model):
-        if not _has_scale(group):
-            raise ValueError(
-                f"{pruning_type} judges filters by the scale of their BatchNorm, and "
-                f"{group.name} has none of its own; another pruning type, such as "
-                "tfo, needs none"
-            )
+def check_suits(model: "torch.nn.Module", pruning_type: str) -> list[str]:
+    """A line that counts the filters of `model` which a method cannot judge, so that they stay;
+    none where it judges all. Raises ValueError where it can judge none."""
+    groups, method = models.filter_groups(model), ESTIMATORS[pruning_type]
+    others = [group for group in groups if not method.can_judge(group)]
+    if not others:
+        return []
+    if len(others) == len(groups):
+        raise ValueError(
+            f"{pruning_type} judges filters by the scale of their BatchNorm, and no layer that can "
+            "be pruned has one of its own; another pruning type, such as tfo, needs none"
+        )
+    count = sum(len(group.channels) for group in others)
+    total = sum(len(group.channels) for group in groups)
+    return [
+        f"{count:,} of {total:,} filters, in {len(others)} of {len(groups)} layers, have no "
+        f"BatchNorm of their own, so {pruning_type} keeps them; another pruning type, such as tfo, "
+        "judges them, too"
+    ]
 
 
 @contextmanager
@@ -192,8 +217,8 @@ def _has_scale(group):
     return group.bn is not None and group.bn.weight is not None
 
 
-def _convolutions(groups):
-    return [group.conv for group in groups]
+def _layers(groups):
+    return [group.layer for group in groups]
 
 
 def _parameters(layers):
@@ -263,7 +288,7 @@ def _over_processes(sums, count):
 )
 def fisher(model, groups, batches, **_):
     """(sum_w w g_w)^2: the squared first-order change of L when the filter is set to zero."""
-    layers = _convolutions(groups)
+    layers = _layers(groups)
     parameters = _parameters(layers)
     gradient, _ = _mean_gradient(model, parameters, batches)
     return [s.square() for s in _per_filter(layers, [w * g for w, g in zip(parameters, gradient)])]
@@ -280,33 +305,50 @@ def fisher(model, groups, batches, **_):
 )
 def theis(model, groups, batches, **_):
     """1/(2N) sum_n s_n^2, s_n = sum_hw a dl_n/da at the BatchNorm's output a, per image n; at the
-    convolution's where it has no BatchNorm of its own.
+    layer's where it has no BatchNorm of its own. Of a linear layer the sum is over all of an
+    image's tokens, also where windows of them stand along the first dimension, as in Swin. What
+    does not depend on the images, as a table of positions does, has the same s_n for all.
 
     Theis et al. 2018, arXiv 1801.05787.
     """
-    watched = [g.conv if g.bn is None else g.bn for g in groups]
-    scores = [torch.zeros_like(g.conv.weight[:, 0, 0, 0]) for g in groups]
+    watched = [group.layer if group.bn is None else group.bn for group in groups]
+    scores = [torch.zeros_like(group.layer.weight.flatten(1)[:, 0]) for group in groups]
+    alone = models.layers_without_images(model)
+    batch, apart = [], []  # the number of its images, what layers that see none of them give
 
-    def watch(score):
+    def watch(score, group):
         def hook(_module, _inputs, activation):
             # A copy: what follows may work in place, as torchvision's `out += identity`. And not
             # the tensor itself, whose own hook would keep the graph.
             values = activation.detach().clone()
 
             def add(gradient):
-                score.add_((values * gradient).sum((2, 3)).square().sum(0))
+                terms = values * gradient
+                if group.name in alone:
+                    score.add_(terms.flatten(0, -2).sum(0).square() / batch[0])
+                elif isinstance(group.layer, torch.nn.Linear):
+                    of_images = terms.reshape(batch[0], -1, terms.shape[-1]).sum(1)
+                    score.add_(of_images.square().sum(0))
+                else:
+                    score.add_(terms.sum((2, 3)).square().sum(0))
 
             activation.register_hook(add)
+            if group.name in alone:
+                apart.append(activation)
 
         return hook
 
-    handles = [m.register_forward_hook(watch(s)) for m, s in zip(watched, scores)]
+    handles = []
+    for module, score, group in zip(watched, scores, groups):
+        handles.append(module.register_forward_hook(watch(score, group)))
     count = 0
     try:
         for images, labels in progress(shared(batches), "gradients"):
+            batch[:] = [len(images)]
             # The images' own gradient asks for that of everything between them and the loss.
             images = images.detach().requires_grad_()
-            torch.autograd.grad(_loss(model, images, labels), images)
+            torch.autograd.grad(_loss(model, images, labels), [images, *apart])
+            apart.clear()
             count += len(labels)
     finally:
         for handle in handles:
@@ -327,13 +369,13 @@ def theis(model, groups, batches, **_):
 )
 def tfo(model, groups, batches, **_):
     """(gamma g_gamma + beta g_beta)^2: the squared activation x gradient sum at the BatchNorm; of a
-    convolution without its own, or with one that has no gamma, (sum_w w g_w)^2, the same sum at
-    its output.
+    layer without its own, or with one that has no gamma, (sum_w w g_w)^2, the same sum at its
+    output.
 
     Molchanov et al. 2017, arXiv 1611.06440, who divide by the L2 norm of a layer's scores, and
     2019, arXiv 1906.10771, who do not.
     """
-    layers = [group.bn if _has_scale(group) else group.conv for group in groups]
+    layers = [group.bn if _has_scale(group) else group.layer for group in groups]
     parameters = _parameters(layers)
     gradient, _ = _mean_gradient(model, parameters, batches)
     return [s.square() for s in _per_filter(layers, [p * g for p, g in zip(parameters, gradient)])]
@@ -349,7 +391,7 @@ def tfo(model, groups, batches, **_):
 )
 def bn(model, groups, batches, **_):
     """|gamma| of the BatchNorm (Liu et al. 2017, arXiv 1708.06519; You et al. 2020: one threshold
-    for all layers)."""
+    for all layers). It cannot judge layers without a BatchNorm of their own."""
     return [group.bn.weight.abs() for group in groups]
 
 
@@ -362,9 +404,9 @@ def bn(model, groups, batches, **_):
     help="L1 norm of the kernel",
 )
 def l1(model, groups, batches, **_):
-    """L1 norm of the kernel, without the bias (Li et al. 2017, arXiv 1608.08710, who prune a share
-    of each layer)."""
-    return [models.kernel_matrix(group.conv).abs().sum(1) for group in groups]
+    """L1 norm of the kernel, or of a linear layer's row, without the bias (Li et al. 2017, arXiv
+    1608.08710, who prune a share of each layer)."""
+    return [models.kernel_matrix(group.layer).abs().sum(1) for group in groups]
 
 
 @estimator(
@@ -376,9 +418,9 @@ def l1(model, groups, batches, **_):
     help="L2 norm of the kernel",
 )
 def sfp(model, groups, batches, **_):
-    """L2 norm of the kernel, without the bias (He et al. 2018, arXiv 1808.06866, who prune the same
-    share of each layer)."""
-    return [models.kernel_matrix(group.conv).norm(dim=1) for group in groups]
+    """L2 norm of the kernel, or of a linear layer's row, without the bias (He et al. 2018, arXiv
+    1808.06866, who prune the same share of each layer)."""
+    return [models.kernel_matrix(group.layer).norm(dim=1) for group in groups]
 
 
 @estimator(
@@ -390,12 +432,12 @@ def sfp(model, groups, batches, **_):
     help="distance to the layer's other kernels",
 )
 def fpgm(model, groups, batches, **_):
-    """Sum of the distances between a kernel and all kernels of the layer, without the biases (He et
-    al. 2019, arXiv 1811.00250, who prune the same share of each layer)."""
+    """Sum of the distances between a kernel, or a linear layer's row, and all of the layer, without
+    the biases (He et al. 2019, arXiv 1811.00250, who prune the same share of each layer)."""
     # The faster way of cdist subtracts squares and loses small distances.
     return [
         torch.cdist(w, w, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
-        for w in (models.kernel_matrix(group.conv).detach() for group in groups)
+        for w in (models.kernel_matrix(group.layer).detach() for group in groups)
     ]
 
 
@@ -411,7 +453,7 @@ def group(model, groups, batches, **_):
     """L2 norm of the filter and of all that belongs to its channel (Fang et al. 2023, arXiv
     2301.12900, DepGraph, whose code divides by the mean of a layer); see `models.group_norms`."""
     norms = models.group_norms(model)
-    return [norms[group.name].float().to(group.conv.weight.device) for group in groups]
+    return [norms[group.name].float().to(group.layer.weight.device) for group in groups]
 
 
 @estimator(
@@ -428,7 +470,7 @@ def grasp(model, groups, batches, *, temperature, **_):
     Wang et al. 2020, arXiv 2002.07376, eq. 8: removing what scores low costs the least gradient
     flow. Two passes over the images: g first, then H g as the gradient of <gradient, g>.
     """
-    layers = _convolutions(groups)
+    layers = _layers(groups)
     everything, filters = list(model.parameters()), _parameters(layers)
     gradient, count = _mean_gradient(model, everything, batches, temperature)
     product = [torch.zeros_like(p) for p in filters]
@@ -457,7 +499,7 @@ def rdt(model, groups, batches, *, projections, seed, **_):
     projections=0 one backward pass per class and minibatch. Otherwise that many for all classes:
     for random signs e_k, (sum_k e_k sqrt(p_k) d log p_k / dw)^2 has the sum over k as its mean.
     """
-    layers = _convolutions(groups)
+    layers = _layers(groups)
     parameters = _parameters(layers)
     information, count = [torch.zeros_like(p) for p in parameters], 0
     process, step = processes()
@@ -511,6 +553,5 @@ def random(model, groups, batches, *, seed, **_):
     """Uniform in [0, 1), from `seed`: the control that every comparison needs."""
     generator = torch.Generator().manual_seed(seed)
     return [
-        torch.rand(g.conv.out_channels, generator=generator).to(g.conv.weight.device)
-        for g in groups
+        torch.rand(len(g.channels), generator=generator).to(g.layer.weight.device) for g in groups
     ]

@@ -2,7 +2,7 @@
 
 model = build_model("resnet", num_classes=10)
 for group in filter_groups(model):          # of channels/groups.py: what can be pruned in it
-    print(group.name, group.conv.out_channels, group.stream.readers)
+    print(group.name, len(group.channels), group.stream.readers)
 """
 
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from channels.groups import (  # noqa: F401
     filter_matrix,
     keep_whole,
     kernel_matrix,
+    layers_without_images,
     widths_of,
 )
 

@@ -131,7 +131,8 @@ def select_filters(
 ) -> dict[str, torch.Tensor]:
     """Choose the filters to keep when `percent` of the unpruned network's filters are gone.
 
-    scores: layer name -> 1-D tensor, one score per filter that `model` has now; low goes first.
+    scores: layer name -> 1-D tensor, one score per filter that `model` has now; low goes first, and
+        a filter whose score is infinity never goes.
     percent: counted over all prunable layers of the unpruned network, carried depthwise filters
         included; filters that earlier rounds removed count as gone. 50 is half. Between 0 and 1 it
         is refused, as a share that somebody has taken for a percent, unless below_one.
@@ -252,7 +253,7 @@ def _values_of(groups, scores):
     """The scores as lists of numbers. Raises ValueError where they do not fit the network."""
     values = {}
     for name, group in groups.items():
-        count, score = group.conv.out_channels, scores.get(name)
+        count, score = len(group.channels), scores.get(name)
         if score is None:
             raise ValueError(f"{name} has {count} filters; its scores are missing")
         if not isinstance(score, torch.Tensor) or tuple(score.shape) != (count,):
@@ -326,7 +327,7 @@ def _kept_without(groups, removed, round_to):
     _round_widths(groups, removed, gone, round_to)
     kept = {}
     for name, group in groups.items():
-        rest = [index for index in range(group.conv.out_channels) if index not in gone[name]]
+        rest = [index for index in range(len(group.channels)) if index not in gone[name]]
         kept[name] = torch.tensor(rest)
     return kept
 
@@ -377,11 +378,12 @@ def _removal_order(remains, groups, residual, values, ranking="global", costs=No
     many filters as they must, and whatever reads channels the best of them. values: layer -> what
     each filter is worth; costs: layer -> what it costs, or None; losses: of `measure_losses`."""
     units, spent = _units(remains, residual), None
+    fixed, values = _fixed(groups, values), _finite(values)
     if costs is not None:
         costs = {name: own.tolist() for name, own in costs.items()}
         spent = [unit.total(costs) for unit in units]
     if ranking == "measured":
-        ranks = _measured_ranks(_free_units(groups, units, values), spent, losses)
+        ranks = _measured_ranks(_free_units(units, values, fixed), spent, losses)
     else:
         ranks = _ranks(remains, residual, units, values, ranking)
         if spent:
@@ -389,7 +391,7 @@ def _removal_order(remains, groups, residual, values, ranking="global", costs=No
     rank_of = {}
     for unit, rank in zip(units, ranks):
         rank_of.update(dict.fromkeys(unit.filters, rank))
-    needed = _needed(remains, groups, rank_of) | _fixed(groups)
+    needed = _needed(remains, groups, rank_of) | fixed
     position = {name: place for place, name in enumerate(groups)}
     spare = {name: len(group.channels) - group.floor for name, group in groups.items()}
 
@@ -416,12 +418,23 @@ def _is_spared(unit, spare):
     return False
 
 
-def _fixed(groups):
-    """The (layer, filter) that are never pruned."""
+def _fixed(groups, values):
+    """The (layer, filter) that are never pruned, or whose value is infinite. values: layer -> what
+    each filter is worth."""
     fixed = set()
     for name, group in groups.items():
-        fixed.update((name, index) for index, is_fixed in enumerate(group.fixed) if is_fixed)
+        for index, (is_fixed, value) in enumerate(zip(group.fixed, values[name])):
+            if is_fixed or value == math.inf:
+                fixed.add((name, index))
     return fixed
+
+
+def _finite(values):
+    """The same values, with zero for what is not judged, which is infinite and never goes."""
+    finite = {}
+    for name, own in values.items():
+        finite[name] = [0.0 if value == math.inf else value for value in own]
+    return finite
 
 
 def _ranks(remains, residual, units, values, ranking):
@@ -480,9 +493,10 @@ def lower_hull(points):
     return hull
 
 
-def _free_units(groups, units, values):
-    """Layers -> numbers of their units that may leave, the lowest sum of `values` first."""
-    worth, fixed = [unit.total(values) for unit in units], _fixed(groups)
+def _free_units(units, values, fixed):
+    """Layers -> numbers of their units that may leave, the lowest sum of `values` first. fixed: the
+    (layer, filter) that may not."""
+    worth = [unit.total(values) for unit in units]
     free = collections.defaultdict(list)
     for number in sorted(range(len(units)), key=worth.__getitem__):
         if fixed.isdisjoint(units[number].filters):
@@ -511,7 +525,8 @@ def measure_losses(
     many such units are gone, loss), ...]}, layers of the unpruned network.
     """
     groups, units = _groups_of(model), _units(remains_of(model), residual)
-    free = _free_units(groups, units, _values_of(groups, scores))
+    values = _values_of(groups, scores)
+    free = _free_units(units, _finite(values), _fixed(groups, values))
     masked, losses = Masked(_normalised_by_batch(model)), {}
     reference = _normalised_by_batch(reference or model)
     with torch.no_grad():
@@ -590,7 +605,7 @@ def _round_widths(groups, removed, gone, multiple):
     """Put the last of some removed units back until all widths are multiples, or full."""
 
     def is_uneven(name):
-        full = groups[name].conv.out_channels
+        full = len(groups[name].channels)
         width = full - len(gone[name])
         return width != round_up(width, multiple, full)
 
@@ -608,7 +623,7 @@ def kept_mask(kept: dict[str, torch.Tensor], model: torch.nn.Module) -> torch.Te
     """A selection as one mask: a bool tensor over all filters of `model`, in order of layer."""
     parts = []
     for group in filter_groups(model):
-        parts.append(torch.zeros(group.conv.out_channels, dtype=torch.bool))
+        parts.append(torch.zeros(len(group.channels), dtype=torch.bool))
         parts[-1][kept[group.name]] = True
     return torch.cat(parts)
 

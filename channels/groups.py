@@ -1,7 +1,7 @@
 """What can be pruned in a network, and what it costs.
 
     for group in filter_groups(model):
-        print(group.name, group.conv.out_channels, group.stream.readers)
+        print(group.name, len(group.channels), group.stream.readers)
 
 One idea carries the suite: every filter writes one channel of a *stream*, and the layers behind
 read that stream. In a plain chain a stream has one writer; in a ResNet all blocks of a stage write
@@ -31,11 +31,11 @@ class Stream:
 
 @dataclass(frozen=True, eq=False)
 class FilterGroup:
-    """The filters of one convolution.
+    """The filters of one convolution, or of one linear layer, where they are rows of its weight.
 
-    name      dotted name of the convolution: the key of scores, widths, logs and checkpoints
-    conv      the convolution
-    bn        the BatchNorm that reads this convolution alone, or None
+    name      dotted name of the layer: the key of scores, widths, logs and checkpoints
+    layer     the layer
+    bn        the BatchNorm that reads this layer alone, or None
     stream    where the outputs go
     channels  the stream channel that filter i writes, ascending
     dense     number of filters in the unpruned network
@@ -45,13 +45,18 @@ class FilterGroup:
     """
 
     name: str
-    conv: nn.Module
+    layer: nn.Module
     bn: nn.Module
     stream: Stream
     channels: list
     dense: int
     costs: list
     fixed: list
+
+    @property
+    def conv(self):
+        """The layer, as it was called when all were convolutions."""
+        return self.layer
 
     @property
     def is_fixed(self):
@@ -68,7 +73,7 @@ class FilterGroup:
 class Remains:
     """What is left of an unpruned network.
 
-    filters: convolution -> indices, rising, of the filters that it has left of the unpruned one's.
+    filters: layer -> indices, rising, of the filters that it has left of the unpruned one's.
     graph: of the operations, whose traits have the channels that are left. signature: of the
     network, which may be changed later.
     """
@@ -132,7 +137,7 @@ def _look_at(model, image_size=None, fixed_operations=()):
     if not structure or _form(model) != _form(structure.skeleton):
         structure = Structure(model, image_size, fixed_operations)
         if not structure.filters:
-            lines = fixed_text(structure) or ["it has no convolutions"]
+            lines = fixed_text(structure) or ["it has no convolutions and no hidden linear layers"]
             raise ValueError(f"nothing can be pruned in {structure.kind.__name__}: {lines[0]}")
         if origin:
             _STRUCTURES[key] = structure
@@ -165,13 +170,43 @@ def unused_parameters(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters() if not is_used(name)]
 
 
+def layers_without_images(model: nn.Module) -> set[str]:
+    """The dotted names of layers that a network calls on something else than what it makes of its
+    images, as on a table of positions."""
+    reached, alone = set(), set()
+    for node in remains_of(model).graph.nodes:
+        if node.op == "placeholder" or not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+        elif node.op == "call_module":
+            alone.add(str(node.target))
+    return alone
+
+
 def fixed_text(structure: Structure) -> list[str]:
-    """Which filters are fixed, and why, as lines."""
-    lines = []
-    for name, (count, total, reason) in structure.fixed.items():
-        share = f"its {total:,}" if count == total else f"{count:,} of its {total:,}"
-        lines.append(f"{name} keeps {share} filters: {reason}")
+    """Which filters are fixed, and why, as lines: one for each convolution, and one for all linear
+    layers that are fixed for the same reason."""
+    lines, alike = [], {}
+    for name, fixed in structure.fixed.items():
+        if isinstance(structure.skeleton.get_submodule(name), nn.Linear):
+            alike.setdefault(fixed.reason, []).append(name)
+        else:
+            lines.append(_fixed_line(name, fixed))
+    for reason, names in alike.items():
+        if len(names) == 1:
+            lines.append(_fixed_line(names[0], structure.fixed[names[0]]))
+            continue
+        count = sum(structure.fixed[name].count for name in names)
+        lines.append(
+            f"{len(names)} linear layers, {names[0]} to {names[-1]}, keep {count:,} of their "
+            f"filters: {reason}"
+        )
     return lines
+
+
+def _fixed_line(name, fixed):
+    count, total, reason = fixed
+    share = f"its {total:,}" if count == total else f"{count:,} of its {total:,}"
+    return f"{name} keeps {share} filters: {reason}"
 
 
 def filter_groups(model: nn.Module, image_size: int | None = None) -> list[FilterGroup]:
@@ -191,7 +226,7 @@ def filter_groups(model: nn.Module, image_size: int | None = None) -> list[Filte
         groups.append(
             FilterGroup(
                 name=name,
-                conv=model.get_submodule(name),
+                layer=model.get_submodule(name),
                 bn=norm and model.get_submodule(norm),
                 stream=stream,
                 channels=[order[channel] for channel in structure.stream[numbers].tolist()],
@@ -247,13 +282,13 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], strict: bool 
     model.load_state_dict(versioned, strict=strict)
 
 
-def kernel_matrix(conv: nn.Conv2d) -> torch.Tensor:
-    """A convolution's kernels as the rows of a matrix: out_channels x weights of one filter, in
-    their order in channels-last memory."""
-    return conv.weight.permute(0, 2, 3, 1).flatten(1)
+def kernel_matrix(layer: nn.Module) -> torch.Tensor:
+    """A layer's kernels as the rows of a matrix: filters x weights of one filter, those of a
+    convolution in their order in channels-last memory."""
+    return layer.weight.movedim(1, -1).flatten(1)
 
 
-def filter_matrix(conv: nn.Conv2d) -> torch.Tensor:
-    """`kernel_matrix`, with the bias as one more column where the convolution has one."""
-    matrix = kernel_matrix(conv)
-    return matrix if conv.bias is None else torch.cat((matrix, conv.bias[:, None]), 1)
+def filter_matrix(layer: nn.Module) -> torch.Tensor:
+    """`kernel_matrix`, with the bias as one more column where the layer has one."""
+    matrix = kernel_matrix(layer)
+    return matrix if layer.bias is None else torch.cat((matrix, layer.bias[:, None]), 1)

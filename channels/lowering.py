@@ -301,6 +301,8 @@ class _Filling:
                 self.counts[node] = shape[1], value.shape[1]
         if _layer(self.network, node, nn.Linear):
             self.fixed.add(node)
+            if len(shape) > 2:  # channels are not along the dimension that is counted
+                self.fixed.update(sources)
         elif is_channelwise:
             for other in map(self._root, sources):
                 if other is not self._root(node):

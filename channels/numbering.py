@@ -13,10 +13,13 @@ from channels.operations import LEAVES, PAIRED, Kind, kind_of, name_of, path_of,
 from channels.running import along, as_real, compute, keeps_apart, spread, varies
 from channels.traits import give, map_tensors, tensors_in, traits_of
 
-# Kinds of numbers: of what never leaves, a convolution's filters, an addition, the outputs of a
-# linear layer, and a learned scale or shift.
+# Kinds of numbers: of what never leaves, a convolution's filters, an addition, a linear layer's
+# filters, and a learned scale or shift.
 FIXED, FILTER, SUM, LINEAR, SCALE = range(5)
+FILTERS = torch.tensor((FILTER, LINEAR))  # kinds of what has a score
+WRITTEN = torch.tensor((FILTER, LINEAR, SUM))  # of what filters write
 READERS = nn.Conv2d, nn.Linear  # layers that compute new channels from those that they read
+OUTPUT = "they are the network's output"  # a reason
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class _Numbering:
         for source in node.all_input_nodes:
             self.before[node] |= self.before[source]
         if node.op == "output":
-            self._fix(traits_of(node.args[0]).numbers, "they are the network's output")
+            self._fix(traits_of(node.args[0]).numbers, OUTPUT)
         elif tensors_in(traits_of(node).value):
             numbers = self._numbers_of(node)
             is_tensor = isinstance(numbers, torch.Tensor)
@@ -164,7 +167,7 @@ class _Numbering:
         return numbers
 
     def _fix(self, numbers, reason):
-        self.fixed.append((numbers.unique(), reason))
+        self.fixed.append((_distinct(numbers), reason))
 
     def mixed(self, node, sources, reason=None):
         """What is not understood: all channels that a node reads from `sources` are fixed. Returns
@@ -187,14 +190,16 @@ class _Numbering:
         first, second = self.same[first], self.same[second]
         differ = first != second
         first, second = first[differ], second[differ]
-        kinds = self.kinds[first], self.kinds[second]
         if follow and self._can_follow(first, second):
             self.same[second] = first
             self.same = self.same[self.same]
-        elif all(((kind == FILTER) | (kind == SUM)).all() for kind in kinds):
+        elif self._are_written(first) and self._are_written(second):
             self.units = self.units.joined(first, second)
         else:
             self._fix(torch.cat((first, second)), "they go with what stays")
+
+    def _are_written(self, numbers):
+        return torch.isin(self.kinds[numbers], WRITTEN).all()
 
     def _can_follow(self, first, second):
         kinds = self.kinds[second]
@@ -284,8 +289,8 @@ class _Numbering:
             return self.mixed(node, sources)
         dim, vector = channels
         value = traits_of(node).value
-        if node.op == "call_module" and kind_of(node) is Kind.APART:  # of images
-            return spread(vector, value.shape, 1) if dim == 1 else self.mixed(node, sources)
+        if node.op == "call_module" and kind_of(node) is Kind.APART and dim == 1:  # of images
+            return spread(vector, value.shape, 1)
         goes_to = self._answer(node, sources[0], dim)
         if goes_to is None:
             return self.mixed(node, sources)
@@ -451,7 +456,7 @@ class _Numbering:
         total = self._new(len(a), SUM)
         self.additions.append((path_of(node), total))
         for part in self.same[a], self.same[b]:
-            free = (self.kinds[part] == FILTER) | (self.kinds[part] == SUM)
+            free = torch.isin(self.kinds[part], WRITTEN)
             self.streams = self.streams.joined(total[free], part[free])
             if not free.all():
                 self._fix(torch.cat((total[~free], part[~free])), "they are added to what stays")
@@ -460,20 +465,24 @@ class _Numbering:
     def _product(self, node, a, b, first, second):
         """A gate follows what it multiplies; other factors go together. Returns the numbers of the
         product."""
-        first_is_gate = self._is_gate(node, a, b, first)
-        second_is_gate = self._is_gate(node, b, a, second)
+        first_is_gate = self._is_gate(node, a, b, first, second)
+        second_is_gate = self._is_gate(node, b, a, second, first)
         if first_is_gate and not second_is_gate:
             first, second = second, first
         self._together(first, second, follow=first_is_gate or second_is_gate)
         return first
 
-    def _is_gate(self, node, own, other, numbers):
-        """Whether a factor serves this multiplication alone, and is computed from the other one or
-        by a linear layer."""
+    def _is_gate(self, node, own, other, numbers, others):
+        """Whether a factor serves this multiplication alone, and is computed from the other one or,
+        where that is no linear layer's, by a linear layer."""
         if not self._serves(node, numbers):
             return False
-        is_computed_from_other = self.before[other] & ~self.before[own] == 0
-        return is_computed_from_other or bool((self.kinds[numbers] == LINEAR).all())
+        if self.before[other] & ~self.before[own] == 0:
+            return True
+        return self._are_linear(numbers) and not self._are_linear(others)
+
+    def _are_linear(self, numbers):
+        return bool((self.kinds[numbers] == LINEAR).all())
 
     def _serves(self, node, numbers):
         """Whether the layers that write these channels serve nothing else than this operation."""
@@ -512,6 +521,14 @@ def _behind(node):
         if traits.channels is None:
             nodes += _behind(source)
     return nodes
+
+
+def _distinct(numbers):
+    """The numbers in a tensor, each once; what is spread out is looked at once, too."""
+    for dim, step in enumerate(numbers.stride()):
+        if step == 0:
+            numbers = numbers.narrow(dim, 0, min(1, numbers.shape[dim]))
+    return numbers.unique()
 
 
 def _all_fixed(tensor):

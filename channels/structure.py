@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from channels.layers import has_hooks
-from channels.numbering import FILTER, SUM, number_channels
+from channels.numbering import FILTERS, LINEAR, OUTPUT, SUM, number_channels
 from channels.operations import title
 from channels.running import compute_all
 from channels.sizes import Sizes
@@ -147,29 +147,52 @@ class Structure:
         streams = numbers.streams.joined(everything, self.root)
         units = numbers.units.joined(everything, self.root)
         self.is_sum, self.stream = numbers.kinds == SUM, streams.roots(count)
-        is_filter = (numbers.kinds == FILTER) & (self.root == everything)
+        is_filter = torch.isin(numbers.kinds, FILTERS) & (self.root == everything)
         units = self._with_added(numbers.units.members(), units, is_filter)
         unit = units.roots(count)
 
-        self.is_fixed, reasons = torch.zeros(count, dtype=torch.bool), {}
-        for some, reason in reversed(numbers.fixed):  # the first reason is the one that is said
-            self.is_fixed[self.root[some]] = True
-            reasons.update(dict.fromkeys(unit[self.root[some]].tolist(), reason))
-
-        self.filters, self.fixed_filters, self.fixed = {}, {}, {}
+        writers = {}  # layer -> numbers of its filters
         for name, layer in self.layers.items():
-            if layer.reads is not None and is_filter[layer.writes].all():
-                own = [reasons.get(root) for root in unit[layer.writes].tolist()]
-                self._sort_out(name, layer.writes, own, name in protected)
+            if layer.reads is not None and is_filter[layer.writes].any():
+                writers[name] = layer.writes
+        reasons = self._reasons(numbers, writers, unit, is_filter)
+        self.filters, self.fixed_filters, self.fixed = {}, {}, {}
+        for name, own in writers.items():
+            known = [reasons.get(root) for root in unit[own].tolist()]
+            self._sort_out(name, own, known, name in protected)
         for node, module in self._called(nn.modules.conv._ConvNd):
             if node.target not in self.layers:
                 kind = type(module).__name__
                 reason = "it has hooks" if has_hooks(module) else f"a {kind} is not cut"
                 self.fixed[node.target] = Fixed(module.out_channels, module.out_channels, reason)
+        lost = is_filter.clone()  # what no layer in `filters` writes
+        lost[self.movable] = False
+        self.is_fixed |= lost
         self.units = self._together(unit)
         coupled = units.joined(everything, self.stream).roots(count)
         self.coupled_units = self._together(coupled, self.is_fixed)
         self._count_costs(count)
+
+    def _reasons(self, numbers, writers, unit, is_filter):
+        """Why units are fixed: their smallest number -> reason. Sets is_fixed. writers: layer ->
+        numbers of its filters."""
+        self.is_fixed = torch.zeros_like(is_filter)
+        reasons, of_streams = {}, {}
+        fixed = list(numbers.fixed)
+        for own in writers.values():
+            if not is_filter[own].all():  # a layer is a gate as a whole, or not at all
+                fixed.append((own[is_filter[own]], "others of its filters are gates"))
+        for some, reason in reversed(fixed):  # the first reason is the one that is said
+            some = self.root[some]
+            self.is_fixed[some] = True
+            reasons.update(dict.fromkeys(unit[some].tolist(), reason))
+            of_streams.update(dict.fromkeys(self.stream[some].tolist(), reason))
+        linear = (is_filter & (numbers.kinds == LINEAR)).nonzero().flatten()
+        for number, stream in zip(linear.tolist(), self.stream[linear].tolist()):
+            if stream in of_streams:
+                self.is_fixed[number] = True
+                reasons.setdefault(int(unit[number]), of_streams[stream])
+        return reasons
 
     def _with_added(self, tied, units, is_filter):
         """`units`, where sums that leave with others do so with all that they add up. tied: the
@@ -182,9 +205,11 @@ class Structure:
         return units
 
     def _sort_out(self, name, numbers, reasons, is_protected):
-        """Whether a convolution can be pruned. reasons: why each filter is fixed, or None."""
+        """Whether a layer can be pruned. reasons: why each filter is fixed, or None."""
         known = [reason for reason in reasons if reason]
-        if known:
+        is_linear = isinstance(self.skeleton.get_submodule(name), nn.Linear)
+        is_classifier = is_linear and set(reasons) == {OUTPUT}  # which nobody expects to be pruned
+        if known and not is_classifier:
             self.fixed[name] = Fixed(len(known), len(reasons), known[0])
         if len(known) < len(reasons):
             self.filters[name] = numbers
@@ -214,13 +239,16 @@ class Structure:
     def _norms(self):
         """convolution -> the BatchNorm that reads it, and nothing else does."""
         norms = {}
-        for node, _ in self._called(nn.BatchNorm2d):
+        for node, module in self._called((nn.BatchNorm1d, nn.BatchNorm2d)):
             source = node.all_input_nodes[0]
             while source.target not in self.layers and _has_one_reader_and_source(source):
                 source = source.all_input_nodes[0]
             numbers = self.filters.get(source.target)
             layer = self.layers.get(node.target)  # None of a BatchNorm without weights
             if layer is None or numbers is None or len(source.users) > 1:
+                continue
+            is_linear = issubclass(traits_of(source).layer, nn.Linear)
+            if is_linear != isinstance(module, nn.BatchNorm1d):
                 continue
             if torch.equal(layer.writes, numbers):
                 norms.setdefault(source.target, node.target)
@@ -271,7 +299,7 @@ class Structure:
     @cached_property
     def movable(self):
         """The numbers of `filters`, as one vector."""
-        return torch.cat(list(self.filters.values()))
+        return torch.cat([torch.empty(0, dtype=torch.long), *self.filters.values()])
 
     @cached_property
     def partial_inputs(self):

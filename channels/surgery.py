@@ -225,7 +225,7 @@ class _Surgery:
     def _fit_addition(self, node, dim, vector):
         """Where a side lacks some of the sum's channels, the addition becomes an indexed one."""
         sides = [other for other in node.all_input_nodes if traits_of(other).channels]
-        if len(sides) < 2:
+        if len(sides) < 2 or not vector.any():
             return
         left = self.alive[vector]
         present = [self._present(side, node, dim)[left] for side in sides]

@@ -58,7 +58,7 @@ def measure_compression(network, file_bytes, entries, image_size=32):
 
 def layer_widths(network):
     """{layer: number of its filters}."""
-    return {group.name: group.conv.out_channels for group in filter_groups(network)}
+    return {group.name: len(group.channels) for group in filter_groups(network)}
 
 
 def stream_widths(network):

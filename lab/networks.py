@@ -193,8 +193,7 @@ def look_at(network, image_size, pruning_type=None):
         return []
     try:
         pruner.explore(network, image_size)
-        if pruning_type:
-            check_suits(network, pruning_type)
+        unjudged = check_suits(network, pruning_type) if pruning_type else []
     except ValueError as error:
         raise InputError(f"--model={name}: {error}") from error
     except (Exception, SystemExit) as error:  # of the user's own code
@@ -222,7 +221,8 @@ def look_at(network, image_size, pruning_type=None):
         ) from error
     lines = fixed_text(structure)
     more = [f"and so do filters of {len(lines) - MOST} more layers"] if len(lines) > MOST else []
-    return [*_type_lines(network.origin), *try_out(network, image_size), *lines[:MOST], *more]
+    about = [*_type_lines(network.origin), *try_out(network, image_size), *unjudged]
+    return [*about, *lines[:MOST], *more]
 
 
 def _type_lines(origin):

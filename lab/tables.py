@@ -160,7 +160,7 @@ def _is_exhausted(network, round_to, residual):
     if not is_removable(network, residual):
         return True
     for group in filter_groups(network):
-        if group.conv.out_channels > round_up(group.floor, round_to, group.dense):
+        if len(group.channels) > round_up(group.floor, round_to, group.dense):
             return False
     return True
 

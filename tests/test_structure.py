@@ -12,7 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from channels import structure
 from channels.checking import Masked, check
-from channels.costs import measure_cost
+from channels.costs import filter_costs, measure_cost
 from channels.groups import (
     all_filters,
     filter_count,
@@ -26,7 +26,16 @@ from channels.traits import traits_of
 from conftest import ROOT, WIDTH, narrow
 from imp_estimator import cal_importance
 from models import build_model
-from pruner import SelectAgain, cut, explore, prune, rebuild, select_filters
+from pruner import (
+    SelectAgain,
+    cut,
+    explore,
+    measure_losses,
+    prune,
+    pruned_percent,
+    rebuild,
+    select_filters,
+)
 from zoo import difference, removable_filters, settle
 
 
@@ -491,6 +500,29 @@ def perceptron(width):
     return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 8))
 
 
+def on_tokens(block):
+    """A body that adds what a block makes of an image's pixels, as N x T x C tokens."""
+
+    def body(net, x):
+        x = net.a(x)
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = tokens + block(net, tokens)
+        return net.b(tokens.transpose(1, 2).reshape(x.size(0), -1, *x.shape[2:]))
+
+    return body
+
+
+def mixer(net, tokens):
+    """Of MLP-Mixer: a layer along tokens, then one along channels."""
+    mixed = net.d(net.c(net.norm(tokens).transpose(1, 2)).relu()).transpose(1, 2)
+    return mixed + net.e(net.norm(tokens + mixed))
+
+
+def gated_in_halves(net, tokens):
+    value, gate = net.c(tokens).chunk(2, -1)
+    return net.d(F.silu(gate) * value)
+
+
 # body, further layers, and what of a, b, c, d stays whole
 WRITTEN = {
     "a shift computed from what it shifts": (
@@ -524,7 +556,7 @@ WRITTEN = {
     "an excitation of two": (
         lambda net, x: net.b(excite(net, net.a(x)) + excite(net, net.c(x))),
         {"c": conv(3, 8), "excitation": nn.Sequential(perceptron(4), nn.Sigmoid())},
-        "ac",
+        "",
     ),
     "a choice between two": (chosen, {"c": conv(3, 8), "d": conv(8, 8, 1)}, ""),
     "a gate that others read": (read_as_well, {"c": conv(8, 8), "d": conv(8, 8)}, ""),
@@ -565,7 +597,50 @@ WRITTEN = {
         "",
     ),
     "hooks": (lambda net, x: net.b(net.a(x)), {}, "a"),
+    "an MLP behind a LayerNorm": (
+        on_tokens(lambda net, tokens: net.d(F.gelu(net.c(net.norm(tokens))))),
+        {"norm": nn.LayerNorm(8), "c": nn.Linear(8, 12), "d": nn.Linear(12, 8)},
+        "ad",
+    ),
+    "an MLP that mixes tokens": (
+        on_tokens(mixer),
+        {
+            "norm": nn.LayerNorm(8),
+            "c": nn.Linear(256, 9),
+            "d": nn.Linear(9, 256),
+            "e": perceptron(12),
+        },
+        "ad",
+    ),
+    "an MLP between BatchNorms": (
+        on_tokens(
+            lambda net, tokens: net.d(net.norm(net.c(tokens).flatten(0, 1)).relu()).unflatten(
+                0, tokens.shape[:2]
+            )
+        ),
+        {"norm": nn.BatchNorm1d(12), "c": nn.Linear(8, 12), "d": nn.Linear(12, 8)},
+        "",
+    ),
+    "a gated linear unit": (
+        on_tokens(lambda net, tokens: net.d(F.silu(net.c(tokens)) * net.e(tokens))),
+        {"c": nn.Linear(8, 12), "e": nn.Linear(8, 12), "d": nn.Linear(12, 8)},
+        "",
+    ),
+    "a gated linear unit in halves": (
+        on_tokens(gated_in_halves),
+        {"c": nn.Linear(8, 24), "d": nn.Linear(12, 8)},
+        "",
+    ),
 }
+
+
+def silence(layer, kept):
+    """Set all outputs of a convolution or linear layer to zero but those that are kept."""
+    gone = torch.ones(len(layer.weight), dtype=torch.bool)
+    gone[kept] = False
+    if isinstance(layer, nn.Conv2d):
+        gone = gone[:, None, None]
+    layer.register_forward_hook(lambda _layer, _images, result: result.masked_fill(gone, 0))
 
 
 @pytest.mark.parametrize("kind", WRITTEN)
@@ -591,13 +666,7 @@ def test_removed_filters_count_as_zero_and_nothing_else_changes(kind, monkeypatc
         small = prune(model, kept)
         silenced = copy.deepcopy(model)
         for name, index in kept.items():
-            gone = torch.ones(silenced.get_submodule(name).out_channels, dtype=torch.bool)
-            gone[index] = False
-            silenced.get_submodule(name).register_forward_hook(
-                lambda _layer, _images, result, gone=gone: result.masked_fill(
-                    gone[:, None, None], 0
-                )
-            )
+            silence(silenced.get_submodule(name), index)
         with torch.no_grad():
             assert torch.allclose(small(images), silenced(images), rtol=1e-10, atol=1e-12)
             assert torch.allclose(small(images[:1]), silenced(images[:1]), rtol=1e-10, atol=1e-12)
@@ -612,6 +681,92 @@ def test_removed_filters_count_as_zero_and_nothing_else_changes(kind, monkeypatc
     )
     twin.load_state_dict(small.state_dict())
     assert torch.equal(twin.eval()(images), small(images))
+
+
+# ------------------------------------------------------------------------------ linear layers
+
+
+def token_network(kind="an MLP behind a LayerNorm"):
+    """A network with hidden linear layers, in eval mode."""
+    body, layers, _ = WRITTEN[kind]
+    torch.manual_seed(0)
+    return Written(body, **copy.deepcopy(layers)).eval()
+
+
+def without(model, name, index):
+    """A copy without one filter of a layer."""
+    kept = {group.name: range(len(group.channels)) for group in filter_groups(model)}
+    kept[name] = [each for each in kept[name] if each != index]
+    return prune(model, kept)
+
+
+@pytest.mark.parametrize("percent", [0, 50])
+def test_multiply_adds_of_linear_layers_count_all_tokens(percent):
+    model = token_network()
+    model = prune(model, select_filters(model, scores_like(model), percent))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 24, 24))
+    assert measure_cost(model, 24)["flops"] == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("budget, entry", [("macs", "macs"), ("params", "parameters")])
+def test_a_row_costs_what_is_saved_without_it(budget, entry):
+    model = token_network()
+    costs = filter_costs(model, budget, 24)["c"]
+    saved = measure_cost(model, 24)[entry] - measure_cost(without(model, "c", 5), 24)[entry]
+    assert costs.tolist() == [saved] * 12
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"budget": "macs", "round_to": 4},
+        {"budget": "params", "residual": "coupled"},
+        {"per_cost": True, "pruning_type": "fisher"},
+        {"ranking": "measured"},
+    ],
+)
+def test_all_ways_to_choose_filters_choose_rows_of_linear_layers(choice):
+    model = token_network("a gated linear unit")
+    scores = scores_like(model)
+    if choice.get("ranking") == "measured":
+        batches = [(torch.randn(4, 3, 16, 16), torch.zeros(4, dtype=torch.long))]
+        choice = choice | {"losses": measure_losses(model, scores, batches)}
+    kept = select_filters(model, scores, 60, image_size=16, **choice)
+    small = prune(model, kept)
+    width = small.d.in_features
+    assert width == small.c.out_features == small.e.out_features < 12
+    assert width % choice.get("round_to", 1) == 0
+    assert pruned_percent(small, choice.get("budget", "filters"), 16) > 40
+
+
+def test_linear_layers_that_an_older_record_does_not_name_are_whole():
+    model = token_network("an MLP between BatchNorms")
+    small = prune(model, select_filters(model, scores_like(model), 50))
+    assert widths_of(small)["c"] == small.c.out_features < 12
+    older = {name: width for name, width in widths_of(small).items() if name in ("a", "b")}
+    twin = rebuild(token_network("an MLP between BatchNorms"), older)
+    assert (twin.c.out_features, twin.d.out_features) == (12, 8)
+    assert twin.b.out_channels == small.b.out_channels
+
+
+def test_linear_layers_that_stay_for_one_reason_share_a_line():
+    body = on_tokens(lambda net, tokens: net.d(net.c(net.norm(tokens))) + net.e(tokens))
+    layers = {"c": nn.Linear(8, 12), "d": nn.Linear(12, 8), "e": nn.Linear(8, 8)}
+    model = Written(body, norm=nn.LayerNorm(8), **layers)
+    lines = fixed_text(remains_of(model).structure)
+    assert "a keeps its 8 filters: LayerNorm mixes them" in lines
+    assert [line for line in lines if "linear" in line] == [
+        "2 linear layers, d to e, keep 16 of their filters: LayerNorm mixes them"
+    ]
+    assert not any("head" in line for line in lines)  # nobody expects it to be pruned
+
+
+def test_a_network_of_linear_layers_alone_is_pruned():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 12), nn.ReLU(), nn.Linear(12, 4))
+    filter_groups(model, 8)
+    small = prune(model, select_filters(model, scores_like(model), 50))
+    assert small[1].out_features == small[3].in_features == 6
 
 
 def test_a_stream_that_the_network_itself_adds_up_is_called_by_its_writers():
@@ -918,8 +1073,8 @@ def test_dropout_by_its_function_still_knows_training_after_a_cut():
         assert not torch.equal(small.train()(images), small(images))
 
 
-def test_a_network_without_convolutions_is_an_error():
-    with pytest.raises(ValueError, match="nothing can be pruned"):
+def test_a_network_without_hidden_layers_is_an_error():
+    with pytest.raises(ValueError, match="nothing can be pruned.*no hidden linear layers"):
         filter_groups(nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 4)))
 
 
