@@ -1,5 +1,6 @@
 """The flags of main.py, their contradictions, and the names of the files that follow from them."""
 
+import hashlib
 from argparse import ArgumentTypeError
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from common.flags import (
     marked,
     number,
     one_of,
+    patterns,
     positive,
     rising,
     switch,
@@ -61,6 +63,15 @@ def normalization(text):
             "(three means, three standard deviations, of pixels from 0 to 1)"
         )
     return values
+
+
+def _checksum_of(names):
+    """How --keep shows in the names of files: patterns may be long, and have a *."""
+    return f"keep{hashlib.sha256(names.encode()).hexdigest()[:6]}"
+
+
+def _kept_in_words(names):
+    return f"{names.replace(',', ' and ')} whole"
 
 
 @dataclass(frozen=True)
@@ -368,7 +379,18 @@ class Experiment:
         + "; paper (as the method's own paper does)",
         shown="global, or the preset's",
         choices=(*RANKINGS, "paper"),
-        named=("{}", "{}"),
+        named=("{}".format, "{}".format),
+        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
+    )
+    keep: str = flag(
+        "pruning",
+        False,
+        "layers that keep all of their filters: their names, apart by commas, in which * stands "
+        "for anything, as in 'layer1.*,layer2.0.conv1'",
+        shown="none",
+        type=patterns,
+        metavar="NAMES",
+        named=(_checksum_of, _kept_in_words),
         marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
     )
     per_cost: bool = flag(
@@ -380,7 +402,7 @@ class Experiment:
         shown="False, or the preset's",
         type=boolean,
         metavar="True|False",
-        named=("percost", "per cost"),
+        named=("percost".format, "per cost".format),
         marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
     )
     residual: str = flag(
@@ -391,7 +413,7 @@ class Experiment:
         "together, by the sum of their scores (coupled)",
         shown="single, or the preset's",
         choices=("single", "coupled"),
-        named=("{}", "{}"),
+        named=("{}".format, "{}".format),
         marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
     )
     score_steps: int = flag(
@@ -403,7 +425,7 @@ class Experiment:
         shown="1, or the preset's",
         type=integer(1, 100),
         metavar="K",
-        named=("steps{}", "{} steps"),
+        named=("steps{}".format, "{} steps".format),
         marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
     )
     select: str = flag(
@@ -414,7 +436,7 @@ class Experiment:
         "tenth of the training images that nothing else of the cut sees",
         type=one_of("best", False),
         metavar="{best,False}",
-        named=("{}", "{} of rankings"),
+        named=("{}".format, "{} of rankings".format),
         marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
     )
     bn_images: int = flag(
@@ -425,7 +447,7 @@ class Experiment:
         shown="0, or the preset's",
         type=integer(0),
         metavar="N",
-        named=("bn{}", "BatchNorm on {} images"),
+        named=("bn{}".format, "BatchNorm on {} images".format),
         marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
     )
     distill: float = flag(
@@ -436,7 +458,7 @@ class Experiment:
         shown="0, or the preset's",
         type=positive(1, or_zero=True),
         metavar="SHARE",
-        named=("distill{:g}", "distilled {:g}"),
+        named=("distill{:g}".format, "distilled {:g}".format),
         marks=[REPORT_MAY_DIFFER],
     )
     imp_samples: int = flag(
@@ -578,9 +600,15 @@ class Experiment:
                     "pruning_type",
                 )
             },
+            "keep": self.patterns,
             "image_size": image_size,
             "below_one": True,
         }
+
+    @property
+    def patterns(self):
+        """The patterns of --keep, as a list."""
+        return self.keep.split(",") if self.keep else []
 
     @property
     def estimator(self):
@@ -680,14 +708,14 @@ def named_flags(control):
 
 
 def _written(flag, value):
-    return f"no-{flag.name}" if value is False else flag.metadata["named"][0].format(value)
+    return f"no-{flag.name}" if value is False else flag.metadata["named"][0](value)
 
 
 def words_of(flags, control):
     """How an experiment differs from the published one, in words: ["mean", "8 steps"]. flags: name
     -> value."""
     return [
-        option.metadata["named"][1].format(flags[option.name])
+        option.metadata["named"][1](flags[option.name])
         for option in named_flags(control)
         if flags.get(option.name, option.default) != option.default
     ]

@@ -27,7 +27,7 @@ _MAIN = {
     "--ranking says how filters of different layers are compared": (
         "global_pruning global local layerwise scope"
     ),
-    "no flag keeps layers whole; from Python models.keep_whole does": (
+    "--keep='layer1.*,layer2.0.conv1' keeps layers whole": (
         "exclude exclude_layers ignore ignored_layers ignore_layers skip_layers not_prune"
     ),
     "--penalty is the weight of the orthonormality penalty": (

@@ -132,6 +132,7 @@ class _ReportedFlags(TypedDict):
     budget: str
     ranking: str
     residual: str
+    keep: str | bool
     per_cost: bool
     score_steps: int
     bn_images: int
