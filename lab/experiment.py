@@ -36,7 +36,7 @@ from config import (
     SWEEPS,
     penalty_of,
 )
-from imp_estimator import ESTIMATORS, check_per_cost, has_penalty
+from imp_estimator import ESTIMATORS, PLAIN, check_per_cost, has_penalty
 from lab import hints
 from lab.presets import check_preset, scaled
 
@@ -72,6 +72,10 @@ def _checksum_of(names):
 
 def _kept_in_words(names):
     return f"{names.replace(',', ' and ')} whole"
+
+
+def _start_in_words(network):
+    return f"from the {'penalised' if network == 'ortho' else 'plain'} network"
 
 
 @dataclass(frozen=True)
@@ -311,6 +315,17 @@ class Experiment:
         choices=ESTIMATORS,
         metavar="TYPE",
         marks=[REPORT_MAY_DIFFER],
+    )
+    prune_from: str = flag(
+        "pruning",
+        False,
+        "the network that is pruned: the plain one (base), or the one with the penalty (ortho), "
+        "which is then trained with it before every round",
+        shown="ortho for " + ", ".join(filter(has_penalty, ESTIMATORS)) + ", base for all others",
+        type=one_of("base", "ortho", False),
+        metavar="{base,ortho,False}",
+        named=("from-{}".format, _start_in_words),
+        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
     )
     prune_percent: int = flag(
         "pruning",
@@ -628,7 +643,7 @@ class Experiment:
     @property
     def penalised(self):
         """Whether the network that pruning starts from, or that is trained, has the penalty."""
-        return self.only_train == "ortho" or has_penalty(self.pruning_type)
+        return self.only_train == "ortho" or prunes_penalised(asdict(self))
 
     @property
     def strength(self):
@@ -695,6 +710,29 @@ DEFAULTS = {
     for option in fields(Experiment)
     if RESUME_IGNORES not in option.metadata["marks"]
 }
+
+
+def prunes_penalised(flags):
+    """Whether the network is pruned that was trained with the penalty. flags: name -> value, of
+    those that are given."""
+    start = flags.get("prune_from")
+    return start == "ortho" if start else has_penalty(flags.get("pruning_type"))
+
+
+def settled_start(flags):
+    """The same flags, name -> value, without a --prune_from that says nothing new: that of the
+    method itself. An unpruned control is the same for all methods that prune its network, and has
+    the name of one that always does."""
+    if not flags.get("prune_from"):
+        return flags
+    settled = {**flags, "prune_from": False}
+    penalised = prunes_penalised(flags)
+    if prunes_penalised(settled) == penalised:
+        return settled
+    if flags.get("control") == "unpruned":
+        own = next(filter(has_penalty, ESTIMATORS)) if penalised else PLAIN
+        return settled | {"pruning_type": own}
+    return flags
 
 
 def named_flags(control):
@@ -810,8 +848,8 @@ def parse(argv, description=None):
     if flags.penalty is not None and not flags.penalised:
         those = ", ".join(filter(has_penalty, ESTIMATORS))
         raise InputError(
-            f"--penalty only works where the network is trained with it: {those}, or "
-            "--only_train=ortho"
+            f"--penalty only works where the network is trained with it: {those}, "
+            "--prune_from=ortho, or --only_train=ortho"
         )
     return flags
 
@@ -888,10 +926,11 @@ def _check_pruning(args, given):
         raise InputError(
             "--thresholds and --prune_percent contradict each other; leave out one of them"
         )
+    vars(args).update(settled_start(vars(args)))
     if args.control == "unpruned":
         for option in named_flags(False):
             if ONLY_PRUNED in option.metadata["marks"]:
-                if option.name in given:
+                if option.name in given - {"prune_from"}:  # which has said what is trained
                     raise InputError(
                         f"--control=unpruned prunes nothing; leave out --{option.name}"
                     )

@@ -105,6 +105,7 @@ CHOICES = {
     "latency_runtime": "onnxruntime",
     "augment": "crop",
     "class_weights": "balanced, False",
+    "prune_from": "base, ortho, False",
     "classifier": "keep, False",
 }
 
