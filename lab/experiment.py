@@ -42,7 +42,7 @@ from lab.presets import check_preset, scaled
 
 data, train, networks = map(lazy, ("data", "train", "lab.networks"))  # not for --help
 
-DEFAULT = "DEFAULT"  # --init: torchvision's own weights
+DEFAULT = "DEFAULT"  # --init: a library's own weights
 
 # What a flag means to others than the training itself:
 RESUME_IGNORES = "resume ignores"  # runs that differ only in such flags are the same run
@@ -249,7 +249,8 @@ class Experiment:
         "begin with the weights in this file, as far as they fit: a network of "
         "this suite, a published one, or torchvision's; in the architecture of a pruned one. Of "
         "several state dicts in a file FILE:KEY takes the one under that key (model.pth:ema). "
-        "DEFAULT: torchvision's own weights, downloaded, and their normalisation",
+        "DEFAULT: torchvision's own weights, downloaded, and their normalisation; of timm:NAME "
+        "timm's own, also with their --image_size",
         shown="fresh weights",
         type=location,
         metavar="FILE|DEFAULT",
@@ -824,8 +825,10 @@ def parse(argv, description=None):
             raise InputError(f"--width only works with {', '.join(MODELS)}; leave it out")
     given = given_names(argv, Experiment)
     _take_from_preset(args, given)
-    if args.init == DEFAULT and "normalize" not in given:
-        args.normalize = networks.default_normalization(args.model)
+    if args.init == DEFAULT:
+        for name, value in networks.default_weights(args.model).flags.items():
+            if name not in given:
+                setattr(args, name, value)
     rounds = len(args.thresholds) or args.n_rounds or 1
     if args.only_train:
         _check_only_train(args)

@@ -66,7 +66,7 @@ _MAIN = {
     ),
     "--val_percent": "val_split validation_split val_ratio val_size valid_size",
     "--test_percent": "test_split test_size test_ratio train_split split",
-    "--init=FILE begins with the weights in a file, --init=DEFAULT with torchvision's": (
+    "--init=FILE begins with the weights in a file, --init=DEFAULT with torchvision's or timm's": (
         "weights checkpoint ckpt load load_from load_path finetune restore pretrained_path "
         "pretrained_model initial_checkpoint checkpoint_path"
     ),

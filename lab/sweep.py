@@ -27,6 +27,7 @@ from data import load_prepared
 from imp_estimator import ESTIMATORS, PLAIN
 from lab.experiment import (
     DEFAULT,
+    DEFAULTS,
     ONLY_PRUNED,
     SET_BY_SWEEP,
     Experiment,
@@ -36,6 +37,7 @@ from lab.experiment import (
     settled_start,
 )
 from lab.job import MAIN
+from lab.networks import default_weights
 from lab.tables import accuracy_text
 
 OF_INIT = {
@@ -124,8 +126,10 @@ def _without_idle(cell):
 def command_of(cell):
     """The flags of a cell's command: a run that needs no other begins with --init, others load."""
     needs = needs_of(cell)
-    if needs and cell.get("init") == DEFAULT and "normalize" not in cell:
-        cell = {**cell, "normalize": parse(command_of(needs[0])).normalize}  # which --init decides
+    if needs and cell.get("init") == DEFAULT:  # which says what the images are like
+        model = cell.get("model", DEFAULTS["model"])
+        wanted = default_weights(model).flags
+        cell = {**cell, **{name: wanted[name] for name in wanted if name not in cell}}
     command = [
         f"--{name}={value}" for name, value in cell.items() if not needs or name not in OF_INIT
     ]
