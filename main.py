@@ -117,6 +117,7 @@ def load_network(job, phase):
     )
     missing = f"--pretrained=True needs {path}; {again}; {weights.begin_text(job.flags.model)}"
     network, record = open_trained(job, phase, missing, again)
+    cutting.check_keep(network, job.flags)
     job.network = network.to(job.device)
     accuracy = {**(record.accuracy or {}), "best": train.evaluate(network, job.data.test_batches())}
     print(f"  {path}: test {tables.accuracy_text(accuracy['best'])}")
@@ -302,6 +303,7 @@ def fresh_network(job, like=None):
             *lines,
         ]
     )
+    cutting.check_keep(network, flags)
     if begun:
         print_notes(
             weights.initialise(network, begun, classes, job.data.normalize, flags.classifier)
@@ -370,6 +372,7 @@ def prune_filters(job, number):
         flags.budget,
         flags.round_to,
         residual,
+        flags.patterns,
     )
     if timed:
         tables.print_times(timed, flags.latency_batch)

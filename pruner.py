@@ -10,6 +10,8 @@ import itertools
 import math
 import reprlib
 import statistics
+from collections.abc import Iterable
+from dataclasses import replace
 from numbers import Real
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ import torch
 from channels.checking import Masked, check
 from channels.costs import cost_of, filter_costs
 from channels.groups import Remains, filter_count, filter_groups, keep_whole, remains_of, signature
+from channels.patterns import layers_like
 from channels.surgery import CannotCut, cut_channels
 from channels.traits import traits_of
 from common.copies import copy_of
@@ -74,12 +77,14 @@ def max_percent(
     image_size: int = 32,
     round_to: int = 1,
     residual: str = "single",
+    keep: Iterable[str] = (),
 ) -> float:
-    """The largest percent that the layers' floors and the protected stem allow, where all layers
-    that write into a residual stream keep the same of its channels."""
+    """The largest percent that the layers' floors, the protected stem and `keep` allow, where all
+    layers that write into a residual stream keep the same of its channels. keep: see
+    `select_filters`."""
     structure = remains_of(model).structure
     first = {}  # of each layer, the first filter beyond its floor
-    for group in filter_groups(model):
+    for group in groups_of(model, keep).values():
         first[group.name] = round_up(group.floor, round_to, group.dense)
 
     def may_leave(name, index):
@@ -128,6 +133,7 @@ def select_filters(
     layer_times: dict[str, float] | None = None,
     losses: dict | None = None,
     below_one: bool = False,
+    keep: Iterable[str] = (),
 ) -> dict[str, torch.Tensor]:
     """Choose the filters to keep when `percent` of the unpruned network's filters are gone.
 
@@ -149,6 +155,8 @@ def select_filters(
         costs in the budget's currency (`filter_costs`), so that the budget goes first where
         it buys most. It also needs pruning_type. layer_times: layer -> milliseconds, where that
         currency is measured time.
+    keep: names of layers, in which * stands for anything ("layer1.*"): these keep all filters that
+        they have. So do those that only leave together with them, also by way of residual.
     What only leaves together, as the filters of a grouped convolution and their inputs, goes by the
     sum of its scores, and counts as one in its layers. Equal ones go in order of layer, then of
     filter. Every layer keeps its floor(0.05 N) + 1 highest scored filters, N counted in the
@@ -156,12 +164,13 @@ def select_filters(
     never exceeded, and is missed by less than what one more filter takes along, or where the floors
     stop.
     Returns layer name -> rising tensor of the indices to keep.
-    Raises ValueError where the scores do not fit the network, or an argument has no such value.
+    Raises ValueError where the scores do not fit the network, an argument has no such value, or
+    keep names no prunable layer.
     """
     as_in_paper, ranking = ranking == "paper", ranking_of(ranking, pruning_type)
     _check_amount(percent, below_one, budget, round_to)
     _check_choice(residual, ranking, per_cost, pruning_type, losses)
-    groups, remains = _groups_of(model), remains_of(model)
+    groups, remains = groups_of(model, keep), remains_of(model)
     values = _values_of(groups, scores)
     costs = None
     if per_cost or ranking == "measured":
@@ -175,9 +184,15 @@ def select_filters(
     return _keep_the_rest(model, groups, order, percent, budget, round_to, image_size)
 
 
-def _groups_of(model):
-    """Layer -> its FilterGroup."""
-    return {group.name: group for group in filter_groups(model)}
+def groups_of(model: torch.nn.Module, keep: Iterable[str] = ()) -> dict:
+    """Layer -> its FilterGroup, of which all filters are fixed where `keep` names the layer. keep:
+    see `select_filters`. Raises ValueError."""
+    whole, groups = layers_like(model, keep), {}
+    for group in filter_groups(model):
+        if group.name in whole:
+            group = replace(group, fixed=[True] * len(group.fixed))
+        groups[group.name] = group
+    return groups
 
 
 def choices(model: torch.nn.Module, per_cost: bool = False) -> list[dict]:
@@ -332,9 +347,11 @@ def _kept_without(groups, removed, round_to):
     return kept
 
 
-def is_removable(model: torch.nn.Module, residual: str = "single") -> bool:
-    """Whether there is any filter that may still go."""
-    groups = _groups_of(model)
+def is_removable(
+    model: torch.nn.Module, residual: str = "single", keep: Iterable[str] = ()
+) -> bool:
+    """Whether there is any filter that may still go. keep: see `select_filters`."""
+    groups = groups_of(model, keep)
     values = {name: [0.0] * len(group.channels) for name, group in groups.items()}
     return bool(_removal_order(remains_of(model), groups, residual, values))
 
@@ -513,18 +530,19 @@ def measure_losses(
     batches,
     residual: str = "single",
     reference: torch.nn.Module | None = None,
+    keep: Iterable[str] = (),
 ) -> dict:
     """How much the answers of a network change without the lowest scored filters of one layer.
 
-    scores, residual: as for `select_filters`. batches: an iterable of (images, labels), on the
-    model's device; labels are not looked at. reference: the network whose answers are wanted, by
-    default `model` itself.
+    scores, residual, keep: as for `select_filters`. batches: an iterable of (images, labels), on
+    the model's device; labels are not looked at. reference: the network whose answers are wanted,
+    by default `model` itself.
     The loss is the Kullback-Leibler divergence of the answers from those wanted, less that of all
     filters, in the mean over the images. BatchNorms normalise by the batch, since their statistics
     change with what they read. Returns {names of the layers whose filters leave together: [(how
     many such units are gone, loss), ...]}, layers of the unpruned network.
     """
-    groups, units = _groups_of(model), _units(remains_of(model), residual)
+    groups, units = groups_of(model, keep), _units(remains_of(model), residual)
     values = _values_of(groups, scores)
     free = _free_units(units, _finite(values), _fixed(groups, values))
     masked, losses = Masked(_normalised_by_batch(model)), {}

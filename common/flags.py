@@ -109,8 +109,8 @@ def flag(group, default, help, *names, shown=None, marks=(), only_with=None, nam
 
     names: other names of it. shown: the default in words. marks: what else is to be known of it,
     see `marked`. only_with: the flag, or FLAG=VALUE, without which it does nothing. options: those
-    of add_argument. named: how a value is written in the names of files, and in words: two texts
-    with {} in its place.
+    of add_argument. named: two functions of a value: how it is written in the names of files, and
+    in words.
     """
     shown = default if shown is None else shown
     help = f"with --{only_with}, {help}" if only_with else help
@@ -232,6 +232,15 @@ def positive(most, or_zero=False):
         return value
 
     return parse
+
+
+def patterns(value):
+    """An argument type: names with *, apart by commas, in order, as text; False where there are
+    none."""
+    if value.lower() == "false":
+        return False
+    names = {text(name.strip()) for name in value.split(",")}
+    return ",".join(sorted(names))
 
 
 def rising(low, high):

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from lab.trial import try_out
 from models import NETWORKS, Origin, build_model
 
 timm, zoo = lazy("timm"), lazy("torchvision.models")  # timm is optional
+hub = lazy("huggingface_hub")  # which timm brings along
 
 MOST = 8  # lines about what stays
 TORCHVISION = re.compile(r"^(torchvision([:./]models)?[:./]|tv[:./])")
@@ -246,23 +248,70 @@ def _type_lines(origin):
     )
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """The weights that a library has for a network of its own.
+
+    owner: the library. url: where they are. file: what they are called here. cached: where they
+    are on this machine already, or None. flags: name -> value, of those that say which images the
+    weights are for.
+    """
+
+    owner: str
+    url: str
+    file: str
+    flags: dict
+    cached: str | None = None
+
+
 def default_weights(name):
-    """Torchvision's own weights for one of its networks, an entry of a WeightsEnum. Raises
-    InputError."""
+    """The Pretrained of one of torchvision's or timm's networks. Raises InputError."""
+    if name.startswith("timm:"):
+        return _weights_of_timm(name.removeprefix("timm:"))
     if name in NETWORKS or in_file(name) or name not in zoo.list_models(module=zoo):
         raise InputError(
-            f"--init=DEFAULT takes torchvision's own weights, and --model={name} is "
-            "none of its networks; name a file of weights, --init=FILE"
+            f"--init=DEFAULT takes torchvision's and timm's own weights, and --model={name} is "
+            "none of their networks; name a file of weights, --init=FILE"
         )
-    return zoo.get_model_weights(name).DEFAULT
+    weights = zoo.get_model_weights(name).DEFAULT
+    normalize = "half"  # with weights, torchvision lets those of ARGUMENTS normalise anew
+    if name not in ARGUMENTS:
+        prepare = weights.transforms()
+        normalize = _normalization_name(prepare.mean, prepare.std)
+    file = weights.url.rpartition("/")[2]
+    return Pretrained("torchvision", weights.url, file, {"normalize": normalize})
 
 
-def default_normalization(name):
-    """What pixels must be normalised with for these weights, as --normalize has it."""
-    if name in ARGUMENTS:  # with weights, torchvision lets these normalise anew: to -1..1
-        return "half"
-    prepare = default_weights(name).transforms()
-    values = (*prepare.mean, *prepare.std)
+def _weights_of_timm(name):
+    known = None
+    with suppress(RuntimeError):  # where nothing is known of it
+        known = timm.get_pretrained_cfg(name)
+    if not known or not (known.hf_hub_id or known.url) or known.custom_load:
+        raise InputError(
+            f"--init=DEFAULT: timm has no weights of its own for --model=timm:{name} that are a "
+            "state dict; name a file of weights, --init=FILE"
+        )
+    flags = {
+        "normalize": _normalization_name(known.mean, known.std),
+        "image_size": known.input_size[-1],
+    }
+    if not known.hf_hub_id:
+        return Pretrained("timm", known.url, known.url.rpartition("/")[2], flags)
+    place = known.hf_hub_id, known.hf_hub_filename or "model.safetensors"
+    cached = hub.try_to_load_from_cache(*place)
+    parts = known.architecture, known.tag, Path(place[1]).suffix[1:]
+    return Pretrained(
+        "timm",
+        hub.hf_hub_url(*place),
+        ".".join(filter(None, parts)),
+        flags,
+        cached if isinstance(cached, str) else None,
+    )
+
+
+def _normalization_name(means, deviations):
+    """As --normalize has it: a name where there is one."""
+    values = (*means, *deviations)
     return next((key for key, known in NORMALIZATIONS.items() if known == values), values)
 
 

@@ -6,9 +6,11 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,9 +24,9 @@ from config import MODELS, Preset
 from conftest import ROOT, WIDTH, files, narrow, short_preset, write_folder
 from data import load_data
 from imp_estimator import ESTIMATORS, cal_importance
-from lab import tables
+from lab import sweep, tables
 from lab.checkpoint import load_checkpoint
-from lab.experiment import make_parser
+from lab.experiment import make_parser, parse
 from lab.plan import Plan
 from lab.record import Record
 from lab.writers import Console
@@ -574,6 +576,89 @@ def test_the_weight_of_the_penalty_is_used_recorded_and_shows_in_names(flag, wei
         == name
     )
     assert flags.base_file("", False).name == "vgg.pth"
+
+
+def weights_in(path):
+    return load_checkpoint(path)[0].state_dict()
+
+
+def test_any_method_prunes_either_network(tmp_path, folder, monkeypatch):
+    """`orthoreg` and `fisher` have one score: what they differ in is the network alone."""
+    monkeypatch.chdir(tmp_path)
+    job = ("--width=0.125", f"--data_path={folder}", "--thresholds=[20, 40]", "--batch_size=18")
+
+    def pruned(method, *more):
+        assert run_main(*job, f"--pruning_type={method}", *more) == 0
+        (path,) = Path("pruned_nets").rglob("*_40_0.pth")
+        record = Record.read_result(json.loads(path.with_suffix(".json").read_text()))
+        weights = weights_in(path)
+        shutil.rmtree("pruned_nets")
+        return path.name, record, weights
+
+    orthoreg, penalised = pruned("orthoreg"), pruned("fisher", "--prune_from=ortho")
+    fisher, plain = pruned("fisher"), pruned("orthoreg", "--prune_from=base")
+    for (_, own, weights), (_, other, others) in ((orthoreg, penalised), (fisher, plain)):
+        assert own.history.keys() == other.history.keys()
+        assert all(torch.equal(weights[name], others[name]) for name in weights)
+        assert own.unpruned.penalised == other.unpruned.penalised
+        assert own.strength == other.strength
+        assert own.unpruned_method == other.unpruned_method
+    assert any(
+        orthoreg[2][name].shape != fisher[2][name].shape
+        or not torch.equal(orthoreg[2][name], fisher[2][name])
+        for name in fisher[2]
+    )
+    assert penalised[0] == "vgg-w0.125_fisher-from-ortho_40_0.pth"
+    assert plain[0] == "vgg-w0.125_orthoreg-from-base_40_0.pth"
+    assert penalised[1].variant == "fisher, from the penalised network, 2 rounds"
+    assert plain[1].variant == "orthoreg, from the plain network, 2 rounds"
+
+
+def test_a_network_that_the_method_prunes_anyway_is_nothing_new():
+    job = ["--ebt=True", "--prune_percent=50"]
+    for method, start in (("orthoreg", "ortho"), ("bn", "base")):
+        said = main.parse([*job, f"--pruning_type={method}", f"--prune_from={start}"])
+        assert said == main.parse([*job, f"--pruning_type={method}"])
+    control = ["--ebt=True", "--control=unpruned"]
+    for method, start, same in (("bn", "ortho", "orthoreg"), ("orthoreg", "base", "fisher")):
+        said = main.parse([*control, f"--pruning_type={method}", f"--prune_from={start}"])
+        assert said == main.parse([*control, f"--pruning_type={same}"])
+    scratch = main.parse([*job, "--pruning_type=bn", "--prune_from=ortho", "--control=scratch"])
+    assert scratch.method == "bn-from-ortho-scratch" and scratch.penalised
+    assert (
+        main.parse([*job, "--pruning_type=bn", "--prune_from=ortho", "--penalty=0"]).strength == 0
+    )
+
+
+def test_a_sweep_over_networks_trains_each_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = {
+        "data_path": "digits",
+        "ebt": True,
+        "pruning_type": ["fisher", "bn", "orthoreg"],
+        "prune_from": ["base", "ortho"],
+        "penalty": [0, 0.01],
+        "prune_percent": [50, 75],
+        "control": [False, "unpruned"],
+    }
+    Path("sweep.json").write_text(json.dumps(cells))
+    cells, runs = sweep.plan(parse(["--sweep=sweep.json"]))
+    pruned = [cell for cell in cells if not cell["control"]]
+    # Three methods on the plain network and on two with a penalty, twice; three controls.
+    assert len(pruned) == 18 and len(cells) == 18 + 3
+    trained = [run for run in runs if "only_train" in run]
+    assert sorted((run["only_train"], run.get("penalty")) for run in trained) == [
+        ("base", None),
+        ("ortho", 0),
+        ("ortho", 0.01),
+    ]
+    names = [parse(sweep.command_of(cell)).pruned_file("", 50, False).name for cell in cells]
+    assert len(set(names)) == 9 + 3
+    assert {name for name in names if "unpruned" in name} == {
+        "vgg_base-unpruned_50_0.pth",
+        "vgg_ortho-lambda0-unpruned_50_0.pth",
+        "vgg_ortho-lambda0.01-unpruned_50_0.pth",
+    }
 
 
 def code_with(word, page):

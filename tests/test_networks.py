@@ -28,7 +28,7 @@ from channels.lowering import lower
 from common.files import digest_of
 from conftest import ROOT, begin_like, begin_with, files, short_preset, write_folder
 from imp_estimator import ESTIMATORS, cal_importance
-from lab import networks
+from lab import networks, weights
 from lab.checkpoint import load_checkpoint, save_checkpoint
 from lab.measure import _multiply_adds, uncounted_lines
 from pruner import prune, select_filters
@@ -338,21 +338,69 @@ def no_network(*_args, **_kwargs):
     raise OSError("no network here")
 
 
+def test_a_network_of_timm_from_its_weights(flags, tmp_path, capsys, monkeypatch):
+    timm = pytest.importorskip("timm")
+    safetensors = pytest.importorskip("safetensors.torch")
+    name = "test_resnet.r160_in1k"
+    torch.manual_seed(0)
+    made = timm.create_model(name, pretrained=False)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *place: None)
+    job = [flag for flag in flags if not flag.startswith("--image_size")]
+    job += [f"--model=timm:{name}", "--ebt=True", "--pruning_type=l1", "--prune_percent=50"]
+    job += ["--init=DEFAULT"]
+    assert run(*job, "--print_config=True") == 0  # which downloads nothing
+    shown = json.loads(capsys.readouterr().out)["flags"]
+    wanted = made.pretrained_cfg
+    assert shown["normalize"] == "half" and (*wanted["mean"], *wanted["std"]) == (0.5,) * 6
+    assert shown["image_size"] == wanted["input_size"][-1] == 160
+    assert run(*job) == 2
+    error = capsys.readouterr().err
+    said = r"(https:\S+test_resnet.r160_in1k\S+) could not .*; put that model.safetensors, as (\S+), into (\S+), or"
+    url, file, place = re.search(said, error).groups()
+    assert error.count("\n") == 1 and url.endswith("/model.safetensors")
+    safetensors.save_file(made.state_dict(), f"{place}/{file}")
+    assert run(*job, "--image_size=32") == 0
+    out = capsys.readouterr().out
+    assert f"from {place}/{file}: 99." in out and "32 x 32" in out
+    # Its file is read as timm reads it itself.
+    theirs = timm.create_model(
+        name, pretrained=True, pretrained_cfg_overlay={"file": f"{place}/{file}"}
+    )
+    ours = networks.build_network(f"timm:{name}", 1000)
+    begin_with(ours, f"{place}/{file}")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(ours.eval()(images), theirs.eval()(images), atol=1e-5)
+
+
+def test_weights_that_timm_has_fetched_before_are_taken(tmp_path, monkeypatch):
+    pytest.importorskip("timm")
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *place: "/there")
+    assert weights.weights_file("DEFAULT", "timm:test_resnet") == "/there"
+
+
 @pytest.mark.parametrize(
     "model, says",
     [
-        ("vgg", "--model=vgg is none of its networks"),
-        ("nets/own.py:Net", "is none of its networks"),
+        ("vgg", "--model=vgg is none of their networks"),
+        ("nets/own.py:Net", "is none of their networks"),
+        (
+            "timm:resnet26d.nobody",
+            "timm has no weights of its own for --model=timm:resnet26d.nobody",
+        ),
     ],
 )
-def test_default_weights_are_torchvisions(model, says, flags, capsys):
+def test_default_weights_are_of_libraries(model, says, flags, capsys):
     assert run(*flags, f"--model={model}", "--only_train=base", "--init=DEFAULT") == 2
     error = capsys.readouterr().err
     assert says in error and "--init=FILE" in error and error.count("\n") == 1
 
 
 def test_networks_that_torchvision_normalises_anew_get_what_they_then_see():
-    assert networks.default_normalization("resnet18") == "imagenet"
+    assert networks.default_weights("resnet18").flags["normalize"] == "imagenet"
     for name in networks.ARGUMENTS:
         network = torchvision.models.get_model(
             name, weights=None, init_weights=False, transform_input=True
@@ -365,7 +413,7 @@ def test_networks_that_torchvision_normalises_anew_get_what_they_then_see():
         assert torch.allclose(
             network._transform_input((pixels - means) / deviations), pixels * 2 - 1, atol=1e-5
         )
-        assert networks.default_normalization(name) == "half"
+        assert networks.default_weights(name).flags["normalize"] == "half"
 
 
 @pytest.mark.parametrize("model, width", [("resnet-56", 0.25), ("nets/own.py:Net", 1)])

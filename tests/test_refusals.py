@@ -105,6 +105,7 @@ CHOICES = {
     "latency_runtime": "onnxruntime",
     "augment": "crop",
     "class_weights": "balanced, False",
+    "prune_from": "base, ortho, False",
     "classifier": "keep, False",
 }
 
@@ -119,6 +120,7 @@ def test_no_flag_is_forgotten():
         "data_path",
         "penalty",
         "distill",
+        "keep",
     }
     assert {each.name for command in (Experiment, Sweep) for each in fields(command)} - tried == {
         "init",
@@ -170,7 +172,8 @@ def test_no_flag_is_forgotten():
         ),
         ("data_path", "no\nwhere", "neither a folder"),
         ("un\nknown", "1", "--un known"),
-        *((name, "", "it is empty") for name in ("data_path", "init", "out", "sweep")),
+        *((name, "", "it is empty") for name in ("data_path", "init", "out", "sweep", "keep")),
+        ("keep", "layer1.*,,x", "it is empty"),
         ("unknown", "1", "--unknown"),
         ("prune_perc", "20", "--prune_perc"),
     ],
