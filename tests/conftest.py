@@ -151,6 +151,4 @@ def folder(tmp_path_factory, digits):
 
 @pytest.fixture(scope="session")
 def shell():
-    shell = Shell()
-    yield shell
-    shell.close()
+    return Shell(short_preset(epochs=2))

@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -134,20 +135,42 @@ def uninterrupted(shell, folder, tmp_path_factory):
 def test_killed_anywhere_and_resumed_the_bits_are_the_same(
     job, first, stride, least, shell, flags, uninterrupted, tmp_path
 ):
-    """Killed at every `stride`-th of the events and at the last four."""
-    whole, counted = uninterrupted(job, *flags), tmp_path / "counted"
+    """Resumed from what a kill leaves at every `stride`-th of the events and at the last four."""
+    whole, left, counted = uninterrupted(job, *flags), tmp_path / "left", tmp_path / "counted"
     counted.mkdir()
-    ended = shell("main.py", *flags, *job, cwd=counted, die_at=10**9)
+    ended = shell("main.py", *flags, *job, cwd=counted, snapshots=(str(left), first, stride))
     assert ended.returncode == 0 and results(counted) == whole
-    last = int(ended.stderr)  # the number of events
+    last = int((left / "count").read_text())
     assert last > least
     for point in sorted({*range(first, last, stride), *range(last - 3, last + 1)}):
-        root = tmp_path / str(point)
-        root.mkdir()
-        assert shell("main.py", *flags, *job, cwd=root, die_at=point).returncode == KILLED
-        ended = shell("main.py", *flags, *job, "--resume=True", cwd=root)
+        ended = shell("main.py", *flags, *job, "--resume=True", cwd=left / str(point))
         assert ended.returncode == 0 and ended.stderr == "", (point, ended.stderr)
-        assert results(root) == whole, point
+        assert results(left / str(point)) == whole, point
+
+
+def sizes(root):
+    """{file: bytes} of what a run has left, whatever its temporary names."""
+    return {
+        re.sub("[.][^.]*[.]tmp$", ".tmp", name): len(content)
+        for name, content in files(root).items()
+        if not name.endswith(".lock")
+    }
+
+
+def test_what_is_resumed_from_is_what_a_kill_leaves(shell, flags, tmp_path):
+    """At each event of an epoch: training, a test, a file half written, before it takes its place."""
+    snapshots, job = (str(tmp_path / "left"), 1, 1), (*flags, "--ebt=True", "--only_train=base")
+    (tmp_path / "whole").mkdir()
+    assert shell("main.py", *job, cwd=tmp_path / "whole", snapshots=snapshots).returncode == 0
+    halves = 0
+    for event in range(3, 9):
+        killed = tmp_path / str(event)
+        killed.mkdir()
+        assert shell("main.py", *job, cwd=killed, die_at=event).returncode == KILLED
+        left = sizes(tmp_path / "left" / str(event))
+        assert sizes(killed) == pytest.approx(left, rel=0.01)
+        halves += any(name.endswith(".tmp") for name in left)
+    assert halves == 2  # half of the resume file, and all of it
 
 
 def test_a_run_that_is_killed_again_and_again_still_ends_with_the_same_bits(
