@@ -14,11 +14,12 @@ from channels.running import along, as_real, compute, keeps_apart, spread, varie
 from channels.traits import give, map_tensors, tensors_in, traits_of
 
 # Kinds of numbers: of what never leaves, a convolution's filters, an addition, a linear layer's
-# filters, and a learned scale or shift.
-FIXED, FILTER, SUM, LINEAR, SCALE = range(5)
+# filters, a learned scale or shift, and a matrix of products, as of the queries and keys of a head.
+FIXED, FILTER, SUM, LINEAR, SCALE, MATRIX = range(6)
 FILTERS = torch.tensor((FILTER, LINEAR))  # kinds of what has a score
 WRITTEN = torch.tensor((FILTER, LINEAR, SUM))  # of what filters write
 READERS = nn.Conv2d, nn.Linear  # layers that compute new channels from those that they read
+WHOLE = nn.LayerNorm, nn.RMSNorm  # layers whose weights are of no channels that they keep apart
 OUTPUT = "they are the network's output"  # a reason
 
 
@@ -150,6 +151,8 @@ class _Numbering:
             return self.mixed(node, sources)
         if node.op == "call_module" and len(sources) == 1:
             return self._layer(node, sources[0])
+        if kind is Kind.ATTENDS:
+            return self._attended(node, sources)
         if kind in PAIRED and len(sources) == 2 and not node.kwargs:
             return self._pair(node, *sources)
         if kind in PAIRED and len(sources) == 1:
@@ -213,21 +216,23 @@ class _Numbering:
         """The channels of each row of a matrix leave together."""
         self._together(rows[:, :-1].flatten(), rows[:, 1:].flatten())
 
-    def _channels_of(self, node):
+    def _channels_of(self, node, dim=1, dims=4):
         """(dimension, vector) of the numbers of what a node gives, or None.
 
-        Of images whose channels have several numbers each, as PixelShuffle makes them, those of one
-        channel leave together, and the smallest stands for them.
+        Of images whose channels have several numbers each, as PixelShuffle makes them and as heads
+        have them, those of one channel leave together, and the smallest stands for them. dim: of
+        these channels; dims: of a tensor that may have such ones.
         """
         traits = traits_of(node)
-        if traits.channels is None and isinstance(traits.numbers, torch.Tensor):
-            tied = _numbers_of_each_channel(traits.numbers, len(self.kinds))
+        may_be_tied = isinstance(traits.numbers, torch.Tensor) and traits.numbers.dim() == dims
+        if traits.channels is None and may_be_tied:
+            tied = _numbers_of_each_channel(traits.numbers, dim, len(self.kinds))
             if tied is not None:
                 smallest = tied.amin(1)
                 pairs = (smallest[:, None] * len(self.kinds) + tied).unique()
                 self._together(pairs // len(self.kinds), pairs % len(self.kinds))
-                numbers = spread(smallest, traits.value.shape, 1)
-                give(node, numbers=numbers, channels=(1, smallest))
+                numbers = spread(smallest, traits.value.shape, dim)
+                give(node, numbers=numbers, channels=(dim, smallest))
         return traits_of(node).channels
 
     # ----------------------------------------------------- operations that read one tensor
@@ -330,7 +335,7 @@ class _Numbering:
             layer, dim = self._reader(node, module, source, reason)
         elif isinstance(module, nn.GroupNorm) and module.num_groups > 1:
             layer, dim = self._grouped(module, traits_of(source).numbers), 1
-        elif not _weights_for_each_channel(module):
+        elif not _weights_for_each_channel(module) or isinstance(module, WHOLE):
             return self._asked(node, [source])
         else:
             layer, dim = self._channelwise(node, module, source)
@@ -357,6 +362,8 @@ class _Numbering:
         if reads is None:
             self._fix(numbers, f"{self._what_mixes(node, source)} mixes them")
             reads = torch.zeros(inputs * groups, dtype=torch.long)
+        if self._are_matrices(reads).any():
+            self._fix(reads, f"{node.target} mixes heads")
         cuts_inputs, cuts_outputs = (False, False) if reason else can_be_cut(module)
         reason = reason or f"{name_of(node)} mixes them"
         if groups == outputs == len(reads) > 1:  # depthwise
@@ -393,6 +400,52 @@ class _Numbering:
         dim, vector = channels
         return Layer(None, vector), dim
 
+    # ------------------------------------------------------------------------- attention
+
+    def _attended(self, node, sources):
+        """A product of matrices, or attention. Where it has several of them, as one for each head,
+        they are kept apart; queries, keys and values of one leave together."""
+        factors = _factors(node)
+        heads = [self._heads_of(factor) for factor in factors]
+        if None in heads or len({(dim, len(vector)) for dim, vector in heads}) > 1:
+            return self.mixed(node, sources)
+        if any(traits_of(source).numbers.any() for source in sources if source not in factors):
+            return self.mixed(node, sources)
+        dim, first = heads[0]
+        for _, other in heads[1:]:
+            self._together(first, other)
+        values = [vector for _, vector in heads if not self._are_matrices(vector).all()]
+        result = values[-1] if values else first
+        if len(values) == len(heads) == 2:
+            result = self._new(len(first), MATRIX)
+            self._together(first, result, follow=True)
+        return spread(result, traits_of(node).value.shape, dim)
+
+    def _heads_of(self, node):
+        """(dimension, vector) of the matrices that a node gives, where they are several and
+        removable; else None."""
+        traits = traits_of(node)
+        if not isinstance(traits.numbers, torch.Tensor):
+            return None
+        for dim in range(1, traits.numbers.dim() - 2):
+            if traits.channels is None and traits.value.shape[dim] > 1:
+                self._channels_of(node, dim, traits.numbers.dim())
+        channels = traits_of(node).channels
+        if channels is None or not 0 < channels[0] < traits.numbers.dim() - 2:
+            return None
+        return channels if channels[1].all() else None
+
+    def _are_matrices(self, numbers):
+        return self.kinds[numbers] == MATRIX
+
+    def _joined_to_matrices(self, first, second):
+        """The numbers of products of queries and keys with something for each head added, or
+        multiplied with it; None where that stays."""
+        if not self._are_written(self.same[first]) or not self._are_written(self.same[second]):
+            return None
+        self._together(first, second)
+        return first if self._are_matrices(first).all() else second
+
     # ----------------------------------------------------- operations that read two tensors
 
     def _pair(self, node, a, b):
@@ -423,6 +476,8 @@ class _Numbering:
         """One channel, of `source`, meets all channels of the other tensor."""
         kind, shape = kind_of(node), traits_of(node).value.shape
         self._fix(vector, f"{name_of(node)} spreads it over other channels")
+        if self._are_matrices(other).all():  # whatever is added, it is nothing without the values
+            return spread(other, shape, dim)
         is_factor = kind is Kind.MULTIPLIES or (kind is Kind.DIVIDES and source is pair[1])
         if is_factor or traits_of(source).value.numel() == 1:  # what is zero stays zero
             return spread(other, shape, dim)
@@ -439,6 +494,10 @@ class _Numbering:
         if self._are_learned(first) and kind is not Kind.DIVIDES:
             self._together(second, first, follow=True)
             return second
+        if self._are_matrices(first).all() or self._are_matrices(second).all():
+            result = self._joined_to_matrices(first, second)
+            if result is not None:
+                return result
         if kind is Kind.ADDS:
             return self._sum(node, first, second)
         if kind is Kind.MULTIPLIES:
@@ -524,11 +583,23 @@ def _behind(node):
 
 
 def _distinct(numbers):
-    """The numbers in a tensor, each once; what is spread out is looked at once, too."""
+    """The numbers in a tensor, each once."""
+    return _once(numbers).unique()
+
+
+def _once(numbers):
+    """A tensor, but for what is the same along a dimension without memory."""
     for dim, step in enumerate(numbers.stride()):
         if step == 0:
             numbers = numbers.narrow(dim, 0, min(1, numbers.shape[dim]))
-    return numbers.unique()
+    return numbers
+
+
+def _factors(node):
+    """The matrices that are multiplied, or queries, keys and values."""
+    names = ("query", "key", "value")
+    named = [node.kwargs[name] for name in names if name in node.kwargs]
+    return [*node.args, *named][: 3 if name_of(node) == "scaled_dot_product_attention" else 2]
 
 
 def _all_fixed(tensor):
@@ -548,12 +619,12 @@ def _size_along(node, dim, shape):
     return [*[1] * (len(shape) - len(own)), *own][dim]
 
 
-def _numbers_of_each_channel(numbers, count):
-    """Channels x numbers of each, of images that have several in a channel, and none in two
-    channels; else None. count: of all numbers."""
-    if numbers.dim() != 4 or along(numbers, 1) is not None:
+def _numbers_of_each_channel(numbers, dim, count):
+    """Channels x numbers of each, of a tensor that has several in a channel along `dim`, and none
+    in two channels; else None. count: of all numbers."""
+    if along(numbers, dim) is not None:
         return None
-    rows = numbers.transpose(0, 1).flatten(1)
+    rows = _once(numbers.transpose(0, dim)).flatten(1)
     index = torch.arange(len(rows))[:, None].expand_as(rows)
     owner = torch.zeros(count, dtype=torch.long)
     owner[rows] = index

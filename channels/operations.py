@@ -33,6 +33,7 @@ class Kind(Enum):
     DIVIDES = "divides two tensors: a channel that is zero in the first is zero in the result"
     COMPARES = "computes zero from two zeros, so the channels of both leave together"
     APART = "computes each channel by itself"
+    ATTENDS = "multiplies matrices: what they are of, as heads, leaves with all that it is made of"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ TABLE = (
     Row(Kind.MULTIPLIES, "mul mul_ imul"),
     Row(Kind.DIVIDES, "truediv itruediv div div_"),
     Row(Kind.COMPARES, "sub sub_ isub maximum minimum lerp lerp_ hypot hypot_"),
+    Row(Kind.ATTENDS, "matmul bmm scaled_dot_product_attention"),
     Row(
         Kind.APART,
         """relu relu_ relu6 hardtanh silu hardswish hardsigmoid sigmoid gelu leaky_relu dropout

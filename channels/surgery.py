@@ -79,6 +79,7 @@ class _Surgery:
         for name in [name for name in model._buffers if name.startswith(KEPT_INDEX)]:
             del model._buffers[name]
         self.graph, self.copies, self.values, self.changed = fx.Graph(), {}, {}, False
+        self.left = {}  # node -> (dimension, indices of what is left of it) pairs
         self.graph.output(self.graph.graph_copy(structure.graph, self.copies))
         for node in structure.graph.nodes:
             if node in self.copies:
@@ -97,12 +98,15 @@ class _Surgery:
         """Make the copy of a node compute what is wanted; its value, on the meta device."""
         channels = traits_of(node).channels
         if channels is None:  # sizes, and what is on its way from one view to the next
+            if self._splits_what_has_gone(node) and self._fit_split(node):
+                return torch.empty([len(index) for _, index in self.left[node]], device="meta")
             try:
                 return compute(node, self.structure.skeleton, self.values.get)
             except Exception:  # then what follows gets another operation
                 return None
         dim, vector = channels
         left = self.alive[vector]
+        self.left[node] = [(dim, self._indices_left(vector))]
         give(self.copies[node], channels=(dim, vector[left]), original=node.name)
         shape = list(traits_of(node).value.shape)
         shape[dim] = int(left.sum())
@@ -137,10 +141,8 @@ class _Surgery:
         """Run it on the places of its arguments: is what is left what is wanted?"""
         if self._loses_nothing(node):
             return
-        whole, left = self._places(node)
-        dim, vector = traits_of(node).channels
-        wanted = self._moved(node, whole, lambda other: traits_of(other).value)
-        wanted = wanted.index_select(dim, self._indices_left(vector))
+        dim, _ = traits_of(node).channels
+        left, wanted = self._wanted(node)
         if _gives(wanted, lambda: self._moved(node, left, self.values.get)):
             return
         if name_of(node) in ("view", "reshape") and node.args[0] in left:
@@ -152,8 +154,53 @@ class _Surgery:
         """Whether nothing has gone of what a move gives and reads, and no size has changed."""
         if any(traits_of(source).numbers is None for source in node.all_input_nodes):
             return False
-        vectors = [traits_of(other).channels[1] for other in (node, *_sources(node))]
-        return all(self.alive[vector].all() for vector in vectors)
+        channels = [traits_of(other).channels for other in (node, *self._sources(node))]
+        return None not in channels and all(self.alive[vector].all() for _, vector in channels)
+
+    def _splits_what_has_gone(self, node):
+        """Whether a view puts channels, some of which have gone, along several dimensions, as it
+        does for heads."""
+        source = node.args[0] if node.args else None
+        if name_of(node) not in ("view", "reshape", "unflatten") or source not in self.left:
+            return False
+        vector = traits_of(source).channels and traits_of(source).channels[1]
+        return vector is not None and not self.alive[vector].all()
+
+    def _fit_split(self, node):
+        """Give such a view the sizes that fit what is left. Whether that is possible."""
+        self.left[node] = _grid(self.alive[traits_of(node).numbers])
+        if self.left[node] is not None:
+            left, wanted = self._wanted(node)
+            source, shape = node.args[0], list(wanted.shape)
+            if _gives(wanted, lambda: self._moved(node, left, self.values.get)):
+                return True
+            if name_of(node) == "unflatten":
+                dim, sizes = node.args[1:]
+                sizes = tuple(shape[dim:][: len(sizes)])
+                if _gives(wanted, lambda: left[source].unflatten(dim, sizes)):
+                    self._replace(node, torch.unflatten, self.copies[source], dim, sizes)
+                    return True
+            elif self._view_anew(node, left[source], shape, wanted):
+                return True
+        del self.left[node]
+        return False
+
+    def _wanted(self, node):
+        """(source -> places of what is left of it, those that a move is to give)."""
+        whole, left = self._places(node)
+        wanted = self._moved(node, whole, lambda other: traits_of(other).value)
+        return left, _selected(wanted, self.left[node])
+
+    def _sources(self, node):
+        """The tensors, with channels of their own, that a move gets its data from, by way of
+        others."""
+        sources = {}
+        for other in node.all_input_nodes:
+            if other in self.left:
+                sources[other] = None
+            elif traits_of(other).numbers is not None:
+                sources |= dict.fromkeys(self._sources(other))
+        return list(sources)
 
     def _indices_left(self, vector):
         return self.alive[vector].nonzero().flatten()
@@ -161,12 +208,11 @@ class _Surgery:
     def _places(self, node):
         """(source -> its places, source -> those of what is left of it) of what a move reads."""
         whole, left, start = {}, {}, 0
-        for source in _sources(node):
+        for source in self._sources(node):
             shape = traits_of(source).value.shape
             whole[source] = torch.arange(start, start + shape.numel()).view(shape)
             start += shape.numel()
-            dim, vector = traits_of(source).channels
-            left[source] = whole[source].index_select(dim, self._indices_left(vector))
+            left[source] = _selected(whole[source], self.left[source])
         return whole, left
 
     def _moved(self, node, places, value_of):
@@ -256,15 +302,23 @@ class _Surgery:
             return self.graph.get_attr(name)
 
 
-def _sources(node):
-    """The tensors, with channels of their own, that a move gets its data from, by way of others."""
-    sources = {}
-    for other in node.all_input_nodes:
-        if traits_of(other).channels is not None:
-            sources[other] = None
-        elif traits_of(other).numbers is not None:
-            sources |= dict.fromkeys(_sources(other))
-    return list(sources)
+def _grid(mask):
+    """(dimension, indices) of each dimension, where a mask is True at all of their combinations and
+    nowhere else; else None."""
+    grid, count = [], 1
+    for dim in range(mask.dim()):
+        index = mask.transpose(0, dim).flatten(1).any(1).nonzero().flatten()
+        grid.append((dim, index))
+        count *= len(index)
+    return grid if count == mask.sum() else None
+
+
+def _selected(tensor, left):
+    """What is left of a tensor. left: (dimension, indices) pairs."""
+    for dim, index in left:
+        if len(index) < tensor.shape[dim]:
+            tensor = tensor.index_select(dim, index)
+    return tensor
 
 
 def _gives(wanted, operation):

@@ -523,6 +523,50 @@ def gated_in_halves(net, tokens):
     return net.d(F.silu(gate) * value)
 
 
+def heads_of(net, tokens, heads=4):
+    """Queries, keys and values, N x heads x T x 3 each, as timm splits them."""
+    n, count, _ = tokens.shape
+    return net.c(tokens).reshape(n, count, 3, heads, 3).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def attend_by_function(net, tokens):
+    q, k, v = heads_of(net, tokens)
+    mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return net.d(mixed.reshape(*tokens.shape[:2], -1))
+
+
+def attend_by_hand(net, tokens):
+    """With a norm over each head, a mask, and a learned factor for each head."""
+    q, k, v = heads_of(net, tokens)
+    weights = (net.norm(q) * 3**-0.5) @ net.norm(k).transpose(-2, -1) * net.factors + net.mask
+    mixed = (weights.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    return net.d(mixed)
+
+
+def attend_apart(net, tokens):
+    """Queries, keys and values of a layer each; keys are added to by another one, for each head."""
+    n, count, _ = tokens.shape
+    q, k, v = (
+        layer(tokens).unflatten(2, (4, 3)).transpose(1, 2) for layer in (net.e, net.f, net.c)
+    )
+    bias = net.g(net.table).view(count, count, 4).permute(2, 0, 1)
+    weights = torch.matmul(q, k.mT) + bias.sigmoid()[None]
+    return net.d(torch.matmul(weights.softmax(-1), v).transpose(1, 2).reshape(n, count, -1))
+
+
+def attend_linearly(net, tokens):
+    """Without a softmax: values are multiplied with keys first."""
+    q, k, v = heads_of(net, tokens)
+    mixed = q.relu() @ (k.relu().transpose(-2, -1) @ v)
+    return net.d(mixed.transpose(1, 2).flatten(2))
+
+
+def attend_across_heads(net, tokens):
+    q, k, v = heads_of(net, tokens)
+    weights = net.e((q @ k.transpose(-2, -1)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return net.d((weights.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
 # body, further layers, and what of a, b, c, d stays whole
 WRITTEN = {
     "a shift computed from what it shifts": (
@@ -620,6 +664,40 @@ WRITTEN = {
         ),
         {"norm": nn.BatchNorm1d(12), "c": nn.Linear(8, 12), "d": nn.Linear(12, 8)},
         "",
+    ),
+    "heads": (on_tokens(attend_by_function), {"c": nn.Linear(8, 36), "d": nn.Linear(12, 8)}, ""),
+    "heads by hand": (
+        on_tokens(attend_by_hand),
+        {
+            "c": nn.Linear(8, 36),
+            "d": nn.Linear(12, 8),
+            "norm": nn.LayerNorm(3),
+            "factors": nn.Parameter(torch.rand(4, 1, 1) + 0.5),
+            "mask": nn.Parameter(torch.randn(256, 256)),
+        },
+        "",
+    ),
+    "heads of three layers": (
+        on_tokens(attend_apart),
+        {
+            "c": nn.Linear(8, 12),
+            "d": nn.Linear(12, 8),
+            "e": nn.Linear(8, 12),
+            "f": nn.Linear(8, 12),
+            "g": nn.Linear(2, 4),
+            "table": nn.Parameter(torch.randn(256 * 256, 2)),
+        },
+        "",
+    ),
+    "heads without a softmax": (
+        on_tokens(attend_linearly),
+        {"c": nn.Linear(8, 36), "d": nn.Linear(12, 8)},
+        "",
+    ),
+    "heads that are mixed": (
+        on_tokens(attend_across_heads),
+        {"c": nn.Linear(8, 36), "d": nn.Linear(12, 8), "e": nn.Linear(4, 4)},
+        "c",
     ),
     "a gated linear unit": (
         on_tokens(lambda net, tokens: net.d(F.silu(net.c(tokens)) * net.e(tokens))),
