@@ -8,15 +8,16 @@ and plots know it then.
 
 Every estimator sees the network in eval mode. In train mode a convolution followed by BatchNorm is
 scale-invariant, so that sum_w w dL/dw vanishes and gradient scores would be noise.
-In this file L is the mean cross-entropy over all images of `batches`, g its gradient, and w runs
-over a filter's weights and its bias, the rows of `models.filter_matrix`. Of several processes each
-takes some of the batches; sums over images are made sums over all processes.
+In this file L is the mean loss over all images of `batches`, by default the cross-entropy, g its
+gradient, and w runs over a filter's weights and its bias, the rows of `models.filter_matrix`. Of
+several processes each takes some of the batches; sums over images are made sums over all processes.
 """
 
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from common.inputs import batch_size, call, map_inputs, tensors_in
 from common.libraries import lazy
 from common.modes import evaluating
 from common.processes import processes, shared, sum_over_processes
@@ -30,8 +31,8 @@ class Estimator:
     """A pruning method.
 
     name     as in --pruning_type
-    score    (model, groups, batches, *, temperature, projections, seed) -> one 1-D tensor for each
-             group, one value per filter
+    score    (model, groups, batches, *, loss, temperature, projections, seed) -> one 1-D tensor for
+             each group, one value per filter
     help     what it judges filters by, in a few words
     source   where it is from
     ranking  how its own paper compares filters of different layers: a key of config.RANKINGS
@@ -88,6 +89,7 @@ def cal_importance(
     pruning_type: str,
     batches=None,
     *,
+    loss: "Callable | None" = None,
     temperature: float = 200.0,
     projections: int = 3,
     seed: int = 0,
@@ -95,10 +97,15 @@ def cal_importance(
     """Score every filter of `model`.
 
     pruning_type: a key of ESTIMATORS.
-    batches: iterable of (images N x 3 x H x W, labels N), on the model's device, that gives the
-        same batches each time it is iterated; None will do for methods that need no images.
-    temperature: of the logits, for "grasp". projections: backward passes per minibatch of "rdt",
-        0 for the exact computation with one for each class. seed: for "random" and "rdt".
+    batches: iterable of (inputs, targets), on the model's device, that gives the same batches each
+        time it is iterated; None will do for methods that need no images. inputs: images
+        N x 3 x H x W, or whatever tensor the model takes; a tuple of its arguments, or a dict of
+        keyword arguments. targets: labels N, or whatever `loss` takes.
+    loss: (outputs, targets) -> the mean loss over the batch, a tensor of one number; by default the
+        cross-entropy of logits and labels.
+    temperature: of the logits, for "grasp", where there is no other `loss`.
+    projections: backward passes per minibatch of "rdt", 0 for the exact computation with one for
+        each class. seed: for "random" and "rdt".
     Returns a dict: dotted name of the convolution -> 1-D float32 tensor on the model's device.
     The model's weights, buffers, modes and gradients are left as they were.
     Raises ValueError for an unknown type, missing batches, a network that the method cannot judge,
@@ -113,7 +120,13 @@ def cal_importance(
     groups = models.filter_groups(model)
     with _as_evaluated(model):
         scores = method.score(
-            model, groups, batches, temperature=temperature, projections=projections, seed=seed
+            model,
+            groups,
+            batches,
+            loss=loss,
+            temperature=temperature,
+            projections=projections,
+            seed=seed,
         )
     for group, score in zip(groups, scores, strict=True):
         if not score.isfinite().all():
@@ -213,18 +226,40 @@ def _per_filter(layers, values):
     ]
 
 
-def _loss(model, images, labels, temperature=1.0):
-    """The cross-entropy, summed over a batch, of logits / temperature."""
-    return torch.nn.functional.cross_entropy(model(images) / temperature, labels, reduction="sum")
+def _loss(model, inputs, targets, loss=None, temperature=1.0):
+    """The loss, summed over a batch: `loss`, or the cross-entropy of logits / temperature."""
+    outputs = call(model, inputs)
+    if loss is None:
+        logits = _require_tensor(outputs, "the cross-entropy") / temperature
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    mean = loss(outputs, targets)
+    if not isinstance(mean, torch.Tensor) or mean.dim():
+        found = f"a tensor of {tuple(mean.shape)}" if hasattr(mean, "shape") else repr(mean)
+        raise ValueError(
+            f"the loss gives {found}; it must give the mean over the batch, a tensor of one number"
+        )
+    return mean * batch_size(inputs)
 
 
-def _mean_gradient(model, parameters, batches, temperature=1.0):
-    """(gradient of L for each of `parameters`, number of images); L takes logits / temperature."""
+def _require_tensor(outputs, reader):
+    """Raises ValueError where outputs are no tensor that `reader`, in words, can do with."""
+    if isinstance(outputs, torch.Tensor):
+        return outputs
+    kind = type(outputs).__name__
+    raise ValueError(
+        f"the network gives a {kind}, and {reader} needs one tensor of logits; give "
+        "loss=f(outputs, targets), with a method that takes any loss, such as fisher or tfo"
+    )
+
+
+def _mean_gradient(model, parameters, batches, loss=None, temperature=1.0):
+    """(gradient of L for each of `parameters`, number of images); the default loss takes logits /
+    temperature."""
     total, count = [torch.zeros_like(p) for p in parameters], 0
-    for images, labels in progress(shared(batches), "gradients"):
-        loss = _loss(model, images, labels, temperature)
-        torch._foreach_add_(total, torch.autograd.grad(loss, parameters, materialize_grads=True))
-        count += len(labels)
+    for inputs, targets in progress(shared(batches), "gradients"):
+        summed = _loss(model, inputs, targets, loss, temperature)
+        torch._foreach_add_(total, torch.autograd.grad(summed, parameters, materialize_grads=True))
+        count += batch_size(inputs)
     count = _over_processes(total, count)
     torch._foreach_div_(total, count)
     return total, count
@@ -261,11 +296,11 @@ def _over_processes(sums, count):
     penalty=True,
     help="fisher's score, on a network trained with the penalty",
 )
-def fisher(model, groups, batches, **_):
+def fisher(model, groups, batches, *, loss, **_):
     """(sum_w w g_w)^2: the squared first-order change of L when the filter is set to zero."""
     layers = _convolutions(groups)
     parameters = _parameters(layers)
-    gradient, _ = _mean_gradient(model, parameters, batches)
+    gradient, _ = _mean_gradient(model, parameters, batches, loss)
     return [s.square() for s in _per_filter(layers, [w * g for w, g in zip(parameters, gradient)])]
 
 
@@ -278,41 +313,62 @@ def fisher(model, groups, batches, **_):
     marker="D",
     help="Fisher information of a channel",
 )
-def theis(model, groups, batches, **_):
-    """1/(2N) sum_n s_n^2, s_n = sum_hw a dl_n/da at the BatchNorm's output a, per image n; at the
-    convolution's where it has no BatchNorm of its own.
+def theis(model, groups, batches, *, loss, **_):
+    """1/(2N) sum_n s_n^2, s_n = sum a dl_n/da over all places of the BatchNorm's output a, per
+    image n; of the convolution's where it has no BatchNorm of its own. Of a layer that is called
+    several times, s_n is the sum over the calls.
 
     Theis et al. 2018, arXiv 1801.05787.
     """
     watched = [g.conv if g.bn is None else g.bn for g in groups]
-    scores = [torch.zeros_like(g.conv.weight[:, 0, 0, 0]) for g in groups]
+    scores = [g.conv.weight.new_zeros(g.conv.out_channels) for g in groups]
+    sums = [[] for _ in groups]  # s_n of each call
 
-    def watch(score):
+    def watch(calls):
         def hook(_module, _inputs, activation):
             # A copy: what follows may work in place, as torchvision's `out += identity`. And not
             # the tensor itself, whose own hook would keep the graph.
             values = activation.detach().clone()
 
             def add(gradient):
-                score.add_((values * gradient).sum((2, 3)).square().sum(0))
+                places = tuple(range(2, values.dim()))
+                calls.append((values * gradient).sum(places))
 
             activation.register_hook(add)
 
         return hook
 
-    handles = [m.register_forward_hook(watch(s)) for m, s in zip(watched, scores)]
+    handles = [m.register_forward_hook(watch(calls)) for m, calls in zip(watched, sums)]
     count = 0
     try:
-        for images, labels in progress(shared(batches), "gradients"):
-            # The images' own gradient asks for that of everything between them and the loss.
-            images = images.detach().requires_grad_()
-            torch.autograd.grad(_loss(model, images, labels), images)
-            count += len(labels)
+        for inputs, targets in progress(shared(batches), "gradients"):
+            inputs, sources = _asking_for_gradients(inputs, model)
+            summed = _loss(model, inputs, targets, loss)
+            torch.autograd.grad(summed, sources, allow_unused=True)
+            for score, calls in zip(scores, sums):
+                if calls:
+                    score.add_(sum(calls[1:], calls[0]).square().sum(0))
+                    calls.clear()
+            count += batch_size(inputs)
     finally:
         for handle in handles:
             handle.remove()
     count = _over_processes(scores, count)
     return [score / (2 * count) for score in scores]
+
+
+def _asking_for_gradients(inputs, model):
+    """(inputs, tensors): the gradient of these tensors asks for that of everything between them and
+    the loss. They are the inputs, or the parameters where some inputs have no gradient."""
+    tensors = tensors_in(inputs)
+    if not all(tensor.is_floating_point() for tensor in tensors):
+        return inputs, list(model.parameters())
+
+    def leaf(tensor):
+        return tensor.detach().requires_grad_()
+
+    inputs = map_inputs(leaf, inputs)
+    return inputs, tensors_in(inputs)
 
 
 @estimator(
@@ -325,7 +381,7 @@ def theis(model, groups, batches, **_):
     marker="^",
     help="squared first-order Taylor term at the BatchNorm",
 )
-def tfo(model, groups, batches, **_):
+def tfo(model, groups, batches, *, loss, **_):
     """(gamma g_gamma + beta g_beta)^2: the squared activation x gradient sum at the BatchNorm; of a
     convolution without its own, or with one that has no gamma, (sum_w w g_w)^2, the same sum at
     its output.
@@ -335,7 +391,7 @@ def tfo(model, groups, batches, **_):
     """
     layers = [group.bn if _has_scale(group) else group.conv for group in groups]
     parameters = _parameters(layers)
-    gradient, _ = _mean_gradient(model, parameters, batches)
+    gradient, _ = _mean_gradient(model, parameters, batches, loss)
     return [s.square() for s in _per_filter(layers, [p * g for p, g in zip(parameters, gradient)])]
 
 
@@ -422,19 +478,20 @@ def group(model, groups, batches, **_):
     marker="h",
     help="effect on gradient flow",
 )
-def grasp(model, groups, batches, *, temperature, **_):
+def grasp(model, groups, batches, *, loss, temperature, **_):
     """sum_w w (H g)_w, H and g of L on logits / T over all of the network's parameters; signed.
+    Another loss than the cross-entropy gets what the network gives, without T.
 
     Wang et al. 2020, arXiv 2002.07376, eq. 8: removing what scores low costs the least gradient
     flow. Two passes over the images: g first, then H g as the gradient of <gradient, g>.
     """
     layers = _convolutions(groups)
     everything, filters = list(model.parameters()), _parameters(layers)
-    gradient, count = _mean_gradient(model, everything, batches, temperature)
+    gradient, count = _mean_gradient(model, everything, batches, loss, temperature)
     product = [torch.zeros_like(p) for p in filters]
-    for images, labels in progress(shared(batches), "Hessian"):
-        loss = _loss(model, images, labels, temperature) / count
-        slopes = torch.autograd.grad(loss, everything, create_graph=True, materialize_grads=True)
+    for inputs, targets in progress(shared(batches), "Hessian"):
+        part = _loss(model, inputs, targets, loss, temperature) / count
+        slopes = torch.autograd.grad(part, everything, create_graph=True, materialize_grads=True)
         inner = sum((slope * g).sum() for slope, g in zip(slopes, gradient))
         torch._foreach_add_(product, torch.autograd.grad(inner, filters, materialize_grads=True))
     sum_over_processes(*product)
@@ -455,14 +512,15 @@ def rdt(model, groups, batches, *, projections, seed, **_):
 
     p_k and log p_k are the minibatch means of softmax and log-softmax (Gao et al. 2019). With
     projections=0 one backward pass per class and minibatch. Otherwise that many for all classes:
-    for random signs e_k, (sum_k e_k sqrt(p_k) d log p_k / dw)^2 has the sum over k as its mean.
+    for random signs e_k, (sum_k e_k sqrt(p_k) d log p_k / dw)^2 has the sum over k as its mean. It
+    knows no loss, and needs N x K logits.
     """
     layers = _convolutions(groups)
     parameters = _parameters(layers)
     information, count = [torch.zeros_like(p) for p in parameters], 0
     process, step = processes()
-    for images, _labels in progress(shared(batches), "gradients"):
-        log_p = model(images).log_softmax(1)
+    for inputs, _targets in progress(shared(batches), "gradients"):
+        log_p = _rows_of_logits(call(model, inputs)).log_softmax(1)
         root_p = log_p.detach().exp().mean(0).sqrt()
         log_p, classes = log_p.mean(0), len(root_p)
         if 0 < projections < classes:
@@ -482,6 +540,17 @@ def rdt(model, groups, batches, *, projections, seed, **_):
         count += 1
     count = _over_processes(information, count)
     return _per_filter(layers, [w.square() * i / count for w, i in zip(parameters, information)])
+
+
+def _rows_of_logits(outputs):
+    """Raises ValueError where outputs are no N x K logits."""
+    logits = _require_tensor(outputs, "the mean prediction")
+    if logits.dim() == 2:
+        return logits
+    raise ValueError(
+        f"the network gives a tensor of {tuple(logits.shape)}, and the mean prediction needs a "
+        "row of logits for each image; another method, such as fisher, takes any loss"
+    )
 
 
 def _signs(classes, start, count, seed):

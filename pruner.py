@@ -634,7 +634,7 @@ class SelectAgain(ValueError):
 def prune(
     model: torch.nn.Module,
     kept: dict[str, torch.Tensor],
-    images: torch.Tensor | None = None,
+    images=None,
     original: torch.nn.Module | None = None,
 ) -> torch.nn.Module:
     """The smaller network that has only the filters `kept`; `model` stays as it is.
@@ -704,18 +704,18 @@ def _are_rising(index, count):
     return bool(index) and are_indices and sorted(set(index)) == list(index)
 
 
-def explore(model: torch.nn.Module, image_size: int | None = None) -> None:
+def explore(model: torch.nn.Module, example=None) -> None:
     """Find out what can be pruned in an unpruned network by trying it: whatever an operation cannot
-    do without stays whole from now on. image_size: see `remains_of`. Raises ValueError where
-    nothing is left that can be pruned."""
-    remains_of(model, image_size)
+    do without stays whole from now on. example: see `remains_of`. Raises ValueError where nothing
+    is left that can be pruned."""
+    remains_of(model, example)
     now, dense = filter_count(model)
     if type(model) in NETWORKS.values() or now < dense:
         return
     generator = torch.Generator().manual_seed(0)
     while True:
         scores = {}
-        for group in filter_groups(model, image_size):
+        for group in filter_groups(model):
             scores[group.name] = torch.rand(len(group.channels), generator=generator)
         try:
             _pruned(model, select_filters(model, scores, 50), None)
@@ -724,12 +724,10 @@ def explore(model: torch.nn.Module, image_size: int | None = None) -> None:
             _keep_whole_at(model, error)
 
 
-def rebuild(
-    model: torch.nn.Module, widths: dict, whole=(), image_size: int | None = None
-) -> torch.nn.Module:
+def rebuild(model: torch.nn.Module, widths: dict, whole=(), example=None) -> torch.nn.Module:
     """`model`, which is unpruned, as small as `widths_of` said of another one. whole: see
-    `keep_whole`; image_size: `remains_of`."""
-    remains_of(model, image_size)
+    `keep_whole`; example: `remains_of`."""
+    remains_of(model, example)
     if whole:
         keep_whole(model, whole)
     filters = remains_of(model).structure.all_filters()

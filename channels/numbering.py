@@ -11,7 +11,9 @@ from torch import fx, nn
 from channels.layers import Layer, can_be_cut, elsewhere, has_hooks
 from channels.operations import LEAVES, PAIRED, Kind, kind_of, name_of, path_of, works_in_place
 from channels.running import along, as_real, compute, keeps_apart, spread, varies
-from channels.traits import give, map_tensors, tensors_in, traits_of
+from channels.trace import ends_of
+from channels.traits import give, map_tensors, traits_of
+from common.inputs import tensors_in
 
 # Kinds of numbers: of what never leaves, a convolution's filters, an addition, the outputs of a
 # linear layer, and a learned scale or shift.
@@ -106,6 +108,7 @@ class _Numbering:
         self.owners = [(0, None)]  # first number, and the layer that it and those after it are of
         self.before = {}  # node -> a bit for each node that it is computed from, and its own
         self.answers = {}  # operation and what it is run on -> where channels go
+        self.ends = set(ends_of(graph))
         self.read = set(filter(None, map(_parameter_read_by_operations, graph.nodes)))
 
     def result(self):
@@ -125,8 +128,8 @@ class _Numbering:
         self.before[node] = 1 << len(self.before)
         for source in node.all_input_nodes:
             self.before[node] |= self.before[source]
-        if node.op == "output":
-            self._fix(traits_of(node.args[0]).numbers, "they are the network's output")
+        if node in self.ends:
+            self.mixed(node, node.all_input_nodes, "they are the network's output")
         elif tensors_in(traits_of(node).value):
             numbers = self._numbers_of(node)
             is_tensor = isinstance(numbers, torch.Tensor)
@@ -488,7 +491,7 @@ class _Numbering:
             for user in todo.pop().users:
                 if user is node or user in seen or not tensors_in(traits_of(user).value):
                     continue
-                if user.op == "output" or issubclass(traits_of(user).layer or object, READERS):
+                if user in self.ends or issubclass(traits_of(user).layer or object, READERS):
                     return False
                 seen.add(user)
                 todo.append(user)

@@ -192,6 +192,7 @@ def look_at(network, image_size, pruning_type=None):
     if name in NETWORKS:
         return []
     try:
+        remains_of(network, image_size).structure.require_logits()
         pruner.explore(network, image_size)
         if pruning_type:
             check_suits(network, pruning_type)
