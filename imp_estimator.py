@@ -217,13 +217,12 @@ def _parameters(layers):
 def _per_filter(layers, values):
     """Sum `values`, one tensor for each of `_parameters`, over each filter."""
     values = iter(values)
-    return [
-        sum(
-            next(values).flatten(1).sum(1) if p.dim() > 1 else next(values)
-            for p in layer.parameters()
-        )
-        for layer in layers
-    ]
+    return [sum(_rows(layer, next(values)) for _ in layer.parameters()) for layer in layers]
+
+
+def _rows(layer, value):
+    """For each filter, the sum over its part of a tensor like a layer's weights, or its bias."""
+    return value if value.dim() == 1 else models.by_filter(layer, value).flatten(1).sum(1)
 
 
 def _loss(model, inputs, targets, loss=None, temperature=1.0):

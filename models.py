@@ -24,6 +24,7 @@ from channels.groups import (  # noqa: F401
     kernel_matrix,
     widths_of,
 )
+from channels.layers import by_filter  # noqa: F401
 
 # ------------------------------------------------------------------------------- the four networks
 

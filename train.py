@@ -124,8 +124,8 @@ def reestimate(model: nn.Module, batches) -> None:
     normalises by the batch here, as in training, and its running statistics become the means over
     all batches; weights stay, and so does the mode of each module. batches: an iterable of (inputs,
     targets), on the model's device, as for `cal_importance`. Returns how many BatchNorms there are;
-    raises ValueError where there are no images for them. (Li et al. 2020, arXiv 2007.02491, EagleEye, "adaptive
-    BatchNorm".)
+    raises ValueError where there are no images for them. (Li et al. 2020, arXiv 2007.02491,
+    EagleEye, "adaptive BatchNorm".)
     """
     norms = [module for module in model.modules() if _has_statistics(module)]
     if not norms:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from channels.layers import has_hooks
+from channels.layers import by_filter, has_hooks
 from channels.structure import Structure
 from channels.surgery import KEPT_INDEX
 
@@ -253,13 +253,13 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], strict: bool 
     model.load_state_dict(versioned, strict=strict)
 
 
-def kernel_matrix(conv: nn.Conv2d) -> torch.Tensor:
+def kernel_matrix(conv: nn.Module) -> torch.Tensor:
     """A convolution's kernels as the rows of a matrix: out_channels x weights of one filter, in
     their order in channels-last memory."""
-    return conv.weight.permute(0, 2, 3, 1).flatten(1)
+    return by_filter(conv, conv.weight).movedim(1, -1).flatten(1)
 
 
-def filter_matrix(conv: nn.Conv2d) -> torch.Tensor:
+def filter_matrix(conv: nn.Module) -> torch.Tensor:
     """`kernel_matrix`, with the bias as one more column where the convolution has one."""
     matrix = kernel_matrix(conv)
     return matrix if conv.bias is None else torch.cat((matrix, conv.bias[:, None]), 1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from channels.layers import Layer, can_be_cut, elsewhere, has_hooks
+from channels.layers import Layer, can_be_cut, elsewhere, has_hooks, order_of, sides_of
 from channels.operations import LEAVES, PAIRED, Kind, kind_of, name_of, path_of, works_in_place
 from channels.running import along, as_real, compute, keeps_apart, spread, varies
 from channels.trace import ends_of
@@ -18,7 +18,10 @@ from common.inputs import tensors_in
 # Kinds of numbers: of what never leaves, a convolution's filters, an addition, the outputs of a
 # linear layer, and a learned scale or shift.
 FIXED, FILTER, SUM, LINEAR, SCALE = range(5)
-READERS = nn.Conv2d, nn.Linear  # layers that compute new channels from those that they read
+READERS = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+)  # layers that compute new channels from those that they read
 
 
 @dataclass(frozen=True)
@@ -347,14 +350,13 @@ class _Numbering:
     def _reader(self, node, module, source, reason):
         """(Layer, dimension) of a convolution or a linear layer. reason: why it stays as it is, or
         None."""
-        numbers, is_conv = traits_of(source).numbers, isinstance(module, nn.Conv2d)
-        outputs, inputs = module.weight.shape[:2]
-        groups = module.groups if is_conv else 1
-        dim = 1 if is_conv else numbers.dim() - 1
+        numbers, is_conv = traits_of(source).numbers, not isinstance(module, nn.Linear)
+        inputs, outputs, groups = sides_of(module)
+        dim = numbers.dim() - (module.weight.dim() - 1)
         reads = along(numbers, dim)
         if reads is None:
             self._fix(numbers, f"{self._what_mixes(node, source)} mixes them")
-            reads = torch.zeros(inputs * groups, dtype=torch.long)
+            reads = torch.zeros(inputs, dtype=torch.long)
         cuts_inputs, cuts_outputs = (False, False) if reason else can_be_cut(module)
         reason = reason or f"{name_of(node)} mixes them"
         if groups == outputs == len(reads) > 1:  # depthwise
@@ -371,7 +373,7 @@ class _Numbering:
             self._fix(writes, reason)
         if groups > 1:
             self._tie_rows(torch.cat((reads.view(groups, -1), writes.view(groups, -1)), 1))
-        return Layer(reads, writes, groups), dim
+        return Layer(reads, writes, groups, order_of(module)), dim
 
     def _grouped(self, module, numbers):
         """A GroupNorm, whose groups leave whole; None where channels are along no dimension."""

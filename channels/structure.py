@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from channels.layers import has_hooks
+from channels.layers import has_hooks, order_of
 from channels.numbering import FILTER, SUM, number_channels
 from channels.operations import title
 from channels.running import compute_all
@@ -154,11 +154,10 @@ class Structure:
             samples = 2 if _has_two(example) else 1
             values, counts = self._values(example), {}
             for node, module in self._called((nn.modules.conv._ConvNd, nn.Linear)):
-                if isinstance(module, nn.modules.conv._ConvTransposeNd):
-                    value, channels = values[node.args[0]], module.in_channels
-                else:
-                    value, channels = values[node], len(module.weight)
-                times = value.numel() // channels // samples
+                # A transposed convolution uses its weights once for each place that it reads.
+                first = order_of(module)[0]
+                value = values[node.args[0]] if first == "reads" else values[node]
+                times = value.numel() // len(module.weight) // samples
                 counts[node.target] = counts.get(node.target, 0) + times
             self._positions[size] = counts
         return self._positions[size]
@@ -235,7 +234,7 @@ class Structure:
         for name, layer in self.layers.items():
             if name in self.filters or name in self.parameters:
                 continue
-            if isinstance(self.skeleton.get_submodule(name), nn.Conv2d):
+            if isinstance(self.skeleton.get_submodule(name), nn.modules.conv._ConvNd):
                 self.costs[self.root[layer.writes]] += 1
 
     def _norms(self):
