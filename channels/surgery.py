@@ -85,13 +85,16 @@ class _Surgery:
                 self.values[node] = self._fit(node)
             if node.target is decided:
                 self._fit_decision(node)
+        kind = structure.kind
+        if issubclass(kind, fx.GraphModule):
+            kind = _without_own_graph(model)
+            self.changed = True
         if self.changed:
             self.graph.owning_module = model  # asked whether operations have effects of their own
             self.graph.eliminate_dead_code()
             self.graph.owning_module = None
-            model.__class__ = _with_forward(structure.kind, self.graph)
-        else:
-            model.__class__ = structure.kind
+            kind = _with_forward(kind, self.graph)
+        model.__class__ = kind
 
     def _fit(self, node):
         """Make the copy of a node compute what is wanted; its value, on the meta device."""
@@ -272,6 +275,20 @@ def _gives(wanted, operation):
         return torch.equal(operation(), wanted)
     except Exception:  # the sizes do not fit what is left
         return False
+
+
+class FromGraph(nn.Module):
+    """What is made of an fx.GraphModule, which writes its forward anew from a graph of its own
+    whenever its mode changes, as torchvision's feature extractors do."""
+
+
+def _without_own_graph(model):
+    """Take from an fx.GraphModule what makes it one; the class that it gets."""
+    usual = vars(fx.GraphModule(nn.Module(), fx.Graph())).keys() - vars(nn.Module()).keys()
+    for name, value in list(vars(model).items()):
+        if name in usual or isinstance(value, fx.Graph):
+            del model.__dict__[name]
+    return FromGraph
 
 
 def _with_forward(kind, graph):

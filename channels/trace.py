@@ -7,6 +7,7 @@ values = compute_all(graph, skeleton, examples[0])
 import inspect
 import random
 import traceback
+from dataclasses import is_dataclass
 from functools import partial
 from keyword import iskeyword
 from pathlib import Path
@@ -238,9 +239,11 @@ class _Tracer(fx.Tracer):
         return forward, ()
 
     def create_arg(self, a):
-        if isinstance(a, dict) and type(a).__module__ != "builtins":
-            if type(a) is not fx.immutable_collections.immutable_dict:  # such as an OrderedDict
-                return self.create_node("call_function", type(a), (), self.create_arg(dict(a)))
+        plain = dict, fx.immutable_collections.immutable_dict
+        if isinstance(a, dict) and type(a) not in plain:
+            content = self.create_arg(dict(a))
+            given = ((), content) if is_dataclass(a) else ((content,), {})
+            return self.create_node("call_function", type(a), *given)
         return super().create_arg(a)
 
     def to_bool(self, proxy):

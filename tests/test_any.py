@@ -1,7 +1,7 @@
 """Networks with any inputs, outputs and losses are scored, selected from, cut, and trained on."""
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 import timm
@@ -21,17 +21,12 @@ from zoo import settle
 
 @dataclass
 class Case:
-    """A network, what it is called with, what it is trained for, and its loss.
-
-    behind: convolution -> names of the BatchNorms of depthwise convolutions that follow it, whose
-    shifts are no longer there without it.
-    """
+    """A network, what it is called with, what it is trained for, and its loss."""
 
     network: nn.Module
     inputs: object
     targets: object
     loss: object
-    behind: dict = field(default_factory=dict)
 
 
 def squares(outputs, targets):
@@ -89,12 +84,12 @@ def siamese_by_keywords():
     return Case(Siamese(), inputs, targets, F.binary_cross_entropy_with_logits)
 
 
-def segmented(network, behind=None):
+def segmented(network):
     def loss(outputs, targets):
         return F.cross_entropy(outputs["out"], targets)
 
     targets = torch.randint(0, 3, (2, 32, 32))
-    return Case(network, torch.randn(2, 3, 32, 32), targets, loss, behind or {})
+    return Case(network, torch.randn(2, 3, 32, 32), targets, loss)
 
 
 def fcn():
@@ -107,21 +102,7 @@ def deeplab():
     network = models.segmentation.deeplabv3_mobilenet_v3_large(
         weights=None, weights_backbone=None, num_classes=3
     )
-    return segmented(network, inverted_residuals(network))
-
-
-def inverted_residuals(network):
-    """Of torchvision's MobileNetV3: what follows the expansion of each block, or the stem."""
-    behind, blocks = {}, []
-    for name, module in network.named_modules():
-        if type(module).__name__ == "InvertedResidual":
-            blocks.append(name)
-    for name in blocks:
-        layers = dict(network.get_submodule(name).block.named_children())
-        convs = [key for key, layer in layers.items() if type(layer).__name__.startswith("Conv")]
-        if len(convs) == 3:
-            behind[f"{name}.block.{convs[0]}.0"] = [f"{name}.block.{convs[1]}.1"]
-    return behind
+    return segmented(network)
 
 
 class UNet(nn.Module):
@@ -231,8 +212,7 @@ def backbone_of_a_detector():
     with torch.no_grad():
         outputs = network.eval()(torch.randn(2, 3, 64, 64))
     targets = [torch.randn_like(each) for each in outputs.values()]
-    behind = inverted_residuals(network)
-    return Case(network, torch.randn(2, 3, 64, 64), targets, squares, behind)
+    return Case(network, torch.randn(2, 3, 64, 64), targets, squares)
 
 
 CASES = [
@@ -262,19 +242,32 @@ def in_double(value):
     return tuple(map(in_double, value))
 
 
-def silenced(case, model, kept):
+def silenced(model, kept):
     """A copy of a network in which hooks set the removed filters to zero, which know nothing of the
-    graph: behind their BatchNorms."""
-    twin = copy.deepcopy(model)
+    graph: behind their BatchNorms, and behind those of depthwise convolutions that follow."""
+    twin, behind = copy.deepcopy(model), behind_depthwise(model)
     norms = {group.name: group.bn for group in filter_groups(model)}
     name_of = {module: name for name, module in model.named_modules()}
     for name, index in kept.items():
         gone = torch.ones(model.get_submodule(name).out_channels, dtype=torch.bool)
         gone[index] = False
         last = name if norms[name] is None else name_of[norms[name]]
-        for place in (last, *case.behind.get(name, ())):
+        for place in {last, behind.get(name, last)}:
             twin.get_submodule(place).register_forward_hook(silence(gone))
     return twin
+
+
+def behind_depthwise(model):
+    """Convolution -> the BatchNorm of the depthwise one that follows it, by the order in which
+    MobileNets have their layers: without its input it still gives a shift."""
+    behind, last, followed = {}, None, None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            is_depthwise = module.groups == module.in_channels > 1
+            last, followed = name, last if is_depthwise else None
+        elif isinstance(module, nn.BatchNorm2d) and followed:
+            behind[followed], followed = name, None
+    return behind
 
 
 def silence(gone):
@@ -305,7 +298,7 @@ def test_a_network_is_scored_by_its_own_loss_and_cut(make):
     for group in groups:
         assert group.is_fixed or len(kept[group.name]) < group.dense, group.name
     with torch.no_grad():
-        wanted, result = call(silenced(case, model, kept), inputs), call(small, inputs)
+        wanted, result = call(silenced(model, kept), inputs), call(small, inputs)
         assert are_equal(wanted, result) and not are_equal(call(model, inputs), result)
     assert type(result) is type(call(model, inputs))
     before = [parameter.detach().clone() for parameter in small.parameters()]
