@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from channels.layers import has_hooks, order_of
 from channels.numbering import FILTER, SUM, number_channels
@@ -17,7 +17,7 @@ from channels.operations import title
 from channels.running import compute_all
 from channels.sizes import Sizes
 from channels.streams import find_streams
-from channels.trace import input_channels, trace
+from channels.trace import by_mode, input_channels, trace
 from channels.traits import give, traits_of
 from common.errors import first_line
 from common.inputs import batch_size, check_inputs, map_inputs, moved, tensors_in
@@ -31,6 +31,10 @@ class Fixed(NamedTuple):
     count: int
     total: int
     reason: str
+
+
+class NoLogits(ValueError):
+    """A network gives something else than a row of logits for each image."""
 
 
 class Structure:
@@ -113,16 +117,22 @@ class Structure:
         self.image_shape = tuple(self.example.shape[1:]) if is_image else None
 
     def require_logits(self):
-        """Raise ValueError where the network gives something else than a row of logits for each
-        image."""
-        if self.outputs is not None and self.image_shape:
-            return
-        result = traits_of(next(reversed(self.graph.nodes))).value
-        height, width = self.image_shape[1:]
-        raise ValueError(
-            f"{self.kind.__name__} gives {_in_words(result)} for 2 images of {height} x {width}, "
-            "not 2 rows of logits; forward must return the logits alone"
-        )
+        """Raise NoLogits where the network gives something else than a row of logits for each
+        image, in evaluation or in training."""
+        (end,) = next(reversed(self.graph.nodes)).args
+        results = {"": end}
+        if isinstance(end, fx.Node) and end.target is by_mode:
+            _, trained, evaluated = end.args
+            results = {"": evaluated, " in training": trained}
+        for mode, nodes in results.items():
+            result = fx.map_arg(nodes, _value_of)
+            if self.image_shape and _is_vector_each(result, self.example):
+                continue
+            raise NoLogits(
+                f"{self.kind.__name__} gives {_in_words(result)}{mode} for 2 "
+                f"{_described(self.example)}, not 2 rows of logits; forward must return the "
+                "logits alone"
+            )
 
     @staticmethod
     def _takes_images(example):
@@ -375,6 +385,10 @@ def _is_vector_each(result, inputs):
     return _is_matrix(result) and len(result) == batch_size(inputs)
 
 
+def _value_of(node):
+    return traits_of(node).value
+
+
 def _described(inputs):
     """Inputs in words, as in "images of 64 x 64"."""
     if isinstance(inputs, torch.Tensor) and inputs.dim() == 4:
@@ -385,7 +399,8 @@ def _described(inputs):
 def _in_words(result):
     if isinstance(result, torch.Tensor):
         return tuple(result.shape)
-    return "a dict" if isinstance(result, dict) else f"a {type(result).__name__}"
+    kind = "dict" if isinstance(result, dict) else type(result).__name__
+    return "a list" if isinstance(result, list) else f"a {kind}"
 
 
 def _has_one_reader_and_source(node):

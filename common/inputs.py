@@ -85,3 +85,32 @@ def check_inputs(inputs) -> None:
                 f"the example has a {type(part).__name__}; give a tensor, or a tuple or dict of "
                 "tensors, and let all else that forward takes have its default"
             )
+
+
+def described(inputs):
+    """Inputs as plain values: of each tensor its type and shape, but no values."""
+
+    def describe(tensor):
+        return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+
+    described = map_inputs(describe, inputs)
+    return list(described) if isinstance(described, tuple) else described
+
+
+def inputs_of(description):
+    """What `described` describes, as tensors on the meta device. Raises ValueError where it is
+    something else."""
+    if isinstance(description, dict) and isinstance(description.get("dtype"), str):
+        return _tensor_of(**description)
+    if isinstance(description, dict) and description:
+        return {name: _tensor_of(**each) for name, each in description.items()}
+    if isinstance(description, (list, tuple)) and description:
+        return tuple(_tensor_of(**each) for each in description)
+    raise ValueError("what the network is called with is no description of tensors")
+
+
+def _tensor_of(dtype, shape):
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype):
+        raise ValueError(f"there is no type of tensors {dtype!r}")
+    return torch.empty(shape, dtype=kind, device="meta")

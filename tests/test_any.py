@@ -11,9 +11,14 @@ from torch.nn import functional as F
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from channels.groups import filter_groups
+from channels.checking import check
+from channels.costs import measure_cost
+from channels.groups import filter_groups, remains_of
+from common.errors import InputError
 from common.inputs import call, tensors_in
 from imp_estimator import cal_importance
+from lab.checkpoint import load_checkpoint, load_network, save_checkpoint, save_network
+from lab.networks import build_network, look_at
 from pruner import prune, select_filters
 from train import reestimate
 from zoo import settle
@@ -307,3 +312,258 @@ def test_a_network_is_scored_by_its_own_loss_and_cut(make):
     torch.optim.SGD(small.parameters(), 0.1).step()
     assert any(not torch.equal(*pair) for pair in zip(before, small.parameters()))
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+# ------------------------------------------------- other operations in training than in evaluation
+
+
+class Helped(nn.Module):
+    """In training a second head helps, and channels are joined the other way round; in evaluation
+    a softmax comes last."""
+
+    def __init__(self, num_classes=4):
+        super().__init__()
+        self.a, self.b, self.c = conv_bn(3, 8), conv_bn(3, 8), conv_bn(16, 12)
+        self.head = nn.Linear(12, num_classes)
+        self.help = nn.Sequential(conv_bn(16, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.help_head = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        both = torch.cat((self.a(x), self.b(x)), 1)
+        both = both.view(x.shape[0], 2, 8, *x.shape[2:]).transpose(1, 2).reshape(both.shape)
+        result = self.head(self.c(both).mean((2, 3)))
+        if self.training:
+            return result, self.help_head(self.help(both))
+        return result.softmax(1)
+
+
+def googlenet():
+    network = models.googlenet(weights=None, aux_logits=True, init_weights=False, num_classes=4)
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # so that both networks compute the same in training
+    return network
+
+
+def in_training(model):
+    """A network in train mode, whose BatchNorms normalise as in evaluation."""
+    for module in model.train().modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return model
+
+
+@pytest.mark.parametrize("make", [Helped, googlenet])
+def test_auxiliary_heads_that_only_training_has_are_cut_as_well(make):
+    torch.manual_seed(0)
+    model = settle(make()).double()
+    images, labels = torch.randn(2, 3, 48, 48).double(), torch.tensor([0, 3])
+    reestimate(model, [(images, labels)])
+    kept = select_filters(
+        model, cal_importance(model, "fisher", [(images, labels)]), 40, ranking="layer"
+    )
+    assert any("aux" in name or "help" in name for name in kept)
+    small = prune(model, kept, images)
+    assert all(len(kept[group.name]) < group.dense for group in filter_groups(model))
+    twin = silenced(model, kept)
+    with torch.no_grad():
+        assert are_equal(twin(images), small(images))
+        wanted, result = in_training(twin)(images), in_training(small)(images)
+    assert type(result) is type(wanted) and are_equal(wanted, result)
+    outputs = small.train()(images)
+    sum(F.cross_entropy(each, labels) for each in tensors_in(outputs)).backward()
+    assert all(parameter.grad is not None for parameter in small.parameters())
+    assert isinstance(small.eval()(images), torch.Tensor)
+    again = copy.deepcopy(small).train()  # the class that was made for it still knows both modes
+    assert len(tensors_in(again(images))) == len(tensors_in(outputs))
+
+
+def test_a_wrong_cut_of_any_output_is_found():
+    torch.manual_seed(0)
+    for model, spoilt in ((TwoHeads(), "depth"), (Helped(), "help_head")):
+        model = settle(model)
+        filters = remains_of(model, 12).filters
+        check(model, model, filters)
+        wrong = copy.deepcopy(model)
+        with torch.no_grad():
+            wrong.get_submodule(spoilt).weight.mul_(1.01)
+        with pytest.raises(ValueError, match="computes something else"):
+            check(model, wrong, filters)
+
+
+def test_inception_as_it_comes_can_be_pruned_with_its_auxiliary_head():
+    model = models.inception_v3(weights=None, aux_logits=True, init_weights=False)
+    names = {group.name for group in filter_groups(model, 299)}
+    assert {"AuxLogits.conv0.conv", "AuxLogits.conv1.conv"} < names
+    assert not remains_of(model).structure.fixed
+
+
+# ---------------------------------------------------------------------------- scores, and messages
+
+
+def test_a_filter_that_is_used_twice_has_one_change_of_the_loss():
+    """theis is the mean square of what each image's loss loses, to first order, with the filter's
+    outputs in both uses."""
+    torch.manual_seed(0)
+    case = siamese()
+    model, inputs = settle(case.network).double(), in_double(case.inputs)
+    targets, scores = in_double(case.targets), None
+    filter_groups(model, inputs)
+    scores = cal_importance(model, "theis", [(inputs, targets)], loss=case.loss)
+    factors = torch.ones(4, 8, dtype=torch.double, requires_grad=True)  # images x filters
+
+    def scale(_layer, _inputs, result):
+        return result * factors[:, :, None, None]
+
+    model.body[0][1].register_forward_hook(scale)
+    loss = len(targets) * case.loss(call(model, inputs), targets)
+    (slopes,) = torch.autograd.grad(loss, factors)
+    wanted = slopes.square().sum(0) / (2 * len(targets))
+    assert torch.allclose(scores["body.0.0"].double(), wanted, rtol=1e-5)
+
+
+def test_the_default_loss_is_the_mean_cross_entropy():
+    torch.manual_seed(0)
+    model, batches = settle(signals().network), [(signals().inputs, signals().targets)]
+    filter_groups(model, signals().inputs)
+    for method in ("fisher", "theis", "tfo"):
+        default = cal_importance(model, method, batches)
+        own = cal_importance(model, method, batches, loss=F.cross_entropy)
+        assert all(torch.allclose(default[name], own[name], rtol=1e-4) for name in default)
+
+
+def test_what_an_estimator_cannot_do_with_is_said():
+    case, model = two_heads(), settle(two_heads().network)
+    batches = [(case.inputs, case.targets)]
+    for method, loss, says in (
+        ("fisher", None, "gives a tuple, and the cross-entropy needs one tensor of logits; give"),
+        ("grasp", None, "gives a tuple, and the cross-entropy needs one tensor of logits; give"),
+        ("rdt", case.loss, "gives a tuple, and the mean prediction needs"),
+        ("tfo", lambda *_: torch.ones(3), r"loss gives a tensor of \(3,\); it must give the mean"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            cal_importance(model, method, batches, loss=loss)
+    model = settle(fully_convolutional())
+    with pytest.raises(ValueError, match="a row of logits for each image"):
+        cal_importance(model, "rdt", [(torch.randn(2, 3, 8, 8), None)])
+    assert cal_importance(two_heads().network, "grasp", batches, loss=case.loss)
+
+
+def fully_convolutional():
+    return nn.Sequential(conv_bn(3, 8), nn.Conv2d(8, 2, 1))
+
+
+@pytest.mark.parametrize(
+    "network, example, says",
+    [
+        (Siamese(), None, r"missing 1 required positional argument: 'right'; filter_groups\("),
+        (signals().network, None, r"no convolution of images; filter_groups\(network, example\)"),
+        (Siamese(), (torch.ones(2, 1, 8, 8), None), "the example has a NoneType; give a tensor"),
+        (Siamese(), {}, "the example is empty"),
+        (Siamese(), "two images", "the example has a str; give a tensor"),
+        (signals().network, torch.ones(2, 3, 20), "cannot take 2 x 3 x 20: 0.0: "),
+    ],
+)
+def test_what_is_no_example_is_said(network, example, says):
+    with pytest.raises(ValueError, match=says):
+        filter_groups(network, example)
+
+
+def test_costs_are_those_of_a_sample_of_the_example():
+    model = signals().network
+    for count in (1, 3):
+        model._remains = None
+        filter_groups(model, torch.randn(count, 2, 20))
+        assert measure_cost(model)["macs"] == 20 * 2 * 8 * 3 + 10 * 8 * 12 * 3 + 12 * 3
+
+
+def test_the_names_of_inputs_stay_those_of_the_network():
+    torch.manual_seed(0)
+    inputs = siamese().inputs
+
+    class Shuffled(Siamese):
+        def forward(self, left, right):
+            return super().forward(left[:, :, :8], right.view(right.shape[0], 1, 10, 10)[:, :, :8])
+
+    model = settle(Shuffled())
+    filter_groups(model, inputs)
+    kept = select_filters(model, cal_importance(model, "l1"), 40, ranking="layer")
+    small = prune(model, kept)
+    left, right = inputs
+    with torch.no_grad():
+        assert torch.equal(small(left, right), small(right=right, left=left))
+
+
+# ---------------------------------------------------------------------------------- checkpoints
+
+
+FILE = """
+import torch
+from torch import nn
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv1d(2, 8, 3, padding=1), nn.Conv1d(3, 8, 3, padding=1)
+        self.up, self.head = nn.ConvTranspose1d(16, 6, 2, 2), nn.Conv1d(6, 2, 1)
+
+    def forward(self, sound, motion):
+        both = torch.cat((self.a(sound).relu(), self.b(motion).relu()), 1)
+        both = both.view(sound.shape[0], 2, 8, -1).transpose(1, 2).reshape(both.shape)
+        return {"map": self.head(self.up(both).relu())}
+
+
+class Wide(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, num_classes, 1)
+
+    def forward(self, images):
+        return self.b(self.a(images).relu())
+"""
+
+
+def test_a_checkpoint_keeps_what_the_network_is_called_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(FILE)
+    torch.manual_seed(0)
+    model = build_network("nets.py:Pair", None)
+    inputs = {"motion": torch.randn(2, 3, 10), "sound": torch.randn(2, 2, 10)}
+    filter_groups(model, inputs)
+    kept = select_filters(model, cal_importance(model, "l1"), 50, ranking="layer")
+    small = prune(model, kept).eval()
+    save_checkpoint("small.pth", small, {})
+    with pytest.raises(InputError, match="it holds a network of the file"):
+        load_checkpoint("small.pth")
+    again, record = load_checkpoint("small.pth", "nets.py:Pair")
+    assert record.model == small.origin.name and record.num_classes is None
+    save_network("other.pth", small)
+    other = load_network("other.pth", build_network("nets.py:Pair", None))
+    for each in (again.eval(), other.eval()):
+        assert torch.equal(each(**inputs)["map"], small(**inputs)["map"])
+        assert not remains_of(each).structure.image_shape
+        scores = cal_importance(each, "l1")  # it still knows what it was pruned from
+        assert len(prune(each, select_filters(each, scores, 70))(**inputs)["map"]) == 2
+    content = torch.load("small.pth", weights_only=True)
+    assert content["example"] == {
+        "motion": {"dtype": "float32", "shape": [2, 3, 10]},
+        "sound": {"dtype": "float32", "shape": [2, 2, 10]},
+    }
+    content["example"] = {"motion": "of a kind"}
+    torch.save(content, "odd.pth")
+    with pytest.raises(InputError, match="cannot be used"):
+        load_checkpoint("odd.pth", "nets.py:Pair")
+
+
+def test_a_checkpoint_of_images_that_gives_no_logits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(FILE)
+    model = build_network("nets.py:Wide", 5)
+    small = prune(model, select_filters(model, cal_importance(model, "l1"), 50))
+    save_checkpoint("small.pth", small, {})
+    again, _ = load_checkpoint("small.pth", "nets.py:Wide")
+    images = torch.randn(2, 3, 9, 9)
+    assert torch.equal(again.eval()(images), small.eval()(images))
+    with pytest.raises(InputError, match="not 2 rows of logits.*from Python, networks of any"):
+        look_at(model, 32)
