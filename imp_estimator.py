@@ -251,6 +251,18 @@ def _require_tensor(outputs, reader):
     )
 
 
+def rows_of_logits(outputs, reader):
+    """N x K logits. Raises ValueError where outputs are something else, which `reader`, in words,
+    cannot do with."""
+    logits = _require_tensor(outputs, reader)
+    if logits.dim() == 2:
+        return logits
+    raise ValueError(
+        f"the network gives a tensor of {tuple(logits.shape)}, and {reader} needs a row of logits "
+        "for each image; another method, such as fisher, takes any loss"
+    )
+
+
 def _mean_gradient(model, parameters, batches, loss=None, temperature=1.0):
     """(gradient of L for each of `parameters`, number of images); the default loss takes logits /
     temperature."""
@@ -519,7 +531,7 @@ def rdt(model, groups, batches, *, projections, seed, **_):
     information, count = [torch.zeros_like(p) for p in parameters], 0
     process, step = processes()
     for inputs, _targets in progress(shared(batches), "gradients"):
-        log_p = _rows_of_logits(call(model, inputs)).log_softmax(1)
+        log_p = rows_of_logits(call(model, inputs), "the mean prediction").log_softmax(1)
         root_p = log_p.detach().exp().mean(0).sqrt()
         log_p, classes = log_p.mean(0), len(root_p)
         if 0 < projections < classes:
@@ -539,17 +551,6 @@ def rdt(model, groups, batches, *, projections, seed, **_):
         count += 1
     count = _over_processes(information, count)
     return _per_filter(layers, [w.square() * i / count for w, i in zip(parameters, information)])
-
-
-def _rows_of_logits(outputs):
-    """Raises ValueError where outputs are no N x K logits."""
-    logits = _require_tensor(outputs, "the mean prediction")
-    if logits.dim() == 2:
-        return logits
-    raise ValueError(
-        f"the network gives a tensor of {tuple(logits.shape)}, and the mean prediction needs a "
-        "row of logits for each image; another method, such as fisher, takes any loss"
-    )
 
 
 def _signs(classes, start, count, seed):

@@ -13,13 +13,14 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from channels.checking import check
 from channels.costs import measure_cost
-from channels.groups import filter_groups, remains_of
+from channels.groups import filter_count, filter_groups, remains_of
 from common.errors import InputError
 from common.inputs import call, tensors_in
+from conftest import ROOT
 from imp_estimator import cal_importance
 from lab.checkpoint import load_checkpoint, load_network, save_checkpoint, save_network
 from lab.networks import build_network, look_at
-from pruner import prune, select_filters
+from pruner import measure_losses, prune, select_filters
 from train import reestimate
 from zoo import settle
 
@@ -447,6 +448,8 @@ def test_what_an_estimator_cannot_do_with_is_said():
     with pytest.raises(ValueError, match="a row of logits for each image"):
         cal_importance(model, "rdt", [(torch.randn(2, 3, 8, 8), None)])
     assert cal_importance(two_heads().network, "grasp", batches, loss=case.loss)
+    with pytest.raises(ValueError, match="ranking='measured' needs a row of logits"):
+        measure_losses(model, cal_importance(model, "l1"), [(torch.randn(2, 3, 8, 8), None)])
 
 
 def fully_convolutional():
@@ -475,6 +478,22 @@ def test_costs_are_those_of_a_sample_of_the_example():
         model._remains = None
         filter_groups(model, torch.randn(count, 2, 20))
         assert measure_cost(model)["macs"] == 20 * 2 * 8 * 3 + 10 * 8 * 12 * 3 + 12 * 3
+
+
+def test_the_example_of_the_page_runs():
+    page = (ROOT / "lab/README.md").read_text().split("### Any inputs, outputs and loss")[1]
+    code = page.split("```python\n")[1].partition("```")[0]
+
+    class Segmenting(nn.Sequential):
+        def forward(self, x):
+            return {"out": super().forward(x)}
+
+    torch.manual_seed(0)
+    network = settle(Segmenting(conv_bn(3, 8), conv_bn(8, 8), nn.Conv2d(8, 2, 1)))
+    batches = [(torch.randn(4, 3, 8, 8), torch.randint(0, 2, (4, 8, 8)))]
+    names = {"net": network, "batches": batches}
+    exec(code, names)
+    assert filter_count(names["small"]) == (8, 16)
 
 
 def test_the_names_of_inputs_stay_those_of_the_network():
