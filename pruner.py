@@ -650,8 +650,9 @@ def prune(
     the result computes what `model` computes with the removed filters' outputs at zero wherever
     they are read. Where `model` is none of the four networks, this is tried before it is returned,
     for all that it gives, on `images`, inputs as for `cal_importance`, or on noise. original: the
-    unpruned network that `model` was cut from in steps which can be taken anew. Raises ValueError where `kept` does not fit the network, or the result
-    computes something else; SelectAgain where the operation that causes it has been found.
+    unpruned network that `model` was cut from in steps which can be taken anew. Raises ValueError
+    where `kept` does not fit the network, or the result computes something else; SelectAgain where
+    the operation that causes it has been found.
     """
     try:
         return _pruned(model, kept, images)

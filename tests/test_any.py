@@ -90,25 +90,24 @@ def siamese_by_keywords():
     return Case(Siamese(), inputs, targets, F.binary_cross_entropy_with_logits)
 
 
-def segmented(network):
+def segmented(network, size):
     def loss(outputs, targets):
         return F.cross_entropy(outputs["out"], targets)
 
-    targets = torch.randint(0, 3, (2, 32, 32))
-    return Case(network, torch.randn(2, 3, 32, 32), targets, loss)
+    targets = torch.randint(0, 3, (2, size, size))
+    return Case(network, torch.randn(2, 3, size, size), targets, loss)
 
 
 def fcn():
-    return segmented(
-        models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=3)
-    )
+    network = models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=3)
+    return segmented(network, 16)
 
 
 def deeplab():
     network = models.segmentation.deeplabv3_mobilenet_v3_large(
         weights=None, weights_backbone=None, num_classes=3
     )
-    return segmented(network)
+    return segmented(network, 32)
 
 
 class UNet(nn.Module):
