@@ -25,6 +25,7 @@ from channels.groups import (  # noqa: F401
     layers_without_images,
     widths_of,
 )
+from channels.layers import by_filter  # noqa: F401
 
 # ------------------------------------------------------------------------------- the four networks
 
@@ -185,10 +186,11 @@ NETWORKS = {"vgg": VGG, "mobilenet": MobileNet, "resnet": ResNet34, "resnet-56":
 
 @dataclass(frozen=True)
 class Origin:
-    """How the unpruned network is built: its name, outputs, and multiplier of its widths."""
+    """How the unpruned network is built: its name, its outputs, or None where that takes no such
+    number, and the multiplier of its widths."""
 
     name: str
-    num_classes: int
+    num_classes: int | None
     width: float = 1.0
 
 

@@ -8,17 +8,22 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from channels.layers import Layer, can_be_cut, elsewhere, has_hooks
+from channels.layers import Layer, can_be_cut, elsewhere, has_hooks, order_of, sides_of
 from channels.operations import LEAVES, PAIRED, Kind, kind_of, name_of, path_of, works_in_place
 from channels.running import along, as_real, compute, keeps_apart, spread, varies
-from channels.traits import give, map_tensors, tensors_in, traits_of
+from channels.trace import ends_of
+from channels.traits import give, map_tensors, traits_of
+from common.inputs import tensors_in
 
 # Kinds of numbers: of what never leaves, a convolution's filters, an addition, a linear layer's
 # filters, a learned scale or shift, and a matrix of products, as of the queries and keys of a head.
 FIXED, FILTER, SUM, LINEAR, SCALE, MATRIX = range(6)
 FILTERS = torch.tensor((FILTER, LINEAR))  # kinds of what has a score
 WRITTEN = torch.tensor((FILTER, LINEAR, SUM))  # of what filters write
-READERS = nn.Conv2d, nn.Linear  # layers that compute new channels from those that they read
+READERS = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+)  # layers that compute new channels from those that they read
 WHOLE = nn.LayerNorm, nn.RMSNorm  # layers whose weights are of no channels that they keep apart
 OUTPUT = "they are the network's output"  # a reason
 
@@ -110,6 +115,7 @@ class _Numbering:
         self.owners = [(0, None)]  # first number, and the layer that it and those after it are of
         self.before = {}  # node -> a bit for each node that it is computed from, and its own
         self.answers = {}  # operation and what it is run on -> where channels go
+        self.ends = set(ends_of(graph))
         self.read = set(filter(None, map(_parameter_read_by_operations, graph.nodes)))
 
     def result(self):
@@ -129,8 +135,8 @@ class _Numbering:
         self.before[node] = 1 << len(self.before)
         for source in node.all_input_nodes:
             self.before[node] |= self.before[source]
-        if node.op == "output":
-            self._fix(traits_of(node.args[0]).numbers, OUTPUT)
+        if node in self.ends:
+            self.mixed(node, node.all_input_nodes, OUTPUT)
         elif tensors_in(traits_of(node).value):
             numbers = self._numbers_of(node)
             is_tensor = isinstance(numbers, torch.Tensor)
@@ -354,14 +360,13 @@ class _Numbering:
     def _reader(self, node, module, source, reason):
         """(Layer, dimension) of a convolution or a linear layer. reason: why it stays as it is, or
         None."""
-        numbers, is_conv = traits_of(source).numbers, isinstance(module, nn.Conv2d)
-        outputs, inputs = module.weight.shape[:2]
-        groups = module.groups if is_conv else 1
-        dim = 1 if is_conv else numbers.dim() - 1
+        numbers, is_conv = traits_of(source).numbers, not isinstance(module, nn.Linear)
+        inputs, outputs, groups = sides_of(module)
+        dim = numbers.dim() - (module.weight.dim() - 1)
         reads = along(numbers, dim)
         if reads is None:
             self._fix(numbers, f"{self._what_mixes(node, source)} mixes them")
-            reads = torch.zeros(inputs * groups, dtype=torch.long)
+            reads = torch.zeros(inputs, dtype=torch.long)
         if self._are_matrices(reads).any():
             self._fix(reads, f"{node.target} mixes heads")
         cuts_inputs, cuts_outputs = (False, False) if reason else can_be_cut(module)
@@ -380,7 +385,7 @@ class _Numbering:
             self._fix(writes, reason)
         if groups > 1:
             self._tie_rows(torch.cat((reads.view(groups, -1), writes.view(groups, -1)), 1))
-        return Layer(reads, writes, groups), dim
+        return Layer(reads, writes, groups, order_of(module)), dim
 
     def _grouped(self, module, numbers):
         """A GroupNorm, whose groups leave whole; None where channels are along no dimension."""
@@ -556,7 +561,7 @@ class _Numbering:
             for user in todo.pop().users:
                 if user is node or user in seen or not tensors_in(traits_of(user).value):
                     continue
-                if user.op == "output" or issubclass(traits_of(user).layer or object, READERS):
+                if user in self.ends or issubclass(traits_of(user).layer or object, READERS):
                     return False
                 seen.add(user)
                 todo.append(user)

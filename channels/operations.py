@@ -66,18 +66,27 @@ TABLE = (
     Row(
         Kind.APART,
         """relu relu_ relu6 hardtanh silu hardswish hardsigmoid sigmoid gelu leaky_relu dropout
-        max_pool2d avg_pool2d adaptive_avg_pool2d""",
+        max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+        adaptive_avg_pool2d adaptive_avg_pool3d""",
         (
+            nn.BatchNorm1d,
             nn.BatchNorm2d,
+            nn.BatchNorm3d,
             nn.ReLU,
             nn.ReLU6,
             nn.SiLU,
             nn.Hardswish,
             nn.Identity,
             nn.Dropout,
+            nn.MaxPool1d,
             nn.MaxPool2d,
+            nn.MaxPool3d,
+            nn.AvgPool1d,
             nn.AvgPool2d,
+            nn.AvgPool3d,
+            nn.AdaptiveAvgPool1d,
             nn.AdaptiveAvgPool2d,
+            nn.AdaptiveAvgPool3d,
         ),
     ),
 )

@@ -58,10 +58,11 @@ class Sizes:
     def _size(self, name, tensor, structure):
         rest, places = tensor.numel(), [0, 0]
         layer = structure.layers.get(name)
-        for dim, side in enumerate(layer.sides_of(tensor.shape) if layer else ()):
-            if side:
-                places[dim] = self._places[name, side]
-                rest //= len(self.vectors[places[dim]])
+        dims = layer.dims_of(tensor.shape) if layer else {}
+        for place, side in enumerate(("writes", "reads")):
+            if side in dims:
+                places[place] = self._places[name, side]
+                rest //= len(self.vectors[places[place]])
         return Size(name, rest, *places)
 
     def left(self, alive):

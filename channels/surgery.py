@@ -5,7 +5,7 @@ small = copy.deepcopy(model)
 graph = cut_channels(small, structure, before, after)   # bool tensors: which numbers are alive
 """
 
-from functools import lru_cache
+from functools import lru_cache, wraps
 from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from torch import fx, nn
 from channels.layers import narrow
 from channels.operations import Kind, kind_of, name_of, title
 from channels.running import along, compute
-from channels.trace import decided
+from channels.trace import decided, in_mode, modes_of
 from channels.traits import give, traits_of
 from common.made import made_class
 
@@ -86,13 +86,16 @@ class _Surgery:
                 self.values[node] = self._fit(node)
             if node.target is decided:
                 self._fit_decision(node)
+        kind = structure.kind
+        if issubclass(kind, fx.GraphModule):
+            kind = _without_own_graph(model)
+            self.changed = True
         if self.changed:
             self.graph.owning_module = model  # asked whether operations have effects of their own
             self.graph.eliminate_dead_code()
             self.graph.owning_module = None
-            model.__class__ = _with_forward(structure.kind, self.graph)
-        else:
-            model.__class__ = structure.kind
+            kind = _with_forward(kind, self.graph)
+        model.__class__ = kind
 
     def _fit(self, node):
         """Make the copy of a node compute what is wanted; its value, on the meta device."""
@@ -328,8 +331,28 @@ def _gives(wanted, operation):
         return False
 
 
+class FromGraph(nn.Module):
+    """What is made of an fx.GraphModule, which writes its forward anew from a graph of its own
+    whenever its mode changes, as torchvision's feature extractors do."""
+
+
+def _without_own_graph(model):
+    """Take from an fx.GraphModule what makes it one; the class that it gets."""
+    usual = vars(fx.GraphModule(nn.Module(), fx.Graph())).keys() - vars(nn.Module()).keys()
+    for name, value in list(vars(model).items()):
+        if name in usual or isinstance(value, fx.Graph):
+            del model.__dict__[name]
+    return FromGraph
+
+
 def _with_forward(kind, graph):
     """The class `kind` with the operations of `graph`."""
+    forwards = [_forward_of(kind, in_mode(graph, training)) for training in modes_of(graph)]
+    return _pruned_class(kind, *forwards[0], *forwards[1:])
+
+
+def _forward_of(kind, graph):
+    """(source of a forward, what it uses as (name, what it stands for)) of a graph."""
     code = graph.python_code("self")
     module = compile(code.src, f"<{kind.__name__}, pruned>", "exec")
     function = next(constant for constant in module.co_consts if hasattr(constant, "co_names"))
@@ -339,18 +362,36 @@ def _with_forward(kind, graph):
         if name in names:
             is_module = isinstance(value, ModuleType)
             called.append((name, _Module(value.__name__) if is_module else value))
-    return _pruned_class(kind, code.src, tuple(called))
+    return code.src, tuple(called)
 
 
 @lru_cache(maxsize=256)
-def _pruned_class(kind, source, called):
-    """`kind` with a forward of this source. called: (name, what it stands for) of what it uses."""
+def _pruned_class(kind, source, called, trained=None):
+    """`kind` with a forward of this source. called: (name, what it stands for) of what it uses.
+    trained: (source, called) of the forward in training, where that is another."""
+    members = {"forward": _compiled(kind, source, called)}
+    given = source, called
+    if trained is not None:
+        members["forward"] = _forward_by_mode(members["forward"], _compiled(kind, *trained))
+        given = *given, trained
+    return made_class(_pruned_class, kind, given, members)
+
+
+def _compiled(kind, source, called):
     names = {
         name: import_module(value.name) if isinstance(value, _Module) else value
         for name, value in called
     }
     exec(compile(source, f"<{kind.__name__}, pruned>", "exec"), names)
-    return made_class(_pruned_class, kind, (source, called), {"forward": names["forward"]})
+    return names["forward"]
+
+
+def _forward_by_mode(evaluated, trained):
+    @wraps(evaluated)
+    def forward(self, *args, **kwargs):
+        return (trained if self.training else evaluated)(self, *args, **kwargs)
+
+    return forward
 
 
 class _Module(NamedTuple):

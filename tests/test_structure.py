@@ -1127,21 +1127,6 @@ def test_a_network_that_draws_lots_is_refused_for_that():
         check(model, model, remains_of(model).filters)
 
 
-def test_other_outputs_in_training_are_refused():
-    class Auxiliary(Net):
-        def build(self):
-            self.a = conv_bn(16, 16)
-
-        def body(self, x):
-            return self.a(x)
-
-        def forward(self, x):
-            return (super().forward(x), x) if self.training else super().forward(x)
-
-    with pytest.raises(ValueError, match="in training"):
-        filter_groups(Auxiliary())
-
-
 def test_dropout_by_its_function_still_knows_training_after_a_cut():
     torch.manual_seed(0)
     model = settle(FlattenedPixels())
