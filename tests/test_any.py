@@ -251,12 +251,13 @@ def silenced(model, kept):
     """A copy of a network in which hooks set the removed filters to zero, which know nothing of the
     graph: behind their BatchNorms, and behind those of depthwise convolutions that follow."""
     twin, behind = copy.deepcopy(model), behind_depthwise(model)
-    norms = {group.name: group.bn for group in filter_groups(model)}
+    group_of = {group.name: group for group in filter_groups(model)}
     name_of = {module: name for name, module in model.named_modules()}
     for name, index in kept.items():
-        gone = torch.ones(model.get_submodule(name).out_channels, dtype=torch.bool)
+        gone = torch.ones(len(group_of[name].channels), dtype=torch.bool)
         gone[index] = False
-        last = name if norms[name] is None else name_of[norms[name]]
+        norm = group_of[name].bn
+        last = name if norm is None else name_of[norm]
         for place in {last, behind.get(name, last)}:
             twin.get_submodule(place).register_forward_hook(silence(gone))
     return twin

@@ -169,7 +169,7 @@ def tokens(few):
     torch.manual_seed(0)
     model = Tokens().double().eval()
     nn.init.uniform_(model.scales.weight, 0.5, 2), nn.init.uniform_(model.scales.bias, -1, 1)
-    filter_groups(model, image_size=16)
+    filter_groups(model, 16)
     images, labels = few[0].double(), few[1]
     return model, [(images[:8], labels[:8]), (images[8:], labels[8:])]
 
@@ -243,7 +243,7 @@ def test_a_linear_layer_is_judged_as_the_1x1_convolution_that_computes_the_same(
     state = model.state_dict()
     state["inner.weight"] = state["inner.weight"][..., None, None]
     twin.load_state_dict(state)
-    filter_groups(twin, image_size=16)
+    filter_groups(twin, 16)
     own, theirs = (cal_importance(each, method, batches) for each in (model, twin))
     assert own.keys() == theirs.keys()
     for name in own:

@@ -628,7 +628,7 @@ WRITTEN = {
     "images given by keyword": (
         lambda net, x: net.b(net.t(input=net.a(input=x))),
         {"t": nn.ConvTranspose2d(8, 8, 2, 2, bias=False)},
-        "a",
+        "",
     ),
     "slices and unpacked shapes": (
         lambda net, x: net.b(net.f[1:](F.interpolate(net.f[:1](net.a(x)), (*x.shape[2:],)))),
@@ -714,9 +714,10 @@ WRITTEN = {
 
 def silence(layer, kept):
     """Set all outputs of a convolution or linear layer to zero but those that are kept."""
-    gone = torch.ones(len(layer.weight), dtype=torch.bool)
+    is_linear = isinstance(layer, nn.Linear)
+    gone = torch.ones(layer.out_features if is_linear else layer.out_channels, dtype=torch.bool)
     gone[kept] = False
-    if isinstance(layer, nn.Conv2d):
+    if not is_linear:
         gone = gone[:, None, None]
     layer.register_forward_hook(lambda _layer, _images, result: result.masked_fill(gone, 0))
 
@@ -768,7 +769,7 @@ def token_network(kind="an MLP behind a LayerNorm"):
     """A network with hidden linear layers, in eval mode."""
     body, layers, _ = WRITTEN[kind]
     torch.manual_seed(0)
-    return Written(body, **copy.deepcopy(layers)).eval()
+    return Written(body, **copy.deepcopy(layers)).float().eval()
 
 
 def without(model, name, index):
