@@ -44,6 +44,7 @@ class Estimator:
              no layers without)
     change   how its score stands for the change of the loss when the filter goes: "score" (it is
              that change), "root" (the score is its square), or "" (it does not)
+    watches  whether it looks at what layers give, beside their weights
     penalty  whether it prunes the network that was trained with the penalty, or the plain one
     colour, marker  of its lines in plots
     """
@@ -55,6 +56,7 @@ class Estimator:
     ranking: str = "global"
     needs: str = ""
     change: str = ""
+    watches: bool = False
     penalty: bool = False
     colour: str = "#000000"
     marker: str = "x"
@@ -65,7 +67,15 @@ class Estimator:
 
     def can_judge(self, group):
         """Whether it has scores for the filters of a FilterGroup."""
-        return self.needs != "scales" or _has_scale(group)
+        return not self.lacks(group)
+
+    def lacks(self, group):
+        """What it would have to have of a FilterGroup to judge its filters, in words, or ""."""
+        if self.needs == "scales" and not _has_scale(group):
+            return "BatchNorm of their own"
+        if self.watches and isinstance(group.layer, models.PackedRows):
+            return "outputs that can be watched, inside nn.MultiheadAttention"
+        return ""
 
 
 ESTIMATORS = {}  # name -> Estimator, in the order of this file
@@ -196,15 +206,15 @@ def check_suits(model: "torch.nn.Module", pruning_type: str) -> list[str]:
         return []
     if len(others) == len(groups):
         raise ValueError(
-            f"{pruning_type} judges filters by the scale of their BatchNorm, and no layer that can "
-            "be pruned has one of its own; another pruning type, such as tfo, needs none"
+            f"{pruning_type} can judge no filter: they have no {method.lacks(others[0])}; another "
+            "pruning type, such as tfo, needs none"
         )
     count = sum(len(group.channels) for group in others)
     total = sum(len(group.channels) for group in groups)
     return [
         f"{count:,} of {total:,} filters, in {len(others)} of {len(groups)} layers, have no "
-        f"BatchNorm of their own, so {pruning_type} keeps them; another pruning type, such as tfo, "
-        "judges them, too"
+        f"{method.lacks(others[0])}, so {pruning_type} keeps them; another pruning type, such as "
+        "tfo, judges them, too"
     ]
 
 
@@ -347,6 +357,7 @@ def fisher(model, groups, batches, *, loss, **_):
     source="Theis et al. 2018",
     colour="#009E73",
     marker="D",
+    watches=True,
     help="Fisher information of a channel",
 )
 def theis(model, groups, batches, *, loss, **_):

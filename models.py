@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from channels.attention import PackedRows  # noqa: F401
 from channels.costs import filter_costs, group_norms, measure_cost  # noqa: F401
 from channels.groups import (  # noqa: F401
     FilterGroup,

@@ -8,6 +8,7 @@ from contextlib import suppress
 import torch
 from torch import fx, nn
 
+from channels.attention import MaskedHeads
 from channels.groups import remains_of
 from channels.operations import Kind, kind_of, title
 from channels.running import in_order
@@ -115,9 +116,12 @@ class MaskedGraph:
         graph.output(graph.graph_copy(whole, copies))
         self.follow = structure.root != torch.arange(len(structure.root))
         self.network, self.masks = fx.GraphModule(model, graph), {}
+        self.alive = structure.alive(remains_of(model).filters)
         parameter = next(model.parameters())
         for node, own in copies.items():
             give(own, original=traits_of(node).original or node.name)
+            if issubclass(traits_of(node).layer or object, nn.MultiheadAttention):
+                self._mask_heads(own, structure, parameter)
             if not _counts_channels(node, structure):
                 continue
             for source in node.all_input_nodes:
@@ -140,11 +144,24 @@ class MaskedGraph:
             masked = graph.call_function(torch.mul, (source, graph.get_attr(name)))
         node.replace_input_with(source, masked)
 
+    def _mask_heads(self, node, structure, parameter):
+        """Let a node call an attention whose heads can be zero in place of its own."""
+        output = structure.layers.get(f"{node.target}.out_proj")
+        if output is None:
+            return
+        attention = self.network.get_submodule(node.target)
+        numbers = output.reads[self.alive[output.reads]]
+        ones = torch.ones(len(numbers), device=parameter.device, dtype=parameter.dtype)
+        name = f"_mask_{len(self.masks)}"
+        self.network.add_submodule(name, MaskedHeads(attention, ones))
+        self.masks[f"{name}.mask"] = numbers
+        node.target = name
+
     def set(self, alive):
         """From now on only these channels count. alive: a bool tensor over their numbers. Gates and
         shifts, which follow others, count everywhere: a wrong one must not be hidden here."""
         for name, numbers in self.masks.items():
-            mask = getattr(self.network, name)
+            mask = self.network.get_buffer(name)
             mask.copy_((alive | self.follow)[numbers].view(mask.shape))
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from channels.attention import weight_of
 from channels.groups import remains_of
 
 
@@ -120,4 +121,4 @@ def _weight_of(model, name):
     parent = model.get_submodule(owner)
     if own in parent._buffers:
         return None
-    return parent._parameters.get(own, getattr(parent._modules.get(own), "weight", None))
+    return parent._parameters.get(own, weight_of(parent._modules.get(own)))

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from channels.attention import rows_of
 from channels.layers import by_filter, has_hooks
-from channels.structure import Structure
+from channels.structure import LINEAR_LAYERS, Structure
 from channels.surgery import KEPT_INDEX
 
 
@@ -34,7 +35,7 @@ class FilterGroup:
     """The filters of one convolution, or of one linear layer, where they are rows of its weight.
 
     name      dotted name of the layer: the key of scores, widths, logs and checkpoints
-    layer     the layer
+    layer     the layer; of an nn.MultiheadAttention one with its packed parameters
     bn        the BatchNorm that reads this layer alone, or None
     stream    where the outputs go
     channels  the stream channel that filter i writes, ascending
@@ -192,7 +193,7 @@ def fixed_text(structure: Structure) -> list[str]:
     layers that are fixed for the same reason."""
     lines, alike = [], {}
     for name, fixed in structure.fixed.items():
-        if isinstance(structure.skeleton.get_submodule(name), nn.Linear):
+        if isinstance(structure.skeleton.get_submodule(name), LINEAR_LAYERS):
             alike.setdefault(fixed.reason, []).append(name)
         else:
             lines.append(_fixed_line(name, fixed))
@@ -232,7 +233,7 @@ def filter_groups(model: nn.Module, example=None) -> list[FilterGroup]:
         groups.append(
             FilterGroup(
                 name=name,
-                layer=model.get_submodule(name),
+                layer=rows_of(model.get_submodule(name)),
                 bn=norm and model.get_submodule(norm),
                 stream=stream,
                 channels=[order[channel] for channel in structure.stream[numbers].tolist()],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from channels.attention import has_packed_heads
 from channels.layers import Layer, can_be_cut, elsewhere, has_hooks, order_of, sides_of
 from channels.operations import LEAVES, PAIRED, Kind, kind_of, name_of, path_of, works_in_place
 from channels.running import along, as_real, compute, keeps_apart, spread, varies
@@ -154,6 +155,7 @@ class _Numbering:
         if kind is Kind.MOVES and sources:
             return self._move(node, sources)
         if not isinstance(value, torch.Tensor):
+            self._number_packed_heads(node)
             return self.mixed(node, sources)
         if node.op == "call_module" and len(sources) == 1:
             return self._layer(node, sources[0])
@@ -425,6 +427,24 @@ class _Numbering:
             result = self._new(len(first), MATRIX)
             self._together(first, result, follow=True)
         return spread(result, traits_of(node).value.shape, dim)
+
+    def _number_packed_heads(self, node):
+        """Give the heads of an nn.MultiheadAttention numbers: rows of its packed weights are its
+        filters, and its output reads those of the values."""
+        if node.op != "call_module" or node.target in self.layers:
+            return
+        module, name = self.skeleton.get_submodule(node.target), str(node.target)
+        names = name, f"{name}.out_proj"
+        is_plain = not any(has_hooks(self.skeleton.get_submodule(each)) for each in names)
+        is_read = any(elsewhere(each, self.skeleton, self.read) for each in names)
+        if not has_packed_heads(module, node.args, node.kwargs) or is_read or not is_plain:
+            return
+        rows = self._new(3 * module.embed_dim, LINEAR, name)
+        fixed = torch.zeros(module.embed_dim, dtype=torch.long)
+        heads = rows.view(3, module.num_heads, -1)
+        self._tie_rows(heads.transpose(0, 1).flatten(1))
+        self.layers[names[0]] = Layer(fixed, rows)
+        self.layers[names[1]] = Layer(heads[2].flatten(), fixed)
 
     def _heads_of(self, node):
         """(dimension, vector) of the matrices that a node gives, where they are several and

@@ -12,6 +12,7 @@ from enum import Enum
 
 from torch import fx, nn
 
+from channels.attention import FewerHeads
 from channels.traits import traits_of
 
 # Layers that are one node of the graph, whatever the `forward` of a subclass does.
@@ -21,6 +22,7 @@ LEAVES = (
     nn.Linear,
     nn.GroupNorm,
     nn.LayerNorm,
+    FewerHeads,
 )
 
 

@@ -22,6 +22,7 @@ from channels.traits import give, traits_of
 from common.errors import first_line
 from common.inputs import batch_size, check_inputs, map_inputs, moved, tensors_in
 
+LINEAR_LAYERS = nn.Linear, nn.MultiheadAttention
 SIZES = (64, 32, 96, 128, 224, 256, 299, 28)  # pixels of the images that a network is tried with
 
 
@@ -163,6 +164,11 @@ class Structure:
                 example = example.new_empty(2, self.image_shape[0], size, size)
             samples = 2 if _has_two(example) else 1
             values, counts = self._values(example), {}
+            for node, module in self._called(nn.MultiheadAttention):
+                if node.target in self.layers:
+                    times = values[node][0].numel() // module.embed_dim // samples
+                    for name in (node.target, f"{node.target}.out_proj"):
+                        counts[name] = counts.get(name, 0) + times
             for node, module in self._called((nn.modules.conv._ConvNd, nn.Linear)):
                 # A transposed convolution uses its weights once for each place that it reads.
                 first = order_of(module)[0]
@@ -243,7 +249,7 @@ class Structure:
     def _sort_out(self, name, numbers, reasons, is_protected):
         """Whether a layer can be pruned. reasons: why each filter is fixed, or None."""
         known = [reason for reason in reasons if reason]
-        is_linear = isinstance(self.skeleton.get_submodule(name), nn.Linear)
+        is_linear = isinstance(self.skeleton.get_submodule(name), LINEAR_LAYERS)
         is_classifier = is_linear and set(reasons) == {OUTPUT}  # which nobody expects to be pruned
         if known and not is_classifier:
             self.fixed[name] = Fixed(len(known), len(reasons), known[0])

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import fx, nn
 
+from channels.attention import drop_heads
 from channels.layers import narrow
 from channels.operations import Kind, kind_of, name_of, title
 from channels.running import along, compute
@@ -58,7 +59,10 @@ def _narrow(model, name, layer, ins, outs):
     owner, _, own = name.rpartition(".")
     parent = model.get_submodule(owner)
     if own not in parent._parameters and own not in parent._buffers:
-        return narrow(model.get_submodule(name), layer, ins, outs)
+        narrow(module := model.get_submodule(name), layer, ins, outs)
+        if isinstance(module, nn.MultiheadAttention):
+            drop_heads(module)
+        return
     tensor = getattr(parent, own)
     dim = next(dim for dim, size in enumerate(tensor.shape) if size > 1)
     tensor = tensor.detach().index_select(dim, outs.to(tensor.device))

@@ -8,6 +8,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
+from torchvision.models.convnext import CNBlockConfig
 from torchvision.ops import FrozenBatchNorm2d
 
 from channels import structure
@@ -714,6 +716,11 @@ WRITTEN = {
 
 def silence(layer, kept):
     """Set all outputs of a convolution or linear layer to zero but those that are kept."""
+    if isinstance(layer, nn.MultiheadAttention):
+        gone = torch.ones(len(layer.in_proj_weight), dtype=torch.bool)
+        gone[kept] = False
+        layer.in_proj_weight.data[gone], layer.in_proj_bias.data[gone] = 0, 0
+        return
     is_linear = isinstance(layer, nn.Linear)
     gone = torch.ones(layer.out_features if is_linear else layer.out_channels, dtype=torch.bool)
     gone[kept] = False
@@ -777,6 +784,72 @@ def without(model, name, index):
     kept = {group.name: range(len(group.channels)) for group in filter_groups(model)}
     kept[name] = [each for each in kept[name] if each != index]
     return prune(model, kept)
+
+
+def small_vit():
+    return VisionTransformer(
+        image_size=16,
+        patch_size=4,
+        num_layers=2,
+        num_heads=4,
+        hidden_dim=12,
+        mlp_dim=20,
+        num_classes=4,
+    )
+
+
+def small_convnext():
+    stages = [CNBlockConfig(8, 12, 1), CNBlockConfig(12, None, 1)]
+    return ConvNeXt(stages, layer_scale=1.0, num_classes=4)
+
+
+def small_swin():
+    return SwinTransformer([4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=4)
+
+
+@pytest.mark.parametrize("build", [small_vit, small_convnext, small_swin])
+def test_torchvisions_transformers_lose_what_is_hidden_in_their_blocks(build):
+    torch.manual_seed(0)
+    model = settle(build()).double()
+    filter_groups(model, 16)
+    explore(model, 16)
+    images = torch.randn(2, 3, 16, 16, dtype=torch.double)
+    for seed in range(2):
+        kept = select_filters(model, cal_importance(model, "random", seed=seed), 60)
+        small = prune(model, kept)
+        silenced = copy.deepcopy(model)
+        for name, index in kept.items():
+            silence(silenced.get_submodule(name), index)
+        with torch.no_grad():
+            assert torch.allclose(small(images), silenced(images), rtol=1e-10, atol=1e-12)
+            assert not torch.allclose(small(images), model(images), rtol=1e-2)
+            assert torch.allclose(
+                lower(small, images)(images), small(images), rtol=1e-9, atol=1e-12
+            )
+    twin = rebuild(copy.deepcopy(model), widths_of(small))
+    twin.load_state_dict(small.state_dict())
+    assert torch.equal(twin(images), small(images))
+    again = prune(small, select_filters(small, scores_like(small), 75))
+    assert again(images).isfinite().all()
+    again.train()(images).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in again.parameters())
+
+
+def test_a_head_leaves_as_one_unit_by_the_sum_of_its_scores():
+    model = small_vit().eval()
+    groups = {group.name: group for group in filter_groups(model, 16)}
+    name = "encoder.layers.encoder_layer_1.self_attention"
+    scores = {group.name: torch.full((len(group.channels),), 99.0) for group in groups.values()}
+    scores[name][:] = 10.0
+    heads = scores[name].view(3, 4, 3)  # of queries, keys and values; of each head
+    heads[0, 2], heads[:, 1] = 0.0, 5.0  # the third head has the lowest row, the second the sum
+    kept = select_filters(model, scores, 100 * 9 / filter_count(model)[1])
+    small = prune(model, kept)
+    attention = small.get_submodule(name)
+    assert (attention.num_heads, attention.head_dim) == (3, 3)
+    assert kept[name].tolist() == [row for row in range(36) if row % 12 not in (3, 4, 5)]
+    assert attention.out_proj.weight.shape == (12, 9)
+    assert sum(len(index) for index in kept.values()) == filter_count(small)[0]
 
 
 @pytest.mark.parametrize("percent", [0, 50])
