@@ -202,8 +202,10 @@ def look_at(network, image_size, pruning_type=None):
         return []
     try:
         _require_logits(network, image_size)
-        pruner.explore(network, image_size)
-        unjudged = check_suits(network, pruning_type) if pruning_type else []
+        misfit, unjudged = _misfit(network, image_size), []
+        if not misfit:  # else trying it out would be for nothing
+            pruner.explore(network, image_size)
+            unjudged = check_suits(network, pruning_type) if pruning_type else []
     except ValueError as error:
         raise InputError(f"--model={name}: {error}") from error
     except (Exception, SystemExit) as error:  # of the user's own code
@@ -223,16 +225,23 @@ def look_at(network, image_size, pruning_type=None):
             f"--model={name} takes images with {structure.image_shape[0]} channels; "
             "this suite's have 3"
         )
-    try:
-        structure.positions(image_size)
-    except ValueError as error:
-        raise InputError(
-            f"--model={name}: {error}; --image_size={structure.image_shape[1]} fits it"
-        ) from error
+    if misfit:
+        raise InputError(f"--model={name}: {misfit}")
     lines = fixed_text(structure)
     more = [f"and so do filters of {len(lines) - MOST} more layers"] if len(lines) > MOST else []
     about = [*_type_lines(network.origin), *try_out(network, image_size), *unjudged]
     return [*about, *lines[:MOST], *more]
+
+
+def _misfit(network, image_size):
+    """Why a network does not take images of image_size x image_size pixels, and what it takes; ""
+    where it does."""
+    structure = remains_of(network).structure
+    try:
+        structure.positions(image_size)
+    except ValueError as error:
+        return f"{error}; --image_size={structure.image_shape[1]} fits it"
+    return ""
 
 
 def _require_logits(network, image_size):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models import VisionTransformer
 
 import config
 from channels.groups import filter_groups
@@ -221,6 +222,31 @@ def test_rows_of_linear_layers_are_judged_by_their_weights_as_kernels_are(tokens
             assert_scores(scores["fpgm"], group, f, sum(math.dist(numbers, w) for w in weights))
             assert_scores(scores["group"], group, f, math.hypot(*numbers, *columns[f], *scale))
             assert scores["bn"][group.name][f].item() == pytest.approx(*scale or [math.inf])
+
+
+def test_packed_rows_of_attention_are_judged_by_their_weights_but_cannot_be_watched(few):
+    torch.manual_seed(0)
+    model = VisionTransformer(16, 8, 1, 2, 8, 12, num_classes=4).double().eval()
+    nn.init.normal_(model.heads.head.weight)
+    filter_groups(model, 16)
+    batches, name = [(few[0].double(), few[1])], "encoder.layers.encoder_layer_0.self_attention"
+    group = next(group for group in filter_groups(model) if group.name == name)
+    attention = model.get_submodule(name)
+    scores = {
+        method: cal_importance(model, method, batches) for method in ("fisher", "l1", "group")
+    }
+    for f in (16, 23):  # of values; the norm has the column of the output that reads it
+        rows = [attention.in_proj_weight, attention.in_proj_bias]
+        change = slope(lambda: losses(model, batches).mean().item(), rows, f)
+        assert_scores(scores["fisher"], group, f, change**2)
+        row = attention.in_proj_weight[f].tolist()
+        column = attention.out_proj.weight[:, f - 16].tolist()
+        assert_scores(scores["l1"], group, f, sum(map(abs, row)))
+        assert_scores(scores["group"], group, f, math.hypot(*row, *column))
+    watched = cal_importance(model, "theis", batches)
+    assert watched[name].eq(math.inf).all()
+    assert sum(score.isfinite().all().item() for score in watched.values()) == len(watched) - 1
+    assert "24 of 36 filters, in 1 of 2 layers, have no outputs" in check_suits(model, "theis")[0]
 
 
 class Pixels(Tokens):
