@@ -270,9 +270,14 @@ class _Numbering:
             return self.mixed(node, sources)
         numbers, places = [], {}
         for source in sources:
+            numbers += tensors_in(traits_of(source).numbers)
+        if not any(_once(tensor).any() for tensor in numbers):  # wherever they go, they stay
+            return map_tensors(_all_fixed, traits_of(node).value)
+        start = 0
+        for source in sources:
             own = traits_of(source).numbers
-            places[source] = _places(own, sum(tensor.numel() for tensor in numbers))
-            numbers += tensors_in(own)
+            places[source] = _places(own, start)
+            start += sum(tensor.numel() for tensor in tensors_in(own))
         table = torch.cat([tensor.flatten() for tensor in numbers])
 
         def look(other):
@@ -283,7 +288,7 @@ class _Numbering:
 
         result = map_tensors(number_at, compute(node, self.skeleton, look))
         if len(sources) == 1 and not _in_order(traits_of(sources[0]).numbers, result):
-            self.reordered.append(table.unique())
+            self.reordered.append(torch.cat([_distinct(tensor) for tensor in numbers]).unique())
         return result
 
     def _changes_a_part(self, node):
