@@ -427,6 +427,10 @@ class Helped(nn.Module):
         return result.softmax(1)
 
 
+def is_not_to_be_called(_layer, _inputs):
+    raise AssertionError("it is for training alone")
+
+
 def googlenet():
     network = models.googlenet(weights=None, aux_logits=True, init_weights=False, num_classes=4)
     for module in network.modules():
@@ -466,6 +470,10 @@ def test_auxiliary_heads_that_only_training_has_are_cut_as_well(make):
     assert isinstance(small.eval()(images), torch.Tensor)
     again = copy.deepcopy(small).train()  # the class that was made for it still knows both modes
     assert len(tensors_in(again(images))) == len(tensors_in(outputs))
+    for name, module in small.named_modules():
+        if "aux" in name or "help" in name:  # evaluation does without
+            module.register_forward_pre_hook(is_not_to_be_called)
+    small(images)
 
 
 def test_a_wrong_cut_of_any_output_is_found():
