@@ -1,7 +1,9 @@
 """Networks with any inputs, outputs and losses are scored, selected from, cut, and trained on."""
 
+import collections
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import pytest
 import timm
@@ -215,12 +217,31 @@ def backbone_of_a_detector():
     )
     network = detector.backbone
     with torch.no_grad():
-        outputs = network.eval()(torch.randn(2, 3, 64, 64))
+        outputs = network.eval()(torch.randn(2, 3, 32, 32))
     targets = [torch.randn_like(each) for each in outputs.values()]
-    return Case(network, torch.randn(2, 3, 64, 64), targets, squares)
+    return Case(network, torch.randn(2, 3, 32, 32), targets, squares)
+
+
+class Words(nn.Module):
+    """Which words are in a text, and which of them count."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.body = nn.Embedding(20, 6), conv_bn(6, 8, 1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, words, counts):
+        x = self.body(self.words(words).transpose(1, 2))
+        return self.head((x * counts[:, None]).amax(2))
+
+
+def words():
+    inputs = {"words": torch.randint(0, 20, (4, 9)), "counts": torch.rand(4, 9) > 0.3}
+    return Case(Words(), inputs, torch.tensor([0, 1, 2, 0]), F.cross_entropy)
 
 
 CASES = [
+    words,
     two_heads,
     siamese,
     siamese_by_keywords,
@@ -315,6 +336,75 @@ def test_a_network_is_scored_by_its_own_loss_and_cut(make):
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
 
 
+# --------------------------------------------------------------------------------- kinds of outputs
+
+
+class Pair(NamedTuple):
+    kind: object
+    maps: object
+
+
+@dataclass
+class Found:
+    kind: torch.Tensor
+    maps: list
+
+
+@dataclass
+class FoundAsDict(collections.OrderedDict):
+    """As the outputs of Hugging Face's networks: attributes and items, without those not there."""
+
+    kind: torch.Tensor = None
+    maps: torch.Tensor = None
+    more: torch.Tensor = None
+
+    def __post_init__(self):
+        for each in fields(self):
+            if getattr(self, each.name) is not None:
+                self[each.name] = getattr(self, each.name)
+
+
+class Giving(nn.Module):
+    """It gives two results in a form of its own; its joined channels are put in another order."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.a, self.b, self.c = conv_bn(3, 8), conv_bn(3, 8), conv_bn(16, 8)
+        self.kind, self.maps, self.form = nn.Linear(8, 3), nn.Conv2d(8, 2, 1), form
+
+    def forward(self, x):
+        x = torch.cat((self.a(x), self.b(x)), 1).view(x.shape[0], 2, 8, *x.shape[2:])
+        x = self.c(x.transpose(1, 2).flatten(1, 2))
+        return self.form(self.kind(x.mean((2, 3))), self.maps(x))
+
+
+FORMS = {
+    "tuples": lambda kind, maps: (kind, (maps, [maps * 2])),
+    "a list": lambda kind, maps: [kind, maps],
+    "a dict": lambda kind, maps: {"kind": kind, "maps": {0: maps}},
+    "an ordered dict": lambda kind, maps: collections.OrderedDict([("0", kind), ("1", maps)]),
+    "a named tuple": Pair,
+    "a dataclass": lambda kind, maps: Found(kind, [maps, maps + 1]),
+    "a dataclass that is a dict": lambda kind, maps: FoundAsDict(kind=kind, maps=maps),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_outputs_keep_their_form_and_all_their_channels(form):
+    torch.manual_seed(0)
+    model = settle(Giving(FORMS[form])).double()
+    images = torch.randn(3, 3, 8, 8).double()
+    assert [group.name for group in filter_groups(model)] == ["a.0", "b.0", "c.0"]
+    kept = select_filters(model, cal_importance(model, "l1"), 40, ranking="layer")
+    small = prune(model, kept)
+    assert type(small).forward is not Giving.forward  # its channels are put in order anew
+    with torch.no_grad():
+        wanted, result = silenced(model, kept)(images), small(images)
+    assert type(result) is type(wanted) and are_equal(wanted, result)
+    if isinstance(result, (Found, FoundAsDict, Pair)):
+        assert torch.equal(result.kind, tensors_in(result)[0])
+
+
 # ------------------------------------------------- other operations in training than in evaluation
 
 
@@ -336,6 +426,10 @@ class Helped(nn.Module):
         if self.training:
             return result, self.help_head(self.help(both))
         return result.softmax(1)
+
+
+def is_not_to_be_called(_layer, _inputs):
+    raise AssertionError("it is for training alone")
 
 
 def googlenet():
@@ -377,6 +471,10 @@ def test_auxiliary_heads_that_only_training_has_are_cut_as_well(make):
     assert isinstance(small.eval()(images), torch.Tensor)
     again = copy.deepcopy(small).train()  # the class that was made for it still knows both modes
     assert len(tensors_in(again(images))) == len(tensors_in(outputs))
+    for name, module in small.named_modules():
+        if "aux" in name or "help" in name:  # evaluation does without
+            module.register_forward_pre_hook(is_not_to_be_called)
+    small(images)
 
 
 def test_a_wrong_cut_of_any_output_is_found():
@@ -421,6 +519,15 @@ def test_a_filter_that_is_used_twice_has_one_change_of_the_loss():
     (slopes,) = torch.autograd.grad(loss, factors)
     wanted = slopes.square().sum(0) / (2 * len(targets))
     assert torch.allclose(scores["body.0.0"].double(), wanted, rtol=1e-5)
+
+
+def test_inputs_that_have_no_gradient_do_for_all_estimators():
+    torch.manual_seed(0)
+    case, model = words(), settle(words().network)
+    filter_groups(model, case.inputs)
+    for method in ("fisher", "theis", "tfo", "rdt", "grasp"):
+        scores = cal_importance(model, method, [(case.inputs, case.targets)])
+        assert scores["body.0"].count_nonzero() > 4, method
 
 
 def test_the_default_loss_is_the_mean_cross_entropy():
