@@ -8,18 +8,19 @@ and plots know it then.
 
 Every estimator sees the network in eval mode. In train mode a convolution followed by BatchNorm is
 scale-invariant, so that sum_w w dL/dw vanishes and gradient scores would be noise.
-In this file L is the mean cross-entropy over all images of `batches`, g its gradient, and w runs
-over a filter's weights and its bias, the rows of `models.filter_matrix`. A filter is one of a
-convolution's, or a row of a hidden linear layer's weight with its bias: what is summed over the
-kernel's pixels, or over those of an image, is summed for a linear layer over no pixels, or over the
-tokens of an image. Of several processes each takes some of the batches; sums over images are made
-sums over all processes.
+In this file L is the mean loss over all images of `batches`, by default the cross-entropy, g its
+gradient, and w runs over a filter's weights and its bias, the rows of `models.filter_matrix`. A
+filter is one of a convolution's, or a row of a hidden linear layer's weight with its bias. What is
+summed over the pixels of a kernel is one weight of such a row; what is summed over those of an
+image is summed over its tokens. Of several processes each takes some of the batches; sums over
+images are made sums over all processes.
 """
 
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from common.inputs import batch_size, call, map_inputs, tensors_in
 from common.libraries import lazy
 from common.modes import evaluating
 from common.processes import processes, shared, sum_over_processes
@@ -33,8 +34,8 @@ class Estimator:
     """A pruning method.
 
     name     as in --pruning_type
-    score    (model, groups, batches, *, temperature, projections, seed) -> one 1-D tensor for each
-             group, one value per filter; groups are those that it can judge
+    score    (model, groups, batches, *, loss, temperature, projections, seed) -> one 1-D tensor for
+             each group, one value per filter; groups are those that it can judge
     help     what it judges filters by, in a few words
     source   where it is from
     ranking  how its own paper compares filters of different layers: a key of config.RANKINGS
@@ -43,6 +44,7 @@ class Estimator:
              no layers without)
     change   how its score stands for the change of the loss when the filter goes: "score" (it is
              that change), "root" (the score is its square), or "" (it does not)
+    watches  whether it looks at what layers give, beside their weights
     penalty  whether it prunes the network that was trained with the penalty, or the plain one
     colour, marker  of its lines in plots
     """
@@ -54,6 +56,7 @@ class Estimator:
     ranking: str = "global"
     needs: str = ""
     change: str = ""
+    watches: bool = False
     penalty: bool = False
     colour: str = "#000000"
     marker: str = "x"
@@ -64,7 +67,15 @@ class Estimator:
 
     def can_judge(self, group):
         """Whether it has scores for the filters of a FilterGroup."""
-        return self.needs != "scales" or _has_scale(group)
+        return not self.lacks(group)
+
+    def lacks(self, group):
+        """What it would have to have of a FilterGroup to judge its filters, in words, or ""."""
+        if self.needs == "scales" and not _has_scale(group):
+            return "BatchNorm of their own"
+        if self.watches and isinstance(group.layer, models.PackedRows):
+            return "outputs that can be watched, inside nn.MultiheadAttention"
+        return ""
 
 
 ESTIMATORS = {}  # name -> Estimator, in the order of this file
@@ -96,6 +107,7 @@ def cal_importance(
     pruning_type: str,
     batches=None,
     *,
+    loss: "Callable | None" = None,
     temperature: float = 200.0,
     projections: int = 3,
     seed: int = 0,
@@ -103,10 +115,15 @@ def cal_importance(
     """Score every filter of `model`.
 
     pruning_type: a key of ESTIMATORS.
-    batches: iterable of (images N x 3 x H x W, labels N), on the model's device, that gives the
-        same batches each time it is iterated; None will do for methods that need no images.
-    temperature: of the logits, for "grasp". projections: backward passes per minibatch of "rdt",
-        0 for the exact computation with one for each class. seed: for "random" and "rdt".
+    batches: iterable of (inputs, targets), on the model's device, that gives the same batches each
+        time it is iterated; None will do for methods that need no images. inputs: images
+        N x 3 x H x W, or whatever tensor the model takes; a tuple of its arguments, or a dict of
+        keyword arguments. targets: labels N, or whatever `loss` takes.
+    loss: (outputs, targets) -> the mean loss over the batch, a tensor of one number; by default the
+        cross-entropy of logits and labels.
+    temperature: of the logits, for "grasp", where there is no other `loss`.
+    projections: backward passes per minibatch of "rdt", 0 for the exact computation with one for
+        each class. seed: for "random" and "rdt".
     Returns a dict: dotted name of the layer -> 1-D float32 tensor on the model's device. Filters of
     a layer that the method cannot judge, as "bn" without a BatchNorm, have the score infinity, so
     that they stay.
@@ -124,7 +141,13 @@ def cal_importance(
     judged = [group for group in groups if method.can_judge(group)]
     with _as_evaluated(model):
         scores = method.score(
-            model, judged, batches, temperature=temperature, projections=projections, seed=seed
+            model,
+            judged,
+            batches,
+            loss=loss,
+            temperature=temperature,
+            projections=projections,
+            seed=seed,
         )
     for group, score in zip(judged, scores, strict=True):
         if not score.isfinite().all():
@@ -183,15 +206,15 @@ def check_suits(model: "torch.nn.Module", pruning_type: str) -> list[str]:
         return []
     if len(others) == len(groups):
         raise ValueError(
-            f"{pruning_type} judges filters by the scale of their BatchNorm, and no layer that can "
-            "be pruned has one of its own; another pruning type, such as tfo, needs none"
+            f"{pruning_type} can judge no filter: they have no {method.lacks(others[0])}; another "
+            "pruning type, such as tfo, needs none"
         )
     count = sum(len(group.channels) for group in others)
     total = sum(len(group.channels) for group in groups)
     return [
         f"{count:,} of {total:,} filters, in {len(others)} of {len(groups)} layers, have no "
-        f"BatchNorm of their own, so {pruning_type} keeps them; another pruning type, such as tfo, "
-        "judges them, too"
+        f"{method.lacks(others[0])}, so {pruning_type} keeps them; another pruning type, such as "
+        "tfo, judges them, too"
     ]
 
 
@@ -229,27 +252,60 @@ def _parameters(layers):
 def _per_filter(layers, values):
     """Sum `values`, one tensor for each of `_parameters`, over each filter."""
     values = iter(values)
-    return [
-        sum(
-            next(values).flatten(1).sum(1) if p.dim() > 1 else next(values)
-            for p in layer.parameters()
+    return [sum(_rows(layer, next(values)) for _ in layer.parameters()) for layer in layers]
+
+
+def _rows(layer, value):
+    """For each filter, the sum over its part of a tensor like a layer's weights, or its bias."""
+    return value if value.dim() == 1 else models.by_filter(layer, value).flatten(1).sum(1)
+
+
+def _loss(model, inputs, targets, loss=None, temperature=1.0):
+    """The loss, summed over a batch: `loss`, or the cross-entropy of logits / temperature."""
+    outputs = call(model, inputs)
+    if loss is None:
+        logits = _require_tensor(outputs, "the cross-entropy") / temperature
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    mean = loss(outputs, targets)
+    if not isinstance(mean, torch.Tensor) or mean.dim():
+        found = f"a tensor of {tuple(mean.shape)}" if hasattr(mean, "shape") else repr(mean)
+        raise ValueError(
+            f"the loss gives {found}; it must give the mean over the batch, a tensor of one number"
         )
-        for layer in layers
-    ]
+    return mean * batch_size(inputs)
 
 
-def _loss(model, images, labels, temperature=1.0):
-    """The cross-entropy, summed over a batch, of logits / temperature."""
-    return torch.nn.functional.cross_entropy(model(images) / temperature, labels, reduction="sum")
+def _require_tensor(outputs, reader):
+    """Raises ValueError where outputs are no tensor that `reader`, in words, can do with."""
+    if isinstance(outputs, torch.Tensor):
+        return outputs
+    kind = type(outputs).__name__
+    raise ValueError(
+        f"the network gives a {kind}, and {reader} needs one tensor of logits; give "
+        "loss=f(outputs, targets), with a method that takes any loss, such as fisher or tfo"
+    )
 
 
-def _mean_gradient(model, parameters, batches, temperature=1.0):
-    """(gradient of L for each of `parameters`, number of images); L takes logits / temperature."""
+def rows_of_logits(outputs, reader):
+    """N x K logits. Raises ValueError where outputs are something else, which `reader`, in words,
+    cannot do with."""
+    logits = _require_tensor(outputs, reader)
+    if logits.dim() == 2:
+        return logits
+    raise ValueError(
+        f"the network gives a tensor of {tuple(logits.shape)}, and {reader} needs a row of logits "
+        "for each image; another method, such as fisher, takes any loss"
+    )
+
+
+def _mean_gradient(model, parameters, batches, loss=None, temperature=1.0):
+    """(gradient of L for each of `parameters`, number of images); the default loss takes logits /
+    temperature."""
     total, count = [torch.zeros_like(p) for p in parameters], 0
-    for images, labels in progress(shared(batches), "gradients"):
-        loss = _loss(model, images, labels, temperature)
-        torch._foreach_add_(total, torch.autograd.grad(loss, parameters, materialize_grads=True))
-        count += len(labels)
+    for inputs, targets in progress(shared(batches), "gradients"):
+        summed = _loss(model, inputs, targets, loss, temperature)
+        torch._foreach_add_(total, torch.autograd.grad(summed, parameters, materialize_grads=True))
+        count += batch_size(inputs)
     count = _over_processes(total, count)
     torch._foreach_div_(total, count)
     return total, count
@@ -286,11 +342,11 @@ def _over_processes(sums, count):
     penalty=True,
     help="fisher's score, on a network trained with the penalty",
 )
-def fisher(model, groups, batches, **_):
+def fisher(model, groups, batches, *, loss, **_):
     """(sum_w w g_w)^2: the squared first-order change of L when the filter is set to zero."""
     layers = _layers(groups)
     parameters = _parameters(layers)
-    gradient, _ = _mean_gradient(model, parameters, batches)
+    gradient, _ = _mean_gradient(model, parameters, batches, loss)
     return [s.square() for s in _per_filter(layers, [w * g for w, g in zip(parameters, gradient)])]
 
 
@@ -301,22 +357,25 @@ def fisher(model, groups, batches, **_):
     source="Theis et al. 2018",
     colour="#009E73",
     marker="D",
+    watches=True,
     help="Fisher information of a channel",
 )
-def theis(model, groups, batches, **_):
-    """1/(2N) sum_n s_n^2, s_n = sum_hw a dl_n/da at the BatchNorm's output a, per image n; at the
-    layer's where it has no BatchNorm of its own. Of a linear layer the sum is over all of an
-    image's tokens, also where windows of them stand along the first dimension, as in Swin. What
-    does not depend on the images, as a table of positions does, has the same s_n for all.
+def theis(model, groups, batches, *, loss, **_):
+    """1/(2N) sum_n s_n^2, s_n = sum a dl_n/da over all places of the BatchNorm's output a, per
+    image n; of the layer's where it has no BatchNorm of its own. Of a linear layer these are all of
+    an image's tokens, also where windows of them stand along the first dimension, as in Swin. Of a
+    layer that is called several times, s_n is the sum over the calls. What does not depend on the
+    images, as a table of positions does, has the same s_n for all.
 
     Theis et al. 2018, arXiv 1801.05787.
     """
     watched = [group.layer if group.bn is None else group.bn for group in groups]
-    scores = [torch.zeros_like(group.layer.weight.flatten(1)[:, 0]) for group in groups]
+    scores = [group.layer.weight.new_zeros(len(group.channels)) for group in groups]
+    sums = [[] for _ in groups]  # s_n of each call
     alone = models.layers_without_images(model)
     batch, apart = [], []  # the number of its images, what layers that see none of them give
 
-    def watch(score, group):
+    def watch(calls, group):
         def hook(_module, _inputs, activation):
             # A copy: what follows may work in place, as torchvision's `out += identity`. And not
             # the tensor itself, whose own hook would keep the graph.
@@ -325,12 +384,12 @@ def theis(model, groups, batches, **_):
             def add(gradient):
                 terms = values * gradient
                 if group.name in alone:
-                    score.add_(terms.flatten(0, -2).sum(0).square() / batch[0])
+                    total = terms.flatten(0, -2).sum(0, keepdim=True)
+                    calls.append(total / batch[0] ** 0.5)
                 elif isinstance(group.layer, torch.nn.Linear):
-                    of_images = terms.reshape(batch[0], -1, terms.shape[-1]).sum(1)
-                    score.add_(of_images.square().sum(0))
+                    calls.append(terms.reshape(batch[0], -1, terms.shape[-1]).sum(1))
                 else:
-                    score.add_(terms.sum((2, 3)).square().sum(0))
+                    calls.append(terms.sum(tuple(range(2, terms.dim()))))
 
             activation.register_hook(add)
             if group.name in alone:
@@ -339,22 +398,40 @@ def theis(model, groups, batches, **_):
         return hook
 
     handles = []
-    for module, score, group in zip(watched, scores, groups):
-        handles.append(module.register_forward_hook(watch(score, group)))
+    for module, calls, group in zip(watched, sums, groups):
+        handles.append(module.register_forward_hook(watch(calls, group)))
     count = 0
     try:
-        for images, labels in progress(shared(batches), "gradients"):
-            batch[:] = [len(images)]
-            # The images' own gradient asks for that of everything between them and the loss.
-            images = images.detach().requires_grad_()
-            torch.autograd.grad(_loss(model, images, labels), [images, *apart])
+        for inputs, targets in progress(shared(batches), "gradients"):
+            batch[:] = [batch_size(inputs)]
+            inputs, sources = _asking_for_gradients(inputs, model)
+            summed = _loss(model, inputs, targets, loss)
+            torch.autograd.grad(summed, [*sources, *apart], allow_unused=True)
             apart.clear()
-            count += len(labels)
+            for score, calls in zip(scores, sums):
+                if calls:
+                    score.add_(sum(calls[1:], calls[0]).square().sum(0))
+                    calls.clear()
+            count += batch_size(inputs)
     finally:
         for handle in handles:
             handle.remove()
     count = _over_processes(scores, count)
     return [score / (2 * count) for score in scores]
+
+
+def _asking_for_gradients(inputs, model):
+    """(inputs, tensors): the gradient of these tensors asks for that of everything between them and
+    the loss. They are the inputs, or the parameters where some inputs have no gradient."""
+    tensors = tensors_in(inputs)
+    if not all(tensor.is_floating_point() for tensor in tensors):
+        return inputs, list(model.parameters())
+
+    def leaf(tensor):
+        return tensor.detach().requires_grad_()
+
+    inputs = map_inputs(leaf, inputs)
+    return inputs, tensors_in(inputs)
 
 
 @estimator(
@@ -367,7 +444,7 @@ def theis(model, groups, batches, **_):
     marker="^",
     help="squared first-order Taylor term at the BatchNorm",
 )
-def tfo(model, groups, batches, **_):
+def tfo(model, groups, batches, *, loss, **_):
     """(gamma g_gamma + beta g_beta)^2: the squared activation x gradient sum at the BatchNorm; of a
     layer without its own, or with one that has no gamma, (sum_w w g_w)^2, the same sum at its
     output.
@@ -377,7 +454,7 @@ def tfo(model, groups, batches, **_):
     """
     layers = [group.bn if _has_scale(group) else group.layer for group in groups]
     parameters = _parameters(layers)
-    gradient, _ = _mean_gradient(model, parameters, batches)
+    gradient, _ = _mean_gradient(model, parameters, batches, loss)
     return [s.square() for s in _per_filter(layers, [p * g for p, g in zip(parameters, gradient)])]
 
 
@@ -464,19 +541,20 @@ def group(model, groups, batches, **_):
     marker="h",
     help="effect on gradient flow",
 )
-def grasp(model, groups, batches, *, temperature, **_):
+def grasp(model, groups, batches, *, loss, temperature, **_):
     """sum_w w (H g)_w, H and g of L on logits / T over all of the network's parameters; signed.
+    Another loss than the cross-entropy gets what the network gives, without T.
 
     Wang et al. 2020, arXiv 2002.07376, eq. 8: removing what scores low costs the least gradient
     flow. Two passes over the images: g first, then H g as the gradient of <gradient, g>.
     """
     layers = _layers(groups)
     everything, filters = list(model.parameters()), _parameters(layers)
-    gradient, count = _mean_gradient(model, everything, batches, temperature)
+    gradient, count = _mean_gradient(model, everything, batches, loss, temperature)
     product = [torch.zeros_like(p) for p in filters]
-    for images, labels in progress(shared(batches), "Hessian"):
-        loss = _loss(model, images, labels, temperature) / count
-        slopes = torch.autograd.grad(loss, everything, create_graph=True, materialize_grads=True)
+    for inputs, targets in progress(shared(batches), "Hessian"):
+        part = _loss(model, inputs, targets, loss, temperature) / count
+        slopes = torch.autograd.grad(part, everything, create_graph=True, materialize_grads=True)
         inner = sum((slope * g).sum() for slope, g in zip(slopes, gradient))
         torch._foreach_add_(product, torch.autograd.grad(inner, filters, materialize_grads=True))
     sum_over_processes(*product)
@@ -497,14 +575,15 @@ def rdt(model, groups, batches, *, projections, seed, **_):
 
     p_k and log p_k are the minibatch means of softmax and log-softmax (Gao et al. 2019). With
     projections=0 one backward pass per class and minibatch. Otherwise that many for all classes:
-    for random signs e_k, (sum_k e_k sqrt(p_k) d log p_k / dw)^2 has the sum over k as its mean.
+    for random signs e_k, (sum_k e_k sqrt(p_k) d log p_k / dw)^2 has the sum over k as its mean. It
+    knows no loss, and needs N x K logits.
     """
     layers = _layers(groups)
     parameters = _parameters(layers)
     information, count = [torch.zeros_like(p) for p in parameters], 0
     process, step = processes()
-    for images, _labels in progress(shared(batches), "gradients"):
-        log_p = model(images).log_softmax(1)
+    for inputs, _targets in progress(shared(batches), "gradients"):
+        log_p = rows_of_logits(call(model, inputs), "the mean prediction").log_softmax(1)
         root_p = log_p.detach().exp().mean(0).sqrt()
         log_p, classes = log_p.mean(0), len(root_p)
         if 0 < projections < classes:

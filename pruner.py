@@ -24,10 +24,11 @@ from channels.patterns import layers_like
 from channels.surgery import CannotCut, cut_channels
 from channels.traits import traits_of
 from common.copies import copy_of
+from common.inputs import batch_size, call
 from common.processes import shared, sum_over_processes
 from common.terminal import progress
 from config import BUDGETS, RANKINGS
-from imp_estimator import ESTIMATORS, check_per_cost
+from imp_estimator import ESTIMATORS, check_per_cost, rows_of_logits
 from models import NETWORKS
 
 COUNTED = [name for name in BUDGETS if name != "latency"]  # which is measured
@@ -534,9 +535,9 @@ def measure_losses(
 ) -> dict:
     """How much the answers of a network change without the lowest scored filters of one layer.
 
-    scores, residual, keep: as for `select_filters`. batches: an iterable of (images, labels), on
-    the model's device; labels are not looked at. reference: the network whose answers are wanted,
-    by default `model` itself.
+    scores, residual, keep: as for `select_filters`. batches: an iterable of (inputs, targets), on
+    the model's device, as for `cal_importance`; targets are not looked at. reference: the network
+    whose answers are wanted, by default `model` itself.
     The loss is the Kullback-Leibler divergence of the answers from those wanted, less that of all
     filters, in the mean over the images. BatchNorms normalise by the batch, since their statistics
     change with what they read. Returns {names of the layers whose filters leave together: [(how
@@ -548,7 +549,7 @@ def measure_losses(
     masked, losses = Masked(_normalised_by_batch(model)), {}
     reference = _normalised_by_batch(reference or model)
     with torch.no_grad():
-        wanted = [(images, reference(images).log_softmax(1)) for images, _labels in shared(batches)]
+        wanted = [(inputs, _answers(reference, inputs)) for inputs, _targets in shared(batches)]
         whole = _divergence(masked.network, wanted)
         for layers, numbers in progress(free.items(), "layers"):
             own = [units[number] for number in numbers]
@@ -590,13 +591,18 @@ def _most_units(groups, units):
     return len(units)
 
 
+def _answers(network, inputs):
+    """The logarithms of a network's answers. Raises ValueError where it gives no logits."""
+    return rows_of_logits(call(network, inputs), "ranking='measured'").log_softmax(1)
+
+
 def _divergence(network, wanted):
     """The mean divergence of a network's answers from those wanted, over all processes."""
     sums = torch.zeros(2, device=next(network.parameters()).device)
-    for images, answers in wanted:
-        own = network(images).log_softmax(1)
+    for inputs, answers in wanted:
+        own = _answers(network, inputs)
         sums[0] += torch.nn.functional.kl_div(own, answers, reduction="sum", log_target=True)
-        sums[1] += len(images)
+        sums[1] += batch_size(inputs)
     sum_over_processes(sums)
     return (sums[0] / sums[1]).item()
 
@@ -667,7 +673,7 @@ class SelectAgain(ValueError):
 def prune(
     model: torch.nn.Module,
     kept: dict[str, torch.Tensor],
-    images: torch.Tensor | None = None,
+    images=None,
     original: torch.nn.Module | None = None,
 ) -> torch.nn.Module:
     """The smaller network that has only the filters `kept`; `model` stays as it is.
@@ -676,9 +682,10 @@ def prune(
     A stream channel that no kept filter writes leaves the stream and all its readers. In eval mode
     the result computes what `model` computes with the removed filters' outputs at zero wherever
     they are read. Where `model` is none of the four networks, this is tried before it is returned,
-    on `images`, or on noise. original: the unpruned network that `model` was cut from in steps
-    which can be taken anew. Raises ValueError where `kept` does not fit the network, or the result
-    computes something else; SelectAgain where the operation that causes it has been found.
+    for all that it gives, on `images`, inputs as for `cal_importance`, or on noise. original: the
+    unpruned network that `model` was cut from in steps which can be taken anew. Raises ValueError
+    where `kept` does not fit the network, or the result computes something else; SelectAgain where
+    the operation that causes it has been found.
     """
     try:
         return _pruned(model, kept, images)
@@ -737,18 +744,18 @@ def _are_rising(index, count):
     return bool(index) and are_indices and sorted(set(index)) == list(index)
 
 
-def explore(model: torch.nn.Module, image_size: int | None = None) -> None:
+def explore(model: torch.nn.Module, example=None) -> None:
     """Find out what can be pruned in an unpruned network by trying it: whatever an operation cannot
-    do without stays whole from now on. image_size: see `remains_of`. Raises ValueError where
-    nothing is left that can be pruned."""
-    remains_of(model, image_size)
+    do without stays whole from now on. example: see `remains_of`. Raises ValueError where nothing
+    is left that can be pruned."""
+    remains_of(model, example)
     now, dense = filter_count(model)
     if type(model) in NETWORKS.values() or now < dense:
         return
     generator = torch.Generator().manual_seed(0)
     while True:
         scores = {}
-        for group in filter_groups(model, image_size):
+        for group in filter_groups(model):
             scores[group.name] = torch.rand(len(group.channels), generator=generator)
         try:
             _pruned(model, select_filters(model, scores, 50), None)
@@ -757,12 +764,10 @@ def explore(model: torch.nn.Module, image_size: int | None = None) -> None:
             _keep_whole_at(model, error)
 
 
-def rebuild(
-    model: torch.nn.Module, widths: dict, whole=(), image_size: int | None = None
-) -> torch.nn.Module:
+def rebuild(model: torch.nn.Module, widths: dict, whole=(), example=None) -> torch.nn.Module:
     """`model`, which is unpruned, as small as `widths_of` said of another one. whole: see
-    `keep_whole`; image_size: `remains_of`."""
-    remains_of(model, image_size)
+    `keep_whole`; example: `remains_of`."""
+    remains_of(model, example)
     if whole:
         keep_whole(model, whole)
     filters = remains_of(model).structure.all_filters()

@@ -19,6 +19,7 @@ from channels.groups import filter_groups, filter_matrix, load_weights, unused_p
 from common.accuracy import Tally
 from common.device import autocast
 from common.errors import Diverged
+from common.inputs import call
 from common.modes import evaluating
 from common.processes import processes, shared, sum_over_processes
 from common.seeds import seed_of
@@ -141,10 +142,10 @@ def reestimate(model: nn.Module, batches) -> None:
 
     After filters are removed the statistics of the layers behind are stale. Each BatchNorm
     normalises by the batch here, as in training, and its running statistics become the means over
-    all batches; weights stay, and so does the mode of each module. batches: an iterable of (images,
-    labels), on the model's device. Returns how many BatchNorms there are; raises ValueError where
-    there are no images for them. (Li et al. 2020, arXiv 2007.02491, EagleEye, "adaptive
-    BatchNorm".)
+    all batches; weights stay, and so does the mode of each module. batches: an iterable of (inputs,
+    targets), on the model's device, as for `cal_importance`. Returns how many BatchNorms there are;
+    raises ValueError where there are no images for them. (Li et al. 2020, arXiv 2007.02491,
+    EagleEye, "adaptive BatchNorm".)
     """
     norms = [module for module in model.modules() if _has_statistics(module)]
     if not norms:
@@ -155,8 +156,8 @@ def reestimate(model: nn.Module, batches) -> None:
             for norm in norms:
                 norm.train().reset_running_stats()
                 norm.momentum = None  # the mean over all batches
-            for images, _labels in progress(shared(batches), "BatchNorm"):
-                model(images)
+            for inputs, _targets in progress(shared(batches), "BatchNorm"):
+                call(model, inputs)
                 count += 1
         finally:
             for norm, momentum in zip(norms, momenta):

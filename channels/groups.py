@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from channels.layers import has_hooks
-from channels.structure import Structure
+from channels.attention import rows_of
+from channels.layers import by_filter, has_hooks
+from channels.structure import LINEAR_LAYERS, Structure
 from channels.surgery import KEPT_INDEX
 
 
@@ -34,7 +35,7 @@ class FilterGroup:
     """The filters of one convolution, or of one linear layer, where they are rows of its weight.
 
     name      dotted name of the layer: the key of scores, widths, logs and checkpoints
-    layer     the layer
+    layer     the layer; of an nn.MultiheadAttention one with its packed parameters
     bn        the BatchNorm that reads this layer alone, or None
     stream    where the outputs go
     channels  the stream channel that filter i writes, ascending
@@ -100,13 +101,13 @@ def signature(model):
     return layers
 
 
-def remains_of(model: nn.Module, image_size: int | None = None) -> Remains:
+def remains_of(model: nn.Module, example=None) -> Remains:
     """The Remains of a network; its graph is looked at where it was not yet, or layers are others
-    now. image_size: pixels, one that the network takes. Raises ValueError where its graph cannot be
-    understood."""
+    now. example: what it is called with: a tensor, or a tuple or dict of tensors, or the pixels of
+    images. Raises ValueError where its graph cannot be understood."""
     known = model.__dict__.get("_remains")
     if known is None or known.signature != signature(model):
-        known = _look_at(model, image_size)
+        known = _look_at(model, example)
     return known
 
 
@@ -115,7 +116,12 @@ def keep_whole(model: nn.Module, reasons: dict[str, str]) -> None:
     network. reasons: names of nodes of the graph -> why, in words. Raises ValueError where nothing
     is left that can be pruned."""
     structure = remains_of(model).structure
-    _look_at(model, structure.image_shape[-1], structure.fixed_operations | reasons)
+    _look_at(model, example_of(structure), structure.fixed_operations | reasons)
+
+
+def example_of(structure: Structure):
+    """What lets the structure of a network be found again: the pixels of images, or tensors."""
+    return structure.image_shape[-1] if structure.image_shape else structure.example
 
 
 def share_structure(model: nn.Module, other: nn.Module) -> None:
@@ -124,7 +130,7 @@ def share_structure(model: nn.Module, other: nn.Module) -> None:
     _set_structure(model, remains_of(other).structure)
 
 
-def _look_at(model, image_size=None, fixed_operations=()):
+def _look_at(model, example=None, fixed_operations=()):
     if any(name.startswith(KEPT_INDEX) for name, _ in model.named_buffers(recurse=False)):
         raise ValueError(
             f"{type(model).__name__} was pruned, and then pickled or given other "
@@ -135,7 +141,7 @@ def _look_at(model, image_size=None, fixed_operations=()):
     key = type(model), origin, tuple(sorted(dict(fixed_operations).items()))
     structure = _STRUCTURES.get(key)
     if not structure or _form(model) != _form(structure.skeleton):
-        structure = Structure(model, image_size, fixed_operations)
+        structure = Structure(model, example, fixed_operations)
         if not structure.filters:
             lines = fixed_text(structure) or ["it has no convolutions and no hidden linear layers"]
             raise ValueError(f"nothing can be pruned in {structure.kind.__name__}: {lines[0]}")
@@ -187,7 +193,7 @@ def fixed_text(structure: Structure) -> list[str]:
     layers that are fixed for the same reason."""
     lines, alike = [], {}
     for name, fixed in structure.fixed.items():
-        if isinstance(structure.skeleton.get_submodule(name), nn.Linear):
+        if isinstance(structure.skeleton.get_submodule(name), LINEAR_LAYERS):
             alike.setdefault(fixed.reason, []).append(name)
         else:
             lines.append(_fixed_line(name, fixed))
@@ -209,10 +215,11 @@ def _fixed_line(name, fixed):
     return f"{name} keeps {share} filters: {reason}"
 
 
-def filter_groups(model: nn.Module, image_size: int | None = None) -> list[FilterGroup]:
+def filter_groups(model: nn.Module, example=None) -> list[FilterGroup]:
     """All prunable layers of a network in order, as a list of FilterGroup, made afresh on each
-    call. image_size: see `remains_of`. Raises ValueError where nothing can be pruned."""
-    remains = remains_of(model, image_size)
+    call. example: see `remains_of`; the first call of any function on a network is the one that
+    needs it. Raises ValueError where nothing can be pruned."""
+    remains = remains_of(model, example)
     structure, groups, streams = remains.structure, [], {}
     alive = structure.alive(remains.filters)
     written = torch.zeros_like(alive)
@@ -226,7 +233,7 @@ def filter_groups(model: nn.Module, image_size: int | None = None) -> list[Filte
         groups.append(
             FilterGroup(
                 name=name,
-                layer=model.get_submodule(name),
+                layer=rows_of(model.get_submodule(name)),
                 bn=norm and model.get_submodule(norm),
                 stream=stream,
                 channels=[order[channel] for channel in structure.stream[numbers].tolist()],
@@ -285,7 +292,7 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], strict: bool 
 def kernel_matrix(layer: nn.Module) -> torch.Tensor:
     """A layer's kernels as the rows of a matrix: filters x weights of one filter, those of a
     convolution in their order in channels-last memory."""
-    return layer.weight.movedim(1, -1).flatten(1)
+    return by_filter(layer, layer.weight).movedim(1, -1).flatten(1)
 
 
 def filter_matrix(layer: nn.Module) -> torch.Tensor:

@@ -99,6 +99,8 @@ def measure_layers(network, image_size=32):
 
 
 def _outputs_of(layer):
+    if isinstance(layer, torch.nn.MultiheadAttention):
+        return len(layer.in_proj_weight)
     return layer.out_features if isinstance(layer, torch.nn.Linear) else layer.out_channels
 
 

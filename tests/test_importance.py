@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models import VisionTransformer
 
 import config
 from channels.groups import filter_groups
@@ -140,7 +141,9 @@ def test_networks_as_others_build_them_are_judged_right(few):
     prune(model, select_filters(model, scores, 30))
     assert model.training and not model.norm_a.training
     model.norm_a, model.norm_b = nn.Identity(), nn.Identity()
-    with pytest.raises(ValueError, match="the scale of their BatchNorm, and no layer that can be"):
+    with pytest.raises(
+        ValueError, match="bn can judge no filter: they have no BatchNorm of their own"
+    ):
         cal_importance(model, "bn")
 
 
@@ -169,7 +172,7 @@ def tokens(few):
     torch.manual_seed(0)
     model = Tokens().double().eval()
     nn.init.uniform_(model.scales.weight, 0.5, 2), nn.init.uniform_(model.scales.bias, -1, 1)
-    filter_groups(model, image_size=16)
+    filter_groups(model, 16)
     images, labels = few[0].double(), few[1]
     return model, [(images[:8], labels[:8]), (images[8:], labels[8:])]
 
@@ -221,6 +224,31 @@ def test_rows_of_linear_layers_are_judged_by_their_weights_as_kernels_are(tokens
             assert scores["bn"][group.name][f].item() == pytest.approx(*scale or [math.inf])
 
 
+def test_packed_rows_of_attention_are_judged_by_their_weights_but_cannot_be_watched(few):
+    torch.manual_seed(0)
+    model = VisionTransformer(16, 8, 1, 2, 8, 12, num_classes=4).double().eval()
+    nn.init.normal_(model.heads.head.weight)
+    filter_groups(model, 16)
+    batches, name = [(few[0].double(), few[1])], "encoder.layers.encoder_layer_0.self_attention"
+    group = next(group for group in filter_groups(model) if group.name == name)
+    attention = model.get_submodule(name)
+    scores = {
+        method: cal_importance(model, method, batches) for method in ("fisher", "l1", "group")
+    }
+    for f in (16, 23):  # of values; the norm has the column of the output that reads it
+        rows = [attention.in_proj_weight, attention.in_proj_bias]
+        change = slope(lambda: losses(model, batches).mean().item(), rows, f)
+        assert_scores(scores["fisher"], group, f, change**2)
+        row = attention.in_proj_weight[f].tolist()
+        column = attention.out_proj.weight[:, f - 16].tolist()
+        assert_scores(scores["l1"], group, f, sum(map(abs, row)))
+        assert_scores(scores["group"], group, f, math.hypot(*row, *column))
+    watched = cal_importance(model, "theis", batches)
+    assert watched[name].eq(math.inf).all()
+    assert sum(score.isfinite().all().item() for score in watched.values()) == len(watched) - 1
+    assert "24 of 36 filters, in 1 of 2 layers, have no outputs" in check_suits(model, "theis")[0]
+
+
 class Pixels(Tokens):
     """The same, with a 1x1 convolution over pixels in place of a linear layer over tokens."""
 
@@ -243,7 +271,7 @@ def test_a_linear_layer_is_judged_as_the_1x1_convolution_that_computes_the_same(
     state = model.state_dict()
     state["inner.weight"] = state["inner.weight"][..., None, None]
     twin.load_state_dict(state)
-    filter_groups(twin, image_size=16)
+    filter_groups(twin, 16)
     own, theirs = (cal_importance(each, method, batches) for each in (model, twin))
     assert own.keys() == theirs.keys()
     for name in own:

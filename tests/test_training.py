@@ -72,7 +72,7 @@ def test_the_penalty_can_be_of_hidden_linear_layers_too():
     torch.manual_seed(0)
     hidden, head = nn.Linear(6, 5), nn.Linear(5, 4)
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), hidden, nn.ReLU(), head)
-    filter_groups(model, image_size=3)
+    filter_groups(model, 3)
     grams = [gram(model[0]), gram(model[2])]  # the classifier is never penalised
     distances = [(g - torch.eye(len(g))).abs().sum().item() for g in grams]
     published, wider = (
