@@ -543,19 +543,16 @@ def measure_losses(
     change with what they read. Returns {names of the layers whose filters leave together: [(how
     many such units are gone, loss), ...]}, layers of the unpruned network.
     """
-    groups, units = groups_of(model, keep), _units(remains_of(model), residual)
-    values = _values_of(groups, scores)
-    free = _free_units(units, _finite(values), _fixed(groups, values))
+    removable = removable_units(model, scores, residual, keep)
     masked, losses = Masked(_normalised_by_batch(model)), {}
     reference = _normalised_by_batch(reference or model)
     with torch.no_grad():
         wanted = [(inputs, _answers(reference, inputs)) for inputs, _targets in shared(batches)]
         whole = _divergence(masked.network, wanted)
-        for layers, numbers in progress(free.items(), "layers"):
-            own = [units[number] for number in numbers]
-            most = _most_units(groups, own)
+        for layers, own in progress(removable.items(), "layers"):
+            most = len(own.units)
             for count in sorted({round(most * share) for share in SHARES} - {0}):
-                masked.keep(_without(groups, own[:count]))
+                masked.keep(without(model, own.units[:count]))
                 loss = _divergence(masked.network, wanted) - whole
                 losses.setdefault(layers, []).append((count, loss))
     return losses
@@ -570,12 +567,38 @@ def _normalised_by_batch(model):
     return network
 
 
-def _without(groups, units):
+class Removable(NamedTuple):
+    """What some layers may lose without the others. units: those that may leave, the lowest scored
+    first. total: how many they have, in all."""
+
+    units: list
+    total: int
+
+
+def removable_units(
+    model: torch.nn.Module,
+    scores: dict[str, torch.Tensor],
+    residual: str = "single",
+    keep: Iterable[str] = (),
+) -> dict[tuple, Removable]:
+    """Names of layers whose filters leave together, of most networks one -> their Removable.
+    scores, residual, keep: as for `select_filters`."""
+    groups, units = groups_of(model, keep), _units(remains_of(model), residual)
+    values = _values_of(groups, scores)
+    totals = collections.Counter(unit.layers for unit in units)
+    free, removable = _free_units(units, _finite(values), _fixed(groups, values)), {}
+    for layers, numbers in free.items():
+        own = [units[number] for number in numbers]
+        removable[layers] = Removable(own[: _most_units(groups, own)], totals[layers])
+    return removable
+
+
+def without(model: torch.nn.Module, units: list[Unit]) -> dict[str, torch.Tensor]:
     """Layer -> indices of all filters but those of some units, of the layers that lose some."""
     gone = set(itertools.chain.from_iterable(unit.filters for unit in units))
-    rest = {}
+    remains, rest = remains_of(model), {}
     for name in _layers_of(gone):
-        count = len(groups[name].channels)
+        count = len(remains.filters[name])
         rest[name] = torch.tensor([index for index in range(count) if (name, index) not in gone])
     return rest
 
