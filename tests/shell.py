@@ -52,7 +52,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 class Shell:
     """shell(script, *flags, cwd=...) -> returncode, stdout, stderr; `start` does not wait for it.
 
-    environment: variables beside those of the tests. die_at: SIGKILL itself at the n-th of the
+    environment: all its variables, instead of those of the tests. die_at: SIGKILL itself at the n-th of the
     events in `_at_events`. snapshots: (folder, first, stride): at every stride-th of the events
     from the first on, and at the last four, copy to folder/n what a SIGKILL would leave. stop: a
     signal to send itself at the n-th training step, (number, n). file_limit: the largest file it
@@ -75,13 +75,14 @@ class Shell:
 
     def start(self, script, *flags, cwd, environment=None, **how):
         argv = [str(ROOT / script), *map(str, flags)]
-        return Command(argv, str(cwd), self.preset, {**os.environ, **(environment or {})}, how)
+        return Command(argv, str(cwd), self.preset, environment or dict(os.environ), how)
 
     def torchrun(self, script, *flags, cwd, count=2, **environment):
         """What each of several processes that do one job together has ended with."""
         with socket.create_server(("localhost", 0)) as free:
             port = free.getsockname()[1]
         common = {
+            **os.environ,
             "MASTER_ADDR": "localhost",
             "MASTER_PORT": str(port),
             "WORLD_SIZE": str(count),
@@ -113,6 +114,12 @@ class Command:
         self._process.daemon = True  # it ends with the tests
         self._process.start()
         self.pid = self._process.pid
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._process.kill()
 
     def said(self, stream="stdout"):
         return (Path(self._folder.name) / stream).read_text()

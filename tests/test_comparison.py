@@ -30,7 +30,7 @@ from channels.groups import filter_count, filter_groups, widths_of
 from common.device import processor
 from common.errors import Diverged, InputError
 from config import Recipe
-from conftest import ROOT, files, narrow, short_preset
+from conftest import files, narrow, short_preset
 from data import Split
 from lab import cutting, drawing, latency, plots, significance
 from lab import groups as group_check
@@ -847,32 +847,15 @@ def test_each_of_several_gpus_has_its_own_cell(sweep, tmp_path, monkeypatch):
         seen.clear()
 
 
-def test_a_run_waits_for_another_one(flags, tmp_path):
+def test_a_run_waits_for_another_one(shell, flags, tmp_path):
     """Cells on several machines share a base network: one trains it, the others wait for it."""
-    command = [
-        sys.executable,
-        str(ROOT / "main.py"),
-        "--preset=cpu",
-        *flags[1:],
-        "--batch_size=2",
-        "--only_train=base",
-        "--resume=True",
-        "--wait=True",
-    ]
-    runs = [
-        subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for _ in range(2)
-    ]
-    outputs = [run.communicate(timeout=120)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0]
-    assert sorted("Train the plain network" in output for output in outputs) == [False, True]
-    assert sum("This run is finished: " in output for output in outputs) == 1
+    job = ("--preset=quick", *flags[1:], "--batch_size=2", "--only_train=base")
+    how = ("--resume=True", "--wait=True")
+    runs = [shell.start("main.py", *job, *how, cwd=tmp_path) for _ in range(2)]
+    ended = [run.end(timeout=120) for run in runs]
+    assert [run.returncode for run in ended] == [0, 0]
+    assert sorted("Train the plain network" in run.stdout for run in ended) == [False, True]
+    assert sum("This run is finished: " in run.stdout for run in ended) == 1
     assert len(networks(tmp_path)) == 1
 
 
@@ -896,7 +879,7 @@ def test_the_shipped_sweeps_can_be_read():
             assert sweeps.needs_of(cell)
 
 
-def test_a_real_sweep_stopped_and_resumed(folder, tmp_path):
+def test_a_real_sweep_stopped_and_resumed(shell, folder, tmp_path):
     """Real processes, two at once; SIGTERM in the middle; the same command ends the work."""
     (tmp_path / "sweep.json").write_text(
         json.dumps(
@@ -912,26 +895,17 @@ def test_a_real_sweep_stopped_and_resumed(folder, tmp_path):
             }
         )
     )
-    command = [sys.executable, str(ROOT / "main.py"), "--sweep=sweep.json", "--jobs=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    until = time.monotonic() + 60
-    while not list(tmp_path.rglob("*.resume")) and time.monotonic() < until:
-        time.sleep(0.05)
-    first.send_signal(signal.SIGTERM)
-    _output, error = first.communicate(timeout=60)
-    assert first.returncode == 130 and "the same command goes on with this sweep" in error
+    command = ("main.py", "--sweep=sweep.json", "--jobs=2")
+    with shell.start(*command, cwd=tmp_path) as first:
+        until = time.monotonic() + 60
+        while not list(tmp_path.rglob("*.resume")) and time.monotonic() < until:
+            time.sleep(0.05)
+        first.send(signal.SIGTERM)
+        ended = first.end(timeout=60)
+    assert ended.returncode == 130
+    assert "the same command goes on with this sweep" in ended.stderr
     assert list(tmp_path.rglob("*.resume"))
-    again = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=200
-    )
+    again = shell(*command, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert networks(tmp_path) == [
         "vgg-w0.125",

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import zlib
 from dataclasses import fields
 from pathlib import Path
@@ -295,7 +293,7 @@ def test_a_refusal_is_one_short_line(flag, says, shell, tmp_path):
         ("MASTER_ADDR", "no.such.host.invalid"),
     ],
 )
-def test_an_environment_that_torchrun_did_not_write(name, value, tmp_path):
+def test_an_environment_that_torchrun_did_not_write(name, value, shell, tmp_path):
     known = {
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": "1",
@@ -304,20 +302,9 @@ def test_an_environment_that_torchrun_did_not_write(name, value, tmp_path):
         "LOCAL_RANK": "0",
         name: value,
     }
-    ended = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "main.py",
-            "--data_path=digits",
-            "--preset=quick",
-            "--ebt=True",
-            "--image_size=8",
-            "--only_train=base",
-        ],
-        cwd=tmp_path,
-        env={**os.environ, **known},
-        capture_output=True,
-        text=True,
+    job = ("--data_path=digits", "--preset=quick", "--ebt=True", "--image_size=8")
+    ended = shell(
+        "main.py", *job, "--only_train=base", cwd=tmp_path, environment={**os.environ, **known}
     )
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
     assert f"{name} is" in ended.stderr and not list(tmp_path.iterdir())
