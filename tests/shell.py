@@ -252,10 +252,10 @@ class Snapshots:
         self.folder, self.first, self.stride = Path(folder), first, stride
 
     def __call__(self, number, descriptor=None):
-        place = self.folder / str(number)
-        shutil.copytree(".", place, symlinks=True)
+        copies = self.folder / str(number)
+        shutil.copytree(".", copies, symlinks=True)
         if descriptor is not None:
-            _halve(descriptor, place)
+            _halve(descriptor, copies)
         before = number - 4
         if before > 0 and (before < self.first or (before - self.first) % self.stride):
             shutil.rmtree(self.folder / str(before))

@@ -98,7 +98,7 @@ def load_onnx(path):
     assert names == ["images", "logits"]
     return (
         lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]),
-        {each.key: each.value for each in onnx.load(path).metadata_props},
+        {entry.key: entry.value for entry in onnx.load(path).metadata_props},
     )
 
 
@@ -180,7 +180,9 @@ def test_older_runtimes_get_an_older_opset(small, few, opset):
     )
     run, metadata = load_onnx("net.onnx")
     file = onnx.load("net.onnx")
-    assert [each.version for each in file.opset_import] == [opset] == [int(metadata["opset"])]
+    assert (
+        [imported.version for imported in file.opset_import] == [opset] == [int(metadata["opset"])]
+    )
     assert file.ir_version == int(metadata["ir_version"]) <= 10
     with torch.no_grad():
         torch.testing.assert_close(run(few[0].contiguous()), model(few[0]), rtol=1e-4, atol=1e-4)
@@ -975,7 +977,7 @@ def test_tensorboard_has_each_epoch_once_also_after_resumes(shell, folder, tmp_p
         }
         return {
             training: {
-                name: [(each.step, each.value) for each in log.Scalars(name)]
+                name: [(event.step, event.value) for event in log.Scalars(name)]
                 for name in log.Reload().Tags()["scalars"]
                 if name != "seconds"
             }

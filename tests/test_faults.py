@@ -84,18 +84,20 @@ def results(root):
             return [timeless(item) for item in value]
         return value
 
-    found = {}
+    contents = {}
     for name in files(root):
         path = Path(root) / name
         if path.suffix == ".json":
             content = json.loads(path.read_text())
-            found[name] = timeless(content)
+            contents[name] = timeless(content)
         elif path.suffix == ".csv":
-            found[name] = [timeless(row) for row in csv.DictReader(path.read_text().splitlines())]
+            contents[name] = [
+                timeless(row) for row in csv.DictReader(path.read_text().splitlines())
+            ]
         elif path.suffix == ".pth":
             content = torch.load(path, weights_only=True)
             net = content.pop("net")
-            found[name] = (
+            contents[name] = (
                 timeless(content),
                 {
                     key: (tensor.dtype, tensor.contiguous().numpy().tobytes())
@@ -103,8 +105,8 @@ def results(root):
                 },
             )
         else:
-            found[name] = None
-    return found
+            contents[name] = None
+    return contents
 
 
 @pytest.fixture(scope="module")
@@ -320,8 +322,8 @@ def test_the_same_images_under_another_path_are_the_same(
     (tmp_path / "jobs/shapes").rename(tmp_path / "shapes")
 
     def results_elsewhere(root):
-        found = results(root)
-        return {name: content for name, content in found.items() if name in whole}
+        contents = results(root)
+        return {name: content for name, content in contents.items() if name in whole}
 
     assert results_elsewhere(tmp_path).keys() == whole.keys()
     for name, content in results_elsewhere(tmp_path).items():

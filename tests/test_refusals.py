@@ -118,7 +118,7 @@ def test_no_flag_is_forgotten():
         "penalty",
         "distill",
     }
-    assert {each.name for command in (Experiment, Sweep) for each in fields(command)} - tried == {
+    assert {flag.name for command in (Experiment, Sweep) for flag in fields(command)} - tried == {
         "init",
         "out",
         "sweep",
@@ -533,11 +533,11 @@ def test_flags_that_contradict_each_other_or_the_data(flags, says, shell, tmp_pa
 def test_a_schedule_that_cannot_be_run(old, new, says, shell, tmp_path):
     """A user's config.py: the quick preset is changed."""
     text = (ROOT / "config.py").read_text()
-    place = text.index('"quick": Preset')
-    changed = text[:place] + text[place:].replace(old, new, 1)
+    preset = text.index('"quick": Preset')
+    changed = text[:preset] + text[preset:].replace(old, new, 1)
     assert changed != text
     if new == "ebt=str(":
-        start = place + changed[place:].index("ebt=str(")
+        start = preset + changed[preset:].index("ebt=str(")
         changed = changed[:start] + "ebt='no', " + changed[changed.index("iterative=", start) :]
     suite, work = tmp_path / "suite", tmp_path / "work"
     suite.mkdir(), work.mkdir()
