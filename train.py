@@ -186,8 +186,9 @@ class Distillation:
             torch.autocast(images.device.type, precision, enabled=bool(self.amp)),
         ):
             wanted = self.teacher(images).float()
-        own, theirs = ((each / self.temperature).log_softmax(1) for each in (logits, wanted))
-        apart = F.kl_div(own, theirs, reduction="batchmean", log_target=True)
+        own = (logits / self.temperature).log_softmax(1)
+        wanted = (wanted / self.temperature).log_softmax(1)
+        apart = F.kl_div(own, wanted, reduction="batchmean", log_target=True)
         return (1 - self.share) * loss + self.share * self.temperature**2 * apart
 
 

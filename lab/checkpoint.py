@@ -258,7 +258,7 @@ def misfit_of(key, tensor, wanted, finite=True):
     try:
         if tensor.shape != wanted.shape:
             shape, needed = (
-                " x ".join(map(str, each.shape)) or "one number" for each in (tensor, wanted)
+                " x ".join(map(str, value.shape)) or "one number" for value in (tensor, wanted)
             )
             return f"is {shape} instead of {needed}"
         plain = (

@@ -132,7 +132,7 @@ def _as_given(name, num_classes):
         raise InputError(
             f"--model={name} returns {type(network).__name__}, not a network (torch.nn.Module)"
         )
-    if taken := next((each for each in ("origin", "_remains") if hasattr(network, each)), None):
+    if taken := next((name for name in ("origin", "_remains") if hasattr(network, name)), None):
         raise InputError(
             f"--model={name} has a layer or attribute called {taken}, where the suite "
             "keeps its own notes; another name lets it be used"
@@ -379,7 +379,7 @@ def _factory(name):
         need(f"--model={name}", "timm")
         wanted = name.removeprefix("timm:")
         if not timm.is_model(wanted.split(".")[0]):
-            raise _unknown(name, [f"timm:{each}" for each in timm.list_models()])
+            raise _unknown(name, [f"timm:{known}" for known in timm.list_models()])
         return partial(timm.create_model, wanted, pretrained=False)
     known = zoo.list_models(module=zoo)
     if name not in known:
