@@ -124,10 +124,14 @@ class Command:
     def said(self, stream="stdout"):
         return (Path(self._folder.name) / stream).read_text()
 
+    def wait_until(self, happened):
+        """Wait until a function says so, or the script has ended."""
+        while not happened() and self._process.is_alive():
+            time.sleep(0.01)
+
     def wait_for(self, text):
         """Wait until the script has printed a text, or has ended."""
-        while text not in self.said() and self._process.is_alive():
-            time.sleep(0.01)
+        self.wait_until(lambda: text in self.said())
 
     def send(self, number):
         os.kill(self.pid, number)

@@ -897,9 +897,7 @@ def test_a_real_sweep_stopped_and_resumed(shell, folder, tmp_path):
     )
     command = ("main.py", "--sweep=sweep.json", "--jobs=2")
     with shell.start(*command, cwd=tmp_path) as first:
-        until = time.monotonic() + 60
-        while not list(tmp_path.rglob("*.resume")) and time.monotonic() < until:
-            time.sleep(0.05)
+        first.wait_until(lambda: list(tmp_path.rglob("*.resume")))
         first.send(signal.SIGTERM)
         ended = first.end(timeout=60)
     assert ended.returncode == 130

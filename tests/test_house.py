@@ -85,7 +85,7 @@ def test_common_knows_no_pruning():
         assert not wrong, wrong
 
 
-def test_installed_all_is_in_one_package_that_works(tmp_path, monkeypatch):
+def test_installed_all_is_in_one_package_that_works(folder, tmp_path, monkeypatch):
     """As `pip install .` makes it; a project's own models.py is then nothing to it."""
     names = suite_names(ROOT) & set(FLOOR)
     for path in FILES:
@@ -104,7 +104,7 @@ def test_installed_all_is_in_one_package_that_works(tmp_path, monkeypatch):
         assert (
             command.main(
                 [
-                    "--data_path=digits",
+                    f"--data_path={folder}",
                     "--image_size=8",
                     "--width=0.125",
                     "--ebt=True",
