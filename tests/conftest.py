@@ -1,12 +1,16 @@
 """Narrow networks and small real data for all tests: offline, on the CPU, deterministic."""
 
+import compileall
 import copy
+import functools
 import os
+import py_compile
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
-# Tests edit a copy of config.py twice in a second, which bytecode would hide, and list folders.
+# Tests list folders, and edit modules twice in a second, which bytecode by date would hide.
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # before torch looks; =0 runs them on a GPU
 
@@ -44,14 +48,26 @@ def files(root):
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-def copy_suite(folder):
-    """The whole suite in a folder of its own, where its config.py can be edited."""
+@functools.cache
+def compiled_suite():
+    """A folder with the suite and its bytecode, which holds for the very text that it was made of."""
+    folder = tempfile.TemporaryDirectory()
     for script in ROOT.glob("*.py"):
-        shutil.copy(script, folder)
+        shutil.copy(script, folder.name)
     for package in [path.parent.name for path in ROOT.glob("*/__init__.py")]:
         shutil.copytree(
-            ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
+            ROOT / package,
+            Path(folder.name, package),
+            ignore=shutil.ignore_patterns("__pycache__"),
         )
+    by_content = py_compile.PycInvalidationMode.CHECKED_HASH
+    assert compileall.compile_dir(folder.name, quiet=1, invalidation_mode=by_content)
+    return folder
+
+
+def copy_suite(folder):
+    """The whole suite in a folder of its own, where its config.py can be edited."""
+    shutil.copytree(compiled_suite().name, folder, dirs_exist_ok=True)
 
 
 def short_preset(epochs=1):

@@ -52,7 +52,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 class Shell:
     """shell(script, *flags, cwd=...) -> returncode, stdout, stderr; `start` does not wait for it.
 
-    environment: variables beside those of the tests. die_at: SIGKILL itself at the n-th of the
+    environment: all its variables, instead of those of the tests. die_at: SIGKILL itself at the n-th of the
     events in `_at_events`. snapshots: (folder, first, stride): at every stride-th of the events
     from the first on, and at the last four, copy to folder/n what a SIGKILL would leave. stop: a
     signal to send itself at the n-th training step, (number, n). file_limit: the largest file it
@@ -75,13 +75,14 @@ class Shell:
 
     def start(self, script, *flags, cwd, environment=None, **how):
         argv = [str(ROOT / script), *map(str, flags)]
-        return Command(argv, str(cwd), self.preset, {**os.environ, **(environment or {})}, how)
+        return Command(argv, str(cwd), self.preset, environment or dict(os.environ), how)
 
     def torchrun(self, script, *flags, cwd, count=2, **environment):
         """What each of several processes that do one job together has ended with."""
         with socket.create_server(("localhost", 0)) as free:
             port = free.getsockname()[1]
         common = {
+            **os.environ,
             "MASTER_ADDR": "localhost",
             "MASTER_PORT": str(port),
             "WORLD_SIZE": str(count),
@@ -114,13 +115,23 @@ class Command:
         self._process.start()
         self.pid = self._process.pid
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._process.kill()
+
     def said(self, stream="stdout"):
         return (Path(self._folder.name) / stream).read_text()
 
+    def wait_until(self, happened):
+        """Wait until a function says so, or the script has ended."""
+        while not happened() and self._process.is_alive():
+            time.sleep(0.01)
+
     def wait_for(self, text):
         """Wait until the script has printed a text, or has ended."""
-        while text not in self.said() and self._process.is_alive():
-            time.sleep(0.01)
+        self.wait_until(lambda: text in self.said())
 
     def send(self, number):
         os.kill(self.pid, number)
@@ -245,10 +256,10 @@ class Snapshots:
         self.folder, self.first, self.stride = Path(folder), first, stride
 
     def __call__(self, number, descriptor=None):
-        place = self.folder / str(number)
-        shutil.copytree(".", place, symlinks=True)
+        copies = self.folder / str(number)
+        shutil.copytree(".", copies, symlinks=True)
         if descriptor is not None:
-            _halve(descriptor, place)
+            _halve(descriptor, copies)
         before = number - 4
         if before > 0 and (before < self.first or (before - self.first) % self.stride):
             shutil.rmtree(self.folder / str(before))

@@ -86,7 +86,8 @@ def test_the_size_of_a_layers_scores_counts_in_one_list_only(ranking, moves):
     scores = random_scores(model)
     larger = {**scores, "features.14": scores["features.14"] * 1000}
     before, after = (
-        left(model, select_filters(model, each, 50, ranking=ranking)) for each in (scores, larger)
+        left(model, select_filters(model, scaled, 50, ranking=ranking))
+        for scaled in (scores, larger)
     )
     assert (before != after) == moves
     assert (after["features.14"] == 1) == moves
@@ -274,11 +275,11 @@ def test_a_layers_loss_is_what_the_answers_lose_without_its_lowest_filters(name,
     network = narrow(name)
     images, scores = few[0], random_scores(network)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    found = measure_losses(network, scores, [(images[:12], None), (images[12:], None)], residual)
+    losses = measure_losses(network, scores, [(images[:12], None), (images[12:], None)], residual)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    assert len(found) > 3
+    assert len(losses) > 3
     groups, checked = {g.name: g for g in filter_groups(network)}, 0
-    for layers, points in list(found.items())[::2]:
+    for layers, points in list(losses.items())[::2]:
         count, loss = points[len(points) // 2]
         sums = sum(scores[name] for name in layers)
         kept = {name: torch.arange(len(g.channels)) for name, g in groups.items()}
@@ -286,8 +287,8 @@ def test_a_layers_loss_is_what_the_answers_lose_without_its_lowest_filters(name,
             kept[name] = sums.argsort()[count:].sort().values
         small, divergence = copy.deepcopy(prune(network, kept)), 0
         whole = copy.deepcopy(network)
-        for each in (small, whole):
-            for norm in each.modules():
+        for variant in (small, whole):
+            for norm in variant.modules():
                 if isinstance(norm, nn.BatchNorm2d):
                     norm.train()
         with torch.no_grad():
@@ -635,8 +636,8 @@ def test_a_buffer_that_scales_channels_is_no_weight():
 
 def result(name):
     """The record of the only pruned network whose name has this in it."""
-    (found,) = (path for path in Path("pruned_nets").rglob(f"*{name}*.json"))
-    return Record.read_result(json.loads(found.read_text())), found
+    (path,) = (path for path in Path("pruned_nets").rglob(f"*{name}*.json"))
+    return Record.read_result(json.loads(path.read_text())), path
 
 
 def test_the_best_of_all_cuts_is_retrained(flags, capsys, monkeypatch):
@@ -653,11 +654,11 @@ def test_the_best_of_all_cuts_is_retrained(flags, capsys, monkeypatch):
     out = capsys.readouterr().out
     record, path = result("best")
     tried = record.pruning["candidates"]
-    assert [(each["ranking"], each["residual"]) for each in tried] == [
+    assert [(trial["ranking"], trial["residual"]) for trial in tried] == [
         (ranking, residual) for residual in ("single", "coupled") for ranking in config.RANKINGS
     ]
-    assert [each["top1"] for each in tried] == [10, 30, 20, 90, 0, 90, 5, 5, 5, 5]
-    assert [each["chosen"] for each in tried].index(True) == 3  # of equals the first
+    assert [trial["top1"] for trial in tried] == [10, 30, 20, 90, 0, 90, 5, 5, 5, 5]
+    assert [trial["chosen"] for trial in tried].index(True) == 3  # of equals the first
     chosen = tried[3]
     assert path.name.startswith("resnet-56-w0.25_group-best-bn24_40_0")
     assert "on 3 training images held out from the cut" in out and out.count("chosen\n") == 1

@@ -96,56 +96,91 @@ def preset(monkeypatch):
     monkeypatch.setitem(config.PRESETS, "test", short_preset())
 
 
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    return tmp_path_factory.mktemp("shared")
-
-
 # ------------------------------------------------------------------------------ every combination
 
 
-@pytest.mark.parametrize("model", WIDTH)
-def test_every_method_in_every_job(model, shared, folder, monkeypatch, capsys):
-    monkeypatch.chdir(shared)
+# Jobs of a method: their flags, and {percent that each of their networks lacks: whether it is
+# trained with the penalty, since a round follows}.
+JOBS = {
+    "ticket": (("--ebt=True", "--prune_percent=30"), {30: False}),
+    "rounds": (("--prune_percent=40", "--n_rounds=2"), {25: True, 40: False}),
+    "thresholds": (("--thresholds=[20, 60]",), {20: True, 60: False}),
+}
+
+
+@pytest.fixture(scope="module", params=WIDTH)
+def trained(request, tmp_path_factory, folder):
+    """(network, folder, flags) where all networks that a job begins with are trained."""
+    model = request.param
+    root = tmp_path_factory.mktemp(model)
     flags = (f"--model={model}", f"--width={WIDTH[model]}", f"--data_path={folder}")
-    network = f"{model}-w{WIDTH[model]:g}"
-    for ebt, only in itertools.product((True, False), ("base", "ortho")):
-        assert run_main(*flags, f"--ebt={ebt}", f"--only_train={only}") == 0
-        folder_name = f"pretrained/{'ebt' if ebt else 'iterative'}/shapes"
-        suffix = "_ortho" if only == "ortho" else ""
-        assert (shared / folder_name / f"{network}{suffix}.pth").is_file()
-    # Runs of residual networks take seconds; test_importance has all methods on them.
-    methods = {"resnet-56": ("orthoreg",), "resnet": ("orthoreg", "theis", "bn", "grasp")}.get(
-        model, ESTIMATORS
-    )
-    for method in methods:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setitem(config.PRESETS, "test", short_preset())
+        for ebt, only in itertools.product((True, False), ("base", "ortho")):
+            assert run_main(*flags, f"--ebt={ebt}", f"--only_train={only}") == 0
+    return model, root, flags
+
+
+def test_each_job_has_networks_of_its_own_to_begin_with(trained):
+    model, root, _ = trained
+    names = {str(path.relative_to(root)) for path in root.glob("pretrained/*/*/*.pth")}
+    assert names == {
+        f"pretrained/{job}/shapes/{model}-w{WIDTH[model]:g}{suffix}.pth"
+        for job in ("ebt", "iterative")
+        for suffix in ("", "_ortho")
+    }
+
+
+def jobs_of(model):
+    """(method, job): all with VGG-13, and with the others each method and each job. Runs of residual
+    networks take seconds; test_importance has all methods on them."""
+    if model == "vgg":
+        return list(itertools.product(ESTIMATORS, JOBS))
+    if model == "mobilenet":
+        return list(zip(ESTIMATORS, itertools.cycle(JOBS)))
+    if model == "resnet":
+        return [
+            ("orthoreg", "rounds"),
+            ("theis", "thresholds"),
+            ("bn", "rounds"),
+            ("grasp", "ticket"),
+        ]
+    return [("orthoreg", job) for job in JOBS]
+
+
+def test_every_method_in_every_job(trained, monkeypatch, capsys):
+    model, root, flags = trained
+    monkeypatch.chdir(root)
+    jobs = jobs_of(model)
+    for method, job in jobs:
+        more, networks = JOBS[job]
         start = (*flags, "--pretrained=True", f"--pruning_type={method}")
-        assert run_main(*start, "--ebt=True", "--prune_percent=30") == 0
-        assert run_main(*start, "--prune_percent=40", "--n_rounds=2") == 0
-        assert run_main(*start, "--thresholds=[20, 60]") == 0
-        middle = "_ortho" if method == "orthoreg" else ""
-        expected = {f"ebt/shapes/{network}_{method}_30_0": 30} | {
-            f"iterative/shapes/{network}_{method}_{name}": percent
-            for name, percent in (
-                (f"25{middle}_0", 25),
-                ("40_0", 40),
-                (f"20{middle}_0", 20),
-                ("60_0", 60),
-            )
-        }
-        for name, percent in expected.items():
-            path = shared / "pruned_nets" / f"{name}.pth"
-            pruned, kept = load_checkpoint(path)
-            now, dense = filter_count(pruned)
-            record = json.loads(path.with_suffix(".json").read_text())
-            achieved = 100 * (1 - now / dense)
-            assert record["pruning"]["achieved_percent"] == pytest.approx(achieved)
-            reach = min(percent, record["pruning"]["max_percent"])
-            assert achieved == pytest.approx(reach, abs=250 / dense), (method, name)
-            assert kept.penalised == name.endswith("_ortho_0")
-    out = capsys.readouterr().out
-    assert out.count("train with the penalty, for the next round") == 2
-    assert out.count("without the penalty since no round follows") == 3
+        assert run_main(*start, *more) == 0
+        for percent, another_follows in networks.items():
+            penalised = another_follows and method == "orthoreg"
+            assert_pruned(root, f"{model}-w{WIDTH[model]:g}_{method}", percent, job, penalised)
+    out, of_orthoreg = (
+        capsys.readouterr().out,
+        [job for method, job in jobs if method == "orthoreg"],
+    )
+    rounds = len(of_orthoreg) - of_orthoreg.count("ticket")
+    assert out.count("train with the penalty, for the next round") == rounds
+    assert out.count("without the penalty since no round follows") == len(of_orthoreg)
+
+
+def assert_pruned(root, begin, percent, job, penalised):
+    """The network and the record that a job has written are of one size, which was asked for."""
+    kind, middle = "ebt" if job == "ticket" else "iterative", "_ortho" if penalised else ""
+    path = root / f"pruned_nets/{kind}/shapes/{begin}_{percent}{middle}_0.pth"
+    pruned, info = load_checkpoint(path)
+    now, dense = filter_count(pruned)
+    record = json.loads(path.with_suffix(".json").read_text())
+    achieved = 100 * (1 - now / dense)
+    assert record["pruning"]["achieved_percent"] == pytest.approx(achieved)
+    reach = min(percent, record["pruning"]["max_percent"])
+    assert achieved == pytest.approx(reach, abs=250 / dense), path
+    assert info.penalised == penalised
 
 
 # ------------------------------------------------------------------------------ what a run writes

@@ -676,7 +676,7 @@ class Uncounted(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "of, macs, place",
+    "kind, macs, function",
     [
         ("F.conv2d", 12 * 12 * 8 * 8 * 9, "Uncounted"),
         ("deformed", 12 * 12 * 8 * 8 * 9, "deformed"),
@@ -686,19 +686,19 @@ class Uncounted(nn.Module):
         (None, 0, None),
     ],
 )
-def test_multiply_adds_that_are_not_counted_are_said(of, macs, place):
-    network = Uncounted(of).train()
+def test_multiply_adds_that_are_not_counted_are_said(kind, macs, function):
+    network = Uncounted(kind).train()
     before = torch.get_rng_state()
     made = _multiply_adds(network, 16)
     counted = measure_cost(network, 16)
     assert sum(made.values()) == counted["macs"] + macs
     lines = uncounted_lines(network, 16)
-    if of is None:
+    if kind is None:
         assert not lines
     else:
         share = f"{100 * macs / sum(made.values()):.3g}%"
         assert f"Note: {share} of its multiply-adds are not counted" in lines[0]
-        assert f"those of {place}." in lines[0]
+        assert f"those of {function}." in lines[0]
     assert network.training and torch.equal(torch.get_rng_state(), before)
 
 

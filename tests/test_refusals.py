@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import zlib
 from dataclasses import fields
 from pathlib import Path
@@ -122,7 +120,7 @@ def test_no_flag_is_forgotten():
         "distill",
         "keep",
     }
-    assert {each.name for command in (Experiment, Sweep) for each in fields(command)} - tried == {
+    assert {flag.name for command in (Experiment, Sweep) for flag in fields(command)} - tried == {
         "init",
         "out",
         "sweep",
@@ -298,7 +296,7 @@ def test_a_refusal_is_one_short_line(flag, says, shell, tmp_path):
         ("MASTER_ADDR", "no.such.host.invalid"),
     ],
 )
-def test_an_environment_that_torchrun_did_not_write(name, value, tmp_path):
+def test_an_environment_that_torchrun_did_not_write(name, value, shell, tmp_path):
     known = {
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": "1",
@@ -307,20 +305,9 @@ def test_an_environment_that_torchrun_did_not_write(name, value, tmp_path):
         "LOCAL_RANK": "0",
         name: value,
     }
-    ended = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "main.py",
-            "--data_path=digits",
-            "--preset=quick",
-            "--ebt=True",
-            "--image_size=8",
-            "--only_train=base",
-        ],
-        cwd=tmp_path,
-        env={**os.environ, **known},
-        capture_output=True,
-        text=True,
+    job = ("--data_path=digits", "--preset=quick", "--ebt=True", "--image_size=8")
+    ended = shell(
+        "main.py", *job, "--only_train=base", cwd=tmp_path, environment={**os.environ, **known}
     )
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
     assert f"{name} is" in ended.stderr and not list(tmp_path.iterdir())
@@ -549,11 +536,11 @@ def test_flags_that_contradict_each_other_or_the_data(flags, says, shell, tmp_pa
 def test_a_schedule_that_cannot_be_run(old, new, says, shell, tmp_path):
     """A user's config.py: the quick preset is changed."""
     text = (ROOT / "config.py").read_text()
-    place = text.index('"quick": Preset')
-    changed = text[:place] + text[place:].replace(old, new, 1)
+    preset = text.index('"quick": Preset')
+    changed = text[:preset] + text[preset:].replace(old, new, 1)
     assert changed != text
     if new == "ebt=str(":
-        start = place + changed[place:].index("ebt=str(")
+        start = preset + changed[preset:].index("ebt=str(")
         changed = changed[:start] + "ebt='no', " + changed[changed.index("iterative=", start) :]
     suite, work = tmp_path / "suite", tmp_path / "work"
     suite.mkdir(), work.mkdir()

@@ -493,7 +493,7 @@ def test_augmented_images_are_shifted_and_mirrored_real_ones(digits):
     shifts, mirrors = set(), set()
     for image, k in zip(as_pixels(images), labels.tolist()):
         padded = F.pad(split.images[k], (0, 0, 2, 2, 2, 2))  # an eighth of 16 pixels
-        found = [
+        matches = [
             (y, x, m)
             for y in range(5)
             for x in range(5)
@@ -502,9 +502,9 @@ def test_augmented_images_are_shifted_and_mirrored_real_ones(digits):
                 image, (lambda crop: crop.flip(1) if m else crop)(padded[y : y + 16, x : x + 16])
             )
         ]
-        assert found, f"image {k} is not a shifted original"
-        shifts.add(found[0][:2])
-        mirrors.add(found[0][2])
+        assert matches, f"image {k} is not a shifted original"
+        shifts.add(matches[0][:2])
+        mirrors.add(matches[0][2])
     assert len(shifts) > 10 and mirrors == {False, True}
     assert images.is_contiguous(memory_format=torch.channels_last)
 
