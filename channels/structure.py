@@ -18,6 +18,7 @@ from channels.sizes import Sizes
 from channels.streams import find_streams
 from channels.trace import input_channels, trace
 from channels.traits import give, traits_of
+from channels.work import find_work
 from common.errors import first_line
 
 SIZES = (64, 32, 96, 128, 224, 256, 299, 28)  # pixels of the images that a network is tried with
@@ -60,7 +61,7 @@ class Structure:
         sizes = [image_size, *SIZES] if image_size else SIZES
         shapes = [(count, size, size) for count in input_channels(model) for size in sizes]
         self.skeleton, self.graph, shapes = trace(model, shapes)
-        self._positions = {}
+        self._positions, self._work = {}, {}
         if len(shapes) > 1:  # small images are enough, unless the network itself asks for a size
             shapes = sorted(shapes, key=_was_asked_for)
         self._compute(shapes)
@@ -135,6 +136,13 @@ class Structure:
                 counts[node.target] = counts.get(node.target, 0) + times
             self._positions[size] = counts
         return self._positions[size]
+
+    def work(self, size):
+        """A Work for each operation that is no layer and makes multiply-adds, for images of
+        size x size pixels, as a list."""
+        if size not in self._work:
+            self._work[size] = find_work(self.graph, self.skeleton, self._values(size))
+        return self._work[size]
 
     # --------------------------------------------------------------------- sets of numbers
 
