@@ -28,6 +28,11 @@ class Work(NamedTuple):
     macs: int
     reads: torch.Tensor
 
+    def has_inside(self, layer):
+        """Whether it calls the module that is, or has, the layer of a dotted name."""
+        is_module = self.node.op == "call_module"
+        return is_module and f"{layer}.".startswith(f"{self.node.target}.")
+
 
 def find_work(graph: fx.Graph, skeleton: nn.Module, values: dict) -> list[Work]:
     """The Work of all operations of a graph that make multiply-adds and are no layers. values: what
