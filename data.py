@@ -159,14 +159,16 @@ class ImageData:
 
     def _balanced(self, order, count):
         labels = self.train.labels.cpu()
-        each = min(count // len(self.classes), int(labels.bincount().min()))
-        if not each:
+        per_class = min(count // len(self.classes), int(labels.bincount().min()))
+        if not per_class:
             raise InputError(
                 f"{count} images are less than one for each of the "
                 f"{len(self.classes)} classes; give a larger --imp_samples or "
                 "--eb_samples"
             )
-        chosen = torch.cat([order[labels[order] == k][:each] for k in range(len(self.classes))])
+        chosen = torch.cat(
+            [order[labels[order] == k][:per_class] for k in range(len(self.classes))]
+        )
         return order[torch.isin(order, chosen)]
 
     def test_batches(self):
@@ -255,9 +257,9 @@ def load_prepared(data_path, preparation):
             **preparation.of_batches,
         )
     root = _folder_at(data_path)
-    found = find_parts(root, preparation.test_percent)
-    classes = _common_classes(root, found.parts, preparation.test_percent)
-    return _read_folder(root, found, classes, preparation)
+    folder = find_parts(root, preparation.test_percent)
+    classes = _common_classes(root, folder.parts, preparation.test_percent)
+    return _read_folder(root, folder, classes, preparation)
 
 
 def count_images(data_path, test_percent=0, val_percent=0):
@@ -305,20 +307,20 @@ def load_test(data_path, preparation, classes=None):
         whole = load_prepared(data_path, replace(preparation, test_percent=0))
         return replace(whole, train=None)
     root = _folder_at(data_path)
-    found = find_test(root, classes)
-    classes = tuple(map(composed, classes or sorted(found.parts["test"])))
-    unknown = sorted(found.parts["test"].keys() - set(classes))
+    folder = find_test(root, classes)
+    classes = tuple(map(composed, classes or sorted(folder.parts["test"])))
+    unknown = sorted(folder.parts["test"].keys() - set(classes))
     if unknown:
         raise InputError(
             f"{root}: class {unknown[0]!r} is none of the network's ({shortened(classes)})"
         )
-    missing = [name for name in classes if not found.parts["test"].get(name)]
+    missing = [name for name in classes if not folder.parts["test"].get(name)]
     if missing:
-        found.notes.append(
+        folder.notes.append(
             f"Note: {root} has no test images of "
             f"{counted(len(missing), 'class', 'classes')}: {shortened(missing)}"
         )
-    return _read_folder(root, found, classes, preparation)
+    return _read_folder(root, folder, classes, preparation)
 
 
 def _folder_at(data_path):
@@ -333,13 +335,13 @@ def _folder_at(data_path):
     )
 
 
-def _read_folder(root, found, classes, preparation):
-    paths = {part: _by_class(files, classes) for part, files in found.parts.items()}
+def _read_folder(root, folder, classes, preparation):
+    paths = {part: _by_class(files, classes) for part, files in folder.parts.items()}
     read = read_or_recall(
         root, paths, preparation.stored_size, preparation.white, preparation.memory
     )
-    notes, splits = [*found.notes, *describe(read)], {}
-    for part, files in found.parts.items():
+    notes, splits = [*folder.notes, *describe(read)], {}
+    for part, files in folder.parts.items():
         counts = torch.tensor([len(files.get(name, ())) for name in classes])
         labels = torch.arange(len(classes)).repeat_interleave(counts)
         good = torch.tensor([path not in read.unreadable for path in paths[part]], dtype=torch.bool)
@@ -348,7 +350,7 @@ def _read_folder(root, found, classes, preparation):
     if read.unreadable:
         total = sum(map(len, paths.values()))
         notes += _left_out(root, read.unreadable, total, preparation.skip_bad_images)
-        _require_images(root, splits, classes, found.parts)
+        _require_images(root, splits, classes, folder.parts)
     return ImageData(
         folder_of(root.resolve()),
         classes,

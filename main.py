@@ -491,8 +491,8 @@ def described_sweep(flags):
     sweep.check_outputs(
         runs, [plan.recorded(flags, DRIVES[flags.control])[0].outputs for flags in parsed]
     )
-    for place in {(flags.data_path, flags.test_percent, flags.val_percent) for flags in parsed}:
-        data.count_images(*place)
+    for images in {(flags.data_path, flags.test_percent, flags.val_percent) for flags in parsed}:
+        data.count_images(*images)
     return {
         "cells": list(map(command_line, cells)),
         "order": list(map(command_line, sweep.asked_for(flags, cells, runs))),

@@ -24,10 +24,11 @@ from channels.patterns import layers_like
 from channels.surgery import CannotCut, cut_channels
 from channels.traits import traits_of
 from common.copies import copy_of
+from common.inputs import batch_size, call
 from common.processes import shared, sum_over_processes
 from common.terminal import progress
 from config import BUDGETS, RANKINGS
-from imp_estimator import ESTIMATORS, check_per_cost
+from imp_estimator import ESTIMATORS, check_per_cost, rows_of_logits
 from models import NETWORKS
 
 COUNTED = [name for name in BUDGETS if name != "latency"]  # which is measured
@@ -137,7 +138,8 @@ def select_filters(
 ) -> dict[str, torch.Tensor]:
     """Choose the filters to keep when `percent` of the unpruned network's filters are gone.
 
-    scores: layer name -> 1-D tensor, one score per filter that `model` has now; low goes first.
+    scores: layer name -> 1-D tensor, one score per filter that `model` has now; low goes first, and
+        a filter whose score is infinity never goes.
     percent: counted over all prunable layers of the unpruned network, carried depthwise filters
         included; filters that earlier rounds removed count as gone. 50 is half. Between 0 and 1 it
         is refused, as a share that somebody has taken for a percent, unless below_one.
@@ -267,7 +269,7 @@ def _values_of(groups, scores):
     """The scores as lists of numbers. Raises ValueError where they do not fit the network."""
     values = {}
     for name, group in groups.items():
-        count, score = group.conv.out_channels, scores.get(name)
+        count, score = len(group.channels), scores.get(name)
         if score is None:
             raise ValueError(f"{name} has {count} filters; its scores are missing")
         if not isinstance(score, torch.Tensor) or tuple(score.shape) != (count,):
@@ -341,7 +343,7 @@ def _kept_without(groups, removed, round_to):
     _round_widths(groups, removed, gone, round_to)
     kept = {}
     for name, group in groups.items():
-        rest = [index for index in range(group.conv.out_channels) if index not in gone[name]]
+        rest = [index for index in range(len(group.channels)) if index not in gone[name]]
         kept[name] = torch.tensor(rest)
     return kept
 
@@ -394,11 +396,12 @@ def _removal_order(remains, groups, residual, values, ranking="global", costs=No
     many filters as they must, and whatever reads channels the best of them. values: layer -> what
     each filter is worth; costs: layer -> what it costs, or None; losses: of `measure_losses`."""
     units, spent = _units(remains, residual), None
+    fixed, values = _fixed(groups, values), _finite(values)
     if costs is not None:
         costs = {name: own.tolist() for name, own in costs.items()}
         spent = [unit.total(costs) for unit in units]
     if ranking == "measured":
-        ranks = _measured_ranks(_free_units(groups, units, values), spent, losses)
+        ranks = _measured_ranks(_free_units(units, values, fixed), spent, losses)
     else:
         ranks = _ranks(remains, residual, units, values, ranking)
         if spent:
@@ -406,7 +409,7 @@ def _removal_order(remains, groups, residual, values, ranking="global", costs=No
     rank_of = {}
     for unit, rank in zip(units, ranks):
         rank_of.update(dict.fromkeys(unit.filters, rank))
-    needed = _needed(remains, groups, rank_of) | _fixed(groups)
+    needed = _needed(remains, groups, rank_of) | fixed
     position = {name: place for place, name in enumerate(groups)}
     spare = {name: len(group.channels) - group.floor for name, group in groups.items()}
 
@@ -433,12 +436,23 @@ def _is_spared(unit, spare):
     return False
 
 
-def _fixed(groups):
-    """The (layer, filter) that are never pruned."""
+def _fixed(groups, values):
+    """The (layer, filter) that are never pruned, or whose value is infinite. values: layer -> what
+    each filter is worth."""
     fixed = set()
     for name, group in groups.items():
-        fixed.update((name, index) for index, is_fixed in enumerate(group.fixed) if is_fixed)
+        for index, (is_fixed, value) in enumerate(zip(group.fixed, values[name])):
+            if is_fixed or value == math.inf:
+                fixed.add((name, index))
     return fixed
+
+
+def _finite(values):
+    """The same values, with zero for what is not judged, which is infinite and never goes."""
+    finite = {}
+    for name, own in values.items():
+        finite[name] = [0.0 if value == math.inf else value for value in own]
+    return finite
 
 
 def _ranks(remains, residual, units, values, ranking):
@@ -497,9 +511,10 @@ def lower_hull(points):
     return hull
 
 
-def _free_units(groups, units, values):
-    """Layers -> numbers of their units that may leave, the lowest sum of `values` first."""
-    worth, fixed = [unit.total(values) for unit in units], _fixed(groups)
+def _free_units(units, values, fixed):
+    """Layers -> numbers of their units that may leave, the lowest sum of `values` first. fixed: the
+    (layer, filter) that may not."""
+    worth = [unit.total(values) for unit in units]
     free = collections.defaultdict(list)
     for number in sorted(range(len(units)), key=worth.__getitem__):
         if fixed.isdisjoint(units[number].filters):
@@ -520,9 +535,9 @@ def measure_losses(
 ) -> dict:
     """How much the answers of a network change without the lowest scored filters of one layer.
 
-    scores, residual, keep: as for `select_filters`. batches: an iterable of (images, labels), on
-    the model's device; labels are not looked at. reference: the network whose answers are wanted,
-    by default `model` itself.
+    scores, residual, keep: as for `select_filters`. batches: an iterable of (inputs, targets), on
+    the model's device, as for `cal_importance`; targets are not looked at. reference: the network
+    whose answers are wanted, by default `model` itself.
     The loss is the Kullback-Leibler divergence of the answers from those wanted, less that of all
     filters, in the mean over the images. BatchNorms normalise by the batch, since their statistics
     change with what they read. Returns {names of the layers whose filters leave together: [(how
@@ -532,7 +547,7 @@ def measure_losses(
     masked, losses = Masked(_normalised_by_batch(model)), {}
     reference = _normalised_by_batch(reference or model)
     with torch.no_grad():
-        wanted = [(images, reference(images).log_softmax(1)) for images, _labels in shared(batches)]
+        wanted = [(inputs, _answers(reference, inputs)) for inputs, _targets in shared(batches)]
         whole = _divergence(masked.network, wanted)
         for layers, own in progress(removable.items(), "layers"):
             most = len(own.units)
@@ -570,8 +585,9 @@ def removable_units(
     scores, residual, keep: as for `select_filters`."""
     groups, units = groups_of(model, keep), _units(remains_of(model), residual)
     totals = collections.Counter(unit.layers for unit in units)
-    removable = {}
-    for layers, numbers in _free_units(groups, units, _values_of(groups, scores)).items():
+    values, removable = _values_of(groups, scores), {}
+    free = _free_units(units, _finite(values), _fixed(groups, values))
+    for layers, numbers in free.items():
         own = [units[number] for number in numbers]
         removable[layers] = Removable(own[: _most_units(groups, own)], totals[layers])
     return removable
@@ -598,13 +614,18 @@ def _most_units(groups, units):
     return len(units)
 
 
+def _answers(network, inputs):
+    """The logarithms of a network's answers. Raises ValueError where it gives no logits."""
+    return rows_of_logits(call(network, inputs), "ranking='measured'").log_softmax(1)
+
+
 def _divergence(network, wanted):
     """The mean divergence of a network's answers from those wanted, over all processes."""
     sums = torch.zeros(2, device=next(network.parameters()).device)
-    for images, answers in wanted:
-        own = network(images).log_softmax(1)
+    for inputs, answers in wanted:
+        own = _answers(network, inputs)
         sums[0] += torch.nn.functional.kl_div(own, answers, reduction="sum", log_target=True)
-        sums[1] += len(images)
+        sums[1] += batch_size(inputs)
     sum_over_processes(sums)
     return (sums[0] / sums[1]).item()
 
@@ -631,7 +652,7 @@ def _round_widths(groups, removed, gone, multiple):
     """Put the last of some removed units back until all widths are multiples, or full."""
 
     def is_uneven(name):
-        full = groups[name].conv.out_channels
+        full = len(groups[name].channels)
         width = full - len(gone[name])
         return width != round_up(width, multiple, full)
 
@@ -649,7 +670,7 @@ def kept_mask(kept: dict[str, torch.Tensor], model: torch.nn.Module) -> torch.Te
     """A selection as one mask: a bool tensor over all filters of `model`, in order of layer."""
     parts = []
     for group in filter_groups(model):
-        parts.append(torch.zeros(group.conv.out_channels, dtype=torch.bool))
+        parts.append(torch.zeros(len(group.channels), dtype=torch.bool))
         parts[-1][kept[group.name]] = True
     return torch.cat(parts)
 
@@ -675,7 +696,7 @@ class SelectAgain(ValueError):
 def prune(
     model: torch.nn.Module,
     kept: dict[str, torch.Tensor],
-    images: torch.Tensor | None = None,
+    images=None,
     original: torch.nn.Module | None = None,
 ) -> torch.nn.Module:
     """The smaller network that has only the filters `kept`; `model` stays as it is.
@@ -684,9 +705,10 @@ def prune(
     A stream channel that no kept filter writes leaves the stream and all its readers. In eval mode
     the result computes what `model` computes with the removed filters' outputs at zero wherever
     they are read. Where `model` is none of the four networks, this is tried before it is returned,
-    on `images`, or on noise. original: the unpruned network that `model` was cut from in steps
-    which can be taken anew. Raises ValueError where `kept` does not fit the network, or the result
-    computes something else; SelectAgain where the operation that causes it has been found.
+    for all that it gives, on `images`, inputs as for `cal_importance`, or on noise. original: the
+    unpruned network that `model` was cut from in steps which can be taken anew. Raises ValueError
+    where `kept` does not fit the network, or the result computes something else; SelectAgain where
+    the operation that causes it has been found.
     """
     try:
         return _pruned(model, kept, images)
@@ -745,18 +767,18 @@ def _are_rising(index, count):
     return bool(index) and are_indices and sorted(set(index)) == list(index)
 
 
-def explore(model: torch.nn.Module, image_size: int | None = None) -> None:
+def explore(model: torch.nn.Module, example=None) -> None:
     """Find out what can be pruned in an unpruned network by trying it: whatever an operation cannot
-    do without stays whole from now on. image_size: see `remains_of`. Raises ValueError where
-    nothing is left that can be pruned."""
-    remains_of(model, image_size)
+    do without stays whole from now on. example: see `remains_of`. Raises ValueError where nothing
+    is left that can be pruned."""
+    remains_of(model, example)
     now, dense = filter_count(model)
     if type(model) in NETWORKS.values() or now < dense:
         return
     generator = torch.Generator().manual_seed(0)
     while True:
         scores = {}
-        for group in filter_groups(model, image_size):
+        for group in filter_groups(model):
             scores[group.name] = torch.rand(len(group.channels), generator=generator)
         try:
             _pruned(model, select_filters(model, scores, 50), None)
@@ -765,12 +787,10 @@ def explore(model: torch.nn.Module, image_size: int | None = None) -> None:
             _keep_whole_at(model, error)
 
 
-def rebuild(
-    model: torch.nn.Module, widths: dict, whole=(), image_size: int | None = None
-) -> torch.nn.Module:
+def rebuild(model: torch.nn.Module, widths: dict, whole=(), example=None) -> torch.nn.Module:
     """`model`, which is unpruned, as small as `widths_of` said of another one. whole: see
-    `keep_whole`; image_size: `remains_of`."""
-    remains_of(model, image_size)
+    `keep_whole`; example: `remains_of`."""
+    remains_of(model, example)
     if whole:
         keep_whole(model, whole)
     filters = remains_of(model).structure.all_filters()

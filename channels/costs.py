@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from channels.attention import weight_of
 from channels.groups import remains_of
 
 
@@ -47,7 +48,11 @@ def _work_beside_layers(structure, image_size):
         for kernel in sizes.kernels:
             if work.has_inside(kernel.layer) and kernel.layer in positions:
                 macs -= positions[kernel.layer] * kernel.numel(left)
-        rest.append(work._replace(macs=macs))
+        reads = work.reads
+        heads = structure.layers.get(f"{work.node.target}.out_proj")
+        if heads is not None:  # of an attention that is one module
+            reads = heads.reads.unique()
+        rest.append(work._replace(macs=macs, reads=reads))
     return rest
 
 
@@ -135,11 +140,9 @@ def group_norms(model: nn.Module) -> dict[str, torch.Tensor]:
         if weight is None:
             continue
         square, layer = weight.detach().cpu().double().square(), layer.where(alive)
-        outs, ins = layer.sides_of(square.shape)
-        if outs:
-            squares.index_add_(0, layer.writes, square.flatten().view(len(layer.writes), -1).sum(1))
-        if ins:
-            squares.index_add_(0, layer.reads, square.transpose(0, 1).flatten(1).sum(1))
+        for side, dim in layer.dims_of(square.shape).items():
+            each = square.transpose(0, dim).reshape(square.shape[dim], -1).sum(1)
+            squares.index_add_(0, getattr(layer, side), each)
     norms = structure.shared_out(squares, alive).sqrt()
     return _of_filters(remains, norms)
 
@@ -150,4 +153,4 @@ def _weight_of(model, name):
     parent = model.get_submodule(owner)
     if own in parent._buffers:
         return None
-    return parent._parameters.get(own, getattr(parent._modules.get(own), "weight", None))
+    return parent._parameters.get(own, weight_of(parent._modules.get(own)))

@@ -23,7 +23,7 @@ from channels.groups import filter_count, remains_of
 from channels.layers import has_hooks
 from channels.operations import Kind, kind_of, layer_of, name_of
 from channels.surgery import indexed_add
-from channels.trace import decided
+from channels.trace import decided, in_mode
 from channels.traits import give, traits_of
 
 BLOCK, SMALL_BLOCK = 16, 8  # channels: with AVX-512; with AVX2, and of layers below 16 filters
@@ -43,8 +43,7 @@ def lower(
     directly follows a convolution becomes part of it. plain: additions by index and the like become
     convolutions, and the widths of a pruned network are filled up to whole blocks.
     """
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(remains_of(model).graph, {}))
+    graph = in_mode(remains_of(model).graph, training=False)
     network = fx.GraphModule(model, graph).eval()
     for node in list(graph.nodes):
         if node.target is decided:  # by the size of the images, which is known
@@ -301,6 +300,8 @@ class _Filling:
                 self.counts[node] = shape[1], value.shape[1]
         if _layer(self.network, node, nn.Linear):
             self.fixed.add(node)
+            if len(shape) > 2:  # channels are not along the dimension that is counted
+                self.fixed.update(sources)
         elif is_channelwise:
             for other in map(self._root, sources):
                 if other is not self._root(node):

@@ -1,7 +1,7 @@
 """Multiply-adds of operations that are no layers: functional convolutions, matrix products,
 attention.
 
-for work in find_work(graph, skeleton, values):
+for work in find_work(graph, skeleton, values, samples):
     print(title(work.node), work.macs)
 """
 
@@ -13,15 +13,17 @@ import torchvision  # noqa: F401, which registers deform_conv2d
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from channels.operations import kind_of, name_of, works_in_place
+from channels.operations import PAIRED, Kind, kind_of, name_of, works_in_place
 from channels.running import compute
-from channels.traits import tensors_in, traits_of
+from channels.traits import traits_of
+from common.inputs import tensors_in
 
 LAYERS = nn.modules.conv._ConvNd, nn.Linear  # which are counted by the sizes of their weights
+FREE = {Kind.MOVES, Kind.APART, *PAIRED}  # kinds of operations without any
 
 
 class Work(NamedTuple):
-    """What an operation computes. macs: multiply-adds for one image. reads: the numbers of the
+    """What an operation computes. macs: multiply-adds for one sample. reads: the numbers of the
     channels that it reads, as a vector."""
 
     node: fx.Node
@@ -34,9 +36,9 @@ class Work(NamedTuple):
         return is_module and f"{layer}.".startswith(f"{self.node.target}.")
 
 
-def find_work(graph: fx.Graph, skeleton: nn.Module, values: dict) -> list[Work]:
+def find_work(graph: fx.Graph, skeleton: nn.Module, values: dict, samples: int) -> list[Work]:
     """The Work of all operations of a graph that make multiply-adds and are no layers. values: what
-    each node gives for two images, on the meta device."""
+    each node gives for so many samples, on the meta device."""
     found = []
     with FlopCounterMode(display=False, custom_mapping=_further_counts()) as counter:
         for node in filter(_may_multiply, graph.nodes):
@@ -46,17 +48,14 @@ def find_work(graph: fx.Graph, skeleton: nn.Module, values: dict) -> list[Work]:
             compute(node, skeleton, values.__getitem__)
             flops = counter.get_total_flops() - before
             if flops:
-                found.append(Work(node, flops // 4, _reads(node)))  # of two images
+                found.append(Work(node, flops // (2 * samples), _reads(node)))
     return found
 
 
 def _may_multiply(node):
-    is_call = node.op in ("call_function", "call_method", "call_module")
-    return (
-        is_call
-        and kind_of(node) is None
-        and not issubclass(traits_of(node).layer or object, LAYERS)
-    )
+    if node.op not in ("call_function", "call_method", "call_module") or kind_of(node) in FREE:
+        return False
+    return not issubclass(traits_of(node).layer or object, LAYERS)
 
 
 def _reads(node):
@@ -65,7 +64,8 @@ def _reads(node):
         channels = traits_of(source).channels
         own = [channels[1]] if channels else tensors_in(traits_of(source).numbers)
         numbers += [each.flatten() for each in own]
-    return torch.cat(numbers).unique()
+    numbers = torch.cat(numbers).unique()
+    return numbers[numbers > 0]  # 0 stands for all that never leave
 
 
 def _further_counts():

@@ -52,9 +52,9 @@ class Tally:
         figures = {"loss": loss / count, "top1": 100 * top1 / count}
         if more_than_5:
             figures["top5"] = 100 * top5 / count
-        there, right, answered = self.classes[:, self.classes[0] > 0].cpu().double()
-        if there.max() >= UNEVEN * there.min():
-            figures["balanced"] = 100 * (right / there).mean().item()
+        images, right, answered = self.classes[:, self.classes[0] > 0].cpu().double()
+        if images.max() >= UNEVEN * images.min():
+            figures["balanced"] = 100 * (right / images).mean().item()
         if unanswered := int((answered == 0).sum()):
             figures["unanswered"] = unanswered
         return figures

@@ -224,10 +224,10 @@ def _checksum(description):
 
 def _starts(parts, size):
     """{part: its first byte in the file, None: how long the file is}."""
-    starts, place = {}, 0
+    starts, start = {}, 0
     for name, paths in parts.items():
-        starts[name], place = place, place + bytes_of(len(paths), size)
-    return {**starts, None: place}
+        starts[name], start = start, start + bytes_of(len(paths), size)
+    return {**starts, None: start}
 
 
 def _remove_stale(folder):
@@ -302,7 +302,7 @@ def _described(path, parts):
     sums = {
         name: np.frombuffer(base64.b64decode(text), "<u4") for name, text in kept["sums"].items()
     }
-    if {name: len(each) for name, each in sums.items()} != {
+    if {name: len(values) for name, values in sums.items()} != {
         name: len(paths) for name, paths in parts.items()
     }:
         raise ValueError(f"{path.name} is of other images")

@@ -28,9 +28,9 @@ def copy_of(network: nn.Module, memo: dict | None = None, device=None) -> nn.Mod
             twin.__dict__[name] = copy.deepcopy(vars(network)[name], memo)
         return twin
     except Exception as error:  # whatever the user's own objects do
-        place = _what_cannot_be_copied(network, known)
+        culprit = _what_cannot_be_copied(network, known)
         raise ValueError(
-            f"{type(network).__name__} cannot be copied{place}: "
+            f"{type(network).__name__} cannot be copied{culprit}: "
             f"{str(error).strip() or type(error).__name__}; keep that outside of "
             "the network"
         ) from error

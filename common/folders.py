@@ -61,51 +61,51 @@ def find_parts(root, test_percent=0):
     where the folder has none. Raises InputError that says what is missing."""
     root, search = Path(root), _Search()
     folders = search.part_folders(root)
-    place = folders.get("train") or (None if folders else root)
-    if place is None or place == root and not test_percent:
+    training = folders.get("train") or (None if folders else root)
+    if training is None or training == root and not test_percent:
         raise _no_training(root, folders)
-    train = search.classes(place)
-    found = {
+    train = search.classes(training)
+    testing = {
         part: files
         for part in ("test", "validation")
         if part in folders and any((files := search.labelled(folders[part], train)).values())
     }
-    search.leave_out_empty(train, *found.values())
+    search.leave_out_empty(train, *testing.values())
     if len(train) < 2:
         search.tell()
         raise InputError(
-            f"{place} needs two or more folders, one for the images of each class; it "
-            f"has {len(train)}{what_to_do(place)}"
+            f"{training} needs two or more folders, one for the images of each class; it "
+            f"has {len(train)}{what_to_do(training)}"
         )
-    if test_percent and found:
-        there = " and ".join(f"{folders[part].name}/" for part in found)
+    if test_percent and testing:
+        names = " and ".join(f"{folders[part].name}/" for part in testing)
         raise InputError(
-            f"--test_percent={test_percent} is for folders without test images; {root} has {there}"
+            f"--test_percent={test_percent} is for folders without test images; {root} has {names}"
         )
     if test_percent:
         parts = split(train, test_percent, root, search.notes)
         count, whole = (sum(map(len, files.values())) for files in (parts["test"], train))
         search.notes.append(
-            f"Test images: {count:,} of the {whole:,} in {place} "
+            f"Test images: {count:,} of the {whole:,} in {training} "
             f"(--test_percent={test_percent}), chosen by their names"
         )
         return Found(parts, search.told())
-    if not found:
+    if not testing:
         search.tell()
         raise InputError(
             f"{root} has no folder test/ or val/ with images of the training classes; "
-            f"--test_percent=20 takes a fifth of each class in {place} for testing"
+            f"--test_percent=20 takes a fifth of each class in {training} for testing"
         )
-    if len(found) == 1:
-        ((part, files),) = found.items()
+    if len(testing) == 1:
+        ((part, files),) = testing.items()
         if part == "validation":
             search.notes.append(f"Test images: those in {folders[part]}")
-        found = {"test": files}
+        testing = {"test": files}
     else:
         search.notes.append(
             f"Validation images, which choose the best epoch: those in {folders['validation']}"
         )
-    return Found({"train": train, **found}, search.told())
+    return Found({"train": train, **testing}, search.told())
 
 
 def find_test(root, classes=None):
@@ -115,8 +115,8 @@ def find_test(root, classes=None):
     root, search = Path(root), _Search()
     folders = search.part_folders(root, classes or ())
     if classes is None:
-        place = next((folders[part] for part in PARTS if part in folders), root)
-        classes = [name for name, files in search.classes(place).items() if files]
+        named = next((folders[part] for part in PARTS if part in folders), root)
+        classes = [name for name, files in search.classes(named).items() if files]
     for part in ("test", "validation"):
         if part in folders and any((files := search.labelled(folders[part], classes)).values()):
             search.notes.append(f"The test images are those in {folders[part]}")
@@ -194,9 +194,9 @@ def _no_training(root, folders):
             "are classes, --test_percent=20 takes a fifth of each for testing"
         )
     names = shortened(f"{folder.name}/" for folder in _visible_folders(root))
-    found = f"; it has {names}" if names else ""
+    instead = f"; it has {names}" if names else ""
     return InputError(
-        f"{root} has no folder train/{found}. It needs train/ and test/, each with "
+        f"{root} has no folder train/{instead}. It needs train/ and test/, each with "
         "one folder of images per class, or --test_percent and one folder of images "
         f"per class{what_to_do(root)}"
     )
@@ -233,8 +233,8 @@ def _files_around(folder):
     near = [folder.parent] if folder.name.lower() in chain(*PARTS.values()) else []
     return [
         file
-        for place in (folder, *_visible_folders(folder), *near)
-        for file in sorted(_files_in(place))
+        for near_by in (folder, *_visible_folders(folder), *near)
+        for file in sorted(_files_in(near_by))
     ]
 
 
@@ -334,7 +334,7 @@ class _Search:
     def part_folders(self, root, classes=()):
         """{part: its folder} in a data set; none where there are folders of these classes."""
         classes = {composed(name) for name in classes}
-        found, passed = {}, []
+        folders, passed = {}, []
         for path in root.iterdir():
             if path.name.lower() in chain(*PARTS.values()):
                 _require_alive(path)
@@ -344,18 +344,18 @@ class _Search:
             )
             if part is None:
                 passed.append(folder)
-            elif part in found:
-                self.notes.append(f"Left out: {folder}, since {found[part]} is there")
+            elif part in folders:
+                self.notes.append(f"Left out: {folder}, since {folders[part]} is there")
             else:
-                found[part] = folder
+                folders[part] = folder
         if classes & {composed(folder.name) for folder in passed}:
             return {}  # also where a class is called train or test
-        if "train" in found and _is_class(found["train"]) and any(map(_is_class, passed)):
-            passed.append(found.pop("train"))  # buses, cars and trains
-        if found and passed:
+        if "train" in folders and _is_class(folders["train"]) and any(map(_is_class, passed)):
+            passed.append(folders.pop("train"))  # buses, cars and trains
+        if folders and passed:
             names = shortened(f"{folder.name}/" for folder in passed)
             self.notes.append(f"Left out: {names} in {root}")
-        return found
+        return folders
 
     def leave_out_empty(self, *parts):
         """Take away classes that have no image in any part."""

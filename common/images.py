@@ -283,12 +283,12 @@ def _only_pixels(path):
             return None
         file.seek(0)
         content = file.read()
-    kept, place = [MAGIC[0]], 8
-    while place + 12 <= len(content):
-        (length,) = struct.unpack(">I", content[place : place + 4])
-        if content[place + 4 : place + 8] in PIXELS:
-            kept.append(content[place : place + 12 + length])
-        place += 12 + length
+    kept, start = [MAGIC[0]], 8
+    while start + 12 <= len(content):
+        (length,) = struct.unpack(">I", content[start : start + 4])
+        if content[start + 4 : start + 8] in PIXELS:
+            kept.append(content[start : start + 12 + length])
+        start += 12 + length
     return io.BytesIO(b"".join(kept))
 
 
@@ -402,7 +402,7 @@ def _deep_colours(image, low, size, white):
     """The bytes of 16-bit colours. low: the same image, not loaded yet, for the lower bytes."""
     opaque = _is_opaque(image, [])
     low.tile = list(map(_with_other_byte, low.tile))
-    image, low = (_turned(each, []) for each in (image, low))
+    image, low = (_turned(half, []) for half in (image, low))
     alpha = None if opaque or image.mode != "RGBA" else image.getchannel("A")
     fitted = []
     for upper, lower in zip(image.split()[:3], low.split()):
@@ -415,12 +415,12 @@ def _deep_colours(image, low, size, white):
 
 def _with_other_byte(tile):
     """A part of a file, in Pillow's words, of which the other byte of 16 bits is read."""
-    *place, arguments = tile
+    *position, arguments = tile
     if isinstance(arguments, str):
         arguments = OTHER_BYTE[arguments]
     else:
         arguments = (OTHER_BYTE[arguments[0]], *arguments[1:])
-    return tile._make((*place, arguments)) if hasattr(tile, "_make") else (*place, arguments)
+    return tile._make((*position, arguments)) if hasattr(tile, "_make") else (*position, arguments)
 
 
 def _deep_picture(image, size, white, remarks):

@@ -36,17 +36,17 @@ def memory():
 
 def _groups():
     """The folders of the control groups that this process is in, by cgroups of version 2 and 1."""
-    found = [GROUPS, GROUPS / "cpu", GROUPS / "memory"]
+    groups = [GROUPS, GROUPS / "cpu", GROUPS / "memory"]
     with suppress(OSError, ValueError):
         for line in OWN.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            place = GROUPS / next(
-                (each for each in controllers.split(",") if each in ("cpu", "memory")), ""
+            top = GROUPS / next(
+                (word for word in controllers.split(",") if word in ("cpu", "memory")), ""
             )
-            if not controllers or place != GROUPS:
-                own = place / path.lstrip("/")
-                found += [own, *(each for each in own.parents if place in each.parents)]
-    return found
+            if not controllers or top != GROUPS:
+                group = top / path.lstrip("/")
+                groups += [group, *(parent for parent in group.parents if top in parent.parents)]
+    return groups
 
 
 def _numbers(path):

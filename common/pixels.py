@@ -46,19 +46,19 @@ class FilePixels:
         return self.shape.numel()
 
     def __getitem__(self, rows):
-        some = copy.copy(self)
-        some.rows = self.rows[rows]
-        return some
+        part = copy.copy(self)
+        part.rows = self.rows[rows]
+        return part
 
     def read(self, rows=slice(None)):
         """The images of some rows, as a tensor."""
         numbers = self.rows[rows].numpy()
         images = np.empty((len(numbers), self.size, self.size, 3), np.uint8)
-        places = np.argsort(numbers, kind="stable")  # in the order of the file
-        if (places == np.arange(len(places))).all() and (np.diff(numbers) == 1).all():
+        order = np.argsort(numbers, kind="stable")  # in the order of the file
+        if (order == np.arange(len(order))).all() and (np.diff(numbers) == 1).all():
             parts = [(numbers[0], images)] if len(numbers) else []  # all that lie side by side
         else:
-            parts = ((numbers[place], images[place]) for place in places)
+            parts = ((numbers[row], images[row]) for row in order)
         try:
             with self.lock:
                 for number, part in parts:
@@ -84,8 +84,8 @@ class FilePixels:
         new = ~self.checked[numbers]
         if not new.any():
             return
-        found = [zlib.crc32(image) for image in compress(images, new)]
-        if found != self.sums[numbers[new]].tolist():
+        sums = [zlib.crc32(image) for image in compress(images, new)]
+        if sums != self.sums[numbers[new]].tolist():
             raise OSError("its bytes have changed on the disk")
         self.checked[numbers] = True
 
@@ -99,10 +99,10 @@ def in_memory(images, device):
     """The same images as one tensor on a device."""
     if isinstance(images, torch.Tensor):
         return images.to(device)
-    whole, place = torch.empty(images.shape, dtype=torch.uint8, device=device), 0
+    whole, start = torch.empty(images.shape, dtype=torch.uint8, device=device), 0
     for chunk in images.chunks():
-        whole[place : place + len(chunk)] = chunk
-        place += len(chunk)
+        whole[start : start + len(chunk)] = chunk
+        start += len(chunk)
     return whole
 
 

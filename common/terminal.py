@@ -75,7 +75,7 @@ def shortened(names, most=3):
 def one_line(text, word=200, line=1000):
     """A text that may hold anything as one short line for a terminal: control characters escaped,
     long words and long lines cut in the middle."""
-    words = [_cut(each, word) for each in text.split()]
+    words = [_cut(part, word) for part in text.split()]
     return _cut(printable(" ".join(words)), line)
 
 

@@ -170,7 +170,7 @@ def _check(kind, settings):
             "that could normalise; the normalisation is in its metadata"
         )
     if settings.opset and not kind.opsets:
-        those = (f"--export=FILE{each.suffix}" for each in EXPORTERS.values() if each.opsets)
+        those = (f"--export=FILE{kind.suffix}" for kind in EXPORTERS.values() if kind.opsets)
         raise InputError(f"--export_opset={settings.opset} only works with {' or '.join(those)}")
     need(f"--export as {kind.suffix}", *kind.packages)
 
@@ -201,7 +201,7 @@ def width_notes(model, path):
     odd = [
         group
         for group in groups
-        if group.conv.out_channels % fast and group.conv.out_channels < group.dense
+        if len(group.channels) % fast and len(group.channels) < group.dense
     ]
     if not odd:
         return []
@@ -405,9 +405,9 @@ class Runtime:
             name = event["name"].removesuffix("_kernel_time").removesuffix("_nchwc")
             if event["cat"] == "Node" and name in owners:
                 times.setdefault(name, []).append(event["dur"] / 1000)
-        for name, own in times.items():
-            layer = owners[name]
-            layers[layer] = layers.get(layer, 0) + statistics.median(own[1:])  # one to warm up
+        for name, durations in times.items():
+            layer, warm = owners[name], durations[1:]
+            layers[layer] = layers.get(layer, 0) + statistics.median(warm)
         return layers
 
 

@@ -112,8 +112,8 @@ def _what_else(file, head):
     if head[8:9] == b"{" and head[6:8] == bytes(2):
         return "is a .safetensors file that is not whole: copy or download it again"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    for place, sign, what in SIGNS:
-        if head[place:].startswith(sign) or not place and text.startswith(sign):
+    for offset, sign, what in SIGNS:
+        if head[offset:].startswith(sign) or not offset and text.startswith(sign):
             return what
     if head[0] == 8 and 1 < head[1] < 64 and head[2:3] and head[2] in ONNX_TAGS:
         return f"is a network in ONNX; {GIVE}"

@@ -229,10 +229,10 @@ class Job(Plan):
             record = record_in(path)
             if record is None or record.fingerprint in (None, self.data.fingerprint):
                 continue
-            place = record.data_path
+            trained_on = record.data_path
             if (
-                place is None
-                or same_place(place, flags.data_path)
+                trained_on is None
+                or same_place(trained_on, flags.data_path)
                 or any(record.flag(name) != getattr(flags, name) for name in prepared)
             ):
                 notes.append(
@@ -242,7 +242,7 @@ class Job(Plan):
             else:
                 raise InputError(
                     f"{path} would be replaced, and was trained on the images of "
-                    f"{place}, which are others; another --out, or another name of "
+                    f"{trained_on}, which are others; another --out, or another name of "
                     "the folder, keeps both"
                 )
         return notes
@@ -263,8 +263,8 @@ class Job(Plan):
 
     def _look(self):
         """How the job starts, or has started by the resume file that it goes on from."""
-        found = self.flags.resume and self.resume_file.is_file()
-        if found:
+        is_resumed = self.flags.resume and self.resume_file.is_file()
+        if is_resumed:
             self.network, self.state = read_resume_file(self.resume_file, self.identity)
             recording = recording_of(
                 self.flags, self.drive, self.resume_file, self.state.start, self.state.done
@@ -273,7 +273,7 @@ class Job(Plan):
                 raise damaged(self.resume_file)
         require_same(
             "the resume file",
-            found
+            is_resumed
             and [
                 str(self.state.start),
                 self.state.done,
@@ -283,7 +283,7 @@ class Job(Plan):
                 ],
             ],
         )
-        return self.state.start if found else self._start()
+        return self.state.start if is_resumed else self._start()
 
     def _take_up(self):
         self.network = self.network.to(self.device)
@@ -292,8 +292,8 @@ class Job(Plan):
         number = self.recording.steps[self.state.done].number
         known = {}
         for name, training in self.state.trained.items():
-            phase, _, own = name.partition(" ")
-            known[phase, int(own or number)] = len(training.history)
+            phase, _, given = name.partition(" ")
+            known[phase, int(given or number)] = len(training.history)
         for writer in self.writers:
             writer.resume(known)
 
@@ -384,7 +384,7 @@ class Job(Plan):
 
     def _recipes_in_words(self):
         """A line for each kind of training of the job: its epochs and rates."""
-        phases = dict.fromkeys(each.phase for each in self.recording.steps if each.action.trains)
+        phases = dict.fromkeys(step.phase for step in self.recording.steps if step.action.trains)
         return [
             f"{phase}: {recipe_text(self.recipe(phase), self.flags.optimizer)}" for phase in phases
         ]
@@ -520,7 +520,7 @@ def save_network(job, phase, number=0):
         environment=environment(job.device),
         history={
             **({} if number or not state.records else state.records[-1].history or {}),
-            **{name: each.history for name, each in state.trained.items()},
+            **{name: training.history for name, training in state.trained.items()},
         },
         seconds={**state.seconds, **{name: t.seconds for name, t in state.trained.items()}},
         pruning=state.pruning if number else None,

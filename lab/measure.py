@@ -55,7 +55,7 @@ def measure_compression(network, file_bytes, entries, image_size=32):
 
 def layer_widths(network):
     """{layer: number of its filters}."""
-    return {group.name: group.conv.out_channels for group in filter_groups(network)}
+    return {group.name: len(group.channels) for group in filter_groups(network)}
 
 
 def stream_widths(network):
@@ -96,6 +96,8 @@ def measure_layers(network, image_size=32):
 
 
 def _outputs_of(layer):
+    if isinstance(layer, torch.nn.MultiheadAttention):
+        return len(layer.in_proj_weight)
     return layer.out_features if isinstance(layer, torch.nn.Linear) else layer.out_channels
 
 

@@ -12,13 +12,14 @@ import os
 import re
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 
 import torch
 
 import pruner
-from channels.groups import fixed_text, remains_of, share_structure, widths_of
+from channels.groups import example_of, fixed_text, remains_of, share_structure, widths_of
+from channels.structure import NoLogits
 from channels.trace import LAZY
 from common.errors import InputError, first_line
 from common.libraries import lazy, need
@@ -84,16 +85,17 @@ def file_name(name):
 
 def build_network(
     name: str,
-    num_classes: int,
+    num_classes: int | None,
     width: float = 1.0,
     widths: dict | None = None,
     whole=(),
-    image_size: int | None = None,
+    example=None,
 ) -> torch.nn.Module:
     """A network with fresh weights, in channels-last memory; `origin` says how it was built.
 
-    width: multiplies the widths of one of the four. widths: those of a pruned one, as
-    `widths_of` gives them. whole, image_size: see `pruner.rebuild`. A pruned one of the four
+    num_classes: None calls what stands in a user's own file without it. width: multiplies the
+    widths of one of the four. widths: those of a pruned one, as
+    `widths_of` gives them. whole, example: see `pruner.rebuild`. A pruned one of the four
     is initialised in its small layers; others initialise themselves whole, and are cut. Raises
     InputError where the name is wrong, and ValueError where the widths are.
     """
@@ -116,7 +118,7 @@ def build_network(
         raise InputError(f"--model={name}: {LAZY}")
     network = _in_memory(network.float().cpu())
     network.origin = Origin(name, num_classes)
-    return network if widths is None else pruner.rebuild(network, widths, whole, image_size)
+    return network if widths is None else pruner.rebuild(network, widths, whole, example)
 
 
 def _as_given(name, num_classes):
@@ -124,17 +126,17 @@ def _as_given(name, num_classes):
     factory = _factory(name)
     try:
         with settings_kept():
-            network = factory(num_classes=num_classes)
+            network = factory() if num_classes is None else factory(num_classes=num_classes)
     except (Exception, SystemExit) as error:  # a user's own code, or a library's
+        wanted = "" if num_classes is None else f" for {num_classes} classes"
         raise InputError(
-            f"--model={name} cannot be built for {num_classes} classes: "
-            f"{type(error).__name__}: {error}"
+            f"--model={name} cannot be built{wanted}: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(network, torch.nn.Module):
         raise InputError(
             f"--model={name} returns {type(network).__name__}, not a network (torch.nn.Module)"
         )
-    if taken := next((each for each in ("origin", "_remains") if hasattr(network, each)), None):
+    if taken := next((name for name in ("origin", "_remains") if hasattr(network, name)), None):
         raise InputError(
             f"--model={name} has a layer or attribute called {taken}, where the suite "
             "keeps its own notes; another name lets it be used"
@@ -180,10 +182,17 @@ def _in_memory(network):
 
 @lru_cache
 def _contiguous(kind):
-    def forward(self, images):
-        return kind.forward(self, images.contiguous())
+    @wraps(kind.forward)
+    def forward(self, *args, **kwargs):
+        args = [_in_order(each) for each in args]
+        kwargs = {name: _in_order(each) for name, each in kwargs.items()}
+        return kind.forward(self, *args, **kwargs)
 
     return made_class(_contiguous, kind, (), {"forward": forward})
+
+
+def _in_order(value):
+    return value.contiguous() if hasattr(value, "contiguous") else value
 
 
 def look_at(network, image_size, pruning_type=None):
@@ -194,9 +203,11 @@ def look_at(network, image_size, pruning_type=None):
     if name in NETWORKS:
         return []
     try:
-        pruner.explore(network, image_size)
-        if pruning_type:
-            check_suits(network, pruning_type)
+        _require_logits(network, image_size)
+        misfit, unjudged = _misfit(network, image_size), []
+        if not misfit:  # else trying it out would be for nothing
+            pruner.explore(network, image_size)
+            unjudged = check_suits(network, pruning_type) if pruning_type else []
     except ValueError as error:
         raise InputError(f"--model={name}: {error}") from error
     except (Exception, SystemExit) as error:  # of the user's own code
@@ -216,15 +227,34 @@ def look_at(network, image_size, pruning_type=None):
             f"--model={name} takes images with {structure.image_shape[0]} channels; "
             "this suite's have 3"
         )
+    if misfit:
+        raise InputError(f"--model={name}: {misfit}")
+    lines = fixed_text(structure)
+    more = [f"and so do filters of {len(lines) - MOST} more layers"] if len(lines) > MOST else []
+    about = [*_type_lines(network.origin), *try_out(network, image_size), *unjudged]
+    return [*about, *lines[:MOST], *more]
+
+
+def _misfit(network, image_size):
+    """Why a network does not take images of image_size x image_size pixels, and what it takes; ""
+    where it does."""
+    structure = remains_of(network).structure
     try:
         structure.positions(image_size)
     except ValueError as error:
-        raise InputError(
-            f"--model={name}: {error}; --image_size={structure.image_shape[1]} fits it"
+        return f"{error}; --image_size={structure.image_shape[1]} fits it"
+    return ""
+
+
+def _require_logits(network, image_size):
+    """Raises ValueError where a network gives something else than logits for images."""
+    try:
+        remains_of(network, image_size).structure.require_logits()
+    except NoLogits as error:
+        raise ValueError(
+            f"{error}; from Python, networks of any inputs and outputs are pruned (lab/README.md, "
+            "Any inputs, outputs and loss)"
         ) from error
-    lines = fixed_text(structure)
-    more = [f"and so do filters of {len(lines) - MOST} more layers"] if len(lines) > MOST else []
-    return [*_type_lines(network.origin), *try_out(network, image_size), *lines[:MOST], *more]
 
 
 def _type_lines(origin):
@@ -412,7 +442,7 @@ def fresh_like(network: torch.nn.Module, num_classes: int) -> torch.nn.Module:
         origin.width,
         widths_of(network),
         structure.fixed_operations,
-        structure.image_shape[-1],
+        example_of(structure),
     )
 
 
@@ -428,7 +458,7 @@ def _factory(name):
         need(f"--model={name}", "timm")
         wanted = name.removeprefix("timm:")
         if not timm.is_model(wanted.split(".")[0]):
-            raise _unknown(name, [f"timm:{each}" for each in timm.list_models()])
+            raise _unknown(name, [f"timm:{known}" for known in timm.list_models()])
         return partial(timm.create_model, wanted, pretrained=False)
     known = zoo.list_models(module=zoo)
     if name not in known:
@@ -454,8 +484,8 @@ def _unknown(name, names):
         backbone = f"; its backbone is --model={inside}" if inside else ""
         return InputError(
             f"--model={name} is no classifier, and the commands prune classifiers only{backbone}. "
-            "From Python, pruner.prune takes any network that gives one row of numbers for each "
-            "image (lab/README.md, From Python)"
+            "From Python, pruner.prune takes any network (lab/README.md, Any inputs, outputs and "
+            "loss)"
         )
     near = difflib.get_close_matches(name, names, 3, 0.5)
     hint = (

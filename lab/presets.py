@@ -31,38 +31,38 @@ def check_preset(name):
     shared = {"MOMENTUM": MOMENTUM, "PENALTY_OF_OTHERS": PENALTY_OF_OTHERS}
     shared |= {f"PENALTY[{model!r}]": value for model, value in PENALTY.items()}
     try:
-        for place, value in shared.items():
-            check(float, value, place)
-            _require(value >= 0, place, value, "a number from 0 up")
+        for setting, value in shared.items():
+            check(float, value, setting)
+            _require(value >= 0, setting, value, "a number from 0 up")
         _check_preset(f"preset {name!r}", PRESETS[name])
     except ValueError as error:
         raise InputError(f"config.py, {error}") from error
 
 
-def _check_preset(place, preset):
-    check(Preset, preset, place)
-    check_fields(Preset, vars(preset), place)
+def _check_preset(setting, preset):
+    check(Preset, preset, setting)
+    check_fields(Preset, vars(preset), setting)
     size = preset.batch_size
-    _require(size >= 2, f"{place}.batch_size", size, "an integer of at least 2")
+    _require(size >= 2, f"{setting}.batch_size", size, "an integer of at least 2")
     for job in ("ebt", "iterative"):
         schedule = getattr(preset, job)
-        check_fields(Schedule, vars(schedule), f"{place}.{job}")
+        check_fields(Schedule, vars(schedule), f"{setting}.{job}")
         for phase, recipe in vars(schedule).items():
             if recipe is not None:
-                _check_recipe(f"{place}.{job}.{phase}", recipe)
+                _check_recipe(f"{setting}.{job}.{phase}", recipe)
 
 
-def _check_recipe(place, recipe):
-    check_fields(type(recipe), vars(recipe), place)
+def _check_recipe(setting, recipe):
+    check_fields(type(recipe), vars(recipe), setting)
     for name in ("lr", "adam_lr"):
         rates = getattr(recipe, name)
         if len(rates) != len(recipe.epochs):
             raise ValueError(
-                f"{place}: {name} has {len(rates)} values and epochs {len(recipe.epochs)}; "
+                f"{setting}: {name} has {len(rates)} values and epochs {len(recipe.epochs)}; "
                 "they must be of equal length"
             )
         fits = all(0 < rate < 1e38 for rate in rates)
-        _require(fits, f"{place}.{name}", rates, "rates above 0, and finite in single precision")
+        _require(fits, f"{setting}.{name}", rates, "rates above 0, and finite in single precision")
     limits = {
         "epochs": (min(recipe.epochs, default=0) >= 0, "integers from 0 up"),
         "weight_decay": (recipe.weight_decay >= 0, "a number from 0 up"),
@@ -75,14 +75,14 @@ def _check_recipe(place, recipe):
         "schedule": (recipe.schedule in ("steps", "cosine"), "'steps' or 'cosine'"),
     }
     for name, (fits, wanted) in limits.items():
-        _require(fits, f"{place}.{name}", getattr(recipe, name), wanted)
+        _require(fits, f"{setting}.{name}", getattr(recipe, name), wanted)
     if recipe.schedule == "cosine" and len(recipe.lr) != 1:
-        raise ValueError(f"{place}: lr has {len(recipe.lr)} values; schedule='cosine' takes one")
+        raise ValueError(f"{setting}: lr has {len(recipe.lr)} values; schedule='cosine' takes one")
 
 
-def _require(fits, place, value, wanted):
+def _require(fits, setting, value, wanted):
     if not fits:
-        raise ValueError(f"{place} is {value!r}; it must be {wanted}")
+        raise ValueError(f"{setting} is {value!r}; it must be {wanted}")
 
 
 def scaled(schedule, epochs=None, lr=None, optimizer="sgd"):

@@ -86,74 +86,74 @@ def read_weights(path, digest=False):
     """
     file, part = file_and_part(path)
     content, known = _read(file, digest)
-    places = dict(_state_dicts(content))
-    place = _usual(places)
+    states = dict(_state_dicts(content))
+    prefix = _usual(states)
     if part is not None:
-        place, state = _named(places, place, part)
+        prefix, state = _named(states, prefix, part)
         if not state:
-            raise InputError(f"{file} has no {shortened([part])}{_has(places, content)}")
-        entries = content if place == part else {}
+            raise InputError(f"{file} has no {shortened([part])}{_has(states, content)}")
+        entries = content if prefix == part else {}
         return Weights(path, _without_counters(state), entries, digest=known)
-    if place is None:
+    if prefix is None:
         raise InputError(
             f"{path} holds no state dict, neither bare nor under "
-            f"{shortened(WRAPPINGS, 5)}{_has(places, content)}"
+            f"{shortened(WRAPPINGS, 5)}{_has(states, content)}"
         )
-    others = [name for name in places if name != place and _is_network(places[name])]
+    others = [name for name in states if name != prefix and _is_network(states[name])]
     lines = []
     if others:
         lines = [
-            f"{file} has several state dicts: that under {place} is taken; {file}:{others[0]} "
+            f"{file} has several state dicts: that under {prefix} is taken; {file}:{others[0]} "
             f"takes the one under {others[0]}"
             + (f", and so do {shortened(others[1:])}" if others[1:] else "")
         ]
-    state, entries = _without_counters(places[place]), content if place else {}
+    state, entries = _without_counters(states[prefix]), content if prefix else {}
     return Weights(path, state, entries, lines, known)
 
 
-def _named(places, usual, part):
-    """(where it is, the state dict) that a part of a file names: a place, or what stands before
-    the names of the one at a place, or at the usual one."""
-    for place in sorted(places, key=len, reverse=True):
-        if part == place:
-            return place, places[place]
-        if place and part.startswith(place + "."):
-            return place, _below(places[place], part[len(place) + 1 :] + ".")
-    return usual, _below(places.get(usual, {}), part + ".")
+def _named(states, usual, part):
+    """(where it is, the state dict) that a part of a file names: a prefix, or what stands before
+    the names of the one at a prefix, or at the usual one."""
+    for prefix in sorted(states, key=len, reverse=True):
+        if part == prefix:
+            return prefix, states[prefix]
+        if prefix and part.startswith(prefix + "."):
+            return prefix, _below(states[prefix], part[len(prefix) + 1 :] + ".")
+    return usual, _below(states.get(usual, {}), part + ".")
 
 
-def _has(places, content):
+def _has(states, content):
     """What a file has instead, in words."""
     keys = shortened(map(reprlib.repr, content), 5) if isinstance(content, dict) else ""
-    found = [name for name in places if name and _is_network(places[name])]
-    take = f"; FILE:{shortened(found[:1])} takes the weights there" if found else ""
+    networks = [name for name in states if name and _is_network(states[name])]
+    take = f"; FILE:{shortened(networks[:1])} takes the weights there" if networks else ""
     return f"; it has {keys}{take}" if keys else take
 
 
-def _state_dicts(content, place="", deepest=DEEPEST):
+def _state_dicts(content, prefix="", deepest=DEEPEST):
     """(the keys that lead to it, the state dict) of all that hold a tensor. What an optimizer
     remembers is none."""
     if not isinstance(content, dict) or "param_groups" in content:
         return
     if any(isinstance(value, torch.Tensor) for value in content.values()):
-        yield place, content
+        yield prefix, content
     if not deepest:
         return
     for key, value in content.items():
-        yield from _state_dicts(value, f"{place}.{key}" if place else str(key), deepest - 1)
+        yield from _state_dicts(value, f"{prefix}.{key}" if prefix else str(key), deepest - 1)
 
 
-def _usual(places):
-    """The place of the state dict that is taken unless another one is named: the first of the usual
-    ones; the file itself where there is none; None where there is neither."""
-    usual = [place for place in places if place and set(place.split(".")) <= set(WRAPPINGS)]
+def _usual(states):
+    """The prefix of the state dict that is taken unless another one is named: the first usual one;
+    "" for the file itself where there is none; None where there is neither."""
+    usual = [prefix for prefix in states if prefix and set(prefix.split(".")) <= set(WRAPPINGS)]
     if usual:
         return min(usual, key=_rank)
-    return "" if "" in places else None
+    return "" if "" in states else None
 
 
-def _rank(place):
-    return [WRAPPINGS.index(key) for key in place.split(".")]
+def _rank(prefix):
+    return [WRAPPINGS.index(key) for key in prefix.split(".")]
 
 
 def _is_network(state):

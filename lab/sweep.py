@@ -92,10 +92,10 @@ def read_sweep(name):
 
 def _without_twins(pairs):
     """The dict of JSON's pairs. Raises ValueError where a key is there twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    settings = dict(pairs)
+    if len(settings) < len(pairs):
         raise ValueError("a key is there twice")
-    return found
+    return settings
 
 
 def _without_idle(cell):

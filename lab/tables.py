@@ -170,7 +170,7 @@ def _is_exhausted(network, round_to, residual, keep):
     if not is_removable(network, residual, keep):
         return True
     for group in groups_of(network, keep).values():
-        if group.conv.out_channels > round_up(group.floor, round_to, group.dense):
+        if len(group.channels) > round_up(group.floor, round_to, group.dense):
             return False
     return True
 

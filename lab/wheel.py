@@ -54,25 +54,25 @@ def renamed(source, names):
         starts.append(starts[-1] + len(line.encode()))
     text = source.encode()
 
-    def place(line, column):
+    def position(line, column):
         return starts[line - 1] + column
 
     def is_own(name):
         return name.partition(".")[0] in names
 
     for node in ast.walk(ast.parse(source)):
-        begin = place(node.lineno, node.col_offset) if hasattr(node, "lineno") else None
+        begin = position(node.lineno, node.col_offset) if hasattr(node, "lineno") else None
         if isinstance(node, ast.ImportFrom) and not node.level and is_own(node.module):
             begin += len("from ")
             edits.append((begin, begin + len(node.module), f"{PACKAGE}.{node.module}"))
-        elif isinstance(node, ast.Import) and any(is_own(each.name) for each in node.names):
-            end = place(node.end_lineno, node.end_col_offset)
-            edits.append((begin, end, "; ".join(_import_of(each, is_own) for each in node.names)))
+        elif isinstance(node, ast.Import) and any(is_own(alias.name) for alias in node.names):
+            end = position(node.end_lineno, node.end_col_offset)
+            edits.append((begin, end, "; ".join(_import_of(alias, is_own) for alias in node.names)))
         elif isinstance(node, ast.Assign) and _calls_lazy(node):
             edits += [
                 (
-                    place(part.lineno, part.col_offset),
-                    place(part.end_lineno, part.end_col_offset),
+                    position(part.lineno, part.col_offset),
+                    position(part.end_lineno, part.end_col_offset),
                     f'"{PACKAGE}.{part.value}"',
                 )
                 for part in ast.walk(node)
@@ -88,10 +88,10 @@ def _import_of(alias, is_own):
     called = f" as {alias.asname}" if alias.asname else ""
     if not is_own(alias.name):
         return f"import {alias.name}{called}"
-    owner, _, own = f"{PACKAGE}.{alias.name}".rpartition(".")
+    owner, _, module = f"{PACKAGE}.{alias.name}".rpartition(".")
     if owner != PACKAGE and not called:
         raise ValueError(f"`import {alias.name}` binds {PACKAGE}; write `from ... import`")
-    return f"from {owner} import {own}{called}"
+    return f"from {owner} import {module}{called}"
 
 
 def _calls_lazy(node):

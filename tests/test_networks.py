@@ -29,11 +29,11 @@ from channels.groups import (
 from channels.lowering import lower
 from channels.work import Work
 from common.files import digest_of
-from conftest import ROOT, begin_like, begin_with, files, short_preset, write_folder
+from conftest import ROOT, begin_like, begin_with, files, short_preset, transformer, write_folder
 from imp_estimator import ESTIMATORS, cal_importance
 from lab import networks, weights
 from lab.checkpoint import load_checkpoint, save_checkpoint
-from pruner import prune, select_filters
+from pruner import prune, removable_units, select_filters, without
 from zoo import prune_all, removable_filters, settle
 
 # A residual network with a gate, a depthwise and a bare convolution.
@@ -134,12 +134,27 @@ def test_timms_networks(name):
     assert row["worst"] < 1e-9 and (row["can"] == row["all"]) == (name != "nf_regnet_b0")
 
 
-def test_convnext_mixes_all_channels_and_says_so(flags, capsys, tmp_path):
+MIXING = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.a, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.LayerNorm(8), nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.head(self.norm(self.a(x).mean((2, 3))))
+"""
+
+
+def test_a_network_that_mixes_all_channels_says_so(flags, capsys, tmp_path):
+    Path("nets/mixing.py").write_text(MIXING)
     before = files(tmp_path)
     assert (
         run(
             *flags,
-            "--model=convnext_tiny",
+            "--model=nets/mixing.py:Net",
             "--pruning_type=l1",
             "--prune_percent=50",
             "--ebt=True",
@@ -147,8 +162,8 @@ def test_convnext_mixes_all_channels_and_says_so(flags, capsys, tmp_path):
         )
         == 2
     )
-    assert "features.0.0 keeps its 96 filters: LayerNorm2d mixes them" in capsys.readouterr().err
-    assert files(tmp_path) == before
+    assert "a keeps its 8 filters: LayerNorm mixes them" in capsys.readouterr().err
+    assert {p for p in files(tmp_path) if "pycache" not in p} == before.keys()
 
 
 # ------------------------------------------------------------------------------------------- names
@@ -709,30 +724,12 @@ def test_all_multiply_adds_are_counted_before_and_after_a_cut(by, macs):
     assert macs is None or cost["macs"] == layers + macs
     if by != "deformed":  # which torch does not count
         assert cost["macs"] == multiply_adds(network, 10)
-    scores = {group.name: torch.rand(group.conv.out_channels) for group in filter_groups(network)}
+    scores = {group.name: torch.rand(len(group.channels)) for group in filter_groups(network)}
     small = prune(network, select_filters(network, scores, 50, "macs", image_size=10))
     cut = measure_cost(small, 10)
     assert cut["macs"] < cost["macs"]
     if by != "deformed":
         assert cut["macs"] == multiply_adds(small, 10)
-
-
-def transformer(num_classes=4):
-    """A transformer for images behind two convolutions."""
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(6, 3, 3, padding=1),
-        torchvision.models.VisionTransformer(
-            image_size=32,
-            patch_size=8,
-            num_layers=2,
-            num_heads=2,
-            hidden_dim=16,
-            mlp_dim=24,
-            num_classes=num_classes,
-        ),
-    )
 
 
 @pytest.mark.parametrize(
@@ -745,23 +742,29 @@ def transformer(num_classes=4):
         transformer,
     ],
 )
-def test_networks_cost_what_torch_counts(make):
+def test_networks_cost_what_torch_counts_before_and_after_a_cut(make):
     network = make()
     assert measure_cost(network, 32)["macs"] == multiply_adds(network, 32)
+    scores = {group.name: torch.rand(len(group.channels)) for group in filter_groups(network)}
+    small = prune(network, select_filters(network, scores, 50, image_size=32))
+    assert measure_cost(small, 32)["macs"] == multiply_adds(small, 32)
 
 
-def test_what_operations_cost_is_part_of_the_budget():
-    """A filter costs what is saved without it, and attention, which stays, is part of the whole."""
+def test_a_filter_or_head_costs_what_the_network_saves_without_it():
     network = transformer()
     whole = measure_cost(network, 32)
-    scores = {group.name: torch.rand(group.conv.out_channels) for group in filter_groups(network)}
-    assert set(scores) >= {"0"}
-    costs = filter_costs(network, "macs", 32)
-    for drop in (0, 5):
-        kept = {name: torch.arange(len(own)) for name, own in scores.items()}
-        kept["0"] = torch.tensor([index for index in range(6) if index != drop])
-        saved = whole["macs"] - measure_cost(prune(network, kept), 32)["macs"]
-        assert saved == costs["0"][drop] == 2 * 32 * 32 * 27
+    scores = {group.name: torch.rand(len(group.channels)) for group in filter_groups(network)}
+    costs, heads = filter_costs(network, "macs", 32), 0
+    for layers, own in removable_units(network, scores).items():
+        unit = own.units[0]
+        kept = {name: torch.arange(len(scores[name])) for name in scores}
+        small = prune(network, kept | without(network, [unit]))
+        saved = whole["macs"] - measure_cost(small, 32)["macs"]
+        assert saved == pytest.approx(sum(costs[name][index] for name, index in unit.filters)), (
+            layers
+        )
+        heads += len(unit.filters) == 3 * 8
+    assert heads == 2
 
 
 def test_one_channel_and_an_odd_size_work_from_python():

@@ -68,6 +68,24 @@ def test_penalty_and_degree_against_the_formula(network):
     assert len(degrees) == len([m for m in network.modules() if isinstance(m, nn.Conv2d)])
 
 
+def test_the_penalty_can_be_of_hidden_linear_layers_too():
+    torch.manual_seed(0)
+    hidden, head = nn.Linear(6, 5), nn.Linear(5, 4)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), hidden, nn.ReLU(), head)
+    filter_groups(model, 3)
+    grams = [gram(model[0]), gram(model[2])]  # the classifier is never penalised
+    distances = [(g - torch.eye(len(g))).abs().sum().item() for g in grams]
+    published, wider = (
+        OrthonormalityPenalty(model, 1.0),
+        OrthonormalityPenalty(model, 1.0, "hidden"),
+    )
+    assert published().item() == pytest.approx(distances[0], rel=1e-5)
+    share = 0.5  # 6 filters of 3x3, 6 inputs of what computes as a 1x1 convolution
+    assert wider().item() == pytest.approx(share * sum(distances), rel=1e-5)
+    with pytest.raises(ValueError, match="it must be convolutions or hidden"):
+        OrthonormalityPenalty(model, 1.0, "all")
+
+
 def test_orthonormal_filters_cost_nothing_and_have_degree_one(network):
     for _, conv in convolutions(network):
         rows, columns = len(conv.weight), conv.weight[0].numel() + (conv.bias is not None)

@@ -917,6 +917,11 @@ def long_plan():
     return [(UNPRUNED, 100, Tuning(15)), *_rivals(25, Tuning(15))]
 
 
+def distilled_plan():
+    """With and without the whole network's answers."""
+    return [(row, 25, Tuning(5, distill=0.5)) for row in (THEIR_BEST[1], OUR_BEST[0])]
+
+
 def questions_plan():
     """What else might help, one thing at a time, where most is at stake."""
     fisher = OUR_BEST[0]
@@ -947,6 +952,7 @@ PLANS = {
     "core": core_plan,
     "time": time_plan,
     "mild": mild_plan,
+    "distilled": distilled_plan,
     "long": long_plan,
     "questions": questions_plan,
 }
