@@ -445,7 +445,6 @@ def measure_network(args, model, record, size):
                 ("FLOPs (2 per MAC)", f"{ours['flops']:,}"),
             ]
         )
-        print_notes(measure.uncounted_lines(model, size))
     if args.compression:
         twin, ours = (
             models.measure_cost(model, size, filters)

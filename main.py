@@ -121,7 +121,6 @@ def load_network(job, phase):
     job.network = network.to(job.device)
     accuracy = {**(record.accuracy or {}), "best": train.evaluate(network, job.data.test_batches())}
     print(f"  {path}: test {tables.accuracy_text(accuracy['best'])}")
-    print_notes(measure.uncounted_lines(network, job.data.image_size))
     if record.pruned:
         print("  Note: it is pruned already; percents count the unpruned network's filters")
     record = replace(record, accuracy=accuracy, image_size=job.data.image_size)
@@ -299,7 +298,6 @@ def fresh_network(job, like=None):
     print_notes(
         [
             *networks.look_at(network, job.data.image_size, flags.pruning_type),
-            *measure.uncounted_lines(network, job.data.image_size),
             *lines,
         ]
     )

@@ -584,9 +584,9 @@ def removable_units(
     """Names of layers whose filters leave together, of most networks one -> their Removable.
     scores, residual, keep: as for `select_filters`."""
     groups, units = groups_of(model, keep), _units(remains_of(model), residual)
-    values = _values_of(groups, scores)
     totals = collections.Counter(unit.layers for unit in units)
-    free, removable = _free_units(units, _finite(values), _fixed(groups, values)), {}
+    values, removable = _values_of(groups, scores), {}
+    free = _free_units(units, _finite(values), _fixed(groups, values))
     for layers, numbers in free.items():
         own = [units[number] for number in numbers]
         removable[layers] = Removable(own[: _most_units(groups, own)], totals[layers])

@@ -10,7 +10,8 @@ from torch import fx, nn
 
 from channels.checking import Masked
 from channels.operations import works_in_place
-from channels.traits import tensors_in, traits_of
+from channels.traits import traits_of
+from common.inputs import tensors_in
 
 
 class Partial:
@@ -23,9 +24,15 @@ class Partial:
         self.remains, self.graph = masked.remains, masked.graph
         self.run = _Run(masked.network)
         nodes = masked.network.graph.nodes
-        self.mask_nodes = {node.target: node for node in nodes if node.target in self.graph.masks}
-        self.in_part = any(traits_of(node).in_part for node in nodes)
+        self.readers, self.factors = {}, {}  # mask -> the node that reads it, the factor that it is
+        for node in nodes:
+            if node.target in self.graph.masks:
+                self.readers[node.target] = node
+                self.factors[node.target] = next(iter(node.users))
+            elif f"{node.target}.mask" in self.graph.masks:  # within an attention
+                self.readers[f"{node.target}.mask"] = node
         self.outputs = [node for node in nodes if node.op == "output"]
+        self.in_part = any(traits_of(node).in_part for node in nodes)
         self.behind = {}  # masks -> the nodes that read them, also by way of others
         self.images = self.values = None
 
@@ -33,7 +40,7 @@ class Partial:
     def begin(self, images: torch.Tensor) -> torch.Tensor:
         """The logits of the whole network for a batch of images."""
         self.images = images
-        logits, self.values = self.run.compute(images, {}, self.mask_nodes.values())
+        logits, self.values = self.run.compute(images, {}, set(self.factors.values()))
         return logits
 
     @torch.inference_mode()
@@ -42,9 +49,14 @@ class Partial:
         masks = self._masks(kept)
         changed = self._nodes_behind(frozenset(masks))
         known = {node: value for node, value in self.values.items() if node not in changed}
-        known |= {self.mask_nodes[name]: mask for name, mask in masks.items()}
-        idle = [node for name, node in self.mask_nodes.items() if name not in masks]
-        return self.run.compute(self.images, known, idle)[0]
+        idle = {factor for name, factor in self.factors.items() if name not in masks}
+        try:
+            for name, mask in masks.items():
+                self.graph.network.get_buffer(name).copy_(mask)
+            return self.run.compute(self.images, known, idle)[0]
+        finally:
+            for name in masks:
+                self.graph.network.get_buffer(name).fill_(1)
 
     @property
     def held_bytes(self):
@@ -61,7 +73,7 @@ class Partial:
         masks = {}
         for name, numbers in self.graph.masks.items():
             if not counted[numbers].all():
-                ones = getattr(self.graph.network, name)
+                ones = self.graph.network.get_buffer(name)
                 masks[name] = counted[numbers].view(ones.shape).to(ones)
         return masks
 
@@ -70,7 +82,7 @@ class Partial:
         others see, all of them."""
         if names not in self.behind:
             nodes = self.graph.network.graph.nodes
-            changed = {self.mask_nodes[name] for name in names} | set(self.outputs)
+            changed = {self.readers[name] for name in names} | set(self.outputs)
             for node in nodes:
                 if self.in_part or not changed.isdisjoint(node.all_input_nodes):
                     changed.add(node)
@@ -86,8 +98,8 @@ class _Run(fx.Interpreter):
         self.idle = frozenset()
 
     def compute(self, images, known, idle):
-        """(logits, node -> value) where some values are known. idle: nodes of masks of ones."""
-        self.idle = {user for node in idle for user in node.users}
+        """(logits, node -> value) where some values are known. idle: factors that are ones."""
+        self.idle = idle
         logits = super().run(images, initial_env=dict(known))
         values, self.env = self.env, {}
         return logits, values

@@ -19,6 +19,7 @@ from channels.sizes import Sizes
 from channels.streams import find_streams
 from channels.trace import by_mode, input_channels, trace
 from channels.traits import give, traits_of
+from channels.work import find_work
 from common.errors import first_line
 from common.inputs import batch_size, check_inputs, map_inputs, moved, tensors_in
 
@@ -67,7 +68,7 @@ class Structure:
         self.kind, self.fixed_operations = type(model), dict(fixed_operations)
         examples = _examples(model, example)
         self.skeleton, self.graph, examples = trace(model, examples)
-        self._positions = {}
+        self._positions, self._work = {}, {}
         is_size = example is None or isinstance(example, int)
         if is_size and len(examples) > 1:
             # Small images are enough, unless the network itself asks for a size.
@@ -159,10 +160,7 @@ class Structure:
         """Layer -> how often its weights are used for one image of size x size pixels, or, where
         the network takes others than images, for one sample of its example."""
         if size not in self._positions:
-            example = self.example
-            if self.image_shape:
-                example = example.new_empty(2, self.image_shape[0], size, size)
-            samples = 2 if _has_two(example) else 1
+            example, samples = self._example_of(size)
             values, counts = self._values(example), {}
             for node, module in self._called(nn.MultiheadAttention):
                 if node.target in self.layers:
@@ -177,6 +175,23 @@ class Structure:
                 counts[node.target] = counts.get(node.target, 0) + times
             self._positions[size] = counts
         return self._positions[size]
+
+    def work(self, size):
+        """A Work for each operation that is no layer and makes multiply-adds, as a list. size: as
+        for `positions`."""
+        if size not in self._work:
+            example, samples = self._example_of(size)
+            values = self._values(example)
+            self._work[size] = find_work(self.graph, self.skeleton, values, samples)
+        return self._work[size]
+
+    def _example_of(self, size):
+        """(what the network is called with where its images have size x size pixels, how many
+        samples that are)."""
+        example = self.example
+        if self.image_shape:
+            example = example.new_empty(2, self.image_shape[0], size, size)
+        return example, 2 if _has_two(example) else 1
 
     # --------------------------------------------------------------------- sets of numbers
 

@@ -16,6 +16,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # before torch looks; =0 runs
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +97,24 @@ def narrow(name, num_classes=4, width=None, seed=0):
     for norm in norms:
         norm.momentum = 0.1
     return model.eval()
+
+
+def transformer(num_classes=4):
+    """A transformer for images behind two convolutions."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(6, 3, 3, padding=1),
+        torchvision.models.VisionTransformer(
+            image_size=32,
+            patch_size=8,
+            num_layers=2,
+            num_heads=2,
+            hidden_dim=16,
+            mlp_dim=24,
+            num_classes=num_classes,
+        ),
+    )
 
 
 def norms_behind(model, group):

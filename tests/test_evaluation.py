@@ -19,7 +19,7 @@ import main
 from channels.checking import Masked
 from channels.groups import filter_groups
 from channels.partial import Partial
-from conftest import masked, narrow, short_preset, write_folder
+from conftest import masked, narrow, short_preset, transformer, write_folder
 from data import load_data
 from imp_estimator import cal_importance
 from lab.checkpoint import load_checkpoint, save_checkpoint
@@ -331,6 +331,7 @@ class InPlace(nn.Module):
         lambda: narrow("resnet-56"),
         lambda: narrow("mobilenet"),
         lambda: torchvision.models.resnet18(num_classes=4).eval(),  # its ReLUs work in place
+        lambda: transformer().eval(),  # heads leave
         lambda: InPlace(8).eval(),
         lambda: InPlace(4).eval(),
     ],
@@ -354,7 +355,7 @@ def test_what_is_computed_anew_is_what_a_masked_network_gives(make, few):
 
 
 def all_of(model):
-    return {g.name: torch.arange(g.conv.out_channels) for g in filter_groups(model)}
+    return {g.name: torch.arange(len(g.channels)) for g in filter_groups(model)}
 
 
 def test_a_layers_curve_is_the_accuracy_without_its_lowest_filters(few):

@@ -11,11 +11,13 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import config
 import eval as measure
 import main
-from channels.costs import measure_cost
+from channels.costs import filter_costs, macs_of, measure_cost
 from channels.groups import (
     _STRUCTURES,
     filter_count,
@@ -25,13 +27,13 @@ from channels.groups import (
     widths_of,
 )
 from channels.lowering import lower
+from channels.work import Work
 from common.files import digest_of
-from conftest import ROOT, begin_like, begin_with, files, short_preset, write_folder
+from conftest import ROOT, begin_like, begin_with, files, short_preset, transformer, write_folder
 from imp_estimator import ESTIMATORS, cal_importance
 from lab import networks, weights
 from lab.checkpoint import load_checkpoint, save_checkpoint
-from lab.measure import _multiply_adds, uncounted_lines
-from pruner import prune, select_filters
+from pruner import prune, removable_units, select_filters, without
 from zoo import prune_all, removable_filters, settle
 
 # A residual network with a gate, a depthwise and a bare convolution.
@@ -647,103 +649,122 @@ def test_the_readmes_notebook(monkeypatch, tmp_path):
         )
 
 
-class Uncounted(nn.Module):
-    """Multiply-adds that no convolution or linear layer makes. of: where they come from."""
+class Multiplying(nn.Module):
+    """Multiply-adds that no convolution or linear layer makes. by: what makes them."""
 
-    def __init__(self, of=None, num_classes=10):
+    def __init__(self, by=None, num_classes=10):
         super().__init__()
-        self.of, self.stem, self.block = of, nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+        self.by, self.stem, self.block = by, nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
         self.kernel = nn.Parameter(torch.randn(8, 8, 3, 3))
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.offsets = nn.Conv2d(8, 18, 3) if of == "deformed" else None
+        self.offsets = nn.Conv2d(8, 18, 3) if by == "deformed" else None
         self.deformed = torchvision.ops.DeformConv2d(8, 8, 3)
-        self.head = nn.Linear(8, num_classes)
+        self.up, self.line = nn.ConvTranspose2d(8, 6, 3, 2), nn.Conv1d(8, 5, 3, groups=1)
+        self.deep = nn.Conv3d(1, 2, 3)
+        self.head = nn.LazyLinear(num_classes)
 
     def forward(self, x):
         x = self.block(torch.relu(self.stem(x)))
-        if self.of == "F.conv2d":
+        if self.by == "F.conv2d":
             x = F.conv2d(x, self.kernel)
-        if self.of == "deformed":
+        if self.by == "deformed":
             x = self.deformed(x, self.offsets(x))
+        if self.by == "ConvTranspose2d":
+            x = self.up(x)
+        if self.by == "Conv3d":
+            x = self.deep(x[:, None]).flatten(1, 2)
         rows = x.flatten(2).transpose(1, 2)
-        if self.of == "attention":
+        if self.by == "Conv1d":
+            rows = self.line(x.flatten(2)).transpose(1, 2)
+        if self.by == "F.linear":
+            rows = F.linear(rows, self.kernel[:, :, 0, 0])
+        if self.by == "attention":
             rows = self.attention(rows, rows, rows)[0]
-        if self.of == "sdpa":
+        if self.by == "sdpa":
             rows = F.scaled_dot_product_attention(rows[:, None], rows[:, None], rows[:, None])[:, 0]
-        if self.of == "einsum":
+        if self.by == "matmul":
+            rows = (rows @ rows.transpose(1, 2)).softmax(-1) @ rows
+        if self.by == "einsum":
             rows = torch.einsum("nld,de->nle", rows, self.kernel[:, :, 0, 0])
         return self.head(rows.mean(1))
 
 
+def multiply_adds(network, size):
+    """What torch counts for one image where the network itself is run, with gradients and attention
+    in single steps, since it cannot count all that are one operation."""
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        network.eval()(torch.randn(1, 3, size, size))
+    return counter.get_total_flops() // 2
+
+
 @pytest.mark.parametrize(
-    "kind, macs, function",
+    "by, macs",
     [
-        ("F.conv2d", 12 * 12 * 8 * 8 * 9, "Uncounted"),
-        ("deformed", 12 * 12 * 8 * 8 * 9, "deformed"),
-        ("attention", 196 * 8 * 8 * 4 + 2 * 196 * 196 * 8, "attention"),
-        ("sdpa", 2 * 196 * 196 * 8, "Uncounted"),
-        ("einsum", 196 * 8 * 8, "Uncounted"),
-        (None, 0, None),
+        ("F.conv2d", 6 * 6 * 8 * 8 * 9),
+        ("deformed", 6 * 6 * 8 * 8 * 9),
+        ("ConvTranspose2d", None),
+        ("Conv1d", None),
+        ("Conv3d", None),
+        ("F.linear", 64 * 8 * 8),
+        ("attention", 64 * 8 * 8 * 4 + 2 * 64 * 64 * 8),
+        ("sdpa", 2 * 64 * 64 * 8),
+        ("matmul", 2 * 64 * 64 * 8),
+        ("einsum", 64 * 8 * 8),
+        (None, 0),
     ],
 )
-def test_multiply_adds_that_are_not_counted_are_said(kind, macs, function):
-    network = Uncounted(kind).train()
+def test_all_multiply_adds_are_counted_before_and_after_a_cut(by, macs):
+    network = Multiplying(by)
+    network.train()(torch.randn(2, 3, 10, 10))  # which gives the head its inputs
     before = torch.get_rng_state()
-    made = _multiply_adds(network, 16)
-    counted = measure_cost(network, 16)
-    assert sum(made.values()) == counted["macs"] + macs
-    lines = uncounted_lines(network, 16)
-    if kind is None:
-        assert not lines
-    else:
-        share = f"{100 * macs / sum(made.values()):.3g}%"
-        assert f"Note: {share} of its multiply-adds are not counted" in lines[0]
-        assert f"those of {function}." in lines[0]
-    assert network.training and torch.equal(torch.get_rng_state(), before)
+    cost = measure_cost(network, 10)
+    assert torch.equal(torch.get_rng_state(), before) and network.training
+    layers = sum(cost["layer_macs"].values())
+    assert macs is None or cost["macs"] == layers + macs
+    if by != "deformed":  # which torch does not count
+        assert cost["macs"] == multiply_adds(network, 10)
+    scores = {group.name: torch.rand(len(group.channels)) for group in filter_groups(network)}
+    small = prune(network, select_filters(network, scores, 50, "macs", image_size=10))
+    cut = measure_cost(small, 10)
+    assert cut["macs"] < cost["macs"]
+    if by != "deformed":
+        assert cut["macs"] == multiply_adds(small, 10)
 
 
-@pytest.mark.parametrize("name", ["vgg", "resnet18", "mobilenet_v2", "squeezenet1_0"])
-def test_networks_that_are_counted_whole_have_no_such_line(name):
-    network = networks.build_network(name, 10)
-    assert sum(_multiply_adds(network, 64).values()) == measure_cost(network, 64)["macs"]
-    assert not uncounted_lines(network, 64)
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(
+            lambda name=name: networks.build_network(name, 10)
+            for name in ("vgg", "resnet18", "mobilenet_v2", "squeezenet1_0")
+        ),
+        transformer,
+    ],
+)
+def test_networks_cost_what_torch_counts_before_and_after_a_cut(make):
+    network = make()
+    assert measure_cost(network, 32)["macs"] == multiply_adds(network, 32)
+    scores = {group.name: torch.rand(len(group.channels)) for group in filter_groups(network)}
+    small = prune(network, select_filters(network, scores, 50, image_size=32))
+    assert measure_cost(small, 32)["macs"] == multiply_adds(small, 32)
 
 
-def test_the_commands_say_what_is_not_counted(flags, tmp_path, capsys):
-    (tmp_path / "mine.py").write_text(
-        textwrap.dedent("""
-        import torch
-        from torch import nn
-
-        class Net(nn.Module):
-            def __init__(self, num_classes):
-                super().__init__()
-                self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
-                self.mix = nn.Parameter(torch.eye(8))
-                self.head = nn.Linear(8, num_classes)
-
-            def forward(self, x):
-                x = torch.relu(self.b(torch.relu(self.a(x))))
-                return self.head(torch.einsum("nchw,cd->ndhw", x, self.mix).mean((2, 3)))
-        """)
-    )
-    job = (*flags, "--ebt=True", "--model=mine.py:Net")
-    line = f"Note: {100 * 9216 / (42336 + 82944 + 24 + 9216):.3g}% of its multiply-adds are not"
-    assert run(*job, "--only_train=base") == 0
-    assert capsys.readouterr().out.count(line) == 1
-    assert run(*job, "--pretrained=True", "--pruning_type=l1", "--prune_percent=20") == 0
-    assert capsys.readouterr().out.count(line) == 1
-    assert (
-        measure.main(
-            [
-                "--model_path=pretrained/ebt/shapes/mine.Net.pth",
-                "--flops=True",
-                "--model=mine.py:Net",
-            ]
+def test_a_filter_or_head_costs_what_the_network_saves_without_it():
+    network = transformer()
+    whole = measure_cost(network, 32)
+    scores = {group.name: torch.rand(len(group.channels)) for group in filter_groups(network)}
+    costs, heads = filter_costs(network, "macs", 32), 0
+    for layers, own in removable_units(network, scores).items():
+        unit = own.units[0]
+        kept = {name: torch.arange(len(scores[name])) for name in scores}
+        small = prune(network, kept | without(network, [unit]))
+        saved = whole["macs"] - measure_cost(small, 32)["macs"]
+        assert saved == pytest.approx(sum(costs[name][index] for name, index in unit.filters)), (
+            layers
         )
-        == 0
-    )
-    assert line in capsys.readouterr().out
+        heads += len(unit.filters) == 3 * 8
+    assert heads == 2
 
 
 def test_one_channel_and_an_odd_size_work_from_python():
@@ -759,3 +780,13 @@ def test_one_channel_and_an_odd_size_work_from_python():
     small = prune(model, select_filters(model, cal_importance(model, "l1"), 50))
     assert small(torch.zeros(2, 1, 20, 20)).shape == (2, 3)
     assert removable_filters(model, remains_of(model).structure) == (8, 8)
+
+
+def test_what_reads_channels_costs_less_without_some_of_them():
+    """As attention does, whose heads leave."""
+    work = Work(None, 1200, torch.tensor([2, 3, 5, 7]))
+    alive = torch.ones(8, dtype=torch.bool)
+    assert macs_of(work, alive) == 1200
+    alive[[0, 3, 5]] = False
+    assert macs_of(work, alive) == 600
+    assert macs_of(Work(None, 1200, torch.empty(0, dtype=torch.long)), alive) == 1200
