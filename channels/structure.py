@@ -118,7 +118,11 @@ class Structure:
 
     def require_logits(self):
         """Raise NoLogits where the network gives something else than a row of logits for each
-        image, in evaluation or in training."""
+        image, in evaluation or in training, or takes something else than images."""
+        if not self.image_shape:
+            raise NoLogits(
+                f"{self.kind.__name__} is called with {_described(self.example)}, not with images"
+            )
         (end,) = next(reversed(self.graph.nodes)).args
         results = {"": end}
         if isinstance(end, fx.Node) and end.target is by_mode:
@@ -126,7 +130,7 @@ class Structure:
             results = {"": evaluated, " in training": trained}
         for mode, nodes in results.items():
             result = fx.map_arg(nodes, _value_of)
-            if self.image_shape and _is_vector_each(result, self.example):
+            if _is_vector_each(result, self.example):
                 continue
             raise NoLogits(
                 f"{self.kind.__name__} gives {_in_words(result)}{mode} for 2 "

@@ -201,7 +201,7 @@ def look_at(network, image_size, pruning_type=None):
     if name in NETWORKS:
         return []
     try:
-        _require_logits(network, image_size)
+        require_logits(network, image_size)
         pruner.explore(network, image_size)
         if pruning_type:
             check_suits(network, pruning_type)
@@ -235,8 +235,9 @@ def look_at(network, image_size, pruning_type=None):
     return [*_type_lines(network.origin), *try_out(network, image_size), *lines[:MOST], *more]
 
 
-def _require_logits(network, image_size):
-    """Raises ValueError where a network gives something else than logits for images."""
+def require_logits(network, image_size=None):
+    """Raises ValueError where a network gives something else than logits for images, which the
+    commands cannot do with."""
     try:
         remains_of(network, image_size).structure.require_logits()
     except NoLogits as error:
