@@ -12,12 +12,13 @@ import torch
 from torch import fx, nn
 
 from channels.layers import has_hooks, order_of
+from channels.modes import by_mode
 from channels.numbering import FILTER, SUM, number_channels
 from channels.operations import title
 from channels.running import compute_all
 from channels.sizes import Sizes
 from channels.streams import find_streams
-from channels.trace import by_mode, input_channels, trace
+from channels.trace import input_channels, trace
 from channels.traits import give, traits_of
 from common.errors import first_line
 from common.inputs import batch_size, check_inputs, map_inputs, moved, tensors_in
