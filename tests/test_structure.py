@@ -327,7 +327,7 @@ STRUCTURES = {
     Scaled: {},
     GroupNormed: {},
     SpatiallyGated: {"gate": "mul spreads it over other channels"},
-    Transposed: {"a.0": "ConvTranspose2d mixes them", "up": "a ConvTranspose2d is not cut"},
+    Transposed: {},
     Functional: {"a.0": "conv2d mixes them"},
     GroupNormedWhole: {"a": "GroupNorm mixes them", "b.0": "they go with what stays"},
 }
