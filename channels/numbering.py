@@ -421,9 +421,10 @@ class _Numbering:
         heads = [self._heads_of(factor) for factor in factors]
         if None in heads or len({(dim, len(vector)) for dim, vector in heads}) > 1:
             return self.mixed(node, sources)
-        if any(traits_of(source).numbers.any() for source in sources if source not in factors):
-            return self.mixed(node, sources)
         dim, first = heads[0]
+        biases = [source for source in sources if source not in factors]
+        if not all(self._is_bias_of(source, node, dim, first) for source in biases):
+            return self.mixed(node, sources, f"{name_of(node)} adds what stays for each head")
         for _, other in heads[1:]:
             self._together(first, other)
         values = [vector for _, vector in heads if not self._are_matrices(vector).all()]
@@ -432,6 +433,19 @@ class _Numbering:
             result = self._new(len(first), MATRIX)
             self._together(first, result, follow=True)
         return spread(result, traits_of(node).value.shape, dim)
+
+    def _is_bias_of(self, source, node, dim, heads):
+        """Whether what an attention adds is the same for all heads, or leaves with them; then it
+        does from now on. dim: along which heads are."""
+        shape = traits_of(node).value.shape
+        numbers = traits_of(source).numbers
+        if _size_along(source, dim, shape) == 1:
+            return not numbers.any()
+        vector = along(numbers, dim - len(shape) + numbers.dim())
+        if vector is None or not self._are_written(self.same[vector]):
+            return False
+        self._together(heads, vector)
+        return True
 
     def _number_packed_heads(self, node):
         """Give the heads of an nn.MultiheadAttention numbers: rows of its packed weights are its

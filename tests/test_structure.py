@@ -327,7 +327,7 @@ STRUCTURES = {
     Scaled: {},
     GroupNormed: {},
     SpatiallyGated: {"gate": "mul spreads it over other channels"},
-    Transposed: {"a.0": "ConvTranspose2d mixes them", "up": "a ConvTranspose2d is not cut"},
+    Transposed: {},
     Functional: {"a.0": "conv2d mixes them"},
     GroupNormedWhole: {"a": "GroupNorm mixes them", "b.0": "they go with what stays"},
 }
@@ -537,6 +537,22 @@ def attend_by_function(net, tokens):
     return net.d(mixed.reshape(*tokens.shape[:2], -1))
 
 
+def attend_with_a_bias(net, tokens):
+    """A mask for all heads, and a bias that another layer makes for each."""
+    n, count, _ = tokens.shape
+    q, k, v = heads_of(net, tokens)
+    bias = net.e(net.table).view(count, count, 4).permute(2, 0, 1).sigmoid()
+    first = F.scaled_dot_product_attention(q, k, v, attn_mask=net.mask)
+    second = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+    return net.d((first + second).transpose(1, 2).reshape(n, count, -1))
+
+
+def attend_with_a_table(net, tokens):
+    q, k, v = heads_of(net, tokens)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=net.table)
+    return net.d(mixed.transpose(1, 2).flatten(2))
+
+
 def attend_by_hand(net, tokens):
     """With a norm over each head, a mask, and a learned factor for each head."""
     q, k, v = heads_of(net, tokens)
@@ -678,6 +694,26 @@ WRITTEN = {
             "mask": nn.Parameter(torch.randn(256, 256)),
         },
         "",
+    ),
+    "heads and what is added to them": (
+        on_tokens(attend_with_a_bias),
+        {
+            "c": nn.Linear(8, 36),
+            "d": nn.Linear(12, 8),
+            "e": nn.Linear(2, 4),
+            "mask": nn.Parameter(torch.randn(256, 256)),
+            "table": nn.Parameter(torch.randn(256 * 256, 2)),
+        },
+        "",
+    ),
+    "heads to which a table is added": (
+        on_tokens(attend_with_a_table),
+        {
+            "c": nn.Linear(8, 36),
+            "d": nn.Linear(12, 8),
+            "table": nn.Parameter(torch.randn(4, 256, 256)),
+        },
+        "c",
     ),
     "heads of three layers": (
         on_tokens(attend_apart),

@@ -25,9 +25,11 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from channels.attention import weight_of  # noqa: E402
 from channels.checking import Masked  # noqa: E402
 from channels.costs import measure_cost  # noqa: E402
 from channels.groups import all_filters, filter_groups, remains_of  # noqa: E402
+from channels.structure import LINEAR_LAYERS  # noqa: E402
 from common.errors import InputError  # noqa: E402
 from imp_estimator import cal_importance  # noqa: E402
 from lab.networks import build_network  # noqa: E402
@@ -115,15 +117,15 @@ def difference(model, small, kept, images):
 
 def removable_filters(model, structure):
     """(filters that may leave, all filters) of all convolutions, depthwise ones and gates too, and
-    of hidden linear layers."""
+    of hidden linear layers and attentions."""
     free = structure.is_sum & ~structure.is_fixed
     for name, numbers in structure.filters.items():
         free[numbers] = ~torch.tensor(structure.fixed_filters[name])
     can = count = 0
     for name, module in model.named_modules():
         is_hidden = name in structure.filters or name in structure.fixed
-        if isinstance(module, nn.Conv2d) or (is_hidden and isinstance(module, nn.Linear)):
-            count += len(module.weight)
+        if isinstance(module, nn.Conv2d) or (is_hidden and isinstance(module, LINEAR_LAYERS)):
+            count += len(weight_of(module))
             if name in structure.layers:
                 can += int(free[structure.root[structure.layers[name].writes]].sum())
     return can, count
