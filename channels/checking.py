@@ -10,10 +10,10 @@ from torch import fx, nn
 
 from channels.attention import MaskedHeads
 from channels.groups import remains_of
+from channels.modes import in_mode, modes_of
 from channels.operations import Kind, kind_of, title
 from channels.running import in_order
 from channels.surgery import CannotCut, indexed_add
-from channels.trace import in_mode, modes_of
 from channels.traits import give, traits_of
 from common.copies import copy_of
 from common.inputs import call, moved, noise_like, tensors_in

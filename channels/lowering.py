@@ -21,9 +21,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from channels.groups import filter_count, remains_of
 from channels.layers import has_hooks
+from channels.modes import in_mode
 from channels.operations import Kind, kind_of, layer_of, name_of
 from channels.surgery import indexed_add
-from channels.trace import decided, in_mode
+from channels.trace import decided
 from channels.traits import give, traits_of
 
 BLOCK, SMALL_BLOCK = 16, 8  # channels: with AVX-512; with AVX2, and of layers below 16 filters

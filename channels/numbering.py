@@ -10,9 +10,9 @@ from torch import fx, nn
 
 from channels.attention import has_packed_heads
 from channels.layers import Layer, can_be_cut, elsewhere, has_hooks, order_of, sides_of
+from channels.modes import ends_of
 from channels.operations import LEAVES, PAIRED, Kind, kind_of, name_of, path_of, works_in_place
 from channels.running import along, as_real, compute, keeps_apart, spread, varies
-from channels.trace import ends_of
 from channels.traits import give, map_tensors, traits_of
 from common.inputs import tensors_in
 

@@ -12,12 +12,13 @@ import torch
 from torch import fx, nn
 
 from channels.layers import has_hooks, order_of
+from channels.modes import by_mode
 from channels.numbering import FILTERS, LINEAR, OUTPUT, SUM, number_channels
 from channels.operations import title
 from channels.running import compute_all
 from channels.sizes import Sizes
 from channels.streams import find_streams
-from channels.trace import by_mode, input_channels, trace
+from channels.trace import input_channels, trace
 from channels.traits import give, traits_of
 from common.errors import first_line
 from common.inputs import batch_size, check_inputs, map_inputs, moved, tensors_in
@@ -119,7 +120,11 @@ class Structure:
 
     def require_logits(self):
         """Raise NoLogits where the network gives something else than a row of logits for each
-        image, in evaluation or in training."""
+        image, in evaluation or in training, or takes something else than images."""
+        if not self.image_shape:
+            raise NoLogits(
+                f"{self.kind.__name__} is called with {_described(self.example)}, not with images"
+            )
         (end,) = next(reversed(self.graph.nodes)).args
         results = {"": end}
         if isinstance(end, fx.Node) and end.target is by_mode:
@@ -127,7 +132,7 @@ class Structure:
             results = {"": evaluated, " in training": trained}
         for mode, nodes in results.items():
             result = fx.map_arg(nodes, _value_of)
-            if self.image_shape and _is_vector_each(result, self.example):
+            if _is_vector_each(result, self.example):
                 continue
             raise NoLogits(
                 f"{self.kind.__name__} gives {_in_words(result)}{mode} for 2 "

@@ -15,9 +15,10 @@ from torch import fx, nn
 
 from channels.attention import drop_heads
 from channels.layers import narrow
+from channels.modes import in_mode, modes_of
 from channels.operations import Kind, kind_of, name_of, title
 from channels.running import along, compute
-from channels.trace import decided, in_mode, modes_of
+from channels.trace import decided
 from channels.traits import give, traits_of
 from common.made import made_class
 

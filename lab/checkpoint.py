@@ -27,7 +27,15 @@ from common.folders import composed
 from common.inputs import described, inputs_of
 from common.terminal import counted, shortened
 from config import NORMALIZATIONS, title_of
-from lab.networks import build_network, classes_in, code_of, in_file, named_like, same_network
+from lab.networks import (
+    build_network,
+    classes_in,
+    code_of,
+    in_file,
+    named_like,
+    require_logits,
+    same_network,
+)
 from lab.reader import is_plain, read_safely, read_weights, unwrapped
 from lab.record import Record
 from models import NETWORKS, build_model
@@ -453,7 +461,8 @@ def describe(network, record):
 
 
 def check_holds(path, network, record, model=None, pruned=None, num_classes=None, width=None):
-    """Raise InputError where the file holds another network than is wanted; None: any will do."""
+    """Raise InputError where the file holds another network than is wanted, None: any will do, or
+    one that is no classifier of images."""
     origin = network.origin
     holds = f"{path} holds: {describe(network, record)}, {origin.num_classes} classes"
     if model not in (None, origin.name):
@@ -464,6 +473,11 @@ def check_holds(path, network, record, model=None, pruned=None, num_classes=None
         raise InputError(f"{holds}; --num_classes={num_classes} is wrong")
     if width not in (None, origin.width):
         raise InputError(f"{holds}, --width={origin.width:g}; --width={width:g} is wrong")
+    if in_file(origin.name):
+        try:
+            require_logits(network)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from error
 
 
 def code_notes(path, network, record):

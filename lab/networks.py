@@ -201,7 +201,7 @@ def look_at(network, image_size, pruning_type=None):
     if name in NETWORKS:
         return []
     try:
-        _require_logits(network, image_size)
+        require_logits(network, image_size)
         misfit, unjudged = _misfit(network, image_size), []
         if not misfit:  # else trying it out would be for nothing
             pruner.explore(network, image_size)
@@ -244,8 +244,9 @@ def _misfit(network, image_size):
     return ""
 
 
-def _require_logits(network, image_size):
-    """Raises ValueError where a network gives something else than logits for images."""
+def require_logits(network, image_size=None):
+    """Raises ValueError where a network gives something else than logits for images, which the
+    commands cannot do with."""
     try:
         remains_of(network, image_size).structure.require_logits()
     except NoLogits as error:

@@ -20,7 +20,13 @@ from common.errors import InputError
 from common.inputs import call, tensors_in
 from conftest import ROOT
 from imp_estimator import cal_importance
-from lab.checkpoint import load_checkpoint, load_network, save_checkpoint, save_network
+from lab.checkpoint import (
+    check_holds,
+    load_checkpoint,
+    load_network,
+    save_checkpoint,
+    save_network,
+)
 from lab.networks import build_network, look_at
 from pruner import measure_losses, prune, select_filters
 from train import reestimate
@@ -490,6 +496,25 @@ def test_a_wrong_cut_of_any_output_is_found():
             check(model, wrong, filters)
 
 
+def test_a_detector_goes_on_with_its_pruned_backbone():
+    torch.manual_seed(0)
+    detector = models.detection.ssdlite320_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=3
+    )
+    with pytest.raises(ValueError, match="cannot be traced"):
+        filter_groups(detector)
+    whole = sum(parameter.numel() for parameter in detector.parameters())
+    backbone, images = detector.backbone, torch.randn(2, 3, 32, 32)
+    groups = filter_groups(backbone, images)
+    scores = cal_importance(backbone, "l1")
+    detector.backbone = prune(backbone, select_filters(backbone, scores, 50, ranking="layer"))
+    assert sum(parameter.numel() for parameter in detector.parameters()) < 0.7 * whole
+    boxes = {"boxes": torch.tensor([[2.0, 3, 20, 25]]), "labels": torch.tensor([1])}
+    sum(detector.train()(list(images), [boxes, boxes]).values()).backward()
+    layers = [detector.backbone.get_submodule(group.name) for group in groups]
+    assert all(layer.weight.grad is not None for layer in layers)
+
+
 def test_inception_as_it_comes_can_be_pruned_with_its_auxiliary_head():
     model = models.inception_v3(weights=None, aux_logits=True, init_weights=False)
     names = {group.name for group in filter_groups(model, 299)}
@@ -676,6 +701,8 @@ def test_a_checkpoint_keeps_what_the_network_is_called_with(tmp_path, monkeypatc
         "motion": {"dtype": "float32", "shape": [2, 3, 10]},
         "sound": {"dtype": "float32", "shape": [2, 2, 10]},
     }
+    with pytest.raises(InputError, match="Pair is called with .* not with images; from Python"):
+        check_holds("small.pth", again, record)
     content["example"] = {"motion": "of a kind"}
     torch.save(content, "odd.pth")
     with pytest.raises(InputError, match="cannot be used"):
