@@ -84,6 +84,8 @@ def settle(model, seed=0):
             ):
                 if tensor is not None:
                     tensor.data.uniform_(low, high, generator=generator)
+        elif isinstance(norm, nn.LayerNorm) and norm.weight is not None:  # some begin with zeros
+            norm.weight.data.uniform_(0.5, 1.5, generator=generator)
     return model.eval()
 
 
