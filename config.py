@@ -203,6 +203,8 @@ SWEEPS = {
 # all networks that have no entry under their --model is PENALTY_OF_OTHERS.
 PENALTY = {"vgg": 1e-2, "mobilenet": 1e-3, "resnet": 1e-2, "resnet-56": 1e-2}
 PENALTY_OF_OTHERS = 1e-2
+# What it penalises: "convolutions", as published, or "hidden", hidden linear layers, too.
+PENALTY_LAYERS = "convolutions"
 
 MOMENTUM = 0.9  # of SGD
 

@@ -9,20 +9,20 @@ The file knows what it holds; --model, --pruned and --num_classes are only check
 
 import os
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from common.command import exit_with, run_command
 from common.device import DEVICES, environment, pick_device
 from common.errors import InputError
 from common.files import to_csv, to_json, write_atomically
-from common.flags import Parser, boolean, check_needed, flag, integer, location, switch
+from common.flags import OR, Parser, boolean, check_needed, flag, integer, location, switch
 from common.libraries import lazy, load
 from common.processes import processes
 from common.signals import explained, uninterrupted
 from common.terminal import megabytes, print_notes, print_table
 from config import MODELS
-from imp_estimator import ESTIMATORS, PLAIN
+from imp_estimator import ESTIMATORS, PLAIN, cal_importance
 from lab import hints
 from lab.experiment import Experiment, normalization
 from lab.record import GROUPS_IN
@@ -40,10 +40,20 @@ checkpoint, classes, exports, groups, measure, networks = map(
         "lab.networks",
     ),
 )
-predict, reader, report, splits, tables = map(
-    lazy, ("lab.predict", "lab.reader", "lab.report", "lab.splits", "lab.tables")
+predict, reader, report, sensitivity, splits, tables = map(
+    lazy,
+    (
+        "lab.predict",
+        "lab.reader",
+        "lab.report",
+        "lab.sensitivity",
+        "lab.splits",
+        "lab.tables",
+    ),
 )
 
+JUDGES = f"group_check=True{OR}sensitivity=True"  # what judges filters
+ON_IMAGES = "train_acc", "test_acc", "per_class", "group_check", "sensitivity", "export"
 ASKS = "asks"  # mark of a flag that asks for something to be measured or written
 
 
@@ -185,29 +195,43 @@ class Measurement:
         metavar="FILE",
         only_with="group_check=True",
     )
+    sensitivity: bool = switch(
+        "comparison",
+        "accuracy when one layer is pruned alone, of 10 to 90% of its filters, the lowest scored, "
+        "without training; also as CSV, JSON and PNG beside the file",
+        marks=[ASKS],
+    )
+    sensitivity_images: int = flag(
+        "comparison",
+        500,
+        "test images that this accuracy is measured on (all, if there are fewer)",
+        type=integer(1),
+        metavar="N",
+        only_with="sensitivity=True",
+    )
     pruning_type: str = flag(
         "comparison",
         PLAIN,
         "how filters are judged: " + ", ".join(ESTIMATORS),
         choices=ESTIMATORS,
         metavar="TYPE",
-        only_with="group_check=True",
+        only_with=JUDGES,
     )
     imp_samples: int = flag(
         "comparison",
         256,
-        "training images on which thousands of removals are tested",
+        "training images on which filters are judged, and groups removed",
         type=integer(1),
         metavar="N",
-        only_with="group_check=True",
+        only_with=JUDGES,
     )
     seed: int = flag(
         "comparison",
         0,
-        "seed of the random groups",
+        "seed of the random groups, and of random scores",
         type=integer(0),
         metavar="N",
-        only_with="group_check=True",
+        only_with=JUDGES,
     )
 
     data_path: str = flag(
@@ -275,7 +299,7 @@ def measure_all(args):
     )
     record, assumed = settle(args, record)
     size, images = record.image_size, None
-    if any((args.train_acc, args.test_acc, args.per_class, args.group_check, args.export)):
+    if any(getattr(args, name) for name in ON_IMAGES):
         images = load_images(args, model, record)
     introduce(args, model, record, size)
     print_notes(
@@ -316,6 +340,8 @@ def measure_all(args):
         export(args, model, record, images)
     if args.group_check:
         check_groups(args, model, record, images)
+    if args.sensitivity:
+        check_sensitivity(args, model, images)
     if args.latency:  # last: it may move the network to another device
         others = ["cpu"] if args.device == "auto" and device.type != "cpu" else []
         tables.print_latency(model, size, [*map(pick_device, others), device])
@@ -377,9 +403,7 @@ def load_images(args, model, record):
         )
     preparation = splits.preparation_of(record, args.skip_bad_images)
     try:
-        images = splits.load_for(
-            record, path, preparation, training=args.train_acc or args.group_check
-        )
+        images = splits.load_for(record, path, preparation, training=needs_training_images(args))
     except InputError as error:
         if args.data_path:
             raise
@@ -388,6 +412,11 @@ def load_images(args, model, record):
         ) from error
     order = checkpoint.check_data(args.model_path, model, record, images)
     return replace(images, notes=(*images.notes, *order))
+
+
+def needs_training_images(args):
+    judges = args.sensitivity and ESTIMATORS[args.pruning_type].needs_images
+    return args.train_acc or args.group_check or judges
 
 
 def introduce(args, model, record, size):
@@ -416,7 +445,6 @@ def measure_network(args, model, record, size):
                 ("FLOPs (2 per MAC)", f"{ours['flops']:,}"),
             ]
         )
-        print_notes(measure.uncounted_lines(model, size))
     if args.compression:
         twin, ours = (
             models.measure_cost(model, size, filters)
@@ -491,14 +519,48 @@ def export(args, model, record, images):
     print_notes(exports.width_notes(model, args.export))
 
 
-def check_groups(args, model, record, images):
-    """Check the groups of `model`, and of the network in --compare beside it."""
+def judging_batches(args, images):
+    """Training images that filters are judged on."""
     balanced = ESTIMATORS[args.pruning_type].needs == "balanced images"
-    batches = list(
+    return list(
         images.train_batches(
             128, key=(args.seed, "groups"), count=args.imp_samples, balanced=balanced
         )
     )
+
+
+def check_sensitivity(args, model, images):
+    """Measure how much accuracy each layer loses when it is pruned alone."""
+    method, split = args.pruning_type, images.test.spread(args.sensitivity_images)
+    batches = judging_batches(args, images) if ESTIMATORS[method].needs_images else None
+    try:
+        scores = cal_importance(model, method, batches, seed=args.seed)
+    except ValueError as error:
+        raise InputError(f"{args.model_path}: {error}") from error
+    print(f"Accuracy (%) on {len(split):,} test images when one layer is pruned alone, by {method}")
+    whole, curves = sensitivity.measure_sensitivity(model, scores, images.plain_batches(split))
+    sensitivity.print_sensitivity(whole, curves)
+    target = f"{stem(args.model_path)}_sensitivity_{method}"
+    figures = {
+        "accuracy": whole,
+        "images": len(split),
+        "pruning_type": method,
+        "imp_samples": args.imp_samples,
+        "seed": args.seed,
+        "data": images.name,
+        "fingerprint": images.fingerprint,
+        "layers": [asdict(curve) for curve in curves],
+        "environment": environment(images.test.device),
+    }
+    rows = sensitivity.rows_of(curves)
+    write_atomically({f"{target}.json": to_json(figures), f"{target}.csv": to_csv(rows)})
+    sensitivity.plot_sensitivity(whole, curves, f"{target}.png")
+    print(f"  saved {target}.csv, and .json and a plot beside it")
+
+
+def check_groups(args, model, record, images):
+    """Check the groups of `model`, and of the network in --compare beside it."""
+    batches = judging_batches(args, images)
     device, checked = images.train.device, {args.model_path: (model, record)}
     if args.compare:
         other, other_record = checked[args.compare] = checkpoint.load_checkpoint(

@@ -1,22 +1,26 @@
 """Importance estimators: model + batches -> one score per filter; low scores are pruned first.
 
     scores = cal_importance(model, "fisher", batches)
-    scores["features.0"]            # 1-D tensor, one score per filter of that convolution
+    scores["features.0"]            # 1-D tensor, one score per filter of that layer
 
 To add an estimator, write one function here under `@estimator(...)`; flags, help, sweeps, reports
 and plots know it then.
 
 Every estimator sees the network in eval mode. In train mode a convolution followed by BatchNorm is
 scale-invariant, so that sum_w w dL/dw vanishes and gradient scores would be noise.
-In this file L is the mean cross-entropy over all images of `batches`, g its gradient, and w runs
-over a filter's weights and its bias, the rows of `models.filter_matrix`. Of several processes each
-takes some of the batches; sums over images are made sums over all processes.
+In this file L is the mean loss over all images of `batches`, by default the cross-entropy, g its
+gradient, and w runs over a filter's weights and its bias, the rows of `models.filter_matrix`. A
+filter is one of a convolution's, or a row of a hidden linear layer's weight with its bias. What is
+summed over the pixels of a kernel is one weight of such a row; what is summed over those of an
+image is summed over its tokens. Of several processes each takes some of the batches; sums over
+images are made sums over all processes.
 """
 
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from common.inputs import batch_size, call, map_inputs, tensors_in
 from common.libraries import lazy
 from common.modes import evaluating
 from common.processes import processes, shared, sum_over_processes
@@ -30,15 +34,17 @@ class Estimator:
     """A pruning method.
 
     name     as in --pruning_type
-    score    (model, groups, batches, *, temperature, projections, seed) -> one 1-D tensor for each
-             group, one value per filter
+    score    (model, groups, batches, *, loss, temperature, projections, seed) -> one 1-D tensor for
+             each group, one value per filter; groups are those that it can judge
     help     what it judges filters by, in a few words
     source   where it is from
     ranking  how its own paper compares filters of different layers: a key of config.RANKINGS
     needs    what it is computed from, beside the weights: "", "images", "balanced images" (equally
-             many of each class), "seed" or "scales" (of a BatchNorm after each convolution)
+             many of each class), "seed" or "scales" (of a BatchNorm after each layer; it judges
+             no layers without)
     change   how its score stands for the change of the loss when the filter goes: "score" (it is
              that change), "root" (the score is its square), or "" (it does not)
+    watches  whether it looks at what layers give, beside their weights
     penalty  whether it prunes the network that was trained with the penalty, or the plain one
     colour, marker  of its lines in plots
     """
@@ -50,6 +56,7 @@ class Estimator:
     ranking: str = "global"
     needs: str = ""
     change: str = ""
+    watches: bool = False
     penalty: bool = False
     colour: str = "#000000"
     marker: str = "x"
@@ -57,6 +64,18 @@ class Estimator:
     @property
     def needs_images(self):
         return self.needs.endswith("images")
+
+    def can_judge(self, group):
+        """Whether it has scores for the filters of a FilterGroup."""
+        return not self.lacks(group)
+
+    def lacks(self, group):
+        """What it would have to have of a FilterGroup to judge its filters, in words, or ""."""
+        if self.needs == "scales" and not _has_scale(group):
+            return "BatchNorm of their own"
+        if self.watches and isinstance(group.layer, models.PackedRows):
+            return "outputs that can be watched, inside nn.MultiheadAttention"
+        return ""
 
 
 ESTIMATORS = {}  # name -> Estimator, in the order of this file
@@ -88,6 +107,7 @@ def cal_importance(
     pruning_type: str,
     batches=None,
     *,
+    loss: "Callable | None" = None,
     temperature: float = 200.0,
     projections: int = 3,
     seed: int = 0,
@@ -95,11 +115,18 @@ def cal_importance(
     """Score every filter of `model`.
 
     pruning_type: a key of ESTIMATORS.
-    batches: iterable of (images N x 3 x H x W, labels N), on the model's device, that gives the
-        same batches each time it is iterated; None will do for methods that need no images.
-    temperature: of the logits, for "grasp". projections: backward passes per minibatch of "rdt",
-        0 for the exact computation with one for each class. seed: for "random" and "rdt".
-    Returns a dict: dotted name of the convolution -> 1-D float32 tensor on the model's device.
+    batches: iterable of (inputs, targets), on the model's device, that gives the same batches each
+        time it is iterated; None will do for methods that need no images. inputs: images
+        N x 3 x H x W, or whatever tensor the model takes; a tuple of its arguments, or a dict of
+        keyword arguments. targets: labels N, or whatever `loss` takes.
+    loss: (outputs, targets) -> the mean loss over the batch, a tensor of one number; by default the
+        cross-entropy of logits and labels.
+    temperature: of the logits, for "grasp", where there is no other `loss`.
+    projections: backward passes per minibatch of "rdt", 0 for the exact computation with one for
+        each class. seed: for "random" and "rdt".
+    Returns a dict: dotted name of the layer -> 1-D float32 tensor on the model's device. Filters of
+    a layer that the method cannot judge, as "bn" without a BatchNorm, have the score infinity, so
+    that they stay.
     The model's weights, buffers, modes and gradients are left as they were.
     Raises ValueError for an unknown type, missing batches, a network that the method cannot judge,
     or scores that are not finite.
@@ -111,11 +138,18 @@ def cal_importance(
     if batches is None and method.needs_images:
         raise ValueError(f"{pruning_type} is computed from images; give it batches")
     groups = models.filter_groups(model)
+    judged = [group for group in groups if method.can_judge(group)]
     with _as_evaluated(model):
         scores = method.score(
-            model, groups, batches, temperature=temperature, projections=projections, seed=seed
+            model,
+            judged,
+            batches,
+            loss=loss,
+            temperature=temperature,
+            projections=projections,
+            seed=seed,
         )
-    for group, score in zip(groups, scores, strict=True):
+    for group, score in zip(judged, scores, strict=True):
         if not score.isfinite().all():
             raise ValueError(
                 f"{pruning_type}: the scores of {group.name} are not finite: the "
@@ -123,7 +157,13 @@ def cal_importance(
                 "lower rate"
             )
     _require_order(pruning_type, scores)
-    return {group.name: score.detach().float() for group, score in zip(groups, scores)}
+    known = {group.name: score.detach().float() for group, score in zip(judged, scores)}
+    return {group.name: known.get(group.name, _infinite(group)) for group in groups}
+
+
+def _infinite(group):
+    weight = group.layer.weight
+    return torch.full((len(group.channels),), torch.inf, device=weight.device)
 
 
 def _require_order(pruning_type, scores):
@@ -157,17 +197,25 @@ def check_per_cost(pruning_type: str, ranking: str) -> None:
         )
 
 
-def check_suits(model: "torch.nn.Module", pruning_type: str) -> None:
-    """Raises ValueError where a method cannot judge all filters of `model`."""
-    if ESTIMATORS[pruning_type].needs != "scales":
-        return
-    for group in models.filter_groups(model):
-        if not _has_scale(group):
-            raise ValueError(
-                f"{pruning_type} judges filters by the scale of their BatchNorm, and "
-                f"{group.name} has none of its own; another pruning type, such as "
-                "tfo, needs none"
-            )
+def check_suits(model: "torch.nn.Module", pruning_type: str) -> list[str]:
+    """A line that counts the filters of `model` which a method cannot judge, so that they stay;
+    none where it judges all. Raises ValueError where it can judge none."""
+    groups, method = models.filter_groups(model), ESTIMATORS[pruning_type]
+    others = [group for group in groups if not method.can_judge(group)]
+    if not others:
+        return []
+    if len(others) == len(groups):
+        raise ValueError(
+            f"{pruning_type} can judge no filter: they have no {method.lacks(others[0])}; another "
+            "pruning type, such as tfo, needs none"
+        )
+    count = sum(len(group.channels) for group in others)
+    total = sum(len(group.channels) for group in groups)
+    return [
+        f"{count:,} of {total:,} filters, in {len(others)} of {len(groups)} layers, have no "
+        f"{method.lacks(others[0])}, so {pruning_type} keeps them; another pruning type, such as "
+        "tfo, judges them, too"
+    ]
 
 
 @contextmanager
@@ -192,8 +240,8 @@ def _has_scale(group):
     return group.bn is not None and group.bn.weight is not None
 
 
-def _convolutions(groups):
-    return [group.conv for group in groups]
+def _layers(groups):
+    return [group.layer for group in groups]
 
 
 def _parameters(layers):
@@ -204,27 +252,60 @@ def _parameters(layers):
 def _per_filter(layers, values):
     """Sum `values`, one tensor for each of `_parameters`, over each filter."""
     values = iter(values)
-    return [
-        sum(
-            next(values).flatten(1).sum(1) if p.dim() > 1 else next(values)
-            for p in layer.parameters()
+    return [sum(_rows(layer, next(values)) for _ in layer.parameters()) for layer in layers]
+
+
+def _rows(layer, value):
+    """For each filter, the sum over its part of a tensor like a layer's weights, or its bias."""
+    return value if value.dim() == 1 else models.by_filter(layer, value).flatten(1).sum(1)
+
+
+def _loss(model, inputs, targets, loss=None, temperature=1.0):
+    """The loss, summed over a batch: `loss`, or the cross-entropy of logits / temperature."""
+    outputs = call(model, inputs)
+    if loss is None:
+        logits = _require_tensor(outputs, "the cross-entropy") / temperature
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    mean = loss(outputs, targets)
+    if not isinstance(mean, torch.Tensor) or mean.dim():
+        found = f"a tensor of {tuple(mean.shape)}" if hasattr(mean, "shape") else repr(mean)
+        raise ValueError(
+            f"the loss gives {found}; it must give the mean over the batch, a tensor of one number"
         )
-        for layer in layers
-    ]
+    return mean * batch_size(inputs)
 
 
-def _loss(model, images, labels, temperature=1.0):
-    """The cross-entropy, summed over a batch, of logits / temperature."""
-    return torch.nn.functional.cross_entropy(model(images) / temperature, labels, reduction="sum")
+def _require_tensor(outputs, reader):
+    """Raises ValueError where outputs are no tensor that `reader`, in words, can do with."""
+    if isinstance(outputs, torch.Tensor):
+        return outputs
+    kind = type(outputs).__name__
+    raise ValueError(
+        f"the network gives a {kind}, and {reader} needs one tensor of logits; give "
+        "loss=f(outputs, targets), with a method that takes any loss, such as fisher or tfo"
+    )
 
 
-def _mean_gradient(model, parameters, batches, temperature=1.0):
-    """(gradient of L for each of `parameters`, number of images); L takes logits / temperature."""
+def rows_of_logits(outputs, reader):
+    """N x K logits. Raises ValueError where outputs are something else, which `reader`, in words,
+    cannot do with."""
+    logits = _require_tensor(outputs, reader)
+    if logits.dim() == 2:
+        return logits
+    raise ValueError(
+        f"the network gives a tensor of {tuple(logits.shape)}, and {reader} needs a row of logits "
+        "for each image; another method, such as fisher, takes any loss"
+    )
+
+
+def _mean_gradient(model, parameters, batches, loss=None, temperature=1.0):
+    """(gradient of L for each of `parameters`, number of images); the default loss takes logits /
+    temperature."""
     total, count = [torch.zeros_like(p) for p in parameters], 0
-    for images, labels in progress(shared(batches), "gradients"):
-        loss = _loss(model, images, labels, temperature)
-        torch._foreach_add_(total, torch.autograd.grad(loss, parameters, materialize_grads=True))
-        count += len(labels)
+    for inputs, targets in progress(shared(batches), "gradients"):
+        summed = _loss(model, inputs, targets, loss, temperature)
+        torch._foreach_add_(total, torch.autograd.grad(summed, parameters, materialize_grads=True))
+        count += batch_size(inputs)
     count = _over_processes(total, count)
     torch._foreach_div_(total, count)
     return total, count
@@ -261,11 +342,11 @@ def _over_processes(sums, count):
     penalty=True,
     help="fisher's score, on a network trained with the penalty",
 )
-def fisher(model, groups, batches, **_):
+def fisher(model, groups, batches, *, loss, **_):
     """(sum_w w g_w)^2: the squared first-order change of L when the filter is set to zero."""
-    layers = _convolutions(groups)
+    layers = _layers(groups)
     parameters = _parameters(layers)
-    gradient, _ = _mean_gradient(model, parameters, batches)
+    gradient, _ = _mean_gradient(model, parameters, batches, loss)
     return [s.square() for s in _per_filter(layers, [w * g for w, g in zip(parameters, gradient)])]
 
 
@@ -276,43 +357,81 @@ def fisher(model, groups, batches, **_):
     source="Theis et al. 2018",
     colour="#009E73",
     marker="D",
+    watches=True,
     help="Fisher information of a channel",
 )
-def theis(model, groups, batches, **_):
-    """1/(2N) sum_n s_n^2, s_n = sum_hw a dl_n/da at the BatchNorm's output a, per image n; at the
-    convolution's where it has no BatchNorm of its own.
+def theis(model, groups, batches, *, loss, **_):
+    """1/(2N) sum_n s_n^2, s_n = sum a dl_n/da over all places of the BatchNorm's output a, per
+    image n; of the layer's where it has no BatchNorm of its own. Of a linear layer these are all of
+    an image's tokens, also where windows of them stand along the first dimension, as in Swin. Of a
+    layer that is called several times, s_n is the sum over the calls. What does not depend on the
+    images, as a table of positions does, has the same s_n for all.
 
     Theis et al. 2018, arXiv 1801.05787.
     """
-    watched = [g.conv if g.bn is None else g.bn for g in groups]
-    scores = [torch.zeros_like(g.conv.weight[:, 0, 0, 0]) for g in groups]
+    watched = [group.layer if group.bn is None else group.bn for group in groups]
+    scores = [group.layer.weight.new_zeros(len(group.channels)) for group in groups]
+    sums = [[] for _ in groups]  # s_n of each call
+    alone = models.layers_without_images(model)
+    batch, apart = [], []  # the number of its images, what layers that see none of them give
 
-    def watch(score):
+    def watch(calls, group):
         def hook(_module, _inputs, activation):
             # A copy: what follows may work in place, as torchvision's `out += identity`. And not
             # the tensor itself, whose own hook would keep the graph.
             values = activation.detach().clone()
 
             def add(gradient):
-                score.add_((values * gradient).sum((2, 3)).square().sum(0))
+                terms = values * gradient
+                if group.name in alone:
+                    total = terms.flatten(0, -2).sum(0, keepdim=True)
+                    calls.append(total / batch[0] ** 0.5)
+                elif isinstance(group.layer, torch.nn.Linear):
+                    calls.append(terms.reshape(batch[0], -1, terms.shape[-1]).sum(1))
+                else:
+                    calls.append(terms.sum(tuple(range(2, terms.dim()))))
 
             activation.register_hook(add)
+            if group.name in alone:
+                apart.append(activation)
 
         return hook
 
-    handles = [m.register_forward_hook(watch(s)) for m, s in zip(watched, scores)]
+    handles = []
+    for module, calls, group in zip(watched, sums, groups):
+        handles.append(module.register_forward_hook(watch(calls, group)))
     count = 0
     try:
-        for images, labels in progress(shared(batches), "gradients"):
-            # The images' own gradient asks for that of everything between them and the loss.
-            images = images.detach().requires_grad_()
-            torch.autograd.grad(_loss(model, images, labels), images)
-            count += len(labels)
+        for inputs, targets in progress(shared(batches), "gradients"):
+            batch[:] = [batch_size(inputs)]
+            inputs, sources = _asking_for_gradients(inputs, model)
+            summed = _loss(model, inputs, targets, loss)
+            torch.autograd.grad(summed, [*sources, *apart], allow_unused=True)
+            apart.clear()
+            for score, calls in zip(scores, sums):
+                if calls:
+                    score.add_(sum(calls[1:], calls[0]).square().sum(0))
+                    calls.clear()
+            count += batch_size(inputs)
     finally:
         for handle in handles:
             handle.remove()
     count = _over_processes(scores, count)
     return [score / (2 * count) for score in scores]
+
+
+def _asking_for_gradients(inputs, model):
+    """(inputs, tensors): the gradient of these tensors asks for that of everything between them and
+    the loss. They are the inputs, or the parameters where some inputs have no gradient."""
+    tensors = tensors_in(inputs)
+    if not all(tensor.is_floating_point() for tensor in tensors):
+        return inputs, list(model.parameters())
+
+    def leaf(tensor):
+        return tensor.detach().requires_grad_()
+
+    inputs = map_inputs(leaf, inputs)
+    return inputs, tensors_in(inputs)
 
 
 @estimator(
@@ -325,17 +444,17 @@ def theis(model, groups, batches, **_):
     marker="^",
     help="squared first-order Taylor term at the BatchNorm",
 )
-def tfo(model, groups, batches, **_):
+def tfo(model, groups, batches, *, loss, **_):
     """(gamma g_gamma + beta g_beta)^2: the squared activation x gradient sum at the BatchNorm; of a
-    convolution without its own, or with one that has no gamma, (sum_w w g_w)^2, the same sum at
-    its output.
+    layer without its own, or with one that has no gamma, (sum_w w g_w)^2, the same sum at its
+    output.
 
     Molchanov et al. 2017, arXiv 1611.06440, who divide by the L2 norm of a layer's scores, and
     2019, arXiv 1906.10771, who do not.
     """
-    layers = [group.bn if _has_scale(group) else group.conv for group in groups]
+    layers = [group.bn if _has_scale(group) else group.layer for group in groups]
     parameters = _parameters(layers)
-    gradient, _ = _mean_gradient(model, parameters, batches)
+    gradient, _ = _mean_gradient(model, parameters, batches, loss)
     return [s.square() for s in _per_filter(layers, [p * g for p, g in zip(parameters, gradient)])]
 
 
@@ -349,7 +468,7 @@ def tfo(model, groups, batches, **_):
 )
 def bn(model, groups, batches, **_):
     """|gamma| of the BatchNorm (Liu et al. 2017, arXiv 1708.06519; You et al. 2020: one threshold
-    for all layers)."""
+    for all layers). It cannot judge layers without a BatchNorm of their own."""
     return [group.bn.weight.abs() for group in groups]
 
 
@@ -362,9 +481,9 @@ def bn(model, groups, batches, **_):
     help="L1 norm of the kernel",
 )
 def l1(model, groups, batches, **_):
-    """L1 norm of the kernel, without the bias (Li et al. 2017, arXiv 1608.08710, who prune a share
-    of each layer)."""
-    return [models.kernel_matrix(group.conv).abs().sum(1) for group in groups]
+    """L1 norm of the kernel, or of a linear layer's row, without the bias (Li et al. 2017, arXiv
+    1608.08710, who prune a share of each layer)."""
+    return [models.kernel_matrix(group.layer).abs().sum(1) for group in groups]
 
 
 @estimator(
@@ -376,9 +495,9 @@ def l1(model, groups, batches, **_):
     help="L2 norm of the kernel",
 )
 def sfp(model, groups, batches, **_):
-    """L2 norm of the kernel, without the bias (He et al. 2018, arXiv 1808.06866, who prune the same
-    share of each layer)."""
-    return [models.kernel_matrix(group.conv).norm(dim=1) for group in groups]
+    """L2 norm of the kernel, or of a linear layer's row, without the bias (He et al. 2018, arXiv
+    1808.06866, who prune the same share of each layer)."""
+    return [models.kernel_matrix(group.layer).norm(dim=1) for group in groups]
 
 
 @estimator(
@@ -390,12 +509,12 @@ def sfp(model, groups, batches, **_):
     help="distance to the layer's other kernels",
 )
 def fpgm(model, groups, batches, **_):
-    """Sum of the distances between a kernel and all kernels of the layer, without the biases (He et
-    al. 2019, arXiv 1811.00250, who prune the same share of each layer)."""
+    """Sum of the distances between a kernel, or a linear layer's row, and all of the layer, without
+    the biases (He et al. 2019, arXiv 1811.00250, who prune the same share of each layer)."""
     # The faster way of cdist subtracts squares and loses small distances.
     return [
         torch.cdist(w, w, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
-        for w in (models.kernel_matrix(group.conv).detach() for group in groups)
+        for w in (models.kernel_matrix(group.layer).detach() for group in groups)
     ]
 
 
@@ -411,7 +530,7 @@ def group(model, groups, batches, **_):
     """L2 norm of the filter and of all that belongs to its channel (Fang et al. 2023, arXiv
     2301.12900, DepGraph, whose code divides by the mean of a layer); see `models.group_norms`."""
     norms = models.group_norms(model)
-    return [norms[group.name].float().to(group.conv.weight.device) for group in groups]
+    return [norms[group.name].float().to(group.layer.weight.device) for group in groups]
 
 
 @estimator(
@@ -422,19 +541,20 @@ def group(model, groups, batches, **_):
     marker="h",
     help="effect on gradient flow",
 )
-def grasp(model, groups, batches, *, temperature, **_):
+def grasp(model, groups, batches, *, loss, temperature, **_):
     """sum_w w (H g)_w, H and g of L on logits / T over all of the network's parameters; signed.
+    Another loss than the cross-entropy gets what the network gives, without T.
 
     Wang et al. 2020, arXiv 2002.07376, eq. 8: removing what scores low costs the least gradient
     flow. Two passes over the images: g first, then H g as the gradient of <gradient, g>.
     """
-    layers = _convolutions(groups)
+    layers = _layers(groups)
     everything, filters = list(model.parameters()), _parameters(layers)
-    gradient, count = _mean_gradient(model, everything, batches, temperature)
+    gradient, count = _mean_gradient(model, everything, batches, loss, temperature)
     product = [torch.zeros_like(p) for p in filters]
-    for images, labels in progress(shared(batches), "Hessian"):
-        loss = _loss(model, images, labels, temperature) / count
-        slopes = torch.autograd.grad(loss, everything, create_graph=True, materialize_grads=True)
+    for inputs, targets in progress(shared(batches), "Hessian"):
+        part = _loss(model, inputs, targets, loss, temperature) / count
+        slopes = torch.autograd.grad(part, everything, create_graph=True, materialize_grads=True)
         inner = sum((slope * g).sum() for slope, g in zip(slopes, gradient))
         torch._foreach_add_(product, torch.autograd.grad(inner, filters, materialize_grads=True))
     sum_over_processes(*product)
@@ -455,14 +575,15 @@ def rdt(model, groups, batches, *, projections, seed, **_):
 
     p_k and log p_k are the minibatch means of softmax and log-softmax (Gao et al. 2019). With
     projections=0 one backward pass per class and minibatch. Otherwise that many for all classes:
-    for random signs e_k, (sum_k e_k sqrt(p_k) d log p_k / dw)^2 has the sum over k as its mean.
+    for random signs e_k, (sum_k e_k sqrt(p_k) d log p_k / dw)^2 has the sum over k as its mean. It
+    knows no loss, and needs N x K logits.
     """
-    layers = _convolutions(groups)
+    layers = _layers(groups)
     parameters = _parameters(layers)
     information, count = [torch.zeros_like(p) for p in parameters], 0
     process, step = processes()
-    for images, _labels in progress(shared(batches), "gradients"):
-        log_p = model(images).log_softmax(1)
+    for inputs, _targets in progress(shared(batches), "gradients"):
+        log_p = rows_of_logits(call(model, inputs), "the mean prediction").log_softmax(1)
         root_p = log_p.detach().exp().mean(0).sqrt()
         log_p, classes = log_p.mean(0), len(root_p)
         if 0 < projections < classes:
@@ -511,6 +632,5 @@ def random(model, groups, batches, *, seed, **_):
     """Uniform in [0, 1), from `seed`: the control that every comparison needs."""
     generator = torch.Generator().manual_seed(seed)
     return [
-        torch.rand(g.conv.out_channels, generator=generator).to(g.conv.weight.device)
-        for g in groups
+        torch.rand(len(g.channels), generator=generator).to(g.layer.weight.device) for g in groups
     ]

@@ -117,10 +117,10 @@ def load_network(job, phase):
     )
     missing = f"--pretrained=True needs {path}; {again}; {weights.begin_text(job.flags.model)}"
     network, record = open_trained(job, phase, missing, again)
+    cutting.check_keep(network, job.flags)
     job.network = network.to(job.device)
     accuracy = {**(record.accuracy or {}), "best": train.evaluate(network, job.data.test_batches())}
     print(f"  {path}: test {tables.accuracy_text(accuracy['best'])}")
-    print_notes(measure.uncounted_lines(network, job.data.image_size))
     if record.pruned:
         print("  Note: it is pruned already; percents count the unpruned network's filters")
     record = replace(record, accuracy=accuracy, image_size=job.data.image_size)
@@ -298,10 +298,10 @@ def fresh_network(job, like=None):
     print_notes(
         [
             *networks.look_at(network, job.data.image_size, flags.pruning_type),
-            *measure.uncounted_lines(network, job.data.image_size),
             *lines,
         ]
     )
+    cutting.check_keep(network, flags)
     if begun:
         print_notes(
             weights.initialise(network, begun, classes, job.data.normalize, flags.classifier)
@@ -370,6 +370,7 @@ def prune_filters(job, number):
         flags.budget,
         flags.round_to,
         residual,
+        flags.patterns,
     )
     if timed:
         tables.print_times(timed, flags.latency_batch)

@@ -2,7 +2,7 @@
 
 model = build_model("resnet", num_classes=10)
 for group in filter_groups(model):          # of channels/groups.py: what can be pruned in it
-    print(group.name, group.conv.out_channels, group.stream.readers)
+    print(group.name, len(group.channels), group.stream.readers)
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from channels.attention import PackedRows  # noqa: F401
 from channels.costs import filter_costs, group_norms, measure_cost  # noqa: F401
 from channels.groups import (  # noqa: F401
     FilterGroup,
@@ -22,8 +23,10 @@ from channels.groups import (  # noqa: F401
     filter_matrix,
     keep_whole,
     kernel_matrix,
+    layers_without_images,
     widths_of,
 )
+from channels.layers import by_filter  # noqa: F401
 
 # ------------------------------------------------------------------------------- the four networks
 
@@ -184,10 +187,11 @@ NETWORKS = {"vgg": VGG, "mobilenet": MobileNet, "resnet": ResNet34, "resnet-56":
 
 @dataclass(frozen=True)
 class Origin:
-    """How the unpruned network is built: its name, outputs, and multiplier of its widths."""
+    """How the unpruned network is built: its name, its outputs, or None where that takes no such
+    number, and the multiplier of its widths."""
 
     name: str
-    num_classes: int
+    num_classes: int | None
     width: float = 1.0
 
 

@@ -10,6 +10,8 @@ import itertools
 import math
 import reprlib
 import statistics
+from collections.abc import Iterable
+from dataclasses import replace
 from numbers import Real
 from typing import NamedTuple
 
@@ -18,13 +20,15 @@ import torch
 from channels.checking import Masked, check
 from channels.costs import cost_of, filter_costs
 from channels.groups import Remains, filter_count, filter_groups, keep_whole, remains_of, signature
+from channels.patterns import layers_like
 from channels.surgery import CannotCut, cut_channels
 from channels.traits import traits_of
 from common.copies import copy_of
+from common.inputs import batch_size, call
 from common.processes import shared, sum_over_processes
 from common.terminal import progress
 from config import BUDGETS, RANKINGS
-from imp_estimator import ESTIMATORS, check_per_cost
+from imp_estimator import ESTIMATORS, check_per_cost, rows_of_logits
 from models import NETWORKS
 
 COUNTED = [name for name in BUDGETS if name != "latency"]  # which is measured
@@ -74,12 +78,14 @@ def max_percent(
     image_size: int = 32,
     round_to: int = 1,
     residual: str = "single",
+    keep: Iterable[str] = (),
 ) -> float:
-    """The largest percent that the layers' floors and the protected stem allow, where all layers
-    that write into a residual stream keep the same of its channels."""
+    """The largest percent that the layers' floors, the protected stem and `keep` allow, where all
+    layers that write into a residual stream keep the same of its channels. keep: see
+    `select_filters`."""
     structure = remains_of(model).structure
     first = {}  # of each layer, the first filter beyond its floor
-    for group in filter_groups(model):
+    for group in groups_of(model, keep).values():
         first[group.name] = round_up(group.floor, round_to, group.dense)
 
     def may_leave(name, index):
@@ -128,10 +134,12 @@ def select_filters(
     layer_times: dict[str, float] | None = None,
     losses: dict | None = None,
     below_one: bool = False,
+    keep: Iterable[str] = (),
 ) -> dict[str, torch.Tensor]:
     """Choose the filters to keep when `percent` of the unpruned network's filters are gone.
 
-    scores: layer name -> 1-D tensor, one score per filter that `model` has now; low goes first.
+    scores: layer name -> 1-D tensor, one score per filter that `model` has now; low goes first, and
+        a filter whose score is infinity never goes.
     percent: counted over all prunable layers of the unpruned network, carried depthwise filters
         included; filters that earlier rounds removed count as gone. 50 is half. Between 0 and 1 it
         is refused, as a share that somebody has taken for a percent, unless below_one.
@@ -148,6 +156,8 @@ def select_filters(
         costs in the budget's currency (`filter_costs`), so that the budget goes first where
         it buys most. It also needs pruning_type. layer_times: layer -> milliseconds, where that
         currency is measured time.
+    keep: names of layers, in which * stands for anything ("layer1.*"): these keep all filters that
+        they have. So do those that only leave together with them, also by way of residual.
     What only leaves together, as the filters of a grouped convolution and their inputs, goes by the
     sum of its scores, and counts as one in its layers. Equal ones go in order of layer, then of
     filter. Every layer keeps its floor(0.05 N) + 1 highest scored filters, N counted in the
@@ -155,12 +165,13 @@ def select_filters(
     never exceeded, and is missed by less than what one more filter takes along, or where the floors
     stop.
     Returns layer name -> rising tensor of the indices to keep.
-    Raises ValueError where the scores do not fit the network, or an argument has no such value.
+    Raises ValueError where the scores do not fit the network, an argument has no such value, or
+    keep names no prunable layer.
     """
     as_in_paper, ranking = ranking == "paper", ranking_of(ranking, pruning_type)
     _check_amount(percent, below_one, budget, round_to)
     _check_choice(residual, ranking, per_cost, pruning_type, losses)
-    groups, remains = _groups_of(model), remains_of(model)
+    groups, remains = groups_of(model, keep), remains_of(model)
     values = _values_of(groups, scores)
     costs = None
     if per_cost or ranking == "measured":
@@ -174,9 +185,15 @@ def select_filters(
     return _keep_the_rest(model, groups, order, percent, budget, round_to, image_size)
 
 
-def _groups_of(model):
-    """Layer -> its FilterGroup."""
-    return {group.name: group for group in filter_groups(model)}
+def groups_of(model: torch.nn.Module, keep: Iterable[str] = ()) -> dict:
+    """Layer -> its FilterGroup, of which all filters are fixed where `keep` names the layer. keep:
+    see `select_filters`. Raises ValueError."""
+    whole, groups = layers_like(model, keep), {}
+    for group in filter_groups(model):
+        if group.name in whole:
+            group = replace(group, fixed=[True] * len(group.fixed))
+        groups[group.name] = group
+    return groups
 
 
 def choices(model: torch.nn.Module, per_cost: bool = False) -> list[dict]:
@@ -252,7 +269,7 @@ def _values_of(groups, scores):
     """The scores as lists of numbers. Raises ValueError where they do not fit the network."""
     values = {}
     for name, group in groups.items():
-        count, score = group.conv.out_channels, scores.get(name)
+        count, score = len(group.channels), scores.get(name)
         if score is None:
             raise ValueError(f"{name} has {count} filters; its scores are missing")
         if not isinstance(score, torch.Tensor) or tuple(score.shape) != (count,):
@@ -326,14 +343,16 @@ def _kept_without(groups, removed, round_to):
     _round_widths(groups, removed, gone, round_to)
     kept = {}
     for name, group in groups.items():
-        rest = [index for index in range(group.conv.out_channels) if index not in gone[name]]
+        rest = [index for index in range(len(group.channels)) if index not in gone[name]]
         kept[name] = torch.tensor(rest)
     return kept
 
 
-def is_removable(model: torch.nn.Module, residual: str = "single") -> bool:
-    """Whether there is any filter that may still go."""
-    groups = _groups_of(model)
+def is_removable(
+    model: torch.nn.Module, residual: str = "single", keep: Iterable[str] = ()
+) -> bool:
+    """Whether there is any filter that may still go. keep: see `select_filters`."""
+    groups = groups_of(model, keep)
     values = {name: [0.0] * len(group.channels) for name, group in groups.items()}
     return bool(_removal_order(remains_of(model), groups, residual, values))
 
@@ -377,11 +396,12 @@ def _removal_order(remains, groups, residual, values, ranking="global", costs=No
     many filters as they must, and whatever reads channels the best of them. values: layer -> what
     each filter is worth; costs: layer -> what it costs, or None; losses: of `measure_losses`."""
     units, spent = _units(remains, residual), None
+    fixed, values = _fixed(groups, values), _finite(values)
     if costs is not None:
         costs = {name: own.tolist() for name, own in costs.items()}
         spent = [unit.total(costs) for unit in units]
     if ranking == "measured":
-        ranks = _measured_ranks(_free_units(groups, units, values), spent, losses)
+        ranks = _measured_ranks(_free_units(units, values, fixed), spent, losses)
     else:
         ranks = _ranks(remains, residual, units, values, ranking)
         if spent:
@@ -389,7 +409,7 @@ def _removal_order(remains, groups, residual, values, ranking="global", costs=No
     rank_of = {}
     for unit, rank in zip(units, ranks):
         rank_of.update(dict.fromkeys(unit.filters, rank))
-    needed = _needed(remains, groups, rank_of) | _fixed(groups)
+    needed = _needed(remains, groups, rank_of) | fixed
     position = {name: place for place, name in enumerate(groups)}
     spare = {name: len(group.channels) - group.floor for name, group in groups.items()}
 
@@ -416,12 +436,23 @@ def _is_spared(unit, spare):
     return False
 
 
-def _fixed(groups):
-    """The (layer, filter) that are never pruned."""
+def _fixed(groups, values):
+    """The (layer, filter) that are never pruned, or whose value is infinite. values: layer -> what
+    each filter is worth."""
     fixed = set()
     for name, group in groups.items():
-        fixed.update((name, index) for index, is_fixed in enumerate(group.fixed) if is_fixed)
+        for index, (is_fixed, value) in enumerate(zip(group.fixed, values[name])):
+            if is_fixed or value == math.inf:
+                fixed.add((name, index))
     return fixed
+
+
+def _finite(values):
+    """The same values, with zero for what is not judged, which is infinite and never goes."""
+    finite = {}
+    for name, own in values.items():
+        finite[name] = [0.0 if value == math.inf else value for value in own]
+    return finite
 
 
 def _ranks(remains, residual, units, values, ranking):
@@ -480,9 +511,10 @@ def lower_hull(points):
     return hull
 
 
-def _free_units(groups, units, values):
-    """Layers -> numbers of their units that may leave, the lowest sum of `values` first."""
-    worth, fixed = [unit.total(values) for unit in units], _fixed(groups)
+def _free_units(units, values, fixed):
+    """Layers -> numbers of their units that may leave, the lowest sum of `values` first. fixed: the
+    (layer, filter) that may not."""
+    worth = [unit.total(values) for unit in units]
     free = collections.defaultdict(list)
     for number in sorted(range(len(units)), key=worth.__getitem__):
         if fixed.isdisjoint(units[number].filters):
@@ -499,29 +531,28 @@ def measure_losses(
     batches,
     residual: str = "single",
     reference: torch.nn.Module | None = None,
+    keep: Iterable[str] = (),
 ) -> dict:
     """How much the answers of a network change without the lowest scored filters of one layer.
 
-    scores, residual: as for `select_filters`. batches: an iterable of (images, labels), on the
-    model's device; labels are not looked at. reference: the network whose answers are wanted, by
-    default `model` itself.
+    scores, residual, keep: as for `select_filters`. batches: an iterable of (inputs, targets), on
+    the model's device, as for `cal_importance`; targets are not looked at. reference: the network
+    whose answers are wanted, by default `model` itself.
     The loss is the Kullback-Leibler divergence of the answers from those wanted, less that of all
     filters, in the mean over the images. BatchNorms normalise by the batch, since their statistics
     change with what they read. Returns {names of the layers whose filters leave together: [(how
     many such units are gone, loss), ...]}, layers of the unpruned network.
     """
-    groups, units = _groups_of(model), _units(remains_of(model), residual)
-    free = _free_units(groups, units, _values_of(groups, scores))
+    removable = removable_units(model, scores, residual, keep)
     masked, losses = Masked(_normalised_by_batch(model)), {}
     reference = _normalised_by_batch(reference or model)
     with torch.no_grad():
-        wanted = [(images, reference(images).log_softmax(1)) for images, _labels in shared(batches)]
+        wanted = [(inputs, _answers(reference, inputs)) for inputs, _targets in shared(batches)]
         whole = _divergence(masked.network, wanted)
-        for layers, numbers in progress(free.items(), "layers"):
-            own = [units[number] for number in numbers]
-            most = _most_units(groups, own)
+        for layers, own in progress(removable.items(), "layers"):
+            most = len(own.units)
             for count in sorted({round(most * share) for share in SHARES} - {0}):
-                masked.keep(_without(groups, own[:count]))
+                masked.keep(without(model, own.units[:count]))
                 loss = _divergence(masked.network, wanted) - whole
                 losses.setdefault(layers, []).append((count, loss))
     return losses
@@ -536,12 +567,38 @@ def _normalised_by_batch(model):
     return network
 
 
-def _without(groups, units):
+class Removable(NamedTuple):
+    """What some layers may lose without the others. units: those that may leave, the lowest scored
+    first. total: how many they have, in all."""
+
+    units: list
+    total: int
+
+
+def removable_units(
+    model: torch.nn.Module,
+    scores: dict[str, torch.Tensor],
+    residual: str = "single",
+    keep: Iterable[str] = (),
+) -> dict[tuple, Removable]:
+    """Names of layers whose filters leave together, of most networks one -> their Removable.
+    scores, residual, keep: as for `select_filters`."""
+    groups, units = groups_of(model, keep), _units(remains_of(model), residual)
+    totals = collections.Counter(unit.layers for unit in units)
+    values, removable = _values_of(groups, scores), {}
+    free = _free_units(units, _finite(values), _fixed(groups, values))
+    for layers, numbers in free.items():
+        own = [units[number] for number in numbers]
+        removable[layers] = Removable(own[: _most_units(groups, own)], totals[layers])
+    return removable
+
+
+def without(model: torch.nn.Module, units: list[Unit]) -> dict[str, torch.Tensor]:
     """Layer -> indices of all filters but those of some units, of the layers that lose some."""
     gone = set(itertools.chain.from_iterable(unit.filters for unit in units))
-    rest = {}
+    remains, rest = remains_of(model), {}
     for name in _layers_of(gone):
-        count = len(groups[name].channels)
+        count = len(remains.filters[name])
         rest[name] = torch.tensor([index for index in range(count) if (name, index) not in gone])
     return rest
 
@@ -557,13 +614,18 @@ def _most_units(groups, units):
     return len(units)
 
 
+def _answers(network, inputs):
+    """The logarithms of a network's answers. Raises ValueError where it gives no logits."""
+    return rows_of_logits(call(network, inputs), "ranking='measured'").log_softmax(1)
+
+
 def _divergence(network, wanted):
     """The mean divergence of a network's answers from those wanted, over all processes."""
     sums = torch.zeros(2, device=next(network.parameters()).device)
-    for images, answers in wanted:
-        own = network(images).log_softmax(1)
+    for inputs, answers in wanted:
+        own = _answers(network, inputs)
         sums[0] += torch.nn.functional.kl_div(own, answers, reduction="sum", log_target=True)
-        sums[1] += len(images)
+        sums[1] += batch_size(inputs)
     sum_over_processes(sums)
     return (sums[0] / sums[1]).item()
 
@@ -590,7 +652,7 @@ def _round_widths(groups, removed, gone, multiple):
     """Put the last of some removed units back until all widths are multiples, or full."""
 
     def is_uneven(name):
-        full = groups[name].conv.out_channels
+        full = len(groups[name].channels)
         width = full - len(gone[name])
         return width != round_up(width, multiple, full)
 
@@ -608,7 +670,7 @@ def kept_mask(kept: dict[str, torch.Tensor], model: torch.nn.Module) -> torch.Te
     """A selection as one mask: a bool tensor over all filters of `model`, in order of layer."""
     parts = []
     for group in filter_groups(model):
-        parts.append(torch.zeros(group.conv.out_channels, dtype=torch.bool))
+        parts.append(torch.zeros(len(group.channels), dtype=torch.bool))
         parts[-1][kept[group.name]] = True
     return torch.cat(parts)
 
@@ -634,7 +696,7 @@ class SelectAgain(ValueError):
 def prune(
     model: torch.nn.Module,
     kept: dict[str, torch.Tensor],
-    images: torch.Tensor | None = None,
+    images=None,
     original: torch.nn.Module | None = None,
 ) -> torch.nn.Module:
     """The smaller network that has only the filters `kept`; `model` stays as it is.
@@ -643,9 +705,10 @@ def prune(
     A stream channel that no kept filter writes leaves the stream and all its readers. In eval mode
     the result computes what `model` computes with the removed filters' outputs at zero wherever
     they are read. Where `model` is none of the four networks, this is tried before it is returned,
-    on `images`, or on noise. original: the unpruned network that `model` was cut from in steps
-    which can be taken anew. Raises ValueError where `kept` does not fit the network, or the result
-    computes something else; SelectAgain where the operation that causes it has been found.
+    for all that it gives, on `images`, inputs as for `cal_importance`, or on noise. original: the
+    unpruned network that `model` was cut from in steps which can be taken anew. Raises ValueError
+    where `kept` does not fit the network, or the result computes something else; SelectAgain where
+    the operation that causes it has been found.
     """
     try:
         return _pruned(model, kept, images)
@@ -704,18 +767,18 @@ def _are_rising(index, count):
     return bool(index) and are_indices and sorted(set(index)) == list(index)
 
 
-def explore(model: torch.nn.Module, image_size: int | None = None) -> None:
+def explore(model: torch.nn.Module, example=None) -> None:
     """Find out what can be pruned in an unpruned network by trying it: whatever an operation cannot
-    do without stays whole from now on. image_size: see `remains_of`. Raises ValueError where
-    nothing is left that can be pruned."""
-    remains_of(model, image_size)
+    do without stays whole from now on. example: see `remains_of`. Raises ValueError where nothing
+    is left that can be pruned."""
+    remains_of(model, example)
     now, dense = filter_count(model)
     if type(model) in NETWORKS.values() or now < dense:
         return
     generator = torch.Generator().manual_seed(0)
     while True:
         scores = {}
-        for group in filter_groups(model, image_size):
+        for group in filter_groups(model):
             scores[group.name] = torch.rand(len(group.channels), generator=generator)
         try:
             _pruned(model, select_filters(model, scores, 50), None)
@@ -724,12 +787,10 @@ def explore(model: torch.nn.Module, image_size: int | None = None) -> None:
             _keep_whole_at(model, error)
 
 
-def rebuild(
-    model: torch.nn.Module, widths: dict, whole=(), image_size: int | None = None
-) -> torch.nn.Module:
+def rebuild(model: torch.nn.Module, widths: dict, whole=(), example=None) -> torch.nn.Module:
     """`model`, which is unpruned, as small as `widths_of` said of another one. whole: see
-    `keep_whole`; image_size: `remains_of`."""
-    remains_of(model, image_size)
+    `keep_whole`; example: `remains_of`."""
+    remains_of(model, example)
     if whole:
         keep_whole(model, whole)
     filters = remains_of(model).structure.all_filters()

@@ -15,16 +15,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from channels.groups import filter_matrix, load_weights, unused_parameters
+from channels.groups import filter_groups, filter_matrix, load_weights, unused_parameters
 from common.accuracy import Tally
 from common.device import autocast
 from common.errors import Diverged
+from common.inputs import call
 from common.modes import evaluating
 from common.processes import processes, shared, sum_over_processes
 from common.seeds import seed_of
 from common.signals import uninterrupted
 from common.terminal import progress
-from config import MOMENTUM, Recipe
+from config import MOMENTUM, PENALTY_LAYERS, Recipe
 from data import ImageData
 from pruner import mask_distance
 
@@ -34,6 +35,27 @@ from pruner import mask_distance
 def convolutions(model):
     """[(dotted name, convolution)] of all convolutions, depthwise ones and the stem included."""
     return [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+
+
+def _penalised(model, layers):
+    """The layers that a penalty is of. layers: as config.PENALTY_LAYERS. Raises ValueError."""
+    if layers not in ("convolutions", "hidden"):
+        raise ValueError(
+            f"PENALTY_LAYERS in config.py is {layers!r}; it must be convolutions or hidden"
+        )
+    chosen = [conv for _, conv in convolutions(model)]
+    if layers == "hidden":
+        own = [group.layer for group in filter_groups(model)]
+        chosen += [layer for layer in own if isinstance(layer, nn.Linear)]
+    return chosen
+
+
+def _root_of_size(layer):
+    """sqrt(n_l); a linear layer is a 1x1 convolution."""
+    if isinstance(layer, nn.Linear):
+        return math.sqrt(layer.in_features)
+    is_pointwise = layer.kernel_size == (1, 1)
+    return math.sqrt(layer.in_channels if is_pointwise else layer.out_channels)
 
 
 def gram_matrix(matrix):
@@ -65,21 +87,20 @@ class OrthonormalityPenalty:
     """strength * sum_l c_l * sum_ij |G_l - I|_ij over all convolutions l of `model`.
 
     c_l = sqrt(n_l) / sum_k sqrt(n_k), n_l the input channels of a 1x1 convolution and the output
-    channels of any other. Lubana et al. 2020, arXiv 2009.05014.
+    channels of any other. Lubana et al. 2020, arXiv 2009.05014. layers: "hidden" adds the hidden
+    linear layers, each as a 1x1 convolution, which is not published.
     Calling it gives a scalar tensor to be added to the loss.
     """
 
-    def __init__(self, model, strength):
-        convs = [conv for _, conv in convolutions(model)]
-        roots = [
-            math.sqrt(c.in_channels if c.kernel_size == (1, 1) else c.out_channels) for c in convs
-        ]
-        self.terms = [(conv, strength * root / sum(roots)) for conv, root in zip(convs, roots)]
+    def __init__(self, model, strength, layers=PENALTY_LAYERS):
+        chosen = _penalised(model, layers)
+        roots = [_root_of_size(layer) for layer in chosen]
+        self.terms = [(layer, strength * root / sum(roots)) for layer, root in zip(chosen, roots)]
 
     def __call__(self):
         return sum(
-            weight * _DistanceFromOrthonormal.apply(filter_matrix(conv))
-            for conv, weight in self.terms
+            weight * _DistanceFromOrthonormal.apply(filter_matrix(layer))
+            for layer, weight in self.terms
         )
 
 
@@ -121,10 +142,10 @@ def reestimate(model: nn.Module, batches) -> None:
 
     After filters are removed the statistics of the layers behind are stale. Each BatchNorm
     normalises by the batch here, as in training, and its running statistics become the means over
-    all batches; weights stay, and so does the mode of each module. batches: an iterable of (images,
-    labels), on the model's device. Returns how many BatchNorms there are; raises ValueError where
-    there are no images for them. (Li et al. 2020, arXiv 2007.02491, EagleEye, "adaptive
-    BatchNorm".)
+    all batches; weights stay, and so does the mode of each module. batches: an iterable of (inputs,
+    targets), on the model's device, as for `cal_importance`. Returns how many BatchNorms there are;
+    raises ValueError where there are no images for them. (Li et al. 2020, arXiv 2007.02491,
+    EagleEye, "adaptive BatchNorm".)
     """
     norms = [module for module in model.modules() if _has_statistics(module)]
     if not norms:
@@ -135,8 +156,8 @@ def reestimate(model: nn.Module, batches) -> None:
             for norm in norms:
                 norm.train().reset_running_stats()
                 norm.momentum = None  # the mean over all batches
-            for images, _labels in progress(shared(batches), "BatchNorm"):
-                model(images)
+            for inputs, _targets in progress(shared(batches), "BatchNorm"):
+                call(model, inputs)
                 count += 1
         finally:
             for norm, momentum in zip(norms, momenta):

@@ -8,11 +8,15 @@ from contextlib import suppress
 import torch
 from torch import fx, nn
 
+from channels.attention import MaskedHeads
 from channels.groups import remains_of
+from channels.modes import in_mode, modes_of
 from channels.operations import Kind, kind_of, title
+from channels.running import in_order
 from channels.surgery import CannotCut, indexed_add
 from channels.traits import give, traits_of
 from common.copies import copy_of
+from common.inputs import call, moved, noise_like, tensors_in
 from common.modes import evaluating
 
 
@@ -23,12 +27,14 @@ class Masked:
         masked.keep(kept)              # layer name -> indices, as for `prune`
         logits = masked.network(images)
 
-    It shares its layers with `model`, and is for eval mode only.
+    It shares its layers with `model`, and is for eval mode only. training: whether it has the
+    operations of training, where these are others, which its layers compute as in evaluation.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, training=False):
         self.remains = remains_of(model)
-        self.graph = MaskedGraph(model, self.remains.graph, self.remains.structure)
+        graph = in_mode(self.remains.graph, training)
+        self.graph = MaskedGraph(model, graph, self.remains.structure)
         self.network = self.graph.network
 
     def keep(self, kept):
@@ -44,20 +50,20 @@ def check(
     model: nn.Module,
     small: nn.Module,
     filters: dict[str, torch.Tensor],
-    images: torch.Tensor | None = None,
+    images=None,
 ) -> None:
-    """Raise ValueError, which says where it begins, where the network `small` computes something
-    else than `model` with all filters but some at zero. filters: layer -> indices, in the unpruned
-    network, of these. images: some that it is to be tried with; else noise."""
+    """Raise ValueError, which says where it begins, where the network `small` gives something else
+    than `model` with all filters but some at zero. filters: layer -> indices, in the unpruned
+    network, of these. images: some inputs that it is to be tried with; else noise."""
     if images is None:
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(4, *remains_of(model).structure.image_shape, generator=generator)
+        structure = remains_of(model).structure
+        images = noise_like(structure.example, 4 if structure.image_shape else None)
     parameter = next(model.parameters())
     networks = [model, small]
-    place = _disagreement(networks, filters, images.to(parameter.device, parameter.dtype))
+    place = _disagreement(networks, filters, moved(images, parameter))
     if place:  # rounding is no fault
         networks = [copy_of(network).double() for network in networks]
-        place = _disagreement(networks, filters, images.to(parameter.device, torch.double))
+        place = _disagreement(networks, filters, moved(images, parameter.double()))
     if place:
         if isinstance(place, str):
             raise ValueError(
@@ -72,23 +78,30 @@ def _disagreement(networks, filters, images):
     words; None where they do not."""
     model, small = networks
     with evaluating(*networks), torch.no_grad():
-        masked, logits = Masked(model), model(images)
-        if not same(logits, model(images)):
+        outputs = call(model, images)
+        if not same(outputs, call(model, images)):
             raise ValueError(
                 f"{type(model).__name__} gives other logits each time, in eval mode, "
                 "too; F.dropout, for one, needs training=self.training"
             )
-        if not same(logits, masked.network(images)):
-            return "the graph of its operations"
-        structure = remains_of(model).structure
-        masked.graph.set(structure.alive(filters))
-        wanted = masked.network(images)
-        try:
-            if same(wanted, small(images)):
-                return None
-        except Exception:  # an operation that does not fit what is left
-            pass
-        return first_difference(masked.graph, small, remains_of(small).graph, images) or "its end"
+        for training in modes_of(remains_of(model).graph):
+            masked = Masked(model, training)
+            if not training and not same(outputs, call(masked.network, images)):
+                return "the graph of its operations"
+            masked.graph.set(masked.remains.structure.alive(filters))
+            graph = in_mode(remains_of(small).graph, training)
+            cut = fx.GraphModule(small, graph) if training else small
+            if not _compute_the_same(masked.network, cut, images):
+                return first_difference(masked.graph, small, graph, images) or "its end"
+    return None
+
+
+def _compute_the_same(network, other, inputs):
+    wanted = call(network, inputs)
+    try:
+        return same(wanted, call(other, inputs))
+    except Exception:  # an operation that does not fit what is left
+        return False
 
 
 # ------------------------------------------------------------------------- masks, and differences
@@ -103,9 +116,12 @@ class MaskedGraph:
         graph.output(graph.graph_copy(whole, copies))
         self.follow = structure.root != torch.arange(len(structure.root))
         self.network, self.masks = fx.GraphModule(model, graph), {}
+        self.alive = structure.alive(remains_of(model).filters)
         parameter = next(model.parameters())
         for node, own in copies.items():
             give(own, original=traits_of(node).original or node.name)
+            if issubclass(traits_of(node).layer or object, nn.MultiheadAttention):
+                self._mask_heads(own, structure, parameter)
             if not _counts_channels(node, structure):
                 continue
             for source in node.all_input_nodes:
@@ -128,11 +144,24 @@ class MaskedGraph:
             masked = graph.call_function(torch.mul, (source, graph.get_attr(name)))
         node.replace_input_with(source, masked)
 
+    def _mask_heads(self, node, structure, parameter):
+        """Let a node call an attention whose heads can be zero in place of its own."""
+        output = structure.layers.get(f"{node.target}.out_proj")
+        if output is None:
+            return
+        attention = self.network.get_submodule(node.target)
+        numbers = output.reads[self.alive[output.reads]]
+        ones = torch.ones(len(numbers), device=parameter.device, dtype=parameter.dtype)
+        name = f"_mask_{len(self.masks)}"
+        self.network.add_submodule(name, MaskedHeads(attention, ones))
+        self.masks[f"{name}.mask"] = numbers
+        node.target = name
+
     def set(self, alive):
         """From now on only these channels count. alive: a bool tensor over their numbers. Gates and
         shifts, which follow others, count everywhere: a wrong one must not be hidden here."""
         for name, numbers in self.masks.items():
-            mask = getattr(self.network, name)
+            mask = self.network.get_buffer(name)
             mask.copy_((alive | self.follow)[numbers].view(mask.shape))
 
 
@@ -146,8 +175,17 @@ def _counts_channels(node, structure):
     return kind_of(node) is Kind.ADDS or node.target is indexed_add
 
 
-def same(wanted, result):
-    """Whether two tensors are equal to 1e-4 of the largest value."""
+def same(wanted, result) -> bool:
+    """Whether nested tensors are equal, each to 1e-4 of its largest value."""
+    wanted, result = tensors_in(wanted), tensors_in(result)
+    return len(wanted) == len(result) and all(map(_are_equal, wanted, result))
+
+
+def _are_equal(wanted, result):
+    if not wanted.numel():
+        return wanted.shape == result.shape
+    if not wanted.is_floating_point():
+        wanted, result = wanted.double(), result.double()
     return ((wanted - result).abs().max() <= 1e-4 * wanted.abs().max()).item()
 
 
@@ -176,7 +214,7 @@ def first_difference(masked, small, graph, images):
     records = [_Recorder(masked.network, masked.network.graph), _Recorder(small, graph)]
     for record in records:
         with suppress(Exception):
-            record.run(images)
+            record.run(*in_order(graph, images))
     for name, (node, result) in records[1].results.items():
         theirs, wanted = records[0].results.get(name, (None, None))
         if theirs is None:

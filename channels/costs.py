@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from channels.attention import weight_of
 from channels.groups import remains_of
 
 
@@ -10,8 +11,8 @@ def measure_cost(model: nn.Module, image_size: int = 32, filters: dict | None = 
     """What a network costs for one image, as a dict.
 
     "filters": of all prunable layers, those that follow them included; "parameters"; "macs":
-    multiply-adds of convolutions and linear layers; "flops": two for each; "layer_macs": dotted
-    name -> multiply-adds of each of these.
+    multiply-adds of convolutions, linear layers, matrix products and attention; "flops": two for
+    each; "layer_macs": dotted name of a convolution or linear layer -> its multiply-adds.
     filters: what would be left instead, convolution -> indices in the unpruned network.
     """
     remains = remains_of(model, image_size)
@@ -26,6 +27,7 @@ def cost_of(structure, alive: torch.Tensor, image_size: int) -> dict:
     kernels = [kernel for kernel in sizes.kernels if kernel.layer in positions]
     macs = {kernel.layer: positions[kernel.layer] * kernel.numel(left) for kernel in kernels}
     total = sum(macs.values())
+    total += sum(macs_of(work, alive) for work in _work_beside_layers(structure, image_size))
     return {
         "filters": structure.count_filters(alive),
         "parameters": sum(parameter.numel(left) for parameter in sizes.parameters),
@@ -33,6 +35,32 @@ def cost_of(structure, alive: torch.Tensor, image_size: int) -> dict:
         "flops": 2 * total,
         "layer_macs": macs,
     }
+
+
+def _work_beside_layers(structure, image_size):
+    """The Work of each operation, as a list: of a module that has layers in it, as attention has,
+    without what these compute."""
+    sizes, positions = structure.sizes, structure.positions(image_size)
+    left = sizes.left(torch.ones(len(structure.root), dtype=torch.bool))
+    rest = []
+    for work in structure.work(image_size):
+        macs = work.macs
+        for kernel in sizes.kernels:
+            if work.has_inside(kernel.layer) and kernel.layer in positions:
+                macs -= positions[kernel.layer] * kernel.numel(left)
+        reads = work.reads
+        heads = structure.layers.get(f"{work.node.target}.out_proj")
+        if heads is not None:  # of an attention that is one module
+            reads = heads.reads.unique()
+        rest.append(work._replace(macs=macs, reads=reads))
+    return rest
+
+
+def macs_of(work, alive):
+    """The multiply-adds of a Work: in proportion to the channels that it reads."""
+    if not len(work.reads):
+        return work.macs
+    return work.macs * int(alive[work.reads].sum()) // len(work.reads)
 
 
 def filter_costs(
@@ -78,7 +106,12 @@ def _costs_of_sides(structure, alive, budget, image_size, layer_times):
         for side in tensor.outs, tensor.ins:
             if side:  # the first is no side of a layer
                 share[side] += amount / left[side]
-    return sizes.summed(share, alive)
+    costs = sizes.summed(share, alive)
+    if budget == "macs" and not layer_times:
+        for work in _work_beside_layers(structure, image_size):
+            reads = work.reads[alive[work.reads]]
+            costs[reads] += macs_of(work, alive) / len(reads)
+    return costs
 
 
 def _may_leave(structure, spent):
@@ -107,11 +140,9 @@ def group_norms(model: nn.Module) -> dict[str, torch.Tensor]:
         if weight is None:
             continue
         square, layer = weight.detach().cpu().double().square(), layer.where(alive)
-        outs, ins = layer.sides_of(square.shape)
-        if outs:
-            squares.index_add_(0, layer.writes, square.flatten().view(len(layer.writes), -1).sum(1))
-        if ins:
-            squares.index_add_(0, layer.reads, square.transpose(0, 1).flatten(1).sum(1))
+        for side, dim in layer.dims_of(square.shape).items():
+            each = square.transpose(0, dim).reshape(square.shape[dim], -1).sum(1)
+            squares.index_add_(0, getattr(layer, side), each)
     norms = structure.shared_out(squares, alive).sqrt()
     return _of_filters(remains, norms)
 
@@ -122,4 +153,4 @@ def _weight_of(model, name):
     parent = model.get_submodule(owner)
     if own in parent._buffers:
         return None
-    return parent._parameters.get(own, getattr(parent._modules.get(own), "weight", None))
+    return parent._parameters.get(own, weight_of(parent._modules.get(own)))

@@ -1,7 +1,7 @@
 """What can be pruned in a network, and what it costs.
 
     for group in filter_groups(model):
-        print(group.name, group.conv.out_channels, group.stream.readers)
+        print(group.name, len(group.channels), group.stream.readers)
 
 One idea carries the suite: every filter writes one channel of a *stream*, and the layers behind
 read that stream. In a plain chain a stream has one writer; in a ResNet all blocks of a stage write
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from channels.layers import has_hooks
-from channels.structure import Structure
+from channels.attention import rows_of
+from channels.layers import by_filter, has_hooks
+from channels.structure import LINEAR_LAYERS, Structure
 from channels.surgery import KEPT_INDEX
 
 
@@ -31,11 +32,11 @@ class Stream:
 
 @dataclass(frozen=True, eq=False)
 class FilterGroup:
-    """The filters of one convolution.
+    """The filters of one convolution, or of one linear layer, where they are rows of its weight.
 
-    name      dotted name of the convolution: the key of scores, widths, logs and checkpoints
-    conv      the convolution
-    bn        the BatchNorm that reads this convolution alone, or None
+    name      dotted name of the layer: the key of scores, widths, logs and checkpoints
+    layer     the layer; of an nn.MultiheadAttention one with its packed parameters
+    bn        the BatchNorm that reads this layer alone, or None
     stream    where the outputs go
     channels  the stream channel that filter i writes, ascending
     dense     number of filters in the unpruned network
@@ -45,13 +46,18 @@ class FilterGroup:
     """
 
     name: str
-    conv: nn.Module
+    layer: nn.Module
     bn: nn.Module
     stream: Stream
     channels: list
     dense: int
     costs: list
     fixed: list
+
+    @property
+    def conv(self):
+        """The layer, as it was called when all were convolutions."""
+        return self.layer
 
     @property
     def is_fixed(self):
@@ -68,7 +74,7 @@ class FilterGroup:
 class Remains:
     """What is left of an unpruned network.
 
-    filters: convolution -> indices, rising, of the filters that it has left of the unpruned one's.
+    filters: layer -> indices, rising, of the filters that it has left of the unpruned one's.
     graph: of the operations, whose traits have the channels that are left. signature: of the
     network, which may be changed later.
     """
@@ -95,13 +101,13 @@ def signature(model):
     return layers
 
 
-def remains_of(model: nn.Module, image_size: int | None = None) -> Remains:
+def remains_of(model: nn.Module, example=None) -> Remains:
     """The Remains of a network; its graph is looked at where it was not yet, or layers are others
-    now. image_size: pixels, one that the network takes. Raises ValueError where its graph cannot be
-    understood."""
+    now. example: what it is called with: a tensor, or a tuple or dict of tensors, or the pixels of
+    images. Raises ValueError where its graph cannot be understood."""
     known = model.__dict__.get("_remains")
     if known is None or known.signature != signature(model):
-        known = _look_at(model, image_size)
+        known = _look_at(model, example)
     return known
 
 
@@ -110,7 +116,12 @@ def keep_whole(model: nn.Module, reasons: dict[str, str]) -> None:
     network. reasons: names of nodes of the graph -> why, in words. Raises ValueError where nothing
     is left that can be pruned."""
     structure = remains_of(model).structure
-    _look_at(model, structure.image_shape[-1], structure.fixed_operations | reasons)
+    _look_at(model, example_of(structure), structure.fixed_operations | reasons)
+
+
+def example_of(structure: Structure):
+    """What lets the structure of a network be found again: the pixels of images, or tensors."""
+    return structure.image_shape[-1] if structure.image_shape else structure.example
 
 
 def share_structure(model: nn.Module, other: nn.Module) -> None:
@@ -119,7 +130,7 @@ def share_structure(model: nn.Module, other: nn.Module) -> None:
     _set_structure(model, remains_of(other).structure)
 
 
-def _look_at(model, image_size=None, fixed_operations=()):
+def _look_at(model, example=None, fixed_operations=()):
     if any(name.startswith(KEPT_INDEX) for name, _ in model.named_buffers(recurse=False)):
         raise ValueError(
             f"{type(model).__name__} was pruned, and then pickled or given other "
@@ -130,9 +141,9 @@ def _look_at(model, image_size=None, fixed_operations=()):
     key = type(model), origin, tuple(sorted(dict(fixed_operations).items()))
     structure = _STRUCTURES.get(key)
     if not structure or _form(model) != _form(structure.skeleton):
-        structure = Structure(model, image_size, fixed_operations)
+        structure = Structure(model, example, fixed_operations)
         if not structure.filters:
-            lines = fixed_text(structure) or ["it has no convolutions"]
+            lines = fixed_text(structure) or ["it has no convolutions and no hidden linear layers"]
             raise ValueError(f"nothing can be pruned in {structure.kind.__name__}: {lines[0]}")
         if origin:
             _STRUCTURES[key] = structure
@@ -165,19 +176,50 @@ def unused_parameters(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters() if not is_used(name)]
 
 
+def layers_without_images(model: nn.Module) -> set[str]:
+    """The dotted names of layers that a network calls on something else than what it makes of its
+    images, as on a table of positions."""
+    reached, alone = set(), set()
+    for node in remains_of(model).graph.nodes:
+        if node.op == "placeholder" or not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+        elif node.op == "call_module":
+            alone.add(str(node.target))
+    return alone
+
+
 def fixed_text(structure: Structure) -> list[str]:
-    """Which filters are fixed, and why, as lines."""
-    lines = []
-    for name, (count, total, reason) in structure.fixed.items():
-        share = f"its {total:,}" if count == total else f"{count:,} of its {total:,}"
-        lines.append(f"{name} keeps {share} filters: {reason}")
+    """Which filters are fixed, and why, as lines: one for each convolution, and one for all linear
+    layers that are fixed for the same reason."""
+    lines, alike = [], {}
+    for name, fixed in structure.fixed.items():
+        if isinstance(structure.skeleton.get_submodule(name), LINEAR_LAYERS):
+            alike.setdefault(fixed.reason, []).append(name)
+        else:
+            lines.append(_fixed_line(name, fixed))
+    for reason, names in alike.items():
+        if len(names) == 1:
+            lines.append(_fixed_line(names[0], structure.fixed[names[0]]))
+            continue
+        count = sum(structure.fixed[name].count for name in names)
+        lines.append(
+            f"{len(names)} linear layers, {names[0]} to {names[-1]}, keep {count:,} of their "
+            f"filters: {reason}"
+        )
     return lines
 
 
-def filter_groups(model: nn.Module, image_size: int | None = None) -> list[FilterGroup]:
+def _fixed_line(name, fixed):
+    count, total, reason = fixed
+    share = f"its {total:,}" if count == total else f"{count:,} of its {total:,}"
+    return f"{name} keeps {share} filters: {reason}"
+
+
+def filter_groups(model: nn.Module, example=None) -> list[FilterGroup]:
     """All prunable layers of a network in order, as a list of FilterGroup, made afresh on each
-    call. image_size: see `remains_of`. Raises ValueError where nothing can be pruned."""
-    remains = remains_of(model, image_size)
+    call. example: see `remains_of`; the first call of any function on a network is the one that
+    needs it. Raises ValueError where nothing can be pruned."""
+    remains = remains_of(model, example)
     structure, groups, streams = remains.structure, [], {}
     alive = structure.alive(remains.filters)
     written = torch.zeros_like(alive)
@@ -191,7 +233,7 @@ def filter_groups(model: nn.Module, image_size: int | None = None) -> list[Filte
         groups.append(
             FilterGroup(
                 name=name,
-                conv=model.get_submodule(name),
+                layer=rows_of(model.get_submodule(name)),
                 bn=norm and model.get_submodule(norm),
                 stream=stream,
                 channels=[order[channel] for channel in structure.stream[numbers].tolist()],
@@ -247,13 +289,13 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], strict: bool 
     model.load_state_dict(versioned, strict=strict)
 
 
-def kernel_matrix(conv: nn.Conv2d) -> torch.Tensor:
-    """A convolution's kernels as the rows of a matrix: out_channels x weights of one filter, in
-    their order in channels-last memory."""
-    return conv.weight.permute(0, 2, 3, 1).flatten(1)
+def kernel_matrix(layer: nn.Module) -> torch.Tensor:
+    """A layer's kernels as the rows of a matrix: filters x weights of one filter, those of a
+    convolution in their order in channels-last memory."""
+    return by_filter(layer, layer.weight).movedim(1, -1).flatten(1)
 
 
-def filter_matrix(conv: nn.Conv2d) -> torch.Tensor:
-    """`kernel_matrix`, with the bias as one more column where the convolution has one."""
-    matrix = kernel_matrix(conv)
-    return matrix if conv.bias is None else torch.cat((matrix, conv.bias[:, None]), 1)
+def filter_matrix(layer: nn.Module) -> torch.Tensor:
+    """`kernel_matrix`, with the bias as one more column where the layer has one."""
+    matrix = kernel_matrix(layer)
+    return matrix if layer.bias is None else torch.cat((matrix, layer.bias[:, None]), 1)

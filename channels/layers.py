@@ -12,6 +12,17 @@ from channels.running import as_real
 # What layers call the number of their outputs.
 OUTPUTS = "out_channels", "out_features", "num_features", "num_parameters", "num_channels"
 
+# Layers of these very classes are known to compute each output by itself.
+PLAIN = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -19,27 +30,49 @@ class Layer:
 
     reads, writes  inputs and outputs; None where its weights have no dimension for them
     groups         that its channels are in, as of a grouped convolution
+    order          of the dimensions of its weights: "writes" first, but of a transposed convolution
     """
 
     reads: torch.Tensor
     writes: torch.Tensor
     groups: int = 1
+    order: tuple = ("writes", "reads")
 
     def where(self, alive):
         """The same layer with the channels that are alive."""
         writes = self.writes[alive[self.writes]]
         reads = None if self.reads is None else self.reads[alive[self.reads]]
-        return Layer(reads, writes, max(1, self.groups * len(writes) // len(self.writes)))
+        groups = max(1, self.groups * len(writes) // len(self.writes))
+        return Layer(reads, writes, groups, self.order)
 
-    def sides_of(self, shape):
-        """Which channels the first two dimensions of one of its weights are: "writes" and "reads",
-        or None where they are others."""
-        if math.prod(shape) == len(self.writes):  # one value for each channel, in any dimension
-            return "writes", None
-        first = "writes" if shape[:1] == (len(self.writes),) else None
-        has_reads = self.reads is not None and self.groups == 1 and len(shape) > 1
-        second = "reads" if has_reads and shape[1] == len(self.reads) else None
-        return first, second
+    def dims_of(self, shape):
+        """Which dimensions of one of its weights have channels: {"writes" or "reads": dimension}.
+
+        The first has all of a side, the second those of one group, which stay with several."""
+        long = [dim for dim, size in enumerate(shape) if size > 1] or [0]
+        if len(long) == 1 and math.prod(shape) == len(self.writes):  # one value for each channel
+            return {"writes": long[0]}
+        dims = {}
+        for dim, side in enumerate(self.order[: 2 if self.groups == 1 else 1]):
+            channels = getattr(self, side)
+            if channels is not None and tuple(shape[dim : dim + 1]) == (len(channels),):
+                dims[side] = dim
+        return dims
+
+
+def order_of(module):
+    """Which sides the first two dimensions of the weight of a layer are; see `Layer`."""
+    is_transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    return ("reads", "writes") if is_transposed else ("writes", "reads")
+
+
+def by_filter(module, weights):
+    """A tensor like the weights of a convolution or linear layer with its filters along the first
+    dimension, what they read along the second: a view, or a copy where it is transposed."""
+    if order_of(module)[0] == "writes":
+        return weights
+    groups = weights.unflatten(0, (module.groups, -1))
+    return groups.transpose(1, 2).flatten(0, 1)
 
 
 def narrow(module, layer, ins=None, outs=None):
@@ -59,12 +92,10 @@ def narrow(module, layer, ins=None, outs=None):
 
 def _narrowed(tensor, layer, ins, outs):
     """A layer's tensor without the other inputs and outputs, in the same layout."""
-    cut = tensor
-    if outs is not None and tensor.shape[0] == len(layer.writes):
-        cut = cut.index_select(0, outs.to(tensor.device))
-    has_inputs = layer.reads is not None and layer.groups == 1
-    if ins is not None and has_inputs and tensor.shape[1:2] == (len(layer.reads),):
-        cut = cut.index_select(1, ins.to(tensor.device))
+    cut, left = tensor, {"writes": outs, "reads": ins}
+    for side, dim in layer.dims_of(tensor.shape).items():
+        if left[side] is not None:
+            cut = cut.index_select(dim, left[side].to(tensor.device))
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         cut = cut.contiguous().to(memory_format=torch.channels_last)
     return cut
@@ -110,13 +141,12 @@ def has_hooks(module):
 def can_be_cut(module):
     """(inputs, outputs): whether a convolution or linear layer, also of a subclass, computes with
     some of them what it computes with the others at zero, or without the others."""
-    if type(module) in (nn.Conv2d, nn.Linear):
+    if type(module) in PLAIN:
         return True, True
     real = as_real(module)
-    outputs, groups = len(real.weight), getattr(real, "groups", 1)
-    inputs = real.weight.shape[1] * groups
+    inputs, outputs, groups = sides_of(real)
     reads = None if groups == outputs else torch.arange(inputs)
-    layer = Layer(reads, torch.arange(outputs), groups)
+    layer = Layer(reads, torch.arange(outputs), groups, order_of(real))
     if groups > 1:  # whole groups, so that inputs and outputs leave together
         kept = -(-groups // 2)
         ins = torch.arange(kept * inputs // groups)
@@ -127,13 +157,20 @@ def can_be_cut(module):
     return _cuts(real, layer, ins, None, ins), _cuts(real, layer, None, outs, None)
 
 
+def sides_of(module):
+    """(inputs, outputs, groups) of a convolution or linear layer."""
+    groups = getattr(module, "groups", 1)
+    filters, columns = by_filter(module, module.weight).shape[:2]
+    return columns * groups, filters, groups
+
+
 def _cuts(real, layer, ins, outs, given):
     """Whether a layer with only some inputs and outputs computes what the whole one does, of images
     that are zero in all inputs but those that are `given`."""
     size = []
-    if isinstance(real, nn.Conv2d):
+    if isinstance(real, nn.modules.conv._ConvNd):
         size = [2 * side * step + 8 for side, step in zip(real.kernel_size, real.dilation)]
-    inputs = real.weight.shape[1] * layer.groups
+    inputs = sides_of(real)[0]
     images = torch.randn(2, inputs, *size, generator=torch.Generator().manual_seed(0))
     part = images
     if given is not None:

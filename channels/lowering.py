@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from channels.groups import filter_count, remains_of
 from channels.layers import has_hooks
+from channels.modes import in_mode
 from channels.operations import Kind, kind_of, layer_of, name_of
 from channels.surgery import indexed_add
 from channels.trace import decided
@@ -43,8 +44,7 @@ def lower(
     directly follows a convolution becomes part of it. plain: additions by index and the like become
     convolutions, and the widths of a pruned network are filled up to whole blocks.
     """
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(remains_of(model).graph, {}))
+    graph = in_mode(remains_of(model).graph, training=False)
     network = fx.GraphModule(model, graph).eval()
     for node in list(graph.nodes):
         if node.target is decided:  # by the size of the images, which is known
@@ -301,6 +301,8 @@ class _Filling:
                 self.counts[node] = shape[1], value.shape[1]
         if _layer(self.network, node, nn.Linear):
             self.fixed.add(node)
+            if len(shape) > 2:  # channels are not along the dimension that is counted
+                self.fixed.update(sources)
         elif is_channelwise:
             for other in map(self._root, sources):
                 if other is not self._root(node):

@@ -8,15 +8,25 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from channels.layers import Layer, can_be_cut, elsewhere, has_hooks
+from channels.attention import has_packed_heads
+from channels.layers import Layer, can_be_cut, elsewhere, has_hooks, order_of, sides_of
+from channels.modes import ends_of
 from channels.operations import LEAVES, PAIRED, Kind, kind_of, name_of, path_of, works_in_place
 from channels.running import along, as_real, compute, keeps_apart, spread, varies
-from channels.traits import give, map_tensors, tensors_in, traits_of
+from channels.traits import give, map_tensors, traits_of
+from common.inputs import tensors_in
 
-# Kinds of numbers: of what never leaves, a convolution's filters, an addition, the outputs of a
-# linear layer, and a learned scale or shift.
-FIXED, FILTER, SUM, LINEAR, SCALE = range(5)
-READERS = nn.Conv2d, nn.Linear  # layers that compute new channels from those that they read
+# Kinds of numbers: of what never leaves, a convolution's filters, an addition, a linear layer's
+# filters, a learned scale or shift, and a matrix of products, as of the queries and keys of a head.
+FIXED, FILTER, SUM, LINEAR, SCALE, MATRIX = range(6)
+FILTERS = torch.tensor((FILTER, LINEAR))  # kinds of what has a score
+WRITTEN = torch.tensor((FILTER, LINEAR, SUM))  # of what filters write
+READERS = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+)  # layers that compute new channels from those that they read
+WHOLE = nn.LayerNorm, nn.RMSNorm  # layers whose weights are of no channels that they keep apart
+OUTPUT = "they are the network's output"  # a reason
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,7 @@ class _Numbering:
         self.owners = [(0, None)]  # first number, and the layer that it and those after it are of
         self.before = {}  # node -> a bit for each node that it is computed from, and its own
         self.answers = {}  # operation and what it is run on -> where channels go
+        self.ends = set(ends_of(graph))
         self.read = set(filter(None, map(_parameter_read_by_operations, graph.nodes)))
 
     def result(self):
@@ -125,8 +136,8 @@ class _Numbering:
         self.before[node] = 1 << len(self.before)
         for source in node.all_input_nodes:
             self.before[node] |= self.before[source]
-        if node.op == "output":
-            self._fix(traits_of(node.args[0]).numbers, "they are the network's output")
+        if node in self.ends:
+            self.mixed(node, node.all_input_nodes, OUTPUT)
         elif tensors_in(traits_of(node).value):
             numbers = self._numbers_of(node)
             is_tensor = isinstance(numbers, torch.Tensor)
@@ -144,9 +155,12 @@ class _Numbering:
         if kind is Kind.MOVES and sources:
             return self._move(node, sources)
         if not isinstance(value, torch.Tensor):
+            self._number_packed_heads(node)
             return self.mixed(node, sources)
         if node.op == "call_module" and len(sources) == 1:
             return self._layer(node, sources[0])
+        if kind is Kind.ATTENDS:
+            return self._attended(node, sources)
         if kind in PAIRED and len(sources) == 2 and not node.kwargs:
             return self._pair(node, *sources)
         if kind in PAIRED and len(sources) == 1:
@@ -164,7 +178,7 @@ class _Numbering:
         return numbers
 
     def _fix(self, numbers, reason):
-        self.fixed.append((numbers.unique(), reason))
+        self.fixed.append((_distinct(numbers), reason))
 
     def mixed(self, node, sources, reason=None):
         """What is not understood: all channels that a node reads from `sources` are fixed. Returns
@@ -187,14 +201,16 @@ class _Numbering:
         first, second = self.same[first], self.same[second]
         differ = first != second
         first, second = first[differ], second[differ]
-        kinds = self.kinds[first], self.kinds[second]
         if follow and self._can_follow(first, second):
             self.same[second] = first
             self.same = self.same[self.same]
-        elif all(((kind == FILTER) | (kind == SUM)).all() for kind in kinds):
+        elif self._are_written(first) and self._are_written(second):
             self.units = self.units.joined(first, second)
         else:
             self._fix(torch.cat((first, second)), "they go with what stays")
+
+    def _are_written(self, numbers):
+        return torch.isin(self.kinds[numbers], WRITTEN).all()
 
     def _can_follow(self, first, second):
         kinds = self.kinds[second]
@@ -208,21 +224,23 @@ class _Numbering:
         """The channels of each row of a matrix leave together."""
         self._together(rows[:, :-1].flatten(), rows[:, 1:].flatten())
 
-    def _channels_of(self, node):
+    def _channels_of(self, node, dim=1, dims=4):
         """(dimension, vector) of the numbers of what a node gives, or None.
 
-        Of images whose channels have several numbers each, as PixelShuffle makes them, those of one
-        channel leave together, and the smallest stands for them.
+        Of images whose channels have several numbers each, as PixelShuffle makes them and as heads
+        have them, those of one channel leave together, and the smallest stands for them. dim: of
+        these channels; dims: of a tensor that may have such ones.
         """
         traits = traits_of(node)
-        if traits.channels is None and isinstance(traits.numbers, torch.Tensor):
-            tied = _numbers_of_each_channel(traits.numbers, len(self.kinds))
+        may_be_tied = isinstance(traits.numbers, torch.Tensor) and traits.numbers.dim() == dims
+        if traits.channels is None and may_be_tied:
+            tied = _numbers_of_each_channel(traits.numbers, dim, len(self.kinds))
             if tied is not None:
                 smallest = tied.amin(1)
                 pairs = (smallest[:, None] * len(self.kinds) + tied).unique()
                 self._together(pairs // len(self.kinds), pairs % len(self.kinds))
-                numbers = spread(smallest, traits.value.shape, 1)
-                give(node, numbers=numbers, channels=(1, smallest))
+                numbers = spread(smallest, traits.value.shape, dim)
+                give(node, numbers=numbers, channels=(dim, smallest))
         return traits_of(node).channels
 
     # ----------------------------------------------------- operations that read one tensor
@@ -252,9 +270,14 @@ class _Numbering:
             return self.mixed(node, sources)
         numbers, places = [], {}
         for source in sources:
+            numbers += tensors_in(traits_of(source).numbers)
+        if not any(_once(tensor).any() for tensor in numbers):  # wherever they go, they stay
+            return map_tensors(_all_fixed, traits_of(node).value)
+        start = 0
+        for source in sources:
             own = traits_of(source).numbers
-            places[source] = _places(own, sum(tensor.numel() for tensor in numbers))
-            numbers += tensors_in(own)
+            places[source] = _places(own, start)
+            start += sum(tensor.numel() for tensor in tensors_in(own))
         table = torch.cat([tensor.flatten() for tensor in numbers])
 
         def look(other):
@@ -265,7 +288,7 @@ class _Numbering:
 
         result = map_tensors(number_at, compute(node, self.skeleton, look))
         if len(sources) == 1 and not _in_order(traits_of(sources[0]).numbers, result):
-            self.reordered.append(table.unique())
+            self.reordered.append(torch.cat([_distinct(tensor) for tensor in numbers]).unique())
         return result
 
     def _changes_a_part(self, node):
@@ -284,8 +307,8 @@ class _Numbering:
             return self.mixed(node, sources)
         dim, vector = channels
         value = traits_of(node).value
-        if node.op == "call_module" and kind_of(node) is Kind.APART:  # of images
-            return spread(vector, value.shape, 1) if dim == 1 else self.mixed(node, sources)
+        if node.op == "call_module" and kind_of(node) is Kind.APART and dim == 1:  # of images
+            return spread(vector, value.shape, 1)
         goes_to = self._answer(node, sources[0], dim)
         if goes_to is None:
             return self.mixed(node, sources)
@@ -325,7 +348,7 @@ class _Numbering:
             layer, dim = self._reader(node, module, source, reason)
         elif isinstance(module, nn.GroupNorm) and module.num_groups > 1:
             layer, dim = self._grouped(module, traits_of(source).numbers), 1
-        elif not _weights_for_each_channel(module):
+        elif not _weights_for_each_channel(module) or isinstance(module, WHOLE):
             return self._asked(node, [source])
         else:
             layer, dim = self._channelwise(node, module, source)
@@ -344,14 +367,15 @@ class _Numbering:
     def _reader(self, node, module, source, reason):
         """(Layer, dimension) of a convolution or a linear layer. reason: why it stays as it is, or
         None."""
-        numbers, is_conv = traits_of(source).numbers, isinstance(module, nn.Conv2d)
-        outputs, inputs = module.weight.shape[:2]
-        groups = module.groups if is_conv else 1
-        dim = 1 if is_conv else numbers.dim() - 1
+        numbers, is_conv = traits_of(source).numbers, not isinstance(module, nn.Linear)
+        inputs, outputs, groups = sides_of(module)
+        dim = numbers.dim() - (module.weight.dim() - 1)
         reads = along(numbers, dim)
         if reads is None:
             self._fix(numbers, f"{self._what_mixes(node, source)} mixes them")
-            reads = torch.zeros(inputs * groups, dtype=torch.long)
+            reads = torch.zeros(inputs, dtype=torch.long)
+        if self._are_matrices(reads).any():
+            self._fix(reads, f"{node.target} mixes heads")
         cuts_inputs, cuts_outputs = (False, False) if reason else can_be_cut(module)
         reason = reason or f"{name_of(node)} mixes them"
         if groups == outputs == len(reads) > 1:  # depthwise
@@ -368,7 +392,7 @@ class _Numbering:
             self._fix(writes, reason)
         if groups > 1:
             self._tie_rows(torch.cat((reads.view(groups, -1), writes.view(groups, -1)), 1))
-        return Layer(reads, writes, groups), dim
+        return Layer(reads, writes, groups, order_of(module)), dim
 
     def _grouped(self, module, numbers):
         """A GroupNorm, whose groups leave whole; None where channels are along no dimension."""
@@ -387,6 +411,84 @@ class _Numbering:
             return None, None
         dim, vector = channels
         return Layer(None, vector), dim
+
+    # ------------------------------------------------------------------------- attention
+
+    def _attended(self, node, sources):
+        """A product of matrices, or attention. Where it has several of them, as one for each head,
+        they are kept apart; queries, keys and values of one leave together."""
+        factors = _factors(node)
+        heads = [self._heads_of(factor) for factor in factors]
+        if None in heads or len({(dim, len(vector)) for dim, vector in heads}) > 1:
+            return self.mixed(node, sources)
+        dim, first = heads[0]
+        biases = [source for source in sources if source not in factors]
+        if not all(self._is_bias_of(source, node, dim, first) for source in biases):
+            return self.mixed(node, sources, f"{name_of(node)} adds what stays for each head")
+        for _, other in heads[1:]:
+            self._together(first, other)
+        values = [vector for _, vector in heads if not self._are_matrices(vector).all()]
+        result = values[-1] if values else first
+        if len(values) == len(heads) == 2:
+            result = self._new(len(first), MATRIX)
+            self._together(first, result, follow=True)
+        return spread(result, traits_of(node).value.shape, dim)
+
+    def _is_bias_of(self, source, node, dim, heads):
+        """Whether what an attention adds is the same for all heads, or leaves with them; then it
+        does from now on. dim: along which heads are."""
+        shape = traits_of(node).value.shape
+        numbers = traits_of(source).numbers
+        if _size_along(source, dim, shape) == 1:
+            return not numbers.any()
+        vector = along(numbers, dim - len(shape) + numbers.dim())
+        if vector is None or not self._are_written(self.same[vector]):
+            return False
+        self._together(heads, vector)
+        return True
+
+    def _number_packed_heads(self, node):
+        """Give the heads of an nn.MultiheadAttention numbers: rows of its packed weights are its
+        filters, and its output reads those of the values."""
+        if node.op != "call_module" or node.target in self.layers:
+            return
+        module, name = self.skeleton.get_submodule(node.target), str(node.target)
+        names = name, f"{name}.out_proj"
+        is_plain = not any(has_hooks(self.skeleton.get_submodule(each)) for each in names)
+        is_read = any(elsewhere(each, self.skeleton, self.read) for each in names)
+        if not has_packed_heads(module, node.args, node.kwargs) or is_read or not is_plain:
+            return
+        rows = self._new(3 * module.embed_dim, LINEAR, name)
+        fixed = torch.zeros(module.embed_dim, dtype=torch.long)
+        heads = rows.view(3, module.num_heads, -1)
+        self._tie_rows(heads.transpose(0, 1).flatten(1))
+        self.layers[names[0]] = Layer(fixed, rows)
+        self.layers[names[1]] = Layer(heads[2].flatten(), fixed)
+
+    def _heads_of(self, node):
+        """(dimension, vector) of the matrices that a node gives, where they are several and
+        removable; else None."""
+        traits = traits_of(node)
+        if not isinstance(traits.numbers, torch.Tensor):
+            return None
+        for dim in range(1, traits.numbers.dim() - 2):
+            if traits.channels is None and traits.value.shape[dim] > 1:
+                self._channels_of(node, dim, traits.numbers.dim())
+        channels = traits_of(node).channels
+        if channels is None or not 0 < channels[0] < traits.numbers.dim() - 2:
+            return None
+        return channels if channels[1].all() else None
+
+    def _are_matrices(self, numbers):
+        return self.kinds[numbers] == MATRIX
+
+    def _joined_to_matrices(self, first, second):
+        """The numbers of products of queries and keys with something for each head added, or
+        multiplied with it; None where that stays."""
+        if not self._are_written(self.same[first]) or not self._are_written(self.same[second]):
+            return None
+        self._together(first, second)
+        return first if self._are_matrices(first).all() else second
 
     # ----------------------------------------------------- operations that read two tensors
 
@@ -418,6 +520,8 @@ class _Numbering:
         """One channel, of `source`, meets all channels of the other tensor."""
         kind, shape = kind_of(node), traits_of(node).value.shape
         self._fix(vector, f"{name_of(node)} spreads it over other channels")
+        if self._are_matrices(other).all():  # whatever is added, it is nothing without the values
+            return spread(other, shape, dim)
         is_factor = kind is Kind.MULTIPLIES or (kind is Kind.DIVIDES and source is pair[1])
         if is_factor or traits_of(source).value.numel() == 1:  # what is zero stays zero
             return spread(other, shape, dim)
@@ -434,6 +538,10 @@ class _Numbering:
         if self._are_learned(first) and kind is not Kind.DIVIDES:
             self._together(second, first, follow=True)
             return second
+        if self._are_matrices(first).all() or self._are_matrices(second).all():
+            result = self._joined_to_matrices(first, second)
+            if result is not None:
+                return result
         if kind is Kind.ADDS:
             return self._sum(node, first, second)
         if kind is Kind.MULTIPLIES:
@@ -451,7 +559,7 @@ class _Numbering:
         total = self._new(len(a), SUM)
         self.additions.append((path_of(node), total))
         for part in self.same[a], self.same[b]:
-            free = (self.kinds[part] == FILTER) | (self.kinds[part] == SUM)
+            free = torch.isin(self.kinds[part], WRITTEN)
             self.streams = self.streams.joined(total[free], part[free])
             if not free.all():
                 self._fix(torch.cat((total[~free], part[~free])), "they are added to what stays")
@@ -460,20 +568,24 @@ class _Numbering:
     def _product(self, node, a, b, first, second):
         """A gate follows what it multiplies; other factors go together. Returns the numbers of the
         product."""
-        first_is_gate = self._is_gate(node, a, b, first)
-        second_is_gate = self._is_gate(node, b, a, second)
+        first_is_gate = self._is_gate(node, a, b, first, second)
+        second_is_gate = self._is_gate(node, b, a, second, first)
         if first_is_gate and not second_is_gate:
             first, second = second, first
         self._together(first, second, follow=first_is_gate or second_is_gate)
         return first
 
-    def _is_gate(self, node, own, other, numbers):
-        """Whether a factor serves this multiplication alone, and is computed from the other one or
-        by a linear layer."""
+    def _is_gate(self, node, own, other, numbers, others):
+        """Whether a factor serves this multiplication alone, and is computed from the other one or,
+        where that is no linear layer's, by a linear layer."""
         if not self._serves(node, numbers):
             return False
-        is_computed_from_other = self.before[other] & ~self.before[own] == 0
-        return is_computed_from_other or bool((self.kinds[numbers] == LINEAR).all())
+        if self.before[other] & ~self.before[own] == 0:
+            return True
+        return self._are_linear(numbers) and not self._are_linear(others)
+
+    def _are_linear(self, numbers):
+        return bool((self.kinds[numbers] == LINEAR).all())
 
     def _serves(self, node, numbers):
         """Whether the layers that write these channels serve nothing else than this operation."""
@@ -488,7 +600,7 @@ class _Numbering:
             for user in todo.pop().users:
                 if user is node or user in seen or not tensors_in(traits_of(user).value):
                     continue
-                if user.op == "output" or issubclass(traits_of(user).layer or object, READERS):
+                if user in self.ends or issubclass(traits_of(user).layer or object, READERS):
                     return False
                 seen.add(user)
                 todo.append(user)
@@ -514,6 +626,26 @@ def _behind(node):
     return nodes
 
 
+def _distinct(numbers):
+    """The numbers in a tensor, each once."""
+    return _once(numbers).unique()
+
+
+def _once(numbers):
+    """A tensor, but for what is the same along a dimension without memory."""
+    for dim, step in enumerate(numbers.stride()):
+        if step == 0:
+            numbers = numbers.narrow(dim, 0, min(1, numbers.shape[dim]))
+    return numbers
+
+
+def _factors(node):
+    """The matrices that are multiplied, or queries, keys and values."""
+    names = ("query", "key", "value")
+    named = [node.kwargs[name] for name in names if name in node.kwargs]
+    return [*node.args, *named][: 3 if name_of(node) == "scaled_dot_product_attention" else 2]
+
+
 def _all_fixed(tensor):
     return torch.zeros((), dtype=torch.long).expand(tensor.shape)
 
@@ -531,12 +663,12 @@ def _size_along(node, dim, shape):
     return [*[1] * (len(shape) - len(own)), *own][dim]
 
 
-def _numbers_of_each_channel(numbers, count):
-    """Channels x numbers of each, of images that have several in a channel, and none in two
-    channels; else None. count: of all numbers."""
-    if numbers.dim() != 4 or along(numbers, 1) is not None:
+def _numbers_of_each_channel(numbers, dim, count):
+    """Channels x numbers of each, of a tensor that has several in a channel along `dim`, and none
+    in two channels; else None. count: of all numbers."""
+    if along(numbers, dim) is not None:
         return None
-    rows = numbers.transpose(0, 1).flatten(1)
+    rows = _once(numbers.transpose(0, dim)).flatten(1)
     index = torch.arange(len(rows))[:, None].expand_as(rows)
     owner = torch.zeros(count, dtype=torch.long)
     owner[rows] = index

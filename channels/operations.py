@@ -12,6 +12,7 @@ from enum import Enum
 
 from torch import fx, nn
 
+from channels.attention import FewerHeads
 from channels.traits import traits_of
 
 # Layers that are one node of the graph, whatever the `forward` of a subclass does.
@@ -21,6 +22,7 @@ LEAVES = (
     nn.Linear,
     nn.GroupNorm,
     nn.LayerNorm,
+    FewerHeads,
 )
 
 
@@ -33,6 +35,7 @@ class Kind(Enum):
     DIVIDES = "divides two tensors: a channel that is zero in the first is zero in the result"
     COMPARES = "computes zero from two zeros, so the channels of both leave together"
     APART = "computes each channel by itself"
+    ATTENDS = "multiplies matrices: what they are of, as heads, leaves with all that it is made of"
 
 
 @dataclass(frozen=True)
@@ -61,21 +64,31 @@ TABLE = (
     Row(Kind.MULTIPLIES, "mul mul_ imul"),
     Row(Kind.DIVIDES, "truediv itruediv div div_"),
     Row(Kind.COMPARES, "sub sub_ isub maximum minimum lerp lerp_ hypot hypot_"),
+    Row(Kind.ATTENDS, "matmul bmm scaled_dot_product_attention"),
     Row(
         Kind.APART,
         """relu relu_ relu6 hardtanh silu hardswish hardsigmoid sigmoid gelu leaky_relu dropout
-        max_pool2d avg_pool2d adaptive_avg_pool2d""",
+        max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+        adaptive_avg_pool2d adaptive_avg_pool3d""",
         (
+            nn.BatchNorm1d,
             nn.BatchNorm2d,
+            nn.BatchNorm3d,
             nn.ReLU,
             nn.ReLU6,
             nn.SiLU,
             nn.Hardswish,
             nn.Identity,
             nn.Dropout,
+            nn.MaxPool1d,
             nn.MaxPool2d,
+            nn.MaxPool3d,
+            nn.AvgPool1d,
             nn.AvgPool2d,
+            nn.AvgPool3d,
+            nn.AdaptiveAvgPool1d,
             nn.AdaptiveAvgPool2d,
+            nn.AdaptiveAvgPool3d,
         ),
     ),
 )

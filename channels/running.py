@@ -1,6 +1,6 @@
 """Runs the operations of a graph: on the meta device, on numbers of channels, or on images.
 
-values = compute_all(graph, skeleton, (3, 64, 64))
+values = compute_all(graph, skeleton, torch.empty(2, 3, 64, 64, device="meta"))
 """
 
 import copy
@@ -9,15 +9,14 @@ import torch
 from torch import fx, nn
 
 
-def compute_all(graph: fx.Graph, root: nn.Module, shape: tuple) -> dict:
-    """{node: what it gives} for two images of this shape, on the meta device. root: the module that
-    has the layers. An error has the node where it arose as its attribute `node`."""
-    dtype = next((parameter.dtype for parameter in root.parameters()), torch.float32)
-    images = torch.empty(2, *shape, device="meta", dtype=dtype)
-    values = {}
+def compute_all(graph: fx.Graph, root: nn.Module, inputs) -> dict:
+    """{node: what it gives} for inputs on the meta device: a tensor, or a tuple or dict of them.
+    root: the module that has the layers. An error has the node where it arose as its attribute
+    `node`."""
+    given, values = iter(in_order(graph, inputs)), {}
     for node in graph.nodes:
         if node.op == "placeholder":
-            values[node] = images
+            values[node] = next(given)
             continue
         try:
             values[node] = compute(node, root, values.__getitem__)
@@ -27,12 +26,19 @@ def compute_all(graph: fx.Graph, root: nn.Module, shape: tuple) -> dict:
     return values
 
 
+def in_order(graph: fx.Graph, inputs) -> list[torch.Tensor]:
+    """The tensors of `inputs`, in the order in which a graph takes them."""
+    if isinstance(inputs, dict):
+        return [inputs[node.target] for node in graph.nodes if node.op == "placeholder"]
+    return list(inputs) if isinstance(inputs, (tuple, list)) else [inputs]
+
+
 def compute(node, root, look, module=None):
     """What a node gives. look: gives that of each node before it. module: in place of its own."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), look)
     if node.op == "call_module":
         module = module or root.get_submodule(node.target)
-        if isinstance(module, nn.BatchNorm2d) and args[0].is_meta:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and args[0].is_meta:
             return args[0]  # whose shape torch takes long to work out
         return module(*args, **kwargs)
     if node.op == "call_method":

@@ -8,6 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from channels.attention import weight_of
+
+# Layers whose multiply-adds are counted; of an nn.MultiheadAttention those of its linear layers.
+KERNELS = nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention
+
 
 class Size(NamedTuple):
     """Of a parameter, or of the weight of a layer.
@@ -47,8 +52,8 @@ class Sizes:
             layer = name if name in structure.parameters else name.rpartition(".")[0]
             self.parameters.append(self._size(layer, tensor, structure))
         for name, module in structure.skeleton.named_modules():
-            if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
-                self.kernels.append(self._size(name, module.weight, structure))
+            if isinstance(module, KERNELS):
+                self.kernels.append(self._size(name, weight_of(module), structure))
 
     def _add(self, name, side, numbers):
         if numbers is not None:
@@ -58,10 +63,11 @@ class Sizes:
     def _size(self, name, tensor, structure):
         rest, places = tensor.numel(), [0, 0]
         layer = structure.layers.get(name)
-        for dim, side in enumerate(layer.sides_of(tensor.shape) if layer else ()):
-            if side:
-                places[dim] = self._places[name, side]
-                rest //= len(self.vectors[places[dim]])
+        dims = layer.dims_of(tensor.shape) if layer else {}
+        for place, side in enumerate(("writes", "reads")):
+            if side in dims:
+                places[place] = self._places[name, side]
+                rest //= len(self.vectors[places[place]])
         return Size(name, rest, *places)
 
     def left(self, alive):

@@ -4,22 +4,27 @@ structure = Structure(model)
 structure.filters, structure.fixed      # what can leave, and what is fixed and why
 """
 
+import itertools
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from channels.layers import has_hooks
-from channels.numbering import FILTER, SUM, number_channels
+from channels.layers import has_hooks, order_of
+from channels.modes import by_mode
+from channels.numbering import FILTERS, LINEAR, OUTPUT, SUM, number_channels
 from channels.operations import title
 from channels.running import compute_all
 from channels.sizes import Sizes
 from channels.streams import find_streams
 from channels.trace import input_channels, trace
 from channels.traits import give, traits_of
+from channels.work import find_work
 from common.errors import first_line
+from common.inputs import batch_size, check_inputs, map_inputs, moved, tensors_in
 
+LINEAR_LAYERS = nn.Linear, nn.MultiheadAttention
 SIZES = (64, 32, 96, 128, 224, 256, 299, 28)  # pixels of the images that a network is tried with
 
 
@@ -31,8 +36,8 @@ class Fixed(NamedTuple):
     reason: str
 
 
-class _NoLogits(ValueError):
-    """What a network gives is not what is looked for, whatever the size of its images."""
+class NoLogits(ValueError):
+    """A network gives something else than a row of logits for each image."""
 
 
 class Structure:
@@ -47,23 +52,29 @@ class Structure:
     coupled_units     the same where those that write one channel leave together, too, without
                       those that write a channel which is fixed
     streams           convolution -> ChannelStream that it writes
-    outputs           how many logits it gives
+    example           what it is called with: tensors on the meta device
+    image_shape       (channels, height, width) where that is a tensor of images; else None
+    outputs           how many logits it gives; None where it gives something else
     fixed_operations  name of a node -> why the channels that it reads and writes are fixed
     Of the numbers, as vectors: root (the number that each became), stream (the smallest of those
     that end in one channel), is_sum, is_fixed, costs (how many filters leave, this one included).
     It knows no weights, and serves all networks that were pruned from the same one. Raises
     ValueError in one line where a network cannot be traced, or runs on images of no size.
+
+    example: what the network is called with: a tensor, or a tuple or dict of tensors, or the pixels
+    of images. By default images of several sizes are tried.
     """
 
-    def __init__(self, model, image_size=None, fixed_operations=()):
+    def __init__(self, model, example=None, fixed_operations=()):
         self.kind, self.fixed_operations = type(model), dict(fixed_operations)
-        sizes = [image_size, *SIZES] if image_size else SIZES
-        shapes = [(count, size, size) for count in input_channels(model) for size in sizes]
-        self.skeleton, self.graph, shapes = trace(model, shapes)
-        self._positions = {}
-        if len(shapes) > 1:  # small images are enough, unless the network itself asks for a size
-            shapes = sorted(shapes, key=_was_asked_for)
-        self._compute(shapes)
+        examples = _examples(model, example)
+        self.skeleton, self.graph, examples = trace(model, examples)
+        self._positions, self._work = {}, {}
+        is_size = example is None or isinstance(example, int)
+        if is_size and len(examples) > 1:
+            # Small images are enough, unless the network itself asks for a size.
+            examples = sorted(examples, key=_was_asked_for)
+        self._compute(examples)
         numbers = number_channels(self.graph, self.skeleton, self.fixed_operations)
         self.parameters = numbers.parameters
         order = {name: place for place, (name, _) in enumerate(self.skeleton.named_modules())}
@@ -78,43 +89,71 @@ class Structure:
 
     # ---------------------------------------------------------------------- values of nodes
 
-    def _compute(self, shapes):
-        """Every node's value for images of the first of some shapes that the network takes."""
-        failure = None
-        for self.image_shape in shapes:
+    def _compute(self, examples):
+        """Every node's value for the first of some inputs that the network takes, if possible for
+        one of images that gives a row of logits for each."""
+        failure = found = None
+        for example in examples:
             try:
-                values = self._values(self.image_shape[-1])
-                break
+                values = self._values(example)
             except ValueError as error:
                 failure = failure or error
-        else:
-            if isinstance(failure, _NoLogits):
-                raise failure
-            raise ValueError(
-                f"{failure}; where it takes another size, filter_groups(network, "
-                "image_size=N) says which"
-            ) from failure
+                continue
+            result = list(values.values())[-1]
+            if _is_vector_each(result, example):
+                found = example, values
+                break
+            found = found or (example, values)
+            if not _is_matrix(result):
+                break
+        if found is None:
+            hint = ""
+            if self._takes_images(examples[0]):
+                hint = "; where it takes another size, filter_groups(network, N) says which"
+            raise ValueError(f"{failure}{hint}") from failure
+        self.example, values = found
         for node, value in values.items():
             give(node, value=value)
-        logits = list(values.values())[-1]
-        self.outputs = logits.shape[1]
+        result = list(values.values())[-1]
+        self.outputs = result.shape[1] if _is_vector_each(result, self.example) else None
+        is_image = self._takes_images(self.example)
+        self.image_shape = tuple(self.example.shape[1:]) if is_image else None
 
-    def _values(self, size):
-        """compute_all for images of size x size pixels. Raises ValueError, in words."""
+    def require_logits(self):
+        """Raise NoLogits where the network gives something else than a row of logits for each
+        image, in evaluation or in training, or takes something else than images."""
+        if not self.image_shape:
+            raise NoLogits(
+                f"{self.kind.__name__} is called with {_described(self.example)}, not with images"
+            )
+        (end,) = next(reversed(self.graph.nodes)).args
+        results = {"": end}
+        if isinstance(end, fx.Node) and end.target is by_mode:
+            _, trained, evaluated = end.args
+            results = {"": evaluated, " in training": trained}
+        for mode, nodes in results.items():
+            result = fx.map_arg(nodes, _value_of)
+            if _is_vector_each(result, self.example):
+                continue
+            raise NoLogits(
+                f"{self.kind.__name__} gives {_in_words(result)}{mode} for 2 "
+                f"{_described(self.example)}, not 2 rows of logits; forward must return the "
+                "logits alone"
+            )
+
+    @staticmethod
+    def _takes_images(example):
+        return isinstance(example, torch.Tensor) and example.dim() == 4
+
+    def _values(self, example):
+        """compute_all, for inputs on the meta device. Raises ValueError, in words."""
         try:
-            values = compute_all(self.graph, self.skeleton, (self.image_shape[0], size, size))
+            return compute_all(self.graph, self.skeleton, example)
         except Exception as error:  # whatever an operation may raise
             raise ValueError(
-                f"{self.kind.__name__} cannot take images of {size} x {size}: "
+                f"{self.kind.__name__} cannot take {_described(example)}: "
                 f"{title(error.node)}: {first_line(error)}"
             ) from error
-        logits = list(values.values())[-1]
-        if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != 2:
-            raise _NoLogits(
-                f"{self.kind.__name__} gives {_in_words(logits)} for 2 images of {size} x {size}, "
-                "not 2 rows of logits; forward must return the logits alone"
-            )
-        return values
 
     def _called(self, kind):
         """(node, module) of each call of a layer of a kind."""
@@ -123,18 +162,41 @@ class Structure:
                 yield node, self.skeleton.get_submodule(node.target)
 
     def positions(self, size):
-        """Layer -> how often its weights are used for one image of size x size pixels."""
+        """Layer -> how often its weights are used for one image of size x size pixels, or, where
+        the network takes others than images, for one sample of its example."""
         if size not in self._positions:
-            values, counts = self._values(size), {}
+            example, samples = self._example_of(size)
+            values, counts = self._values(example), {}
+            for node, module in self._called(nn.MultiheadAttention):
+                if node.target in self.layers:
+                    times = values[node][0].numel() // module.embed_dim // samples
+                    for name in (node.target, f"{node.target}.out_proj"):
+                        counts[name] = counts.get(name, 0) + times
             for node, module in self._called((nn.modules.conv._ConvNd, nn.Linear)):
-                if isinstance(module, nn.modules.conv._ConvTransposeNd):
-                    value, channels = values[node.args[0]], module.in_channels
-                else:
-                    value, channels = values[node], len(module.weight)
-                times = value.numel() // channels // 2  # images
+                # A transposed convolution uses its weights once for each place that it reads.
+                first = order_of(module)[0]
+                value = values[node.args[0]] if first == "reads" else values[node]
+                times = value.numel() // len(module.weight) // samples
                 counts[node.target] = counts.get(node.target, 0) + times
             self._positions[size] = counts
         return self._positions[size]
+
+    def work(self, size):
+        """A Work for each operation that is no layer and makes multiply-adds, as a list. size: as
+        for `positions`."""
+        if size not in self._work:
+            example, samples = self._example_of(size)
+            values = self._values(example)
+            self._work[size] = find_work(self.graph, self.skeleton, values, samples)
+        return self._work[size]
+
+    def _example_of(self, size):
+        """(what the network is called with where its images have size x size pixels, how many
+        samples that are)."""
+        example = self.example
+        if self.image_shape:
+            example = example.new_empty(2, self.image_shape[0], size, size)
+        return example, 2 if _has_two(example) else 1
 
     # --------------------------------------------------------------------- sets of numbers
 
@@ -147,29 +209,52 @@ class Structure:
         streams = numbers.streams.joined(everything, self.root)
         units = numbers.units.joined(everything, self.root)
         self.is_sum, self.stream = numbers.kinds == SUM, streams.roots(count)
-        is_filter = (numbers.kinds == FILTER) & (self.root == everything)
+        is_filter = torch.isin(numbers.kinds, FILTERS) & (self.root == everything)
         units = self._with_added(numbers.units.members(), units, is_filter)
         unit = units.roots(count)
 
-        self.is_fixed, reasons = torch.zeros(count, dtype=torch.bool), {}
-        for some, reason in reversed(numbers.fixed):  # the first reason is the one that is said
-            self.is_fixed[self.root[some]] = True
-            reasons.update(dict.fromkeys(unit[self.root[some]].tolist(), reason))
-
-        self.filters, self.fixed_filters, self.fixed = {}, {}, {}
+        writers = {}  # layer -> numbers of its filters
         for name, layer in self.layers.items():
-            if layer.reads is not None and is_filter[layer.writes].all():
-                own = [reasons.get(root) for root in unit[layer.writes].tolist()]
-                self._sort_out(name, layer.writes, own, name in protected)
+            if layer.reads is not None and is_filter[layer.writes].any():
+                writers[name] = layer.writes
+        reasons = self._reasons(numbers, writers, unit, is_filter)
+        self.filters, self.fixed_filters, self.fixed = {}, {}, {}
+        for name, own in writers.items():
+            known = [reasons.get(root) for root in unit[own].tolist()]
+            self._sort_out(name, own, known, name in protected)
         for node, module in self._called(nn.modules.conv._ConvNd):
             if node.target not in self.layers:
                 kind = type(module).__name__
                 reason = "it has hooks" if has_hooks(module) else f"a {kind} is not cut"
                 self.fixed[node.target] = Fixed(module.out_channels, module.out_channels, reason)
+        lost = is_filter.clone()  # what no layer in `filters` writes
+        lost[self.movable] = False
+        self.is_fixed |= lost
         self.units = self._together(unit)
         coupled = units.joined(everything, self.stream).roots(count)
         self.coupled_units = self._together(coupled, self.is_fixed)
         self._count_costs(count)
+
+    def _reasons(self, numbers, writers, unit, is_filter):
+        """Why units are fixed: their smallest number -> reason. Sets is_fixed. writers: layer ->
+        numbers of its filters."""
+        self.is_fixed = torch.zeros_like(is_filter)
+        reasons, of_streams = {}, {}
+        fixed = list(numbers.fixed)
+        for own in writers.values():
+            if not is_filter[own].all():  # a layer is a gate as a whole, or not at all
+                fixed.append((own[is_filter[own]], "others of its filters are gates"))
+        for some, reason in reversed(fixed):  # the first reason is the one that is said
+            some = self.root[some]
+            self.is_fixed[some] = True
+            reasons.update(dict.fromkeys(unit[some].tolist(), reason))
+            of_streams.update(dict.fromkeys(self.stream[some].tolist(), reason))
+        linear = (is_filter & (numbers.kinds == LINEAR)).nonzero().flatten()
+        for number, stream in zip(linear.tolist(), self.stream[linear].tolist()):
+            if stream in of_streams:
+                self.is_fixed[number] = True
+                reasons.setdefault(int(unit[number]), of_streams[stream])
+        return reasons
 
     def _with_added(self, tied, units, is_filter):
         """`units`, where sums that leave with others do so with all that they add up. tied: the
@@ -182,9 +267,11 @@ class Structure:
         return units
 
     def _sort_out(self, name, numbers, reasons, is_protected):
-        """Whether a convolution can be pruned. reasons: why each filter is fixed, or None."""
+        """Whether a layer can be pruned. reasons: why each filter is fixed, or None."""
         known = [reason for reason in reasons if reason]
-        if known:
+        is_linear = isinstance(self.skeleton.get_submodule(name), LINEAR_LAYERS)
+        is_classifier = is_linear and set(reasons) == {OUTPUT}  # which nobody expects to be pruned
+        if known and not is_classifier:
             self.fixed[name] = Fixed(len(known), len(reasons), known[0])
         if len(known) < len(reasons):
             self.filters[name] = numbers
@@ -208,19 +295,22 @@ class Structure:
         for name, layer in self.layers.items():
             if name in self.filters or name in self.parameters:
                 continue
-            if isinstance(self.skeleton.get_submodule(name), nn.Conv2d):
+            if isinstance(self.skeleton.get_submodule(name), nn.modules.conv._ConvNd):
                 self.costs[self.root[layer.writes]] += 1
 
     def _norms(self):
         """convolution -> the BatchNorm that reads it, and nothing else does."""
         norms = {}
-        for node, _ in self._called(nn.BatchNorm2d):
+        for node, _ in self._called(nn.modules.batchnorm._BatchNorm):
             source = node.all_input_nodes[0]
             while source.target not in self.layers and _has_one_reader_and_source(source):
                 source = source.all_input_nodes[0]
             numbers = self.filters.get(source.target)
             layer = self.layers.get(node.target)  # None of a BatchNorm without weights
             if layer is None or numbers is None or len(source.users) > 1:
+                continue
+            is_linear = issubclass(traits_of(source).layer, nn.Linear)
+            if not is_linear and traits_of(source).value.dim() != traits_of(node).value.dim():
                 continue
             if torch.equal(layer.writes, numbers):
                 norms.setdefault(source.target, node.target)
@@ -271,7 +361,7 @@ class Structure:
     @cached_property
     def movable(self):
         """The numbers of `filters`, as one vector."""
-        return torch.cat(list(self.filters.values()))
+        return torch.cat([torch.empty(0, dtype=torch.long), *self.filters.values()])
 
     @cached_property
     def partial_inputs(self):
@@ -312,14 +402,59 @@ class Structure:
         return {name: torch.arange(len(numbers)) for name, numbers in self.filters.items()}
 
 
-def _was_asked_for(shape):
-    return shape[-1] not in SIZES
+def _examples(model, example):
+    """What a network may be called with, as a list of inputs on the meta device."""
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    like = torch.empty((), device="meta", dtype=dtype)
+    if example is None or isinstance(example, int):
+        sizes = SIZES if example is None else [example, *SIZES]
+        counts = input_channels(model)
+        shapes = itertools.product(counts, sizes)
+        return [like.new_empty(2, count, size, size) for count, size in shapes]
+    check_inputs(example)
+    given = moved(example, like)
+    if len({tensor.shape[:1] for tensor in tensors_in(given)}) > 1:
+        return [given]  # the first dimension is not that of samples
+
+    def two_of(tensor):
+        return tensor.new_empty(2, *tensor.shape[1:])
+
+    return [map_inputs(two_of, given), given]
 
 
-def _in_words(logits):
-    if isinstance(logits, torch.Tensor):
-        return tuple(logits.shape)
-    return "a dict" if isinstance(logits, dict) else f"a {type(logits).__name__}"
+def _was_asked_for(images):
+    return images.shape[-1] not in SIZES
+
+
+def _has_two(inputs):
+    return all(tensor.shape[:1] == (2,) for tensor in tensors_in(inputs))
+
+
+def _is_matrix(result):
+    return isinstance(result, torch.Tensor) and result.dim() == 2
+
+
+def _is_vector_each(result, inputs):
+    """Whether a result has a row of numbers for each sample of some inputs."""
+    return _is_matrix(result) and len(result) == batch_size(inputs)
+
+
+def _value_of(node):
+    return traits_of(node).value
+
+
+def _described(inputs):
+    """Inputs in words, as in "images of 64 x 64"."""
+    if isinstance(inputs, torch.Tensor) and inputs.dim() == 4:
+        return f"images of {inputs.shape[-2]} x {inputs.shape[-1]}"
+    return " and ".join(" x ".join(map(str, tensor.shape)) for tensor in tensors_in(inputs))
+
+
+def _in_words(result):
+    if isinstance(result, torch.Tensor):
+        return tuple(result.shape)
+    kind = "dict" if isinstance(result, dict) else type(result).__name__
+    return "a list" if isinstance(result, list) else f"a {kind}"
 
 
 def _has_one_reader_and_source(node):

@@ -5,7 +5,7 @@ small = copy.deepcopy(model)
 graph = cut_channels(small, structure, before, after)   # bool tensors: which numbers are alive
 """
 
-from functools import lru_cache
+from functools import lru_cache, wraps
 from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import fx, nn
 
+from channels.attention import drop_heads
 from channels.layers import narrow
+from channels.modes import in_mode, modes_of
 from channels.operations import Kind, kind_of, name_of, title
 from channels.running import along, compute
 from channels.trace import decided
@@ -58,7 +60,10 @@ def _narrow(model, name, layer, ins, outs):
     owner, _, own = name.rpartition(".")
     parent = model.get_submodule(owner)
     if own not in parent._parameters and own not in parent._buffers:
-        return narrow(model.get_submodule(name), layer, ins, outs)
+        narrow(module := model.get_submodule(name), layer, ins, outs)
+        if isinstance(module, nn.MultiheadAttention):
+            drop_heads(module)
+        return
     tensor = getattr(parent, own)
     dim = next(dim for dim, size in enumerate(tensor.shape) if size > 1)
     tensor = tensor.detach().index_select(dim, outs.to(tensor.device))
@@ -79,30 +84,37 @@ class _Surgery:
         for name in [name for name in model._buffers if name.startswith(KEPT_INDEX)]:
             del model._buffers[name]
         self.graph, self.copies, self.values, self.changed = fx.Graph(), {}, {}, False
+        self.left = {}  # node -> (dimension, indices of what is left of it) pairs
         self.graph.output(self.graph.graph_copy(structure.graph, self.copies))
         for node in structure.graph.nodes:
             if node in self.copies:
                 self.values[node] = self._fit(node)
             if node.target is decided:
                 self._fit_decision(node)
+        kind = structure.kind
+        if issubclass(kind, fx.GraphModule):
+            kind = _without_own_graph(model)
+            self.changed = True
         if self.changed:
             self.graph.owning_module = model  # asked whether operations have effects of their own
             self.graph.eliminate_dead_code()
             self.graph.owning_module = None
-            model.__class__ = _with_forward(structure.kind, self.graph)
-        else:
-            model.__class__ = structure.kind
+            kind = _with_forward(kind, self.graph)
+        model.__class__ = kind
 
     def _fit(self, node):
         """Make the copy of a node compute what is wanted; its value, on the meta device."""
         channels = traits_of(node).channels
         if channels is None:  # sizes, and what is on its way from one view to the next
+            if self._splits_what_has_gone(node) and self._fit_split(node):
+                return torch.empty([len(index) for _, index in self.left[node]], device="meta")
             try:
                 return compute(node, self.structure.skeleton, self.values.get)
             except Exception:  # then what follows gets another operation
                 return None
         dim, vector = channels
         left = self.alive[vector]
+        self.left[node] = [(dim, self._indices_left(vector))]
         give(self.copies[node], channels=(dim, vector[left]), original=node.name)
         shape = list(traits_of(node).value.shape)
         shape[dim] = int(left.sum())
@@ -137,10 +149,8 @@ class _Surgery:
         """Run it on the places of its arguments: is what is left what is wanted?"""
         if self._loses_nothing(node):
             return
-        whole, left = self._places(node)
-        dim, vector = traits_of(node).channels
-        wanted = self._moved(node, whole, lambda other: traits_of(other).value)
-        wanted = wanted.index_select(dim, self._indices_left(vector))
+        dim, _ = traits_of(node).channels
+        left, wanted = self._wanted(node)
         if _gives(wanted, lambda: self._moved(node, left, self.values.get)):
             return
         if name_of(node) in ("view", "reshape") and node.args[0] in left:
@@ -152,8 +162,53 @@ class _Surgery:
         """Whether nothing has gone of what a move gives and reads, and no size has changed."""
         if any(traits_of(source).numbers is None for source in node.all_input_nodes):
             return False
-        vectors = [traits_of(other).channels[1] for other in (node, *_sources(node))]
-        return all(self.alive[vector].all() for vector in vectors)
+        channels = [traits_of(other).channels for other in (node, *self._sources(node))]
+        return None not in channels and all(self.alive[vector].all() for _, vector in channels)
+
+    def _splits_what_has_gone(self, node):
+        """Whether a view puts channels, some of which have gone, along several dimensions, as it
+        does for heads."""
+        source = node.args[0] if node.args else None
+        if name_of(node) not in ("view", "reshape", "unflatten") or source not in self.left:
+            return False
+        vector = traits_of(source).channels and traits_of(source).channels[1]
+        return vector is not None and not self.alive[vector].all()
+
+    def _fit_split(self, node):
+        """Give such a view the sizes that fit what is left. Whether that is possible."""
+        self.left[node] = _grid(self.alive[traits_of(node).numbers])
+        if self.left[node] is not None:
+            left, wanted = self._wanted(node)
+            source, shape = node.args[0], list(wanted.shape)
+            if _gives(wanted, lambda: self._moved(node, left, self.values.get)):
+                return True
+            if name_of(node) == "unflatten":
+                dim, sizes = node.args[1:]
+                sizes = tuple(shape[dim:][: len(sizes)])
+                if _gives(wanted, lambda: left[source].unflatten(dim, sizes)):
+                    self._replace(node, torch.unflatten, self.copies[source], dim, sizes)
+                    return True
+            elif self._view_anew(node, left[source], shape, wanted):
+                return True
+        del self.left[node]
+        return False
+
+    def _wanted(self, node):
+        """(source -> places of what is left of it, those that a move is to give)."""
+        whole, left = self._places(node)
+        wanted = self._moved(node, whole, lambda other: traits_of(other).value)
+        return left, _selected(wanted, self.left[node])
+
+    def _sources(self, node):
+        """The tensors, with channels of their own, that a move gets its data from, by way of
+        others."""
+        sources = {}
+        for other in node.all_input_nodes:
+            if other in self.left:
+                sources[other] = None
+            elif traits_of(other).numbers is not None:
+                sources |= dict.fromkeys(self._sources(other))
+        return list(sources)
 
     def _indices_left(self, vector):
         return self.alive[vector].nonzero().flatten()
@@ -161,12 +216,11 @@ class _Surgery:
     def _places(self, node):
         """(source -> its places, source -> those of what is left of it) of what a move reads."""
         whole, left, start = {}, {}, 0
-        for source in _sources(node):
+        for source in self._sources(node):
             shape = traits_of(source).value.shape
             whole[source] = torch.arange(start, start + shape.numel()).view(shape)
             start += shape.numel()
-            dim, vector = traits_of(source).channels
-            left[source] = whole[source].index_select(dim, self._indices_left(vector))
+            left[source] = _selected(whole[source], self.left[source])
         return whole, left
 
     def _moved(self, node, places, value_of):
@@ -225,7 +279,7 @@ class _Surgery:
     def _fit_addition(self, node, dim, vector):
         """Where a side lacks some of the sum's channels, the addition becomes an indexed one."""
         sides = [other for other in node.all_input_nodes if traits_of(other).channels]
-        if len(sides) < 2:
+        if len(sides) < 2 or not vector.any():
             return
         left = self.alive[vector]
         present = [self._present(side, node, dim)[left] for side in sides]
@@ -256,15 +310,23 @@ class _Surgery:
             return self.graph.get_attr(name)
 
 
-def _sources(node):
-    """The tensors, with channels of their own, that a move gets its data from, by way of others."""
-    sources = {}
-    for other in node.all_input_nodes:
-        if traits_of(other).channels is not None:
-            sources[other] = None
-        elif traits_of(other).numbers is not None:
-            sources |= dict.fromkeys(_sources(other))
-    return list(sources)
+def _grid(mask):
+    """(dimension, indices) of each dimension, where a mask is True at all of their combinations and
+    nowhere else; else None."""
+    grid, count = [], 1
+    for dim in range(mask.dim()):
+        index = mask.transpose(0, dim).flatten(1).any(1).nonzero().flatten()
+        grid.append((dim, index))
+        count *= len(index)
+    return grid if count == mask.sum() else None
+
+
+def _selected(tensor, left):
+    """What is left of a tensor. left: (dimension, indices) pairs."""
+    for dim, index in left:
+        if len(index) < tensor.shape[dim]:
+            tensor = tensor.index_select(dim, index)
+    return tensor
 
 
 def _gives(wanted, operation):
@@ -274,8 +336,28 @@ def _gives(wanted, operation):
         return False
 
 
+class FromGraph(nn.Module):
+    """What is made of an fx.GraphModule, which writes its forward anew from a graph of its own
+    whenever its mode changes, as torchvision's feature extractors do."""
+
+
+def _without_own_graph(model):
+    """Take from an fx.GraphModule what makes it one; the class that it gets."""
+    usual = vars(fx.GraphModule(nn.Module(), fx.Graph())).keys() - vars(nn.Module()).keys()
+    for name, value in list(vars(model).items()):
+        if name in usual or isinstance(value, fx.Graph):
+            del model.__dict__[name]
+    return FromGraph
+
+
 def _with_forward(kind, graph):
     """The class `kind` with the operations of `graph`."""
+    forwards = [_forward_of(kind, in_mode(graph, training)) for training in modes_of(graph)]
+    return _pruned_class(kind, *forwards[0], *forwards[1:])
+
+
+def _forward_of(kind, graph):
+    """(source of a forward, what it uses as (name, what it stands for)) of a graph."""
     code = graph.python_code("self")
     module = compile(code.src, f"<{kind.__name__}, pruned>", "exec")
     function = next(constant for constant in module.co_consts if hasattr(constant, "co_names"))
@@ -285,18 +367,36 @@ def _with_forward(kind, graph):
         if name in names:
             is_module = isinstance(value, ModuleType)
             called.append((name, _Module(value.__name__) if is_module else value))
-    return _pruned_class(kind, code.src, tuple(called))
+    return code.src, tuple(called)
 
 
 @lru_cache(maxsize=256)
-def _pruned_class(kind, source, called):
-    """`kind` with a forward of this source. called: (name, what it stands for) of what it uses."""
+def _pruned_class(kind, source, called, trained=None):
+    """`kind` with a forward of this source. called: (name, what it stands for) of what it uses.
+    trained: (source, called) of the forward in training, where that is another."""
+    members = {"forward": _compiled(kind, source, called)}
+    given = source, called
+    if trained is not None:
+        members["forward"] = _forward_by_mode(members["forward"], _compiled(kind, *trained))
+        given = *given, trained
+    return made_class(_pruned_class, kind, given, members)
+
+
+def _compiled(kind, source, called):
     names = {
         name: import_module(value.name) if isinstance(value, _Module) else value
         for name, value in called
     }
     exec(compile(source, f"<{kind.__name__}, pruned>", "exec"), names)
-    return made_class(_pruned_class, kind, (source, called), {"forward": names["forward"]})
+    return names["forward"]
+
+
+def _forward_by_mode(evaluated, trained):
+    @wraps(evaluated)
+    def forward(self, *args, **kwargs):
+        return (trained if self.training else evaluated)(self, *args, **kwargs)
+
+    return forward
 
 
 class _Module(NamedTuple):

@@ -1,12 +1,14 @@
 """A network as a graph of operations.
 
-skeleton, graph, shapes = trace(model, [(3, 64, 64)])
-values = compute_all(graph, skeleton, shapes[0])
+skeleton, graph, examples = trace(model, [torch.empty(2, 3, 64, 64, device="meta")])
+values = compute_all(graph, skeleton, examples[0])
 """
 
 import inspect
 import random
 import traceback
+from dataclasses import is_dataclass
+from functools import partial
 from keyword import iskeyword
 from pathlib import Path
 
@@ -14,42 +16,54 @@ import torch
 from torch import fx, nn
 
 from channels.layers import has_hooks
-from channels.operations import LEAVES, title, works_in_place
+from channels.modes import merge_modes
+from channels.operations import LEAVES, works_in_place
 from channels.running import compute_all
 from channels.traits import give
 from common.copies import copy_of
 from common.errors import first_line
+from common.inputs import call, map_inputs
 
+CONVOLUTIONS = nn.modules.conv._ConvNd
+IMAGE_CONVOLUTIONS = nn.Conv2d, nn.ConvTranspose2d
 LAZY = (
     "it has lazy layers, whose weights have no size yet; call it once on a batch of images "
     "before it is handed over"
 )
 
 
-def trace(model: nn.Module, shapes: list[tuple]) -> tuple[nn.Module, fx.Graph, list[tuple]]:
-    """(skeleton, graph, shapes): a copy of `model` without memory, on the meta device and in eval
-    mode, the fx.Graph of its operations, which computes as its class does in both modes, and the
-    shapes of images that it may be for: some of `shapes`, (channels, height, width) each.
+def trace(model: nn.Module, examples: list) -> tuple[nn.Module, fx.Graph, list]:
+    """(skeleton, graph, examples): a copy of `model` without memory, on the meta device and in eval
+    mode, the fx.Graph of its operations, which computes as its class does in both modes (see
+    `by_mode`), and what it may be called with: some of `examples`, which are inputs on the meta
+    device, each a tensor, or a tuple or dict of tensors.
 
     Convolutions, BatchNorms and linear layers are nodes of their own, subclasses too. Raises
     ValueError that says where a network cannot be traced.
     """
     _require_traceable(model)
     skeleton = _skeleton_of(model)
-    trained, graph, shapes = _trace_both_modes(skeleton, shapes)
-    _merge_modes(trained, graph, type(model).__name__)
-    _settle(graph, skeleton)
+    trained, graph, examples = _trace_both_modes(skeleton, examples)
+    for each in (trained, graph):
+        _settle(each, skeleton)
+    merge_modes(trained, graph)
     for node in graph.nodes:
         if node.op == "call_module":
             give(node, layer=type(skeleton.get_submodule(node.target)))
-    return skeleton, graph, shapes
+    return skeleton, graph, examples
 
 
 def input_channels(model):
-    """How many channels the images may have, likelier ones first."""
-    convolutions = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
-    first = next((conv.in_channels for conv in convolutions), 3)
-    return list(dict.fromkeys((first, 3, 1, 4)))
+    """How many channels the images may have, likelier ones first. Raises ValueError where it has
+    convolutions, and none of them is for images."""
+    convolutions = [layer for layer in model.modules() if isinstance(layer, CONVOLUTIONS)]
+    first = next((conv for conv in convolutions if isinstance(conv, IMAGE_CONVOLUTIONS)), None)
+    if convolutions and first is None:
+        raise ValueError(
+            f"{type(model).__name__} has no convolution of images; filter_groups(network, example) "
+            "says what it is called with"
+        )
+    return list(dict.fromkeys((first.in_channels if first else 3, 3, 1, 4)))
 
 
 def decided(condition, outcome):
@@ -111,15 +125,16 @@ def _can_be_written(name):
 # ------------------------------------------------------------------------------- the tracing
 
 
-def _trace_both_modes(skeleton, shapes):
-    """(graph in training, graph in evaluation, shapes that are left)."""
+def _trace_both_modes(skeleton, examples):
+    """(graph in training, graph in evaluation, examples that are left)."""
+    names = _names_of(examples[0], skeleton)
     for with_buffers in (False, True):
-        tracer = _Tracer(shapes, with_buffers)
+        tracer = _Tracer(examples, names, with_buffers)
         trained = _trace(skeleton.train(), tracer)
         graph = _trace(skeleton.eval(), tracer)
-        unknown = _unregistered(graph, skeleton)
+        unknown = _unregistered(graph, skeleton) or _unregistered(trained, skeleton)
         if not unknown:
-            return trained, graph, tracer.shapes
+            return trained, graph, tracer.examples
     raise ValueError(
         f"{type(skeleton).__name__} computes with {unknown}, a tensor that is "
         "neither a parameter nor a buffer; register_buffer makes it one"
@@ -156,17 +171,40 @@ class _Attribute(_Sized, fx.proxy.Attribute):
 
 
 class _Tracer(fx.Tracer):
-    """shapes: of images; what a network decides by sizes it decides as for the first that fits.
-    buffers: whether what is computed with buffers alone is part of the graph, too."""
+    """examples: of inputs; what a network decides by sizes it decides as for the first that fits.
+    names: of the inputs. buffers: whether what is computed with buffers alone is part of the
+    graph, too."""
 
-    def __init__(self, shapes, buffers):
+    def __init__(self, examples, names, buffers):
         super().__init__()
-        self.shapes, self.path = list(shapes), ""  # path: of the module that is being traced
+        self.examples, self.names = list(examples), names
+        self.path = ""  # of the module that is being traced
         self.proxy_buffer_attributes = buffers
         self.computing = False  # what is called meanwhile is no part of the graph
 
     def proxy(self, node):
         return _Proxy(node, self)
+
+    def create_args_for_root(self, root_fn, is_module, concrete_args=None):
+        names = iter(self.names)
+
+        def placeholder(_tensor):
+            return self.create_proxy("placeholder", next(names), (), {})
+
+        inputs = map_inputs(placeholder, self.examples[0])
+
+        def forward():  # further arguments have their defaults
+            return call(partial(root_fn, self.root), inputs)
+
+        return forward, ()
+
+    def create_arg(self, a):
+        plain = dict, fx.immutable_collections.immutable_dict
+        if isinstance(a, dict) and type(a) not in plain:
+            content = self.create_arg(dict(a))
+            given = ((), content) if is_dataclass(a) else ((content,), {})
+            return self.create_node("call_function", type(a), *given)
+        return super().create_arg(a)
 
     def to_bool(self, proxy):
         value = self.value_of(proxy)
@@ -182,18 +220,18 @@ class _Tracer(fx.Tracer):
         return super().iter(proxy)  # raises
 
     def value_of(self, proxy):
-        """What a result is for images of the first shape that fits."""
+        """What a result is for the first of the inputs that fit."""
         node = proxy.node  # of an attribute it is made now
         self.computing, failure = True, None
         try:
-            for shape in self.shapes:
+            for example in self.examples:
                 try:
-                    value = compute_all(self.graph, self.root, shape)[node]
+                    value = compute_all(self.graph, self.root, example)[node]
                 except Exception as error:  # whatever an operation may raise
                     failure = error
                     continue
                 if not isinstance(value, torch.Tensor):
-                    self.shapes = [shape]
+                    self.examples = [example]
                 return value
             raise failure
         finally:
@@ -228,8 +266,8 @@ def _trace(model, tracer):
     kind = type(model)
 
     class Traced(kind):
-        def forward(self, images):  # further arguments have their defaults
-            return kind.forward(self, images)
+        def forward(self, *args, **kwargs):
+            return kind.forward(self, *args, **kwargs)
 
     model.__class__ = Traced
     states = torch.get_rng_state(), random.getstate()
@@ -252,6 +290,18 @@ def _trace(model, tracer):
         random.setstate(states[1])
 
 
+def _names_of(inputs, network):
+    """What the inputs are called in a network's graph, in their order."""
+    if isinstance(inputs, dict):
+        return list(inputs)
+    if isinstance(inputs, torch.Tensor):
+        return ["images"]
+    parameters = inspect.signature(network.forward).parameters.values()
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = [parameter.name for parameter in parameters if parameter.kind in kinds]
+    return [*names, *(f"input_{place}" for place in range(len(names), len(inputs)))][: len(inputs)]
+
+
 def _what_to_do(error):
     """The first line of an error, in words that help where forward decides by values."""
     if isinstance(error, fx.proxy.TraceError) and "control flow" in str(error):
@@ -264,58 +314,26 @@ def _what_to_do(error):
             "a layer or parameter that it uses is no part of it, as those in a plain list are; "
             "nn.ModuleList makes them so"
         )
+    if isinstance(error, TypeError) and "required positional argument" in str(error):
+        return (
+            f"{first_line(error)}; filter_groups(network, example), with an example of all that it "
+            "is called with, lets it be pruned"
+        )
     return first_line(error)
 
 
 def _line_of(error):
     """Where in a user's code an error arose: "; see FILE, line N: CODE", or ""."""
-    torchs, ours = Path(torch.__file__).parent, Path(__file__).parent
+    suite = Path(__file__).parent.parent
+    others = {Path(torch.__file__).parent, suite / "channels", suite / "common"}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = Path(frame.filename)
-        if file.is_file() and torchs not in file.parents and ours not in file.parents:
+        if file.is_file() and others.isdisjoint(file.parents):
             return f"; see {file.name}, line {frame.lineno}: {frame.line}"
     return ""
 
 
 # ------------------------------------------------------------------------ after the tracing
-
-
-def _merge_modes(trained, graph, kind):
-    """Let the graph of evaluation compute in training what that of training does. kind: the name of
-    the network's class. Raises ValueError where that needs other operations."""
-    if len(trained.nodes) != len(graph.nodes):
-        raise ValueError(
-            f"{kind} computes other operations in training than in "
-            "evaluation, such as further outputs; give it without those"
-        )
-    pairs = dict(zip(trained.nodes, graph.nodes))
-    for theirs, ours in pairs.items():
-        if (theirs.op, theirs.target) != (ours.op, ours.target):
-            raise ValueError(
-                f"{kind} computes {title(theirs)} in training, and {title(ours)} in evaluation"
-            )
-        wanted = fx.map_arg((theirs.args, theirs.kwargs), pairs.get)
-        if wanted != (ours.args, ours.kwargs):
-            ours.args, ours.kwargs = _either(graph, wanted, (ours.args, ours.kwargs), ours)
-
-
-def _either(graph, trained, evaluated, node):
-    """Arguments that are True in training and False in evaluation become model.training."""
-    if _are_alike(trained, evaluated, (tuple, list)) and len(trained) == len(evaluated):
-        parts = zip(trained, evaluated)
-        return type(trained)(_either(graph, *pair, node) for pair in parts)
-    if _are_alike(trained, evaluated, dict) and trained.keys() == evaluated.keys():
-        return {key: _either(graph, trained[key], evaluated[key], node) for key in trained}
-    if trained is True and evaluated is False:
-        with graph.inserting_before(node):
-            return graph.get_attr("training")
-    if trained != evaluated:
-        raise ValueError(f"{title(node)} gets {trained} in training, and {evaluated} in evaluation")
-    return evaluated
-
-
-def _are_alike(first, second, kinds):
-    return isinstance(first, kinds) and isinstance(second, kinds)
 
 
 def _settle(graph, skeleton):

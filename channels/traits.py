@@ -23,6 +23,7 @@ class Traits:
               sizes, of tuples, and of what is on its way from one view to the next
     in_part   whether it changes a part of a tensor that others read, too
     original  name of the node of the unpruned network's graph that it stands for
+    mode      "training" or "evaluation" where only one of them computes it
     """
 
     layer: type = None
@@ -31,6 +32,7 @@ class Traits:
     channels: tuple = None
     in_part: bool = False
     original: str = None
+    mode: str = None
 
 
 _NOTHING = Traits()
@@ -43,15 +45,6 @@ def traits_of(node):
 def give(node, **changes):
     """Change what is known of a node. changes: fields of Traits."""
     node.meta[KEY] = replace(traits_of(node), **changes)
-
-
-def tensors_in(value):
-    """The tensors in nested tuples and lists, as a list."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if not isinstance(value, (tuple, list)):
-        return []
-    return [tensor for part in value for tensor in tensors_in(part)]
 
 
 def map_tensors(function, value):

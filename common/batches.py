@@ -30,6 +30,13 @@ class Split:
     def first(self, count):
         return Split(self.images[:count], self.labels[:count])
 
+    def spread(self, count):
+        """`count` of them, evenly spread over all; all where there are no more."""
+        if count >= len(self):
+            return self
+        rows = torch.arange(count, device=self.labels.device) * len(self) // count
+        return Split(self.images[rows.cpu() if self.is_elsewhere else rows], self.labels[rows])
+
     @property
     def device(self):
         """Where batches are: with the labels. Images may stay elsewhere until they are read."""

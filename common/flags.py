@@ -13,6 +13,7 @@ from common.terminal import one_line
 from common.version import VERSION, commit_of_suite
 
 LONGEST = 4096  # bytes of a path
+OR = " or --"  # between flags of which one is needed
 NEAR = 0.75  # how alike a flag and a misspelt one are, see difflib.SequenceMatcher.ratio
 
 
@@ -108,9 +109,9 @@ def flag(group, default, help, *names, shown=None, marks=(), only_with=None, nam
     """A dataclass field that is a flag of the same name on the command line.
 
     names: other names of it. shown: the default in words. marks: what else is to be known of it,
-    see `marked`. only_with: the flag, or FLAG=VALUE, without which it does nothing. options: those
-    of add_argument. named: how a value is written in the names of files, and in words: two texts
-    with {} in its place.
+    see `marked`. only_with: the flag, or FLAG=VALUE, without which it does nothing, or several such
+    with OR between them. options: those of add_argument. named: two functions of a value: how it
+    is written in the names of files, and in words.
     """
     shown = default if shown is None else shown
     help = f"with --{only_with}, {help}" if only_with else help
@@ -158,9 +159,15 @@ def check_needed(cls, args):
     for option in made_by_flag(cls):
         needed = option.metadata["only_with"]
         if needed and getattr(args, option.name) != option.default:
-            name, _, value = needed.partition("=")
-            if not getattr(args, name) or value and str(getattr(args, name)) != value:
+            if not any(_is_given(args, each) for each in needed.split(OR)):
                 raise InputError(f"--{option.name} only works with --{needed}")
+
+
+def _is_given(args, needed):
+    """Whether a flag, or FLAG=VALUE, is given."""
+    name, _, value = needed.partition("=")
+    given = getattr(args, name)
+    return bool(given) and (not value or str(given) == value)
 
 
 def text(value):
@@ -232,6 +239,15 @@ def positive(most, or_zero=False):
         return value
 
     return parse
+
+
+def patterns(value):
+    """An argument type: names with *, apart by commas, in order, as text; False where there are
+    none."""
+    if value.lower() == "false":
+        return False
+    names = {text(name.strip()) for name in value.split(",")}
+    return ",".join(sorted(names))
 
 
 def rising(low, high):

@@ -24,9 +24,18 @@ from common.copies import copy_of
 from common.errors import InputError
 from common.files import to_json, write_atomically
 from common.folders import composed
+from common.inputs import described, inputs_of
 from common.terminal import counted, shortened
 from config import NORMALIZATIONS, title_of
-from lab.networks import build_network, classes_in, code_of, in_file, named_like, same_network
+from lab.networks import (
+    build_network,
+    classes_in,
+    code_of,
+    in_file,
+    named_like,
+    require_logits,
+    same_network,
+)
 from lab.reader import is_plain, read_safely, read_weights, unwrapped
 from lab.record import Record
 from models import NETWORKS, build_model
@@ -53,7 +62,8 @@ def network_content(model):
             "lab.networks.build_network gives it one"
         )
     state = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
-    whole = remains_of(model).structure.fixed_operations
+    structure = remains_of(model).structure
+    whole = structure.fixed_operations
     return {
         "net": state,
         "cfg": widths_of(model),
@@ -62,7 +72,16 @@ def network_content(model):
         "num_classes": origin.num_classes,
         "pruned": now < dense,
         **({"whole": whole} if whole else {}),
+        **({} if structure.image_shape else {"example": described(structure.example)}),
     }
+
+
+def _example_in(content):
+    """What the network of a file is called with, for `remains_of`: tensors, the pixels of images,
+    or None where it says neither."""
+    if content.get("example") is not None:
+        return inputs_of(content["example"])
+    return content.get("image_size") or (content.get("flags") or {}).get("image_size")
 
 
 def to_bytes(content):
@@ -153,7 +172,8 @@ def rebuild(content, own=None):
                 "be run, a checkpoint alone does not"
             )
         name = own
-    if type(classes) is not int or not 1 <= classes <= 1_000_000:
+    takes_classes = classes is not None or not in_file(name)
+    if takes_classes and (type(classes) is not int or not 1 <= classes <= 1_000_000):
         raise ValueError(f"num_classes is {reprlib.repr(classes)}")
     if type(width) not in (int, float) or not 0 < width <= 4:
         raise ValueError(f"width is {reprlib.repr(width)}")
@@ -162,17 +182,13 @@ def rebuild(content, own=None):
         with torch.device("meta"):  # whatever the file says, nothing is allocated yet
             model = build_model(name, classes, width)
         model = pruner.rebuild(model, content["cfg"])
-    elif any(
-        isinstance(tensor, torch.Tensor) and tensor.shape[:1] == (classes,)
-        for tensor in state.values()
-    ):
-        flags = content.get("flags") or {}
+    elif not takes_classes or _has_outputs(state, classes):
         model = build_network(
             name,
             classes,
             widths=content["cfg"],
             whole=content.get("whole"),
-            image_size=content.get("image_size") or flags.get("image_size"),
+            example=_example_in(content),
         )
     else:
         raise ValueError(f"num_classes is {classes}, and no layer has as many outputs")
@@ -181,6 +197,12 @@ def rebuild(content, own=None):
         model = build_network(name, classes, width, content["cfg"])
     load_weights(model, state, strict=False)
     return model
+
+
+def _has_outputs(state, count):
+    """Whether a layer of a state dict may have so many outputs."""
+    shapes = [tensor.shape for tensor in state.values() if isinstance(tensor, torch.Tensor)]
+    return any(shape[:1] == (count,) for shape in shapes)
 
 
 def _check_fits(state, model, name):
@@ -212,18 +234,16 @@ def save_network(path, network):
         )
     structure = remains_of(network).structure
     state = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
-    write_atomically(
-        {
-            path: to_bytes(
-                {
-                    "net": state,
-                    "widths": widths_of(network),
-                    "whole": structure.fixed_operations,
-                    "image_size": structure.image_shape[-1],
-                }
-            )
-        }
-    )
+    content = {
+        "net": state,
+        "widths": widths_of(network),
+        "whole": structure.fixed_operations,
+    }
+    if structure.image_shape:
+        content["image_size"] = structure.image_shape[-1]
+    else:
+        content["example"] = described(structure.example)
+    write_atomically({path: to_bytes(content)})
 
 
 def load_network(path, network):
@@ -237,12 +257,12 @@ def load_network(path, network):
     try:
         if "widths" not in content:
             raise ValueError("save_network did not write it")
-        network = copy_of(network)
-        remains_of(network, content["image_size"])
+        network, example = copy_of(network), _example_in(content)
+        remains_of(network, example)
         now, dense = filter_count(network)
         if now < dense:
             raise ValueError("the network to rebuild it from is pruned itself; give it unpruned")
-        small = pruner.rebuild(network, content["widths"], content["whole"], content["image_size"])
+        small = pruner.rebuild(network, content["widths"], content["whole"], example)
         _check_fits(content["net"], small, type(small).__name__)
         load_weights(small, content["net"], strict=False)
         return small
@@ -441,7 +461,8 @@ def describe(network, record):
 
 
 def check_holds(path, network, record, model=None, pruned=None, num_classes=None, width=None):
-    """Raise InputError where the file holds another network than is wanted; None: any will do."""
+    """Raise InputError where the file holds another network than is wanted, None: any will do, or
+    one that is no classifier of images."""
     origin = network.origin
     holds = f"{path} holds: {describe(network, record)}, {origin.num_classes} classes"
     if model not in (None, origin.name):
@@ -452,6 +473,11 @@ def check_holds(path, network, record, model=None, pruned=None, num_classes=None
         raise InputError(f"{holds}; --num_classes={num_classes} is wrong")
     if width not in (None, origin.width):
         raise InputError(f"{holds}, --width={origin.width:g}; --width={width:g} is wrong")
+    if in_file(origin.name):
+        try:
+            require_logits(network)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from error
 
 
 def code_notes(path, network, record):

@@ -3,6 +3,7 @@ or by measured time. All functions take the job, a lab.job.Job."""
 
 import pruner
 import train
+from channels.patterns import layers_like
 from common.copies import copy_of
 from common.errors import InputError
 from common.processes import require_same
@@ -11,6 +12,14 @@ from imp_estimator import cal_importance
 from lab import latency, tables
 
 ENOUGH = 1.0  # percentage points that a candidate of --select=best may remove less than others
+
+
+def check_keep(network, flags):
+    """Raise InputError where --keep names no layer of a network."""
+    try:
+        layers_like(network, flags.patterns)
+    except ValueError as error:
+        raise InputError(f"--{error}") from error
 
 
 def importance(job, network, number, count, step=0):
@@ -76,7 +85,12 @@ def select(job, network, scores, target, clock, is_last, **choice):
     choice = {**flags.choice(job.data.image_size), **choice}
     if pruner.ranking_of(choice["ranking"], flags.pruning_type) == "measured":
         choice["losses"] = pruner.measure_losses(
-            network, scores, job.measured_batches(), choice["residual"], job.network
+            network,
+            scores,
+            job.measured_batches(),
+            choice["residual"],
+            job.network,
+            choice["keep"],
         )
     timed = {}
     if clock:
@@ -147,7 +161,12 @@ def reached_by(network, job, residual=None):
     return {
         "achieved_percent": pruner.pruned_percent(network, flags.budget, size),
         "max_percent": pruner.max_percent(
-            network, flags.budget, size, flags.round_to, residual or flags.residual
+            network,
+            flags.budget,
+            size,
+            flags.round_to,
+            residual or flags.residual,
+            flags.patterns,
         ),
     }
 

@@ -1,5 +1,6 @@
 """The flags of main.py, their contradictions, and the names of the files that follow from them."""
 
+import hashlib
 from argparse import ArgumentTypeError
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from common.flags import (
     marked,
     number,
     one_of,
+    patterns,
     positive,
     rising,
     switch,
@@ -34,13 +36,13 @@ from config import (
     SWEEPS,
     penalty_of,
 )
-from imp_estimator import ESTIMATORS, check_per_cost, has_penalty
+from imp_estimator import ESTIMATORS, PLAIN, check_per_cost, has_penalty
 from lab import hints
 from lab.presets import check_preset, scaled
 
 data, train, networks = map(lazy, ("data", "train", "lab.networks"))  # not for --help
 
-DEFAULT = "DEFAULT"  # --init: torchvision's own weights
+DEFAULT = "DEFAULT"  # --init: a library's own weights
 
 # What a flag means to others than the training itself:
 RESUME_IGNORES = "resume ignores"  # runs that differ only in such flags are the same run
@@ -61,6 +63,19 @@ def normalization(text):
             "(three means, three standard deviations, of pixels from 0 to 1)"
         )
     return values
+
+
+def _checksum_of(names):
+    """How --keep shows in the names of files: patterns may be long, and have a *."""
+    return f"keep{hashlib.sha256(names.encode()).hexdigest()[:6]}"
+
+
+def _kept_in_words(names):
+    return f"{names.replace(',', ' and ')} whole"
+
+
+def _start_in_words(network):
+    return f"from the {'penalised' if network == 'ortho' else 'plain'} network"
 
 
 @dataclass(frozen=True)
@@ -234,7 +249,8 @@ class Experiment:
         "begin with the weights in this file, as far as they fit: a network of "
         "this suite, a published one, or torchvision's; in the architecture of a pruned one. Of "
         "several state dicts in a file FILE:KEY takes the one under that key (model.pth:ema). "
-        "DEFAULT: torchvision's own weights, downloaded, and their normalisation",
+        "DEFAULT: torchvision's own weights, downloaded, and their normalisation; of timm:NAME "
+        "timm's own, also with their --image_size",
         shown="fresh weights",
         type=location,
         metavar="FILE|DEFAULT",
@@ -300,6 +316,17 @@ class Experiment:
         choices=ESTIMATORS,
         metavar="TYPE",
         marks=[REPORT_MAY_DIFFER],
+    )
+    prune_from: str = flag(
+        "pruning",
+        False,
+        "the network that is pruned: the plain one (base), or the one with the penalty (ortho), "
+        "which is then trained with it before every round",
+        shown="ortho for " + ", ".join(filter(has_penalty, ESTIMATORS)) + ", base for all others",
+        type=one_of("base", "ortho", False),
+        metavar="{base,ortho,False}",
+        named=("from-{}".format, _start_in_words),
+        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
     )
     prune_percent: int = flag(
         "pruning",
@@ -368,7 +395,18 @@ class Experiment:
         + "; paper (as the method's own paper does)",
         shown="global, or the preset's",
         choices=(*RANKINGS, "paper"),
-        named=("{}", "{}"),
+        named=("{}".format, "{}".format),
+        marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
+    )
+    keep: str = flag(
+        "pruning",
+        False,
+        "layers that keep all of their filters: their names, apart by commas, in which * stands "
+        "for anything, as in 'layer1.*,layer2.0.conv1'",
+        shown="none",
+        type=patterns,
+        metavar="NAMES",
+        named=(_checksum_of, _kept_in_words),
         marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
     )
     per_cost: bool = flag(
@@ -380,7 +418,7 @@ class Experiment:
         shown="False, or the preset's",
         type=boolean,
         metavar="True|False",
-        named=("percost", "per cost"),
+        named=("percost".format, "per cost".format),
         marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
     )
     residual: str = flag(
@@ -391,7 +429,7 @@ class Experiment:
         "together, by the sum of their scores (coupled)",
         shown="single, or the preset's",
         choices=("single", "coupled"),
-        named=("{}", "{}"),
+        named=("{}".format, "{}".format),
         marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
     )
     score_steps: int = flag(
@@ -403,7 +441,7 @@ class Experiment:
         shown="1, or the preset's",
         type=integer(1, 100),
         metavar="K",
-        named=("steps{}", "{} steps"),
+        named=("steps{}".format, "{} steps".format),
         marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
     )
     select: str = flag(
@@ -414,7 +452,7 @@ class Experiment:
         "tenth of the training images that nothing else of the cut sees",
         type=one_of("best", False),
         metavar="{best,False}",
-        named=("{}", "{} of rankings"),
+        named=("{}".format, "{} of rankings".format),
         marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
     )
     bn_images: int = flag(
@@ -425,7 +463,7 @@ class Experiment:
         shown="0, or the preset's",
         type=integer(0),
         metavar="N",
-        named=("bn{}", "BatchNorm on {} images"),
+        named=("bn{}".format, "BatchNorm on {} images".format),
         marks=[ONLY_PRUNED, REPORT_MAY_DIFFER],
     )
     distill: float = flag(
@@ -436,7 +474,7 @@ class Experiment:
         shown="0, or the preset's",
         type=positive(1, or_zero=True),
         metavar="SHARE",
-        named=("distill{:g}", "distilled {:g}"),
+        named=("distill{:g}".format, "distilled {:g}".format),
         marks=[REPORT_MAY_DIFFER],
     )
     imp_samples: int = flag(
@@ -578,9 +616,15 @@ class Experiment:
                     "pruning_type",
                 )
             },
+            "keep": self.patterns,
             "image_size": image_size,
             "below_one": True,
         }
+
+    @property
+    def patterns(self):
+        """The patterns of --keep, as a list."""
+        return self.keep.split(",") if self.keep else []
 
     @property
     def estimator(self):
@@ -600,7 +644,7 @@ class Experiment:
     @property
     def penalised(self):
         """Whether the network that pruning starts from, or that is trained, has the penalty."""
-        return self.only_train == "ortho" or has_penalty(self.pruning_type)
+        return self.only_train == "ortho" or prunes_penalised(asdict(self))
 
     @property
     def strength(self):
@@ -669,6 +713,29 @@ DEFAULTS = {
 }
 
 
+def prunes_penalised(flags):
+    """Whether the network is pruned that was trained with the penalty. flags: name -> value, of
+    those that are given."""
+    start = flags.get("prune_from")
+    return start == "ortho" if start else has_penalty(flags.get("pruning_type"))
+
+
+def settled_start(flags):
+    """The same flags, name -> value, without a --prune_from that says nothing new: that of the
+    method itself. An unpruned control is the same for all methods that prune its network, and has
+    the name of one that always does."""
+    if not flags.get("prune_from"):
+        return flags
+    settled = {**flags, "prune_from": False}
+    penalised = prunes_penalised(flags)
+    if prunes_penalised(settled) == penalised:
+        return settled
+    if flags.get("control") == "unpruned":
+        own = next(filter(has_penalty, ESTIMATORS)) if penalised else PLAIN
+        return settled | {"pruning_type": own}
+    return flags
+
+
 def named_flags(control):
     """The flags, as fields, that show in the names of files and in those of reports' methods."""
     pruned = marked(Experiment, ONLY_PRUNED) if control == "unpruned" else ()
@@ -680,14 +747,14 @@ def named_flags(control):
 
 
 def _written(flag, value):
-    return f"no-{flag.name}" if value is False else flag.metadata["named"][0].format(value)
+    return f"no-{flag.name}" if value is False else flag.metadata["named"][0](value)
 
 
 def words_of(flags, control):
     """How an experiment differs from the published one, in words: ["mean", "8 steps"]. flags: name
     -> value."""
     return [
-        option.metadata["named"][1].format(flags[option.name])
+        option.metadata["named"][1](flags[option.name])
         for option in named_flags(control)
         if flags.get(option.name, option.default) != option.default
     ]
@@ -758,8 +825,10 @@ def parse(argv, description=None):
             raise InputError(f"--width only works with {', '.join(MODELS)}; leave it out")
     given = given_names(argv, Experiment)
     _take_from_preset(args, given)
-    if args.init == DEFAULT and "normalize" not in given:
-        args.normalize = networks.default_normalization(args.model)
+    if args.init == DEFAULT:
+        for name, value in networks.default_weights(args.model).flags.items():
+            if name not in given:
+                setattr(args, name, value)
     rounds = len(args.thresholds) or args.n_rounds or 1
     if args.only_train:
         _check_only_train(args)
@@ -782,8 +851,8 @@ def parse(argv, description=None):
     if flags.penalty is not None and not flags.penalised:
         those = ", ".join(filter(has_penalty, ESTIMATORS))
         raise InputError(
-            f"--penalty only works where the network is trained with it: {those}, or "
-            "--only_train=ortho"
+            f"--penalty only works where the network is trained with it: {those}, "
+            "--prune_from=ortho, or --only_train=ortho"
         )
     return flags
 
@@ -860,10 +929,11 @@ def _check_pruning(args, given):
         raise InputError(
             "--thresholds and --prune_percent contradict each other; leave out one of them"
         )
+    vars(args).update(settled_start(vars(args)))
     if args.control == "unpruned":
         for option in named_flags(False):
             if ONLY_PRUNED in option.metadata["marks"]:
-                if option.name in given:
+                if option.name in given - {"prune_from"}:  # which has said what is trained
                     raise InputError(
                         f"--control=unpruned prunes nothing; leave out --{option.name}"
                     )

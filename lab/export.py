@@ -201,7 +201,7 @@ def width_notes(model, path):
     odd = [
         group
         for group in groups
-        if group.conv.out_channels % fast and group.conv.out_channels < group.dense
+        if len(group.channels) % fast and len(group.channels) < group.dense
     ]
     if not odd:
         return []

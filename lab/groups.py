@@ -45,7 +45,10 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
     as it was.
     """
     scores = imp_estimator.cal_importance(model, pruning_type, batches, seed=seed)
-    prunable = {group.name: group for group in filter_groups(model) if not group.is_fixed}
+    prunable = {}
+    for group in filter_groups(model):
+        if not group.is_fixed and scores[group.name].isfinite().all():
+            prunable[group.name] = group
     score = _score_of_members(scores, prunable)
     batches = _few_at_a_time(batches)
     removal = _Removal(model, prunable, batches)
@@ -116,7 +119,7 @@ class _Removal:
         gone = set(members)
         kept = {}
         for layer, group in self.prunable.items():
-            filters = range(group.conv.out_channels)
+            filters = range(len(group.channels))
             kept[layer] = torch.tensor([i for i in filters if (layer, i) not in gone])
         self.masked.keep(kept)
         return train.evaluate(self.masked.network, self.batches)["loss"] - self.loss
@@ -157,7 +160,7 @@ def _removable_members(prunable, score):
     """{layer: its members but for those that its floor keeps, the lowest first}."""
     removable = {}
     for layer, group in prunable.items():
-        members = [(layer, i) for i in range(group.conv.out_channels)]
+        members = [(layer, i) for i in range(len(group.channels))]
         members.sort(key=score.get)
         removable[layer] = members[: max(0, len(members) - group.floor)]
     return removable

@@ -27,7 +27,7 @@ _MAIN = {
     "--ranking says how filters of different layers are compared": (
         "global_pruning global local layerwise scope"
     ),
-    "no flag keeps layers whole; from Python models.keep_whole does": (
+    "--keep='layer1.*,layer2.0.conv1' keeps layers whole": (
         "exclude exclude_layers ignore ignored_layers ignore_layers skip_layers not_prune"
     ),
     "--penalty is the weight of the orthonormality penalty": (
@@ -66,7 +66,7 @@ _MAIN = {
     ),
     "--val_percent": "val_split validation_split val_ratio val_size valid_size",
     "--test_percent": "test_split test_size test_ratio train_split split",
-    "--init=FILE begins with the weights in a file, --init=DEFAULT with torchvision's": (
+    "--init=FILE begins with the weights in a file, --init=DEFAULT with torchvision's or timm's": (
         "weights checkpoint ckpt load load_from load_path finetune restore pretrained_path "
         "pretrained_model initial_checkpoint checkpoint_path"
     ),

@@ -100,6 +100,7 @@ def select_by_time(
     residual="single",
     exact=True,
     original=None,
+    keep=(),
     **choice,
 ):
     """Choose the filters to keep when `percent` of the unpruned network's time is saved.
@@ -113,14 +114,22 @@ def select_by_time(
     steps, seconds = (STEPS, LONG) if exact else (ROUGH_STEPS, BRIEF)
     counts_costs = choice.get("per_cost") or choice.get("losses") is not None
     times = clock.layer_times(model) if counts_costs else None
-    common = {"round_to": round_to, "residual": residual, "image_size": clock.image_size}
+    limits = {"round_to": round_to, "residual": residual, "keep": keep}
 
     def cut(share):
         """(the filters to keep, the network) without `share` percent of the filters."""
-        kept = select_filters(model, scores, share, layer_times=times, **common, **choice)
+        kept = select_filters(
+            model,
+            scores,
+            share,
+            layer_times=times,
+            image_size=clock.image_size,
+            **limits,
+            **choice,
+        )
         return kept, prune(model, kept, original=original)
 
-    low, high = pruned_percent(model), max_percent(model, round_to=round_to, residual=residual)
+    low, high = pruned_percent(model), max_percent(model, **limits)
     kept, network = cut(high)
     most = saved = _timed(clock, network, high)
     if most.percent <= percent:  # before all goes that may

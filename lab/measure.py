@@ -14,16 +14,13 @@ from channels.costs import measure_cost
 from channels.groups import all_filters, dense_widths, filter_groups, remains_of
 from common.libraries import lazy
 from common.modes import evaluating
-from common.terminal import shortened
 from lab.checkpoint import checkpoint_bytes
 from lab.networks import unpruned_twin
-from models import NETWORKS
 
-benchmark, flop_counter = lazy("torch.utils.benchmark"), lazy("torch.utils.flop_counter")
+benchmark = lazy("torch.utils.benchmark")
 
 LATENCY_TURNS = 5
 LAYER_RUNS = 10
-LEAST_MISSED = 0.001  # share of the multiply-adds that may go uncounted without a word
 
 
 def measured(record, path, network, file_bytes):
@@ -58,7 +55,7 @@ def measure_compression(network, file_bytes, entries, image_size=32):
 
 def layer_widths(network):
     """{layer: number of its filters}."""
-    return {group.name: group.conv.out_channels for group in filter_groups(network)}
+    return {group.name: len(group.channels) for group in filter_groups(network)}
 
 
 def stream_widths(network):
@@ -99,66 +96,9 @@ def measure_layers(network, image_size=32):
 
 
 def _outputs_of(layer):
+    if isinstance(layer, torch.nn.MultiheadAttention):
+        return len(layer.in_proj_weight)
     return layer.out_features if isinstance(layer, torch.nn.Linear) else layer.out_channels
-
-
-def uncounted_lines(network, image_size):
-    """A line where a network makes multiply-adds that `measure_cost` does not count, as those of
-    F.conv2d, einsum or attention: how many, and in which modules; none where all are counted."""
-    if type(network) in NETWORKS.values():
-        return []
-    counted = measure_cost(network, image_size)["layer_macs"]
-    made = _multiply_adds(network, image_size)
-    missed = {}
-    for name, macs in made.items():
-        if macs > counted.get(name, 0):
-            missed[name] = macs - counted.get(name, 0)
-    share = sum(missed.values()) / max(1, sum(made.values()))
-    if share < LEAST_MISSED:
-        return []
-    modules = shortened([name or type(network).__name__ for name in missed])
-    return [
-        f"Note: {100 * share:.3g}% of its multiply-adds are not counted, neither in MACs and "
-        f"FLOPs nor by --budget=macs: those of {modules}. Only convolutions and linear layers "
-        "that are modules are counted; --budget=latency measures all"
-    ]
-
-
-def _multiply_adds(network, image_size):
-    """{module: multiply-adds that it makes for one image, without those of the modules in it}; none
-    where the network does not take such an image."""
-    image = noise(1, image_size).to(next(network.parameters()).device)
-    counter = flop_counter.FlopCounterMode(
-        display=False,
-        custom_mapping={
-            torch.ops.torchvision.deform_conv2d: _deformed,
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-        },
-    )
-    try:  # with gradients, since attention without them is one operation that nobody can count
-        with evaluating(network), torch.enable_grad(), torch.random.fork_rng([]), counter:
-            network(image)
-    except Exception:  # a network may do anything
-        return {}
-    counts = {}  # module, behind the name of the network's class -> with the modules in it
-    for name, operations in counter.get_flop_counts().items():
-        if name != "Global":
-            counts[name] = sum(operations.values()) // 2
-    without_inner = dict(counts)
-    for name, count in counts.items():
-        outer = name.rpartition(".")[0]
-        if outer in without_inner:
-            without_inner[outer] -= count
-    return {name.partition(".")[2]: count for name, count in without_inner.items()}
-
-
-def _deformed(_images, weight, *_, out_shape=None, **__):
-    return 2 * math.prod(out_shape) * math.prod(weight[1:])
-
-
-def _attention(queries, keys, values, *_, **__):
-    *outer, length, width = queries
-    return 2 * math.prod(outer) * length * keys[-2] * (width + values[-1])
 
 
 def noise(batch_size, image_size):

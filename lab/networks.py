@@ -11,13 +11,15 @@ import hashlib
 import os
 import re
 from contextlib import contextmanager, suppress
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 
 import torch
 
 import pruner
-from channels.groups import fixed_text, remains_of, share_structure, widths_of
+from channels.groups import example_of, fixed_text, remains_of, share_structure, widths_of
+from channels.structure import NoLogits
 from channels.trace import LAZY
 from common.errors import InputError, first_line
 from common.libraries import lazy, need
@@ -31,6 +33,7 @@ from lab.trial import try_out
 from models import NETWORKS, Origin, build_model
 
 timm, zoo = lazy("timm"), lazy("torchvision.models")  # timm is optional
+hub = lazy("huggingface_hub")  # which timm brings along
 
 MOST = 8  # lines about what stays
 TORCHVISION = re.compile(r"^(torchvision([:./]models)?[:./]|tv[:./])")
@@ -82,16 +85,17 @@ def file_name(name):
 
 def build_network(
     name: str,
-    num_classes: int,
+    num_classes: int | None,
     width: float = 1.0,
     widths: dict | None = None,
     whole=(),
-    image_size: int | None = None,
+    example=None,
 ) -> torch.nn.Module:
     """A network with fresh weights, in channels-last memory; `origin` says how it was built.
 
-    width: multiplies the widths of one of the four. widths: those of a pruned one, as
-    `widths_of` gives them. whole, image_size: see `pruner.rebuild`. A pruned one of the four
+    num_classes: None calls what stands in a user's own file without it. width: multiplies the
+    widths of one of the four. widths: those of a pruned one, as
+    `widths_of` gives them. whole, example: see `pruner.rebuild`. A pruned one of the four
     is initialised in its small layers; others initialise themselves whole, and are cut. Raises
     InputError where the name is wrong, and ValueError where the widths are.
     """
@@ -114,7 +118,7 @@ def build_network(
         raise InputError(f"--model={name}: {LAZY}")
     network = _in_memory(network.float().cpu())
     network.origin = Origin(name, num_classes)
-    return network if widths is None else pruner.rebuild(network, widths, whole, image_size)
+    return network if widths is None else pruner.rebuild(network, widths, whole, example)
 
 
 def _as_given(name, num_classes):
@@ -122,11 +126,11 @@ def _as_given(name, num_classes):
     factory = _factory(name)
     try:
         with settings_kept():
-            network = factory(num_classes=num_classes)
+            network = factory() if num_classes is None else factory(num_classes=num_classes)
     except (Exception, SystemExit) as error:  # a user's own code, or a library's
+        wanted = "" if num_classes is None else f" for {num_classes} classes"
         raise InputError(
-            f"--model={name} cannot be built for {num_classes} classes: "
-            f"{type(error).__name__}: {error}"
+            f"--model={name} cannot be built{wanted}: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(network, torch.nn.Module):
         raise InputError(
@@ -178,10 +182,17 @@ def _in_memory(network):
 
 @lru_cache
 def _contiguous(kind):
-    def forward(self, images):
-        return kind.forward(self, images.contiguous())
+    @wraps(kind.forward)
+    def forward(self, *args, **kwargs):
+        args = [_in_order(each) for each in args]
+        kwargs = {name: _in_order(each) for name, each in kwargs.items()}
+        return kind.forward(self, *args, **kwargs)
 
     return made_class(_contiguous, kind, (), {"forward": forward})
+
+
+def _in_order(value):
+    return value.contiguous() if hasattr(value, "contiguous") else value
 
 
 def look_at(network, image_size, pruning_type=None):
@@ -192,9 +203,11 @@ def look_at(network, image_size, pruning_type=None):
     if name in NETWORKS:
         return []
     try:
-        pruner.explore(network, image_size)
-        if pruning_type:
-            check_suits(network, pruning_type)
+        require_logits(network, image_size)
+        misfit, unjudged = _misfit(network, image_size), []
+        if not misfit:  # else trying it out would be for nothing
+            pruner.explore(network, image_size)
+            unjudged = check_suits(network, pruning_type) if pruning_type else []
     except ValueError as error:
         raise InputError(f"--model={name}: {error}") from error
     except (Exception, SystemExit) as error:  # of the user's own code
@@ -214,15 +227,35 @@ def look_at(network, image_size, pruning_type=None):
             f"--model={name} takes images with {structure.image_shape[0]} channels; "
             "this suite's have 3"
         )
+    if misfit:
+        raise InputError(f"--model={name}: {misfit}")
+    lines = fixed_text(structure)
+    more = [f"and so do filters of {len(lines) - MOST} more layers"] if len(lines) > MOST else []
+    about = [*_type_lines(network.origin), *try_out(network, image_size), *unjudged]
+    return [*about, *lines[:MOST], *more]
+
+
+def _misfit(network, image_size):
+    """Why a network does not take images of image_size x image_size pixels, and what it takes; ""
+    where it does."""
+    structure = remains_of(network).structure
     try:
         structure.positions(image_size)
     except ValueError as error:
-        raise InputError(
-            f"--model={name}: {error}; --image_size={structure.image_shape[1]} fits it"
+        return f"{error}; --image_size={structure.image_shape[1]} fits it"
+    return ""
+
+
+def require_logits(network, image_size=None):
+    """Raises ValueError where a network gives something else than logits for images, which the
+    commands cannot do with."""
+    try:
+        remains_of(network, image_size).structure.require_logits()
+    except NoLogits as error:
+        raise ValueError(
+            f"{error}; from Python, networks of any inputs and outputs are pruned (lab/README.md, "
+            "Any inputs, outputs and loss)"
         ) from error
-    lines = fixed_text(structure)
-    more = [f"and so do filters of {len(lines) - MOST} more layers"] if len(lines) > MOST else []
-    return [*_type_lines(network.origin), *try_out(network, image_size), *lines[:MOST], *more]
 
 
 def _type_lines(origin):
@@ -246,23 +279,70 @@ def _type_lines(origin):
     )
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """The weights that a library has for a network of its own.
+
+    owner: the library. url: where they are. file: what they are called here. cached: where they
+    are on this machine already, or None. flags: name -> value, of those that say which images the
+    weights are for.
+    """
+
+    owner: str
+    url: str
+    file: str
+    flags: dict
+    cached: str | None = None
+
+
 def default_weights(name):
-    """Torchvision's own weights for one of its networks, an entry of a WeightsEnum. Raises
-    InputError."""
+    """The Pretrained of one of torchvision's or timm's networks. Raises InputError."""
+    if name.startswith("timm:"):
+        return _weights_of_timm(name.removeprefix("timm:"))
     if name in NETWORKS or in_file(name) or name not in zoo.list_models(module=zoo):
         raise InputError(
-            f"--init=DEFAULT takes torchvision's own weights, and --model={name} is "
-            "none of its networks; name a file of weights, --init=FILE"
+            f"--init=DEFAULT takes torchvision's and timm's own weights, and --model={name} is "
+            "none of their networks; name a file of weights, --init=FILE"
         )
-    return zoo.get_model_weights(name).DEFAULT
+    weights = zoo.get_model_weights(name).DEFAULT
+    normalize = "half"  # with weights, torchvision lets those of ARGUMENTS normalise anew
+    if name not in ARGUMENTS:
+        prepare = weights.transforms()
+        normalize = _normalization_name(prepare.mean, prepare.std)
+    file = weights.url.rpartition("/")[2]
+    return Pretrained("torchvision", weights.url, file, {"normalize": normalize})
 
 
-def default_normalization(name):
-    """What pixels must be normalised with for these weights, as --normalize has it."""
-    if name in ARGUMENTS:  # with weights, torchvision lets these normalise anew: to -1..1
-        return "half"
-    prepare = default_weights(name).transforms()
-    values = (*prepare.mean, *prepare.std)
+def _weights_of_timm(name):
+    known = None
+    with suppress(RuntimeError):  # where nothing is known of it
+        known = timm.get_pretrained_cfg(name)
+    if not known or not (known.hf_hub_id or known.url) or known.custom_load:
+        raise InputError(
+            f"--init=DEFAULT: timm has no weights of its own for --model=timm:{name} that are a "
+            "state dict; name a file of weights, --init=FILE"
+        )
+    flags = {
+        "normalize": _normalization_name(known.mean, known.std),
+        "image_size": known.input_size[-1],
+    }
+    if not known.hf_hub_id:
+        return Pretrained("timm", known.url, known.url.rpartition("/")[2], flags)
+    place = known.hf_hub_id, known.hf_hub_filename or "model.safetensors"
+    cached = hub.try_to_load_from_cache(*place)
+    parts = known.architecture, known.tag, Path(place[1]).suffix[1:]
+    return Pretrained(
+        "timm",
+        hub.hf_hub_url(*place),
+        ".".join(filter(None, parts)),
+        flags,
+        cached if isinstance(cached, str) else None,
+    )
+
+
+def _normalization_name(means, deviations):
+    """As --normalize has it: a name where there is one."""
+    values = (*means, *deviations)
     return next((key for key, known in NORMALIZATIONS.items() if known == values), values)
 
 
@@ -363,7 +443,7 @@ def fresh_like(network: torch.nn.Module, num_classes: int) -> torch.nn.Module:
         origin.width,
         widths_of(network),
         structure.fixed_operations,
-        structure.image_shape[-1],
+        example_of(structure),
     )
 
 
@@ -405,8 +485,8 @@ def _unknown(name, names):
         backbone = f"; its backbone is --model={inside}" if inside else ""
         return InputError(
             f"--model={name} is no classifier, and the commands prune classifiers only{backbone}. "
-            "From Python, pruner.prune takes any network that gives one row of numbers for each "
-            "image (lab/README.md, From Python)"
+            "From Python, pruner.prune takes any network (lab/README.md, Any inputs, outputs and "
+            "loss)"
         )
     near = difflib.get_close_matches(name, names, 3, 0.5)
     hint = (

@@ -14,8 +14,8 @@ from typing import TypedDict
 
 from common.schema import check, check_fields
 from config import BUDGETS, MODELS, title_of
-from imp_estimator import has_penalty, order_of
-from lab.experiment import DEFAULTS, words_of
+from imp_estimator import order_of
+from lab.experiment import DEFAULTS, prunes_penalised, words_of
 
 JOBS = {"ebt": "Early-Bird", "iterative": "iterative"}
 UNPRUNED = ("unpruned, as many epochs", "unpruned with penalty, as many epochs")
@@ -132,6 +132,8 @@ class _ReportedFlags(TypedDict):
     budget: str
     ranking: str
     residual: str
+    keep: str | bool
+    prune_from: str | bool
     per_cost: bool
     score_steps: int
     bn_images: int
@@ -322,14 +324,14 @@ class Record:
     @property
     def strength(self):
         """The weight of the penalty in the training before the pruning, or None."""
-        if not has_penalty(self.flags["pruning_type"]):
+        if not prunes_penalised(self.flags):
             return None
         return (self.schedule or {}).get("penalty")
 
     @property
     def unpruned_method(self):
         """The name of the unpruned control of its method."""
-        penalised = has_penalty(self.flags["pruning_type"])
+        penalised = prunes_penalised(self.flags)
         return UNPRUNED[penalised] + self.given_penalty + self._words("unpruned") + self.rounds
 
     @property

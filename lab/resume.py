@@ -168,7 +168,7 @@ def _check_states(training, network):
     if training.scaler:
         check(float, training.scaler.get("scale"), "scale")
         check(int, training.scaler.get("_growth_tracker"), "_growth_tracker")
-    filters = sum(group.conv.out_channels for group in filter_groups(network))
+    filters = sum(len(group.channels) for group in filter_groups(network))
     for mask in training.masks:
         if mask.dtype != torch.bool or mask.shape != (filters,):
             raise ValueError("a mask does not fit the network")

@@ -24,9 +24,20 @@ from common.signals import uninterrupted
 from common.terminal import counted
 from config import SWEEPS
 from data import load_prepared
-from imp_estimator import ESTIMATORS, PLAIN, has_penalty
-from lab.experiment import DEFAULT, ONLY_PRUNED, SET_BY_SWEEP, Experiment, make_parser, parse
+from imp_estimator import ESTIMATORS, PLAIN
+from lab.experiment import (
+    DEFAULT,
+    DEFAULTS,
+    ONLY_PRUNED,
+    SET_BY_SWEEP,
+    Experiment,
+    make_parser,
+    parse,
+    prunes_penalised,
+    settled_start,
+)
 from lab.job import MAIN
+from lab.networks import default_weights
 from lab.tables import accuracy_text
 
 OF_INIT = {
@@ -91,7 +102,10 @@ def _without_idle(cell):
     """The cell without what does not shape it, so that equal ones are one: a plain network has no
     penalty, an unpruned control no percent, --select=best no ranking of its own, and scores that
     are no change of the loss no costs."""
-    if not has_penalty(cell.get("pruning_type")):
+    cell = settled_start(cell)
+    if not cell.get("prune_from"):
+        cell = {key: value for key, value in cell.items() if key != "prune_from"}
+    if not prunes_penalised(cell):
         cell = {key: value for key, value in cell.items() if key != "penalty"}
     if cell.get("select"):
         cell = {key: value for key, value in cell.items() if key not in ("ranking", "residual")}
@@ -104,7 +118,7 @@ def _without_idle(cell):
     }
     if cell.get("thresholds"):
         control["n_rounds"] = len(cell["thresholds"])
-    if not has_penalty(cell.get("pruning_type")):  # one for all that start from the plain network
+    if not prunes_penalised(cell):  # one for all that start from the plain network
         control["pruning_type"] = PLAIN
     return control
 
@@ -112,8 +126,10 @@ def _without_idle(cell):
 def command_of(cell):
     """The flags of a cell's command: a run that needs no other begins with --init, others load."""
     needs = needs_of(cell)
-    if needs and cell.get("init") == DEFAULT and "normalize" not in cell:
-        cell = {**cell, "normalize": parse(command_of(needs[0])).normalize}  # which --init decides
+    if needs and cell.get("init") == DEFAULT:  # which says what the images are like
+        model = cell.get("model", DEFAULTS["model"])
+        wanted = default_weights(model).flags
+        cell = {**cell, **{name: wanted[name] for name in wanted if name not in cell}}
     command = [
         f"--{name}={value}" for name, value in cell.items() if not needs or name not in OF_INIT
     ]
@@ -134,7 +150,7 @@ def needs_of(cell):
         for option in fields(Experiment)
         if option.name in cell and option.metadata["group"] != "pruning"
     }
-    only = "ortho" if has_penalty(cell.get("pruning_type")) else "base"
+    only = "ortho" if prunes_penalised(cell) else "base"
     if only == "base":  # as in _without_idle
         training.pop("penalty", None)
     return [{**training, "only_train": only}]

@@ -11,7 +11,7 @@ from config import BUDGETS
 from lab.export import runtime_of
 from lab.measure import layer_widths, measure_latency, stream_widths
 from lab.networks import unpruned_twin
-from pruner import is_removable, round_up
+from pruner import groups_of, is_removable, round_up
 
 LATENCY_BATCHES = 1, 32, 128
 WIDE_MARGIN = 2  # points of accuracy, beyond which the choice of an epoch is mostly chance
@@ -60,7 +60,15 @@ def _widths_of(network):
 
 
 def print_pruning(
-    before, after, target, achieved, image_size, budget="filters", round_to=1, residual="single"
+    before,
+    after,
+    target,
+    achieved,
+    image_size,
+    budget="filters",
+    round_to=1,
+    residual="single",
+    keep=(),
 ):
     """Print what pruning `before` to `target` percent has made of it: widths and costs."""
     (had, dense), (has, _) = filter_count(before), filter_count(after)
@@ -74,7 +82,7 @@ def print_pruning(
             f"  {carried:,} of the {dense:,} follow others, as depthwise filters do, and are not "
             "listed"
         )
-    _print_limits(after, achieved, target, budget, round_to, residual)
+    _print_limits(after, achieved, target, budget, round_to, residual, keep)
     if has == had:
         reason = ": the network is already as small as that" if achieved >= target else ""
         print(f"  This round removes nothing{reason}")
@@ -134,9 +142,9 @@ def print_times(timed, batch):
         )
 
 
-def _print_limits(network, achieved, target, budget, round_to, residual):
+def _print_limits(network, achieved, target, budget, round_to, residual, keep):
     """Print why less was removed than was asked for."""
-    if achieved < target and _is_exhausted(network, round_to, residual):
+    if achieved < target and _is_exhausted(network, round_to, residual, keep):
         line = (
             f"  {achieved:.2f}% is the most that can be removed: every layer keeps 5% of its "
             "filters (rounded down) plus one"
@@ -147,6 +155,8 @@ def _print_limits(network, achieved, target, budget, round_to, residual):
             line += "; all that write a residual channel leave together"
         if round_to > 1:
             line += f"; widths go up to a multiple of {round_to}"
+        if keep:
+            line += f"; --keep={','.join(keep)} stays whole"
         print(line)
     elif round_to > 1 and budget != "latency" and target - achieved >= 0.05:
         print(
@@ -155,12 +165,12 @@ def _print_limits(network, achieved, target, budget, round_to, residual):
         )
 
 
-def _is_exhausted(network, round_to, residual):
+def _is_exhausted(network, round_to, residual, keep):
     """Whether no layer can lose a filter."""
-    if not is_removable(network, residual):
+    if not is_removable(network, residual, keep):
         return True
-    for group in filter_groups(network):
-        if group.conv.out_channels > round_up(group.floor, round_to, group.dense):
+    for group in groups_of(network, keep).values():
+        if len(group.channels) > round_up(group.floor, round_to, group.dense):
             return False
     return True
 

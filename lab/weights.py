@@ -38,12 +38,15 @@ KEEP = (
 
 
 def weights_file(init, model):
-    """The file that --init means. Torchvision's own weights are downloaded if they are not there.
+    """The file that --init means. A library's own weights are downloaded if they are not there.
     Raises InputError."""
     if init != DEFAULT:
         return init
-    url = default_weights(model).url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    pretrained = default_weights(model)
+    url = pretrained.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / pretrained.file
+    if not path.is_file() and pretrained.cached:
+        return pretrained.cached
     if not path.is_file():
         print(f"Fetching {url}", flush=True)
         checksum = torch.hub.HASH_REGEX.search(path.name)
@@ -53,9 +56,15 @@ def weights_file(init, model):
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"--init={DEFAULT}: {url} could not be downloaded ({error}); put "
-                f"{path.name} into {path.parent}, or name a file, --init=FILE"
+                f"{_file_in_words(url, path)} into {path.parent}, or name a file, --init=FILE"
             ) from error
     return str(path)
+
+
+def _file_in_words(url, path):
+    """What a file that was downloaded elsewhere must be called."""
+    name = url.rpartition("/")[2]
+    return path.name if name == path.name else f"that {name}, as {path.name},"
 
 
 def read_init(flags):
@@ -73,8 +82,8 @@ def read_init(flags):
 def begin_text(model):
     """How a training begins with weights of others, which other programs call pretrained."""
     with suppress(InputError):
-        default_weights(model)
-        return f"to begin with torchvision's own weights: --init={DEFAULT}"
+        owner = default_weights(model).owner
+        return f"to begin with {owner}'s own weights: --init={DEFAULT}"
     return "to begin with weights of others: --init=FILE"
 
 

@@ -111,7 +111,7 @@ def serve(name, ours, folder, pipe):
 
 def measure(name, repeats):
     """Let both sides of a row take turns; its figures."""
-    each, context, times, notes = ROWS[name], multiprocessing.get_context("spawn"), [], []
+    step, context, times, notes = ROWS[name], multiprocessing.get_context("spawn"), [], []
     with tempfile.TemporaryDirectory() as folder:
         pipes, sides = [], []
         for ours in (False, True):
@@ -128,7 +128,7 @@ def measure(name, repeats):
                     pipe.send("go")
                     reports.append(pipe.recv())
                 (baseline, a), (ours, b) = reports
-                notes.append(each.check(a, b))
+                notes.append(step.check(a, b))
                 if turn:
                     times.append((baseline, ours))
         finally:
@@ -136,7 +136,7 @@ def measure(name, repeats):
                 with suppress(OSError):  # it has failed
                     pipe.send("stop")
                 side.join()
-    a, b = each.work()
+    a, b = step.work()
     ratios = [(baseline / a) / (ours / b) for baseline, ours in times]
     figures = {
         "baseline": statistics.median(t for t, _ in times),
@@ -146,11 +146,11 @@ def measure(name, repeats):
         "highest": max(ratios),
         "repeats": repeats,
         "notes": [note for note in notes if note],
-        "wanted_ratio": each.ratio,
-        "wanted_seconds": each.seconds,
+        "wanted_ratio": step.ratio,
+        "wanted_seconds": step.seconds,
     }
-    figures["reached"] = (each.ratio is None or figures["ratio"] >= each.ratio) and (
-        each.seconds is None or figures["ours"] < each.seconds
+    figures["reached"] = (step.ratio is None or figures["ratio"] >= step.ratio) and (
+        step.seconds is None or figures["ours"] < step.seconds
     )
     return figures
 

@@ -1,17 +1,22 @@
 """Narrow networks and small real data for all tests: offline, on the CPU, deterministic."""
 
+import compileall
 import copy
+import functools
 import os
+import py_compile
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
-# Tests edit a copy of config.py twice in a second, which bytecode would hide, and list folders.
+# Tests list folders, and edit modules twice in a second, which bytecode by date would hide.
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # before torch looks; =0 runs them on a GPU
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,14 +49,26 @@ def files(root):
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-def copy_suite(folder):
-    """The whole suite in a folder of its own, where its config.py can be edited."""
+@functools.cache
+def compiled_suite():
+    """A folder with the suite and its bytecode, which holds for the very text that it was made of."""
+    folder = tempfile.TemporaryDirectory()
     for script in ROOT.glob("*.py"):
-        shutil.copy(script, folder)
+        shutil.copy(script, folder.name)
     for package in [path.parent.name for path in ROOT.glob("*/__init__.py")]:
         shutil.copytree(
-            ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
+            ROOT / package,
+            Path(folder.name, package),
+            ignore=shutil.ignore_patterns("__pycache__"),
         )
+    by_content = py_compile.PycInvalidationMode.CHECKED_HASH
+    assert compileall.compile_dir(folder.name, quiet=1, invalidation_mode=by_content)
+    return folder
+
+
+def copy_suite(folder):
+    """The whole suite in a folder of its own, where its config.py can be edited."""
+    shutil.copytree(compiled_suite().name, folder, dirs_exist_ok=True)
 
 
 def short_preset(epochs=1):
@@ -80,6 +97,24 @@ def narrow(name, num_classes=4, width=None, seed=0):
     for norm in norms:
         norm.momentum = 0.1
     return model.eval()
+
+
+def transformer(num_classes=4):
+    """A transformer for images behind two convolutions."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(6, 3, 3, padding=1),
+        torchvision.models.VisionTransformer(
+            image_size=32,
+            patch_size=8,
+            num_layers=2,
+            num_heads=2,
+            hidden_dim=16,
+            mlp_dim=24,
+            num_classes=num_classes,
+        ),
+    )
 
 
 def norms_behind(model, group):
@@ -151,6 +186,4 @@ def folder(tmp_path_factory, digits):
 
 @pytest.fixture(scope="session")
 def shell():
-    shell = Shell()
-    yield shell
-    shell.close()
+    return Shell(short_preset(epochs=2))

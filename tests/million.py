@@ -29,10 +29,10 @@ def write_noise(folder, count):
         Image.fromarray(random.randint(0, 255, (64, 64, 3), np.uint8)).save(pool / f"{k}.jpg")
     for part, images in (("train", count // CLASSES), ("test", 10)):
         for name in range(CLASSES):
-            place = folder / "noise" / part / f"{name:02}"
-            place.mkdir(parents=True)
+            folder_of_class = folder / "noise" / part / f"{name:02}"
+            folder_of_class.mkdir(parents=True)
             for k in range(images):
-                os.link(pool / f"{(31 * name + k) % POOL}.jpg", place / f"{k}.jpg")
+                os.link(pool / f"{(31 * name + k) % POOL}.jpg", folder_of_class / f"{k}.jpg")
 
 
 def main(folder, count=10**6):

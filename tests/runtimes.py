@@ -116,14 +116,14 @@ def variants(name, images):
             for title, multiple in (("pruned", 1), ("pruned, --round_to=8", 8))
         },
     }
-    found = {}
+    files = {}
     for title, network in networks.items():
         export(network, list("0123456789"), "net.onnx", torch.from_numpy(images[:4]))
         left = measure_cost(network, SIZE)["macs"] / measure_cost(dense, SIZE)["macs"]
-        found[f"{title} ({100 * left:.0f}%)"] = network, Path("net.onnx").read_bytes()
+        files[f"{title} ({100 * left:.0f}%)"] = network, Path("net.onnx").read_bytes()
     int8("net.onnx", images, "int8.onnx")
-    found["the last as int8"] = networks["pruned, --round_to=8"], Path("int8.onnx").read_bytes()
-    return found
+    files["the last as int8"] = networks["pruned, --round_to=8"], Path("int8.onnx").read_bytes()
+    return files
 
 
 def measure(name):
@@ -165,7 +165,7 @@ def main():
         for name in NETWORKS:
             cells = {}
             for title, runtime, times, difference in measure(name):
-                text = " / ".join(f"{statistics.median(each):.1f}" for each in times.values())
+                text = " / ".join(f"{statistics.median(seconds):.1f}" for seconds in times.values())
                 cells.setdefault(title, {})[runtime] = text or difference, difference
             for title, row in cells.items():
                 numbers = [float(difference) for text, difference in row.values() if "/" in text]

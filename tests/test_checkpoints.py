@@ -303,8 +303,8 @@ def bytearray_of_gigabytes():
 def one_byte_changed(content):
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         record = next(r for r in archive.infolist() if r.file_size > 10_000)
-    place = content.index(b"FB", record.header_offset) + 5000
-    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+    offset = content.index(b"FB", record.header_offset) + 5000
+    return content[:offset] + bytes([content[offset] ^ 4]) + content[offset + 1 :]
 
 
 WHOLE = checkpoint_bytes(small(), {"data": "digits"})

@@ -86,7 +86,8 @@ def test_the_size_of_a_layers_scores_counts_in_one_list_only(ranking, moves):
     scores = random_scores(model)
     larger = {**scores, "features.14": scores["features.14"] * 1000}
     before, after = (
-        left(model, select_filters(model, each, 50, ranking=ranking)) for each in (scores, larger)
+        left(model, select_filters(model, scaled, 50, ranking=ranking))
+        for scaled in (scores, larger)
     )
     assert (before != after) == moves
     assert (after["features.14"] == 1) == moves
@@ -190,6 +191,73 @@ def test_a_choice_that_means_nothing_is_refused(how, says):
         select_filters(model, random_scores(model), 50, **how)
 
 
+# ---------------------------------------------------------------------------------- kept layers
+
+KEPT = {
+    "vgg": (["features.1?", "features.28"], ["features.10", "features.14", "features.17"]),
+    "mobilenet": (["layers.3.*"], ["layers.2.conv2", "layers.3.conv2"]),  # the first for conv1
+    "resnet": (["layer3.*"], ["layer3.0.conv1", "layer3.5.conv2"]),
+    "resnet-56": (["layer1.*", "*.8.conv1"], ["layer1.4.conv2", "layer3.8.conv1"]),
+}
+
+
+@pytest.mark.parametrize("budget", ["filters", "macs", "params"])
+@pytest.mark.parametrize("residual", ["single", "coupled"])
+def test_layers_that_are_kept_lose_nothing_and_the_others_meet_the_budget(
+    network, budget, residual
+):
+    patterns, layers = KEPT[network.origin.name]
+    scores = random_scores(network)
+    for name in layers:  # they would be the first to go
+        scores[name] = scores[name] * 1e-6
+    for ranking in ("global", "layer", "norm"):
+        how = {"budget": budget, "image_size": 16, "residual": residual, "ranking": ranking}
+        usual = select_filters(network, scores, 40, **how)
+        assert any(left(network, usual)[name] < 1 for name in layers)
+        assert max_percent(network, budget, 16, residual=residual, keep=patterns) > 40
+        kept = select_filters(network, scores, 40, keep=patterns, **how)
+        assert {left(network, kept)[name] for name in layers} == {1}
+        assert pruned_percent(prune(network, kept), budget, 16) == pytest.approx(40, abs=3)
+        assert all(
+            torch.equal(index, usual[name])
+            for name, index in select_filters(network, scores, 40, keep=[], **how).items()
+        )
+    most = prune(network, select_filters(network, scores, 100, keep=patterns, **how))
+    limit = max_percent(network, budget, 16, residual=residual, keep=patterns)
+    reached = pruned_percent(most, budget, 16)
+    assert reached <= limit + 1e-9  # of "single" it is the limit where writers keep the same
+    assert residual == "single" or reached == pytest.approx(limit)
+
+
+def test_kept_layers_are_not_measured_and_stay_in_a_measured_cut(few):
+    model = narrow("vgg")
+    scores = random_scores(model)
+    losses = measure_losses(model, scores, [(few[0], None)], keep=["features.1*"])
+    names = [name for (name,) in losses]
+    assert len(names) == 7 and not any(name.startswith("features.1") for name in names)
+    kept = select_filters(
+        model, scores, 40, ranking="measured", losses=losses, keep=["features.1*"]
+    )
+    assert {left(model, kept)[name] for name in kept if name.startswith("features.1")} == {1}
+
+
+@pytest.mark.parametrize(
+    "name, pattern, near",
+    [
+        ("resnet-56", "layr1.*", "did you mean layer1.*"),
+        ("resnet-56", "layer1.0", "did you mean layer1.0.*"),
+        ("vgg", "classifier", "there are features.0, features.3, features.7 and others"),
+        ("mobilenet", "layers.0.conv3", "did you mean layers.0.conv2 or layers.0.conv1"),
+    ],
+)
+def test_a_pattern_that_names_no_layer_is_told_near_names(name, pattern, near):
+    model = narrow(name)
+    with pytest.raises(ValueError) as refusal:
+        select_filters(model, random_scores(model), 50, keep=["*.conv1", pattern][name == "vgg" :])
+    assert f"keep={pattern!r} names no layer" in str(refusal.value)
+    assert near in str(refusal.value)
+
+
 # -------------------------------------------------------------------------------------- measured
 
 
@@ -207,11 +275,11 @@ def test_a_layers_loss_is_what_the_answers_lose_without_its_lowest_filters(name,
     network = narrow(name)
     images, scores = few[0], random_scores(network)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    found = measure_losses(network, scores, [(images[:12], None), (images[12:], None)], residual)
+    losses = measure_losses(network, scores, [(images[:12], None), (images[12:], None)], residual)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    assert len(found) > 3
+    assert len(losses) > 3
     groups, checked = {g.name: g for g in filter_groups(network)}, 0
-    for layers, points in list(found.items())[::2]:
+    for layers, points in list(losses.items())[::2]:
         count, loss = points[len(points) // 2]
         sums = sum(scores[name] for name in layers)
         kept = {name: torch.arange(len(g.channels)) for name, g in groups.items()}
@@ -219,8 +287,8 @@ def test_a_layers_loss_is_what_the_answers_lose_without_its_lowest_filters(name,
             kept[name] = sums.argsort()[count:].sort().values
         small, divergence = copy.deepcopy(prune(network, kept)), 0
         whole = copy.deepcopy(network)
-        for each in (small, whole):
-            for norm in each.modules():
+        for variant in (small, whole):
+            for norm in variant.modules():
                 if isinstance(norm, nn.BatchNorm2d):
                     norm.train()
         with torch.no_grad():
@@ -568,8 +636,8 @@ def test_a_buffer_that_scales_channels_is_no_weight():
 
 def result(name):
     """The record of the only pruned network whose name has this in it."""
-    (found,) = (path for path in Path("pruned_nets").rglob(f"*{name}*.json"))
-    return Record.read_result(json.loads(found.read_text())), found
+    (path,) = (path for path in Path("pruned_nets").rglob(f"*{name}*.json"))
+    return Record.read_result(json.loads(path.read_text())), path
 
 
 def test_the_best_of_all_cuts_is_retrained(flags, capsys, monkeypatch):
@@ -586,11 +654,11 @@ def test_the_best_of_all_cuts_is_retrained(flags, capsys, monkeypatch):
     out = capsys.readouterr().out
     record, path = result("best")
     tried = record.pruning["candidates"]
-    assert [(each["ranking"], each["residual"]) for each in tried] == [
+    assert [(trial["ranking"], trial["residual"]) for trial in tried] == [
         (ranking, residual) for residual in ("single", "coupled") for ranking in config.RANKINGS
     ]
-    assert [each["top1"] for each in tried] == [10, 30, 20, 90, 0, 90, 5, 5, 5, 5]
-    assert [each["chosen"] for each in tried].index(True) == 3  # of equals the first
+    assert [trial["top1"] for trial in tried] == [10, 30, 20, 90, 0, 90, 5, 5, 5, 5]
+    assert [trial["chosen"] for trial in tried].index(True) == 3  # of equals the first
     chosen = tried[3]
     assert path.name.startswith("resnet-56-w0.25_group-best-bn24_40_0")
     assert "on 3 training images held out from the cut" in out and out.count("chosen\n") == 1
@@ -649,6 +717,52 @@ def test_a_ticket_in_steps_keeps_what_the_cut_keeps(flags, monkeypatch):
     widths = [len(kept[g.name]) for g in filter_groups(run.network)]
     parts = mask.split([g.conv.out_channels for g in filter_groups(run.network)])
     assert [int(part.sum()) for part in parts] == widths
+
+
+def test_kept_layers_stay_in_all_rounds_of_a_run_and_tell_runs_apart(flags, capsys, monkeypatch):
+    job = [
+        *flags[:-1],
+        "--model=vgg",
+        "--width=0.125",
+        "--pruning_type=l1",
+        "--thresholds=[20, 40]",
+        "--keep=features.2*, features.0",
+    ]
+    for more in (["--budget=macs", "--score_steps=2"], ["--select=best"], ["--ranking=measured"]):
+        assert main.main([*job, *more]) == 0
+    for path in Path("pruned_nets").rglob("*.json"):
+        record = Record.read_result(json.loads(path.read_text()))
+        assert record.flag("keep") == "features.0,features.2*"
+        assert "features.0 and features.2* whole" in record.variant and "-keep" in path.name
+        for name, width in record.widths.items():
+            if name.startswith("features.2") or name == "features.0":
+                assert width == record.unpruned.widths[name]
+        assert sum(record.widths.values()) < sum(record.unpruned.widths.values())
+    assert len(list(Path("pruned_nets").rglob("*.json"))) == 6
+    capsys.readouterr()
+
+    def names_of(*more):
+        return parse([*job, *more]).pruned_file("", 40, False).name
+
+    assert names_of("--keep=features.0,features.2*,features.2*") == names_of()
+    assert len({names_of(), names_of("--keep=features.0"), names_of("--keep=False")}) == 3
+    assert main.main([*flags, *job[len(flags) - 1 : -2], "--prune_percent=20", "--keep=*"]) == 0
+    out = capsys.readouterr().out
+    assert "0.00% is the most that can be removed" in out and "--keep=* stays whole" in out
+    assert main.main([*job[:-1], "--keep=feature.*"]) == 2
+    assert "--keep='feature.*' names no layer that can be pruned; did you mean features.*" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_ticket_keeps_what_the_cut_keeps_whole(flags):
+    job = [*flags, "--model=vgg", "--width=0.125", "--pruning_type=l1", "--prune_percent=60"]
+    run = main.make_job([*job, "--eb_detect=True", "--keep=features.0"])
+    run.network = narrow("vgg", num_classes=3)
+    assert main.find_ticket(run).mask()[: run.network.features[0].out_channels].all()
+    run = main.make_job([*job, "--eb_detect=True"])
+    run.network = narrow("vgg", num_classes=3)
+    assert not main.find_ticket(run).mask()[: run.network.features[0].out_channels].all()
 
 
 def test_a_preset_may_say_what_flags_are(flags, monkeypatch, capsys):

@@ -6,9 +6,11 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,9 +24,9 @@ from config import MODELS, Preset
 from conftest import ROOT, WIDTH, files, narrow, short_preset, write_folder
 from data import load_data
 from imp_estimator import ESTIMATORS, cal_importance
-from lab import tables
+from lab import sweep, tables
 from lab.checkpoint import load_checkpoint
-from lab.experiment import make_parser
+from lab.experiment import make_parser, parse
 from lab.plan import Plan
 from lab.record import Record
 from lab.writers import Console
@@ -94,56 +96,91 @@ def preset(monkeypatch):
     monkeypatch.setitem(config.PRESETS, "test", short_preset())
 
 
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    return tmp_path_factory.mktemp("shared")
-
-
 # ------------------------------------------------------------------------------ every combination
 
 
-@pytest.mark.parametrize("model", WIDTH)
-def test_every_method_in_every_job(model, shared, folder, monkeypatch, capsys):
-    monkeypatch.chdir(shared)
+# Jobs of a method: their flags, and {percent that each of their networks lacks: whether it is
+# trained with the penalty, since a round follows}.
+JOBS = {
+    "ticket": (("--ebt=True", "--prune_percent=30"), {30: False}),
+    "rounds": (("--prune_percent=40", "--n_rounds=2"), {25: True, 40: False}),
+    "thresholds": (("--thresholds=[20, 60]",), {20: True, 60: False}),
+}
+
+
+@pytest.fixture(scope="module", params=WIDTH)
+def trained(request, tmp_path_factory, folder):
+    """(network, folder, flags) where all networks that a job begins with are trained."""
+    model = request.param
+    root = tmp_path_factory.mktemp(model)
     flags = (f"--model={model}", f"--width={WIDTH[model]}", f"--data_path={folder}")
-    network = f"{model}-w{WIDTH[model]:g}"
-    for ebt, only in itertools.product((True, False), ("base", "ortho")):
-        assert run_main(*flags, f"--ebt={ebt}", f"--only_train={only}") == 0
-        folder_name = f"pretrained/{'ebt' if ebt else 'iterative'}/shapes"
-        suffix = "_ortho" if only == "ortho" else ""
-        assert (shared / folder_name / f"{network}{suffix}.pth").is_file()
-    # Runs of residual networks take seconds; test_importance has all methods on them.
-    methods = {"resnet-56": ("orthoreg",), "resnet": ("orthoreg", "theis", "bn", "grasp")}.get(
-        model, ESTIMATORS
-    )
-    for method in methods:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setitem(config.PRESETS, "test", short_preset())
+        for ebt, only in itertools.product((True, False), ("base", "ortho")):
+            assert run_main(*flags, f"--ebt={ebt}", f"--only_train={only}") == 0
+    return model, root, flags
+
+
+def test_each_job_has_networks_of_its_own_to_begin_with(trained):
+    model, root, _ = trained
+    names = {str(path.relative_to(root)) for path in root.glob("pretrained/*/*/*.pth")}
+    assert names == {
+        f"pretrained/{job}/shapes/{model}-w{WIDTH[model]:g}{suffix}.pth"
+        for job in ("ebt", "iterative")
+        for suffix in ("", "_ortho")
+    }
+
+
+def jobs_of(model):
+    """(method, job): all with VGG-13, and with the others each method and each job. Runs of residual
+    networks take seconds; test_importance has all methods on them."""
+    if model == "vgg":
+        return list(itertools.product(ESTIMATORS, JOBS))
+    if model == "mobilenet":
+        return list(zip(ESTIMATORS, itertools.cycle(JOBS)))
+    if model == "resnet":
+        return [
+            ("orthoreg", "rounds"),
+            ("theis", "thresholds"),
+            ("bn", "rounds"),
+            ("grasp", "ticket"),
+        ]
+    return [("orthoreg", job) for job in JOBS]
+
+
+def test_every_method_in_every_job(trained, monkeypatch, capsys):
+    model, root, flags = trained
+    monkeypatch.chdir(root)
+    jobs = jobs_of(model)
+    for method, job in jobs:
+        more, networks = JOBS[job]
         start = (*flags, "--pretrained=True", f"--pruning_type={method}")
-        assert run_main(*start, "--ebt=True", "--prune_percent=30") == 0
-        assert run_main(*start, "--prune_percent=40", "--n_rounds=2") == 0
-        assert run_main(*start, "--thresholds=[20, 60]") == 0
-        middle = "_ortho" if method == "orthoreg" else ""
-        expected = {f"ebt/shapes/{network}_{method}_30_0": 30} | {
-            f"iterative/shapes/{network}_{method}_{name}": percent
-            for name, percent in (
-                (f"25{middle}_0", 25),
-                ("40_0", 40),
-                (f"20{middle}_0", 20),
-                ("60_0", 60),
-            )
-        }
-        for name, percent in expected.items():
-            path = shared / "pruned_nets" / f"{name}.pth"
-            pruned, kept = load_checkpoint(path)
-            now, dense = filter_count(pruned)
-            record = json.loads(path.with_suffix(".json").read_text())
-            achieved = 100 * (1 - now / dense)
-            assert record["pruning"]["achieved_percent"] == pytest.approx(achieved)
-            reach = min(percent, record["pruning"]["max_percent"])
-            assert achieved == pytest.approx(reach, abs=250 / dense), (method, name)
-            assert kept.penalised == name.endswith("_ortho_0")
-    out = capsys.readouterr().out
-    assert out.count("train with the penalty, for the next round") == 2
-    assert out.count("without the penalty since no round follows") == 3
+        assert run_main(*start, *more) == 0
+        for percent, another_follows in networks.items():
+            penalised = another_follows and method == "orthoreg"
+            assert_pruned(root, f"{model}-w{WIDTH[model]:g}_{method}", percent, job, penalised)
+    out, of_orthoreg = (
+        capsys.readouterr().out,
+        [job for method, job in jobs if method == "orthoreg"],
+    )
+    rounds = len(of_orthoreg) - of_orthoreg.count("ticket")
+    assert out.count("train with the penalty, for the next round") == rounds
+    assert out.count("without the penalty since no round follows") == len(of_orthoreg)
+
+
+def assert_pruned(root, begin, percent, job, penalised):
+    """The network and the record that a job has written are of one size, which was asked for."""
+    kind, middle = "ebt" if job == "ticket" else "iterative", "_ortho" if penalised else ""
+    path = root / f"pruned_nets/{kind}/shapes/{begin}_{percent}{middle}_0.pth"
+    pruned, info = load_checkpoint(path)
+    now, dense = filter_count(pruned)
+    record = json.loads(path.with_suffix(".json").read_text())
+    achieved = 100 * (1 - now / dense)
+    assert record["pruning"]["achieved_percent"] == pytest.approx(achieved)
+    reach = min(percent, record["pruning"]["max_percent"])
+    assert achieved == pytest.approx(reach, abs=250 / dense), path
+    assert info.penalised == penalised
 
 
 # ------------------------------------------------------------------------------ what a run writes
@@ -337,12 +374,13 @@ def test_processes_train_prune_and_measure(tmp_path, folder, shell):
         "MACs (multiply-adds)",
         "FLOPs (2 per MAC)",
         "36 training images",
-        f"{record['compression']['file']:.2f}x",
         "degree of orthogonality",
         f"{record['orthogonality']['mean']:.3f}",
         "pruned VGG-13",
     ):
         assert part in shown.stdout, part
+    ratio = re.search(r"file size .* ([\d.]+)x", shown.stdout)[1]  # pickled strings may be shared
+    assert float(ratio) == pytest.approx(record["compression"]["file"], abs=0.02)
 
     base = "pretrained/ebt/shapes/vgg-w0.125.pth"
     before = files(tmp_path)
@@ -574,6 +612,89 @@ def test_the_weight_of_the_penalty_is_used_recorded_and_shows_in_names(flag, wei
         == name
     )
     assert flags.base_file("", False).name == "vgg.pth"
+
+
+def weights_in(path):
+    return load_checkpoint(path)[0].state_dict()
+
+
+def test_any_method_prunes_either_network(tmp_path, folder, monkeypatch):
+    """`orthoreg` and `fisher` have one score: what they differ in is the network alone."""
+    monkeypatch.chdir(tmp_path)
+    job = ("--width=0.125", f"--data_path={folder}", "--thresholds=[20, 40]", "--batch_size=18")
+
+    def pruned(method, *more):
+        assert run_main(*job, f"--pruning_type={method}", *more) == 0
+        (path,) = Path("pruned_nets").rglob("*_40_0.pth")
+        record = Record.read_result(json.loads(path.with_suffix(".json").read_text()))
+        weights = weights_in(path)
+        shutil.rmtree("pruned_nets")
+        return path.name, record, weights
+
+    orthoreg, penalised = pruned("orthoreg"), pruned("fisher", "--prune_from=ortho")
+    fisher, plain = pruned("fisher"), pruned("orthoreg", "--prune_from=base")
+    for (_, own, weights), (_, other, others) in ((orthoreg, penalised), (fisher, plain)):
+        assert own.history.keys() == other.history.keys()
+        assert all(torch.equal(weights[name], others[name]) for name in weights)
+        assert own.unpruned.penalised == other.unpruned.penalised
+        assert own.strength == other.strength
+        assert own.unpruned_method == other.unpruned_method
+    assert any(
+        orthoreg[2][name].shape != fisher[2][name].shape
+        or not torch.equal(orthoreg[2][name], fisher[2][name])
+        for name in fisher[2]
+    )
+    assert penalised[0] == "vgg-w0.125_fisher-from-ortho_40_0.pth"
+    assert plain[0] == "vgg-w0.125_orthoreg-from-base_40_0.pth"
+    assert penalised[1].variant == "fisher, from the penalised network, 2 rounds"
+    assert plain[1].variant == "orthoreg, from the plain network, 2 rounds"
+
+
+def test_a_network_that_the_method_prunes_anyway_is_nothing_new():
+    job = ["--ebt=True", "--prune_percent=50"]
+    for method, start in (("orthoreg", "ortho"), ("bn", "base")):
+        said = main.parse([*job, f"--pruning_type={method}", f"--prune_from={start}"])
+        assert said == main.parse([*job, f"--pruning_type={method}"])
+    control = ["--ebt=True", "--control=unpruned"]
+    for method, start, same in (("bn", "ortho", "orthoreg"), ("orthoreg", "base", "fisher")):
+        said = main.parse([*control, f"--pruning_type={method}", f"--prune_from={start}"])
+        assert said == main.parse([*control, f"--pruning_type={same}"])
+    scratch = main.parse([*job, "--pruning_type=bn", "--prune_from=ortho", "--control=scratch"])
+    assert scratch.method == "bn-from-ortho-scratch" and scratch.penalised
+    assert (
+        main.parse([*job, "--pruning_type=bn", "--prune_from=ortho", "--penalty=0"]).strength == 0
+    )
+
+
+def test_a_sweep_over_networks_trains_each_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = {
+        "data_path": "digits",
+        "ebt": True,
+        "pruning_type": ["fisher", "bn", "orthoreg"],
+        "prune_from": ["base", "ortho"],
+        "penalty": [0, 0.01],
+        "prune_percent": [50, 75],
+        "control": [False, "unpruned"],
+    }
+    Path("sweep.json").write_text(json.dumps(cells))
+    cells, runs = sweep.plan(parse(["--sweep=sweep.json"]))
+    pruned = [cell for cell in cells if not cell["control"]]
+    # Three methods on the plain network and on two with a penalty, twice; three controls.
+    assert len(pruned) == 18 and len(cells) == 18 + 3
+    trained = [run for run in runs if "only_train" in run]
+    assert sorted((run["only_train"], run.get("penalty")) for run in trained) == [
+        ("base", None),
+        ("ortho", 0),
+        ("ortho", 0.01),
+    ]
+    names = [parse(sweep.command_of(cell)).pruned_file("", 50, False).name for cell in cells]
+    assert len(set(names)) == 9 + 3
+    assert {name for name in names if "unpruned" in name} == {
+        "vgg_base-unpruned_50_0.pth",
+        "vgg_ortho-lambda0-unpruned_50_0.pth",
+        "vgg_ortho-lambda0.01-unpruned_50_0.pth",
+    }
 
 
 def code_with(word, page):

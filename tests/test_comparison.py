@@ -30,7 +30,7 @@ from channels.groups import filter_count, filter_groups, widths_of
 from common.device import processor
 from common.errors import Diverged, InputError
 from config import Recipe
-from conftest import ROOT, files, narrow, short_preset
+from conftest import files, narrow, short_preset
 from data import Split
 from lab import cutting, drawing, latency, plots, significance
 from lab import groups as group_check
@@ -86,7 +86,7 @@ def test_results_may_lie_elsewhere_and_be_moved(flags, tmp_path, capsys):
 
 def epochs_of(path):
     return {
-        training: [(each["epoch"], each["lr"]) for each in epochs]
+        training: [(epoch["epoch"], epoch["lr"]) for epoch in epochs]
         for training, epochs in record(path)["history"].items()
     }
 
@@ -626,7 +626,7 @@ def test_a_cell_begins_anew_where_what_it_began_with_has_changed(
         "test",
         replace(preset, ebt=replace(preset.ebt, base=replace(preset.ebt.base, lr=[0.01]))),
     )
-    assert main.main([each for each in command if each != "--resume=True"]) == 0
+    assert main.main([word for word in command if word != "--resume=True"]) == 0
     assert main.main(["--sweep=sweep.json"]) == 0 and len(ran) == 5
     assert capsys.readouterr().out.count("was finished") == 4
 
@@ -820,10 +820,10 @@ def test_cells_of_torchvisions_weights_are_normalised_as_these(sweep, tmp_path):
     )
     _, runs = sweeps.plan(Sweep("sweep.json"))
     flags = [main.parse(sweeps.command_of(run)) for run in runs]
-    assert len(flags) > 2 and {each.normalize for each in flags} == {"imagenet"}
+    assert len(flags) > 2 and {command.normalize for command in flags} == {"imagenet"}
     given = [{**run, "normalize": "half"} for run in runs]
     assert {main.parse(sweeps.command_of(run)).normalize for run in given} == {"half"}
-    assert [each.init for each in flags] == ["DEFAULT", *[None] * (len(flags) - 1)]
+    assert [command.init for command in flags] == ["DEFAULT", *[None] * (len(flags) - 1)]
 
 
 def test_each_of_several_gpus_has_its_own_cell(sweep, tmp_path, monkeypatch):
@@ -847,32 +847,15 @@ def test_each_of_several_gpus_has_its_own_cell(sweep, tmp_path, monkeypatch):
         seen.clear()
 
 
-def test_a_run_waits_for_another_one(flags, tmp_path):
+def test_a_run_waits_for_another_one(shell, flags, tmp_path):
     """Cells on several machines share a base network: one trains it, the others wait for it."""
-    command = [
-        sys.executable,
-        str(ROOT / "main.py"),
-        "--preset=cpu",
-        *flags[1:],
-        "--batch_size=2",
-        "--only_train=base",
-        "--resume=True",
-        "--wait=True",
-    ]
-    runs = [
-        subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for _ in range(2)
-    ]
-    outputs = [run.communicate(timeout=120)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0]
-    assert sorted("Train the plain network" in output for output in outputs) == [False, True]
-    assert sum("This run is finished: " in output for output in outputs) == 1
+    job = ("--preset=quick", *flags[1:], "--batch_size=2", "--only_train=base")
+    how = ("--resume=True", "--wait=True")
+    runs = [shell.start("main.py", *job, *how, cwd=tmp_path) for _ in range(2)]
+    ended = [run.end(timeout=120) for run in runs]
+    assert [run.returncode for run in ended] == [0, 0]
+    assert sorted("Train the plain network" in run.stdout for run in ended) == [False, True]
+    assert sum("This run is finished: " in run.stdout for run in ended) == 1
     assert len(networks(tmp_path)) == 1
 
 
@@ -896,7 +879,7 @@ def test_the_shipped_sweeps_can_be_read():
             assert sweeps.needs_of(cell)
 
 
-def test_a_real_sweep_stopped_and_resumed(folder, tmp_path):
+def test_a_real_sweep_stopped_and_resumed(shell, folder, tmp_path):
     """Real processes, two at once; SIGTERM in the middle; the same command ends the work."""
     (tmp_path / "sweep.json").write_text(
         json.dumps(
@@ -912,26 +895,15 @@ def test_a_real_sweep_stopped_and_resumed(folder, tmp_path):
             }
         )
     )
-    command = [sys.executable, str(ROOT / "main.py"), "--sweep=sweep.json", "--jobs=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    until = time.monotonic() + 60
-    while not list(tmp_path.rglob("*.resume")) and time.monotonic() < until:
-        time.sleep(0.05)
-    first.send_signal(signal.SIGTERM)
-    _output, error = first.communicate(timeout=60)
-    assert first.returncode == 130 and "the same command goes on with this sweep" in error
+    command = ("main.py", "--sweep=sweep.json", "--jobs=2")
+    with shell.start(*command, cwd=tmp_path) as first:
+        first.wait_until(lambda: list(tmp_path.rglob("*.resume")))
+        first.send(signal.SIGTERM)
+        ended = first.end(timeout=60)
+    assert ended.returncode == 130
+    assert "the same command goes on with this sweep" in ended.stderr
     assert list(tmp_path.rglob("*.resume"))
-    again = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=200
-    )
+    again = shell(*command, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert networks(tmp_path) == [
         "vgg-w0.125",
@@ -1097,7 +1069,7 @@ def test_a_report_compares_methods_their_controls_and_what_the_pruning_adds(
     rows = (tmp_path / "report.md").read_text().splitlines()
     head = next(i for i, row in enumerate(rows) if row.startswith("Differences in accuracy")) + 2
     assert rows[head] == "| VGG-13 x 0.125 | minus | 60% removed | nothing removed |"
-    found = {
+    table = {
         (ours, theirs): cells
         for ours, theirs, *cells in (
             row[2:-2].split(" | ") for row in rows[head + 2 : rows.index("", head)]
@@ -1121,7 +1093,7 @@ def test_a_report_compares_methods_their_controls_and_what_the_pruning_adds(
         ]
 
     plain, penalised = "unpruned, as many epochs", "unpruned with penalty, as many epochs"
-    assert found == {
+    assert table == {
         ("orthoreg", "bn"): [words(top1["orthoreg", False], top1["bn", False]), ""],
         ("orthoreg", "bn, each minus its unpruned network"): [
             words(beyond("orthoreg"), beyond("bn")),
@@ -1263,10 +1235,10 @@ def test_stars_are_those_of_t_tests_and_of_holms_correction():
             assert significance.t_outside(t, freedom) == pytest.approx(2 * stats.t.sf(t, freedom))
     for n in (2, 3, 8):
         gaps = [generator.gauss(1, 1) for _ in range(n)]
-        found = significance.Difference.of(gaps)
-        assert found.p == pytest.approx(stats.ttest_1samp(gaps, 0).pvalue)
+        difference = significance.Difference.of(gaps)
+        assert difference.p == pytest.approx(stats.ttest_1samp(gaps, 0).pvalue)
         if n > 2:  # a lead of that size is found in four of five repetitions
-            shift, critical = found.detectable() / found.error, stats.t.ppf(0.975, n - 1)
+            shift, critical = difference.detectable() / difference.error, stats.t.ppf(0.975, n - 1)
             power = stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift)
             assert power == pytest.approx(0.8, abs=1e-4)
 
@@ -1351,8 +1323,8 @@ def test_what_no_plot_can_draw_is_no_result(keys, value, results, tmp_path):
     inner[keys[-1]] = value
     (tmp_path / "bad.json").write_text(json.dumps(content))
     (tmp_path / "good (1).json").write_text(path.read_text())  # which is no further run
-    found, others, copies = read_results(tmp_path)
-    assert len(found) == 1 and [path.name for path in others] == ["bad.json", "deep.json"]
+    read, others, copies = read_results(tmp_path)
+    assert len(read) == 1 and [path.name for path in others] == ["bad.json", "deep.json"]
     assert [path.name for path in copies] == ["good.json"]
     with pytest.raises(ValueError, match=keys[-1]):  # it says which entry is wrong
         Record.read_result(content)
@@ -1442,7 +1414,7 @@ def test_the_plots_show_the_figures_of_the_records():
     assert [abs(a[1] - b[1]) / 2 for a, b in bars.get_segments()] == pytest.approx([2**0.5] * 2)
     axis = Figure().add_subplot()  # what is left differs between seeds, too
     assert plots.plot_accuracy(axis, records[:2], "share", lambda r: 20 + 3 * r.flags["seed"])
-    widths = [abs(a[0] - b[0]) / 2 for each in axis.collections for a, b in each.get_segments()]
+    widths = [abs(a[0] - b[0]) / 2 for lines in axis.collections for a, b in lines.get_segments()]
     assert max(widths) == pytest.approx(18**0.5) and list(axis.get_lines()[0].get_xdata()) == [23]
     assert axis.get_xlim()[0] == 0
 
@@ -1453,7 +1425,7 @@ def test_the_plots_show_the_figures_of_the_records():
         "share",
         lambda r: r.requested + len(r.flags["pruning_type"]) / 9,
     )
-    drawn = [point for each in axis.containers for point in each.lines[0].get_xdata()]
+    drawn = [point for bars in axis.containers for point in bars.lines[0].get_xdata()]
     assert drawn == pytest.approx([24.82, 49.82, 25.62, 50.62], abs=0.01)
     assert list(axis.get_xticks()) == [25, 50]
 

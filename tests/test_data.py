@@ -891,7 +891,7 @@ def test_a_rare_class_keeps_an_image_on_both_sides(tmp_path, digits):
     held = load_data(root, 16).hold_out(10, 0)
     counts = held.validation.labels.bincount(minlength=4), held.train.labels.bincount(minlength=4)
     assert held.classes == ("one", "rare", "single", "two")
-    assert [each.tolist() for each in counts] == [[2, 1, 0, 2], [18, 3, 1, 18]]
+    assert [column.tolist() for column in counts] == [[2, 1, 0, 2], [18, 3, 1, 18]]
     assert any("holds out 1 of the 4 training images of class 'rare'" in n for n in held.notes)
 
 

@@ -8,14 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
+from torch import nn
+from torch.nn import functional as F
 
 import config
 import eval as measure
 import main
-from conftest import narrow, short_preset, write_folder
+from channels.checking import Masked
+from channels.groups import filter_groups
+from channels.partial import Partial
+from conftest import masked, narrow, short_preset, transformer, write_folder
 from data import load_data
+from imp_estimator import cal_importance
 from lab.checkpoint import load_checkpoint, save_checkpoint
+from lab.sensitivity import measure_sensitivity
+from pruner import removable_units, without
 
 
 @pytest.fixture(autouse=True)
@@ -295,3 +304,107 @@ def test_classes_are_measured_each_and_what_is_confused_is_named(folder, capsys,
     )
     with Image.open("net_confusion.png") as picture:
         assert picture.width > 400 and b"<svg" in Path("net_confusion.svg").read_bytes()
+
+
+# ------------------------------------------------------------------------------- sensitivity
+
+
+class InPlace(nn.Module):
+    """Changes a tensor, or a part of it that others read, by what does not read it."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+        self.c, self.head = nn.Conv2d(8, part, 1), nn.Linear(8, 4)
+        self.part = part
+
+    def forward(self, x):
+        y = self.b(x)
+        changed = y if self.part == 8 else y[:, :4]
+        changed.add_(self.c(self.a(x).relu()))
+        return self.head(y.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: narrow("resnet-56"),
+        lambda: narrow("mobilenet"),
+        lambda: torchvision.models.resnet18(num_classes=4).eval(),  # its ReLUs work in place
+        lambda: transformer().eval(),  # heads leave
+        lambda: InPlace(8).eval(),
+        lambda: InPlace(4).eval(),
+    ],
+)
+def test_what_is_computed_anew_is_what_a_masked_network_gives(make, few):
+    torch.manual_seed(0)
+    model, images = make(), few[0][:3]
+    images = F.interpolate(images, 32)
+    partial, whole_masked = Partial(model), Masked(model)
+    scores = cal_importance(model, "l1")
+    with torch.no_grad():
+        whole = model(images)
+        assert torch.allclose(partial.begin(images), whole, atol=1e-5)
+        layers = list(removable_units(model, scores).items())
+        for layer, own in [*layers[:: 1 + len(layers) // 30], layers[-1], layers[0]]:
+            kept = without(model, own.units[: max(1, len(own.units) // 2)])
+            whole_masked.keep({**all_of(model), **kept})
+            wanted = whole_masked.network(images)
+            assert torch.allclose(partial.without(kept), wanted, atol=1e-5), layer
+        assert torch.allclose(partial.without({}), whole, atol=1e-5)
+
+
+def all_of(model):
+    return {g.name: torch.arange(len(g.channels)) for g in filter_groups(model)}
+
+
+def test_a_layers_curve_is_the_accuracy_without_its_lowest_filters(few):
+    model, (images, labels) = narrow("vgg"), few
+    labels = model(images).argmax(1)  # which the whole network gets right
+    scores = cal_importance(model, "l1")
+    batches = [(images[:16], labels[:16]), (images[16:], labels[16:])]
+    whole, curves = measure_sensitivity(model, scores, batches)
+    assert whole == 100 and len(curves) == len(filter_groups(model))
+    assert [c.loss(100) for c in curves] == sorted((c.loss(100) for c in curves), reverse=True)
+    assert curves[0].loss(100) > 0
+    for curve in (curves[0], curves[4]):
+        order = scores[curve.layer].argsort()
+        assert [point.share for point in curve.points] == [*range(10, 100, 10)][
+            -len(curve.points) :
+        ]
+        for point in curve.points:
+            assert point.removed == round(point.share / 100 * curve.filters) > 0
+            kept = all_of(model)
+            kept[curve.layer] = order[point.removed :].sort().values
+            right = masked(model, kept)(images).argmax(1) == labels
+            assert point.accuracy == pytest.approx(100 * right.float().mean().item(), abs=1e-3)
+
+
+def test_the_most_sensitive_layers_are_named_first(folder, capsys):
+    model = narrow("vgg", 3)
+    classes = sorted(path.name for path in (folder / "test").iterdir())
+    entries = {"image_size": 16, "classes": classes, "data_path": str(folder)}
+    save_checkpoint("net.pth", model, entries)
+    flags = ("--model_path=net.pth", "--sensitivity=True", "--sensitivity_images=7")
+    last, out = measured(capsys, *flags, "--pruning_type=l1")
+    assert last == "  saved net_sensitivity_l1.csv, and .json and a plot beside it"
+    assert "on 7 test images when one layer is pruned alone, by l1" in out
+    with open("net_sensitivity_l1.csv", newline="") as table:
+        rows = list(csv.DictReader(table))
+    figures = json.loads(Path("net_sensitivity_l1.json").read_text())
+    names = [curve["layer"] for curve in figures["layers"]]
+    assert list(dict.fromkeys(row["layer"] for row in rows)) == names
+    shown = [line.split()[0] for line in out.splitlines() if line.startswith("  features.")]
+    assert [name for name in shown if name in names][-len(names) :] == names
+    assert set(rows[0]) == {"layer", "filters", "share", "removed", "accuracy"}
+    assert b"<svg" in Path("net_sensitivity_l1.svg").read_bytes()
+    assert "--seed only works with --group_check=True or --sensitivity=True" in refusal(
+        capsys, "--model_path=net.pth", "--seed=1", "--flops=True"
+    )
+    measured(capsys, *flags, "--imp_samples=12")  # fisher, from training images
+
+
+def test_test_images_are_taken_evenly_of_all_classes(folder):
+    split = load_data(folder, 16).test
+    assert split.spread(6).labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert split.spread(1000) is split

@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -82,18 +84,20 @@ def results(root):
             return [timeless(item) for item in value]
         return value
 
-    found = {}
+    contents = {}
     for name in files(root):
         path = Path(root) / name
         if path.suffix == ".json":
             content = json.loads(path.read_text())
-            found[name] = timeless(content)
+            contents[name] = timeless(content)
         elif path.suffix == ".csv":
-            found[name] = [timeless(row) for row in csv.DictReader(path.read_text().splitlines())]
+            contents[name] = [
+                timeless(row) for row in csv.DictReader(path.read_text().splitlines())
+            ]
         elif path.suffix == ".pth":
             content = torch.load(path, weights_only=True)
             net = content.pop("net")
-            found[name] = (
+            contents[name] = (
                 timeless(content),
                 {
                     key: (tensor.dtype, tensor.contiguous().numpy().tobytes())
@@ -101,8 +105,8 @@ def results(root):
                 },
             )
         else:
-            found[name] = None
-    return found
+            contents[name] = None
+    return contents
 
 
 @pytest.fixture(scope="module")
@@ -134,20 +138,42 @@ def uninterrupted(shell, folder, tmp_path_factory):
 def test_killed_anywhere_and_resumed_the_bits_are_the_same(
     job, first, stride, least, shell, flags, uninterrupted, tmp_path
 ):
-    """Killed at every `stride`-th of the events and at the last four."""
-    whole, counted = uninterrupted(job, *flags), tmp_path / "counted"
+    """Resumed from what a kill leaves at every `stride`-th of the events and at the last four."""
+    whole, left, counted = uninterrupted(job, *flags), tmp_path / "left", tmp_path / "counted"
     counted.mkdir()
-    ended = shell("main.py", *flags, *job, cwd=counted, die_at=10**9)
+    ended = shell("main.py", *flags, *job, cwd=counted, snapshots=(str(left), first, stride))
     assert ended.returncode == 0 and results(counted) == whole
-    last = int(ended.stderr)  # the number of events
+    last = int((left / "count").read_text())
     assert last > least
     for point in sorted({*range(first, last, stride), *range(last - 3, last + 1)}):
-        root = tmp_path / str(point)
-        root.mkdir()
-        assert shell("main.py", *flags, *job, cwd=root, die_at=point).returncode == KILLED
-        ended = shell("main.py", *flags, *job, "--resume=True", cwd=root)
+        ended = shell("main.py", *flags, *job, "--resume=True", cwd=left / str(point))
         assert ended.returncode == 0 and ended.stderr == "", (point, ended.stderr)
-        assert results(root) == whole, point
+        assert results(left / str(point)) == whole, point
+
+
+def sizes(root):
+    """{file: bytes} of what a run has left, whatever its temporary names."""
+    return {
+        re.sub("[.][^.]*[.]tmp$", ".tmp", name): len(content)
+        for name, content in files(root).items()
+        if not name.endswith(".lock")
+    }
+
+
+def test_what_is_resumed_from_is_what_a_kill_leaves(shell, flags, tmp_path):
+    """At each event of an epoch: training, a test, a file half written, before it takes its place."""
+    snapshots, job = (str(tmp_path / "left"), 1, 1), (*flags, "--ebt=True", "--only_train=base")
+    (tmp_path / "whole").mkdir()
+    assert shell("main.py", *job, cwd=tmp_path / "whole", snapshots=snapshots).returncode == 0
+    halves = 0
+    for event in range(3, 9):
+        killed = tmp_path / str(event)
+        killed.mkdir()
+        assert shell("main.py", *job, cwd=killed, die_at=event).returncode == KILLED
+        left = sizes(tmp_path / "left" / str(event))
+        assert sizes(killed) == pytest.approx(left, rel=0.01)
+        halves += any(name.endswith(".tmp") for name in left)
+    assert halves == 2  # half of the resume file, and all of it
 
 
 def test_a_run_that_is_killed_again_and_again_still_ends_with_the_same_bits(
@@ -296,8 +322,8 @@ def test_the_same_images_under_another_path_are_the_same(
     (tmp_path / "jobs/shapes").rename(tmp_path / "shapes")
 
     def results_elsewhere(root):
-        found = results(root)
-        return {name: content for name, content in found.items() if name in whole}
+        contents = results(root)
+        return {name: content for name, content in contents.items() if name in whole}
 
     assert results_elsewhere(tmp_path).keys() == whole.keys()
     for name, content in results_elsewhere(tmp_path).items():
@@ -457,41 +483,20 @@ def test_what_somebody_planted_is_replaced_and_never_followed(shell, flags, tmp_
     assert os.stat(result).st_mode & 0o777 == 0o666 & ~UMASK
 
 
-def start(folder, *flags):
-    return subprocess.Popen(
-        [
-            sys.executable,
-            str(ROOT / "main.py"),
-            "--preset=paper",
-            *flags,
-            "--only_train=base",
-            "--batch_size=2",
-        ],  # so that it lasts
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
 def test_two_real_runs_at_once_and_a_real_signal(shell, flags, tmp_path):
     """The second run stops at its start; then the first, stopped from outside, at its next batch."""
-    first = start(tmp_path, *flags[1:])
-    try:
-        for line in first.stdout:
-            if "base 2/" in line:
-                break
-        second = shell("main.py", "--preset=paper", *flags[1:], "--only_train=base", cwd=tmp_path)
+    job = ("--preset=paper", *flags[1:], "--only_train=base")
+    with shell.start("main.py", *job, "--batch_size=2", cwd=tmp_path) as first:
+        first.wait_for("base 2/")
+        second = shell("main.py", *job, cwd=tmp_path)
         assert second.returncode == 2 and second.stderr.count("\n") == 1
         assert f"another run (process {first.pid} on " in second.stderr
         began = time.monotonic()
-        first.terminate()
-        _, error = first.communicate(timeout=60)
+        first.send(signal.SIGTERM)
+        ended = first.end(timeout=60)
         assert time.monotonic() - began < 5
-    finally:
-        first.kill()
-    assert first.returncode == 130 and error.count("\n") == 1 and "--resume=True" in error
+    assert ended.returncode == 130 and ended.stderr.count("\n") == 1
+    assert "--resume=True" in ended.stderr
     assert list(tmp_path.rglob("*.resume")) and not list(tmp_path.rglob("*.lock"))
 
 
@@ -504,7 +509,7 @@ def test_a_full_disk_leaves_the_previous_files(shell, flags, tmp_path):
     assert files(tmp_path) == before
 
 
-def test_closed_streams_and_a_second_signal(flags, tmp_path):
+def test_closed_streams_and_a_second_signal(shell, flags, tmp_path):
     """Output that nobody reads does not stop a run; impatience does not change the exit code."""
     command = shlex.join(
         [sys.executable, str(ROOT / "main.py"), "--preset=quick", *flags[1:], "--only_train=base"]
@@ -527,15 +532,14 @@ def test_closed_streams_and_a_second_signal(flags, tmp_path):
     assert (ended.returncode, ended.stdout) == (2, "said\n") and ended.stderr.startswith(
         "main.py: error:"
     )
-    run = start(tmp_path, *flags[1:])
-    for line in run.stdout:
-        if "base 1/" in line:
-            break
-    for _ in range(20):
-        run.send_signal(signal.SIGINT)
-        time.sleep(0.02)
-    run.communicate(timeout=60)
-    assert run.returncode == 130
+    job = ("--preset=paper", *flags[1:], "--only_train=base", "--batch_size=2")
+    with shell.start("main.py", *job, cwd=tmp_path) as run:
+        run.wait_for("base 1/")
+        for _ in range(20):
+            with suppress(ProcessLookupError):  # it has ended
+                run.send(signal.SIGINT)
+            time.sleep(0.02)
+        assert run.end(timeout=60).returncode == 130
 
 
 @pytest.mark.parametrize("reads", ["images.read_image", "cache._file_digest"])

@@ -45,21 +45,21 @@ NAMES = {name_of(path) for path in FILES}
 
 def imported(path):
     """The suite's modules that a file imports, at its top, in functions and through lazy()."""
-    found = set()
+    mentioned = set()
     tree = ast.parse(path.read_text())
     lazies = "lazy" in path.read_text()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {each.name for each in node.names}
+            mentioned |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {node.module, *(f"{node.module}.{each.name}" for each in node.names)}
+            mentioned |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif (
             lazies
             and isinstance(node, ast.Call)
             and any(isinstance(part, ast.Name) and part.id == "lazy" for part in ast.walk(node))
         ):
-            found |= {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
-    return {name for name in found if name in NAMES and name not in PACKAGES}
+            mentioned |= {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+    return {name for name in mentioned if name in NAMES and name not in PACKAGES}
 
 
 def test_imports_run_down_only_and_never_in_a_circle():
@@ -77,15 +77,15 @@ def test_imports_run_down_only_and_never_in_a_circle():
 def test_common_knows_no_pruning():
     words = re.compile(r"prun|importance|estimator|retrain|orthonormal|\bfilters\b", re.I)
     for path in ROOT.glob("common/*.py"):
-        found = [
+        wrong = [
             f"{path.name}:{number}: {line.strip()}"
             for number, line in enumerate(path.read_text().splitlines(), 1)
             if words.search(line)
         ]
-        assert not found, found
+        assert not wrong, wrong
 
 
-def test_installed_all_is_in_one_package_that_works(tmp_path, monkeypatch):
+def test_installed_all_is_in_one_package_that_works(folder, tmp_path, monkeypatch):
     """As `pip install .` makes it; a project's own models.py is then nothing to it."""
     names = suite_names(ROOT) & set(FLOOR)
     for path in FILES:
@@ -104,7 +104,7 @@ def test_installed_all_is_in_one_package_that_works(tmp_path, monkeypatch):
         assert (
             command.main(
                 [
-                    "--data_path=digits",
+                    f"--data_path={folder}",
                     "--image_size=8",
                     "--width=0.125",
                     "--ebt=True",
@@ -115,17 +115,18 @@ def test_installed_all_is_in_one_package_that_works(tmp_path, monkeypatch):
             )
             == 0
         )
-        found = set(sys.modules)
+        loaded = set(sys.modules)
     finally:
         sys.modules.update(ours)
         for name in {name for name in sys.modules if name.split(".")[0] == "orthoreg"}:
             del sys.modules[name]
-    assert "orthoreg.lab.checkpoint" in found and not {name.split(".")[0] for name in found} & set(
-        FLOOR
-    )
+    assert "orthoreg.lab.checkpoint" in loaded and not {
+        name.split(".")[0] for name in loaded
+    } & set(FLOOR)
     wanted = re.search("^dependencies = (.*)", (ROOT / "pyproject.toml").read_text(), re.M).group(1)
     assert all(
-        f'"{each}"' in (ROOT / "requirements.sh").read_text() for each in ast.literal_eval(wanted)
+        f'"{requirement}"' in (ROOT / "requirements.sh").read_text()
+        for requirement in ast.literal_eval(wanted)
     )
 
 
@@ -144,9 +145,9 @@ def test_functions_are_short_and_imports_stand_at_the_top():
             if isinstance(node, ast.FunctionDef):
                 functions.append((node.end_lineno - node.lineno + 1, path.name, node.name))
                 inside += [
-                    f"{path.name}:{each.lineno}"
-                    for each in ast.walk(node)
-                    if isinstance(each, (ast.Import, ast.ImportFrom))
+                    f"{path.name}:{statement.lineno}"
+                    for statement in ast.walk(node)
+                    if isinstance(statement, (ast.Import, ast.ImportFrom))
                 ]
     assert max(functions) <= (70,), max(functions)
     assert len(inside) < 10, inside
@@ -207,7 +208,7 @@ def test_a_step_is_declared_in_one_place(monkeypatch, capsys):
     flags = ["--data_path=digits", "--ebt=True", "--pruning_type=l1", "--prune_percent=50"]
     assert main.main([*flags, "--print_config=True"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert [each["step"] for each in shown["steps"]] == [
+    assert [step["step"] for step in shown["steps"]] == [
         "train network",
         "save network",
         "look around",

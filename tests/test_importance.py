@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models import VisionTransformer
 
 import config
 from channels.groups import filter_groups
 from conftest import narrow
-from imp_estimator import ESTIMATORS, _signs, cal_importance
+from imp_estimator import ESTIMATORS, _signs, cal_importance, check_suits
 from models import NETWORKS
 from pruner import prune, select_filters
 
@@ -128,11 +129,153 @@ def test_networks_as_others_build_them_are_judged_right(few):
         assert all(
             score.abs().sum() > 0 for score in cal_importance(model, method, batches).values()
         )
-    with pytest.raises(ValueError, match="the scale of their BatchNorm, and c has none of its own"):
-        cal_importance(model, "bn")
+    scales = cal_importance(model, "bn")
+    assert torch.equal(scales["a"].double(), model.norm_a.weight.abs().float().double())
+    assert (
+        scales["c"].eq(torch.inf).all()
+        and "4 of 14 filters, in 1 of 3" in check_suits(model, "bn")[0]
+    )
+    kept = select_filters(model, scales, 90)
+    assert len(kept["c"]) == 4 and len(kept["a"]) == 1
     model.train().norm_a.eval()
     prune(model, select_filters(model, scores, 30))
     assert model.training and not model.norm_a.training
+    model.norm_a, model.norm_b = nn.Identity(), nn.Identity()
+    with pytest.raises(
+        ValueError, match="bn can judge no filter: they have no BatchNorm of their own"
+    ):
+        cal_importance(model, "bn")
+
+
+class Tokens(nn.Module):
+    """Hidden linear layers: in windows of tokens, as in Swin, with a BatchNorm, and of a table."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 6, 4, 4), nn.LayerNorm(6)
+        self.inner, self.outer = nn.Linear(6, 5), nn.Linear(5, 6)
+        self.last, self.scales, self.head = nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)
+        self.places = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 6))
+        self.register_buffer("table", torch.linspace(-1, 1, 32).view(16, 2))
+
+    def forward(self, x):
+        tokens = self.stem(x).flatten(2).transpose(1, 2) + self.places(self.table)
+        windows = self.norm(tokens).reshape(-1, 4, 6)
+        windows = self.outer(F.gelu(self.inner(windows)))
+        tokens = tokens + windows.reshape(tokens.shape)
+        return self.head(self.scales(self.last(tokens.mean(1))).relu())
+
+
+@pytest.fixture
+def tokens(few):
+    """(network with hidden linear layers in double precision, two batches of unequal size)."""
+    torch.manual_seed(0)
+    model = Tokens().double().eval()
+    nn.init.uniform_(model.scales.weight, 0.5, 2), nn.init.uniform_(model.scales.bias, -1, 1)
+    filter_groups(model, 16)
+    images, labels = few[0].double(), few[1]
+    return model, [(images[:8], labels[:8]), (images[8:], labels[8:])]
+
+
+LINEAR = ["inner", "last", "places.0"]  # that can be pruned in it
+
+
+def linear_groups(model):
+    groups = [group for group in filter_groups(model) if isinstance(group.layer, nn.Linear)]
+    assert sorted(group.name for group in groups) == LINEAR
+    return groups
+
+
+def rows(group):
+    return range(len(group.channels))
+
+
+def test_rows_of_linear_layers_are_judged_by_slopes_as_filters_are(tokens):
+    model, batches = tokens
+    scores = {name: cal_importance(model, name, batches) for name in ("fisher", "tfo", "theis")}
+    for group in linear_groups(model):
+        own, norm = list(group.layer.parameters()), [model.scales.weight, model.scales.bias]
+        at_output = norm if group.name == "last" else own
+        for f in rows(group):
+            mean = slope(lambda: losses(model, batches).mean().item(), own, f)
+            assert_scores(scores["fisher"], group, f, mean**2)
+            slopes = slope(lambda: losses(model, batches), at_output, f)
+            assert_scores(scores["tfo"], group, f, slopes.mean().item() ** 2)
+            if group.name == "places.0":  # it has the same values for all images of a batch
+                slopes = torch.cat(
+                    [part.mean().expand(len(part)) for part in slopes.split([8, 16])]
+                )
+            assert_scores(scores["theis"], group, f, slopes.square().mean().item() / 2)
+
+
+def test_rows_of_linear_layers_are_judged_by_their_weights_as_kernels_are(tokens):
+    model, _ = tokens
+    scores = {name: cal_importance(model, name) for name in ("l1", "sfp", "fpgm", "group", "bn")}
+    readers = {"inner": "outer", "last": "head", "places.0": "places.2"}
+    for group in linear_groups(model):
+        weights = group.layer.weight.tolist()
+        columns = model.get_submodule(readers[group.name]).weight.T.tolist()
+        for f, numbers in enumerate(weights):
+            scale = [model.scales.weight[f].item()] if group.name == "last" else []
+            assert_scores(scores["l1"], group, f, sum(map(abs, numbers)))
+            assert_scores(scores["sfp"], group, f, math.hypot(*numbers))
+            assert_scores(scores["fpgm"], group, f, sum(math.dist(numbers, w) for w in weights))
+            assert_scores(scores["group"], group, f, math.hypot(*numbers, *columns[f], *scale))
+            assert scores["bn"][group.name][f].item() == pytest.approx(*scale or [math.inf])
+
+
+def test_packed_rows_of_attention_are_judged_by_their_weights_but_cannot_be_watched(few):
+    torch.manual_seed(0)
+    model = VisionTransformer(16, 8, 1, 2, 8, 12, num_classes=4).double().eval()
+    nn.init.normal_(model.heads.head.weight)
+    filter_groups(model, 16)
+    batches, name = [(few[0].double(), few[1])], "encoder.layers.encoder_layer_0.self_attention"
+    group = next(group for group in filter_groups(model) if group.name == name)
+    attention = model.get_submodule(name)
+    scores = {
+        method: cal_importance(model, method, batches) for method in ("fisher", "l1", "group")
+    }
+    for f in (16, 23):  # of values; the norm has the column of the output that reads it
+        rows = [attention.in_proj_weight, attention.in_proj_bias]
+        change = slope(lambda: losses(model, batches).mean().item(), rows, f)
+        assert_scores(scores["fisher"], group, f, change**2)
+        row = attention.in_proj_weight[f].tolist()
+        column = attention.out_proj.weight[:, f - 16].tolist()
+        assert_scores(scores["l1"], group, f, sum(map(abs, row)))
+        assert_scores(scores["group"], group, f, math.hypot(*row, *column))
+    watched = cal_importance(model, "theis", batches)
+    assert watched[name].eq(math.inf).all()
+    assert sum(score.isfinite().all().item() for score in watched.values()) == len(watched) - 1
+    assert "24 of 36 filters, in 1 of 2 layers, have no outputs" in check_suits(model, "theis")[0]
+
+
+class Pixels(Tokens):
+    """The same, with a 1x1 convolution over pixels in place of a linear layer over tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Conv2d(6, 5, 1)
+
+    def forward(self, x):
+        tokens = self.stem(x).flatten(2).transpose(1, 2) + self.places(self.table)
+        pixels = self.norm(tokens).transpose(1, 2)[..., None]
+        hidden = F.gelu(self.inner(pixels))[..., 0].transpose(1, 2)
+        tokens = tokens + self.outer(hidden)
+        return self.head(self.scales(self.last(tokens.mean(1))).relu())
+
+
+@pytest.mark.parametrize("method", ["grasp", "rdt", "fisher", "theis"])
+def test_a_linear_layer_is_judged_as_the_1x1_convolution_that_computes_the_same(tokens, method):
+    model, batches = tokens
+    twin = Pixels().double().eval()
+    state = model.state_dict()
+    state["inner.weight"] = state["inner.weight"][..., None, None]
+    twin.load_state_dict(state)
+    filter_groups(twin, 16)
+    own, theirs = (cal_importance(each, method, batches) for each in (model, twin))
+    assert own.keys() == theirs.keys()
+    for name in own:
+        torch.testing.assert_close(own[name], theirs[name], rtol=1e-4, atol=1e-9)
 
 
 @on_all_networks

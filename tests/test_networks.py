@@ -11,11 +11,13 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import config
 import eval as measure
 import main
-from channels.costs import measure_cost
+from channels.costs import filter_costs, macs_of, measure_cost
 from channels.groups import (
     _STRUCTURES,
     filter_count,
@@ -25,13 +27,13 @@ from channels.groups import (
     widths_of,
 )
 from channels.lowering import lower
+from channels.work import Work
 from common.files import digest_of
-from conftest import ROOT, begin_like, begin_with, files, short_preset, write_folder
+from conftest import ROOT, begin_like, begin_with, files, short_preset, transformer, write_folder
 from imp_estimator import ESTIMATORS, cal_importance
-from lab import networks
+from lab import networks, weights
 from lab.checkpoint import load_checkpoint, save_checkpoint
-from lab.measure import _multiply_adds, uncounted_lines
-from pruner import prune, select_filters
+from pruner import prune, removable_units, select_filters, without
 from zoo import prune_all, removable_filters, settle
 
 # A residual network with a gate, a depthwise and a bare convolution.
@@ -132,12 +134,27 @@ def test_timms_networks(name):
     assert row["worst"] < 1e-9 and (row["can"] == row["all"]) == (name != "nf_regnet_b0")
 
 
-def test_convnext_mixes_all_channels_and_says_so(flags, capsys, tmp_path):
+MIXING = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.a, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.LayerNorm(8), nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.head(self.norm(self.a(x).mean((2, 3))))
+"""
+
+
+def test_a_network_that_mixes_all_channels_says_so(flags, capsys, tmp_path):
+    Path("nets/mixing.py").write_text(MIXING)
     before = files(tmp_path)
     assert (
         run(
             *flags,
-            "--model=convnext_tiny",
+            "--model=nets/mixing.py:Net",
             "--pruning_type=l1",
             "--prune_percent=50",
             "--ebt=True",
@@ -145,8 +162,8 @@ def test_convnext_mixes_all_channels_and_says_so(flags, capsys, tmp_path):
         )
         == 2
     )
-    assert "features.0.0 keeps its 96 filters: LayerNorm2d mixes them" in capsys.readouterr().err
-    assert files(tmp_path) == before
+    assert "a keeps its 8 filters: LayerNorm mixes them" in capsys.readouterr().err
+    assert {p for p in files(tmp_path) if "pycache" not in p} == before.keys()
 
 
 # ------------------------------------------------------------------------------------------- names
@@ -228,11 +245,9 @@ def test_every_method_prunes_a_network_of_ones_own(flags, capsys):
     for method in ("theis", "tfo"):
         assert run(*bare, f"--pruning_type={method}") == 0
     capsys.readouterr()
-    before = files(Path("bare"))
-    assert run(*bare, "--pruning_type=bn", "--out=bare") == 2  # before anything is trained
+    assert run(*bare, "--pruning_type=bn", "--out=bare") == 0
     output = capsys.readouterr()
-    assert "last has none of its own; another pruning type, such as tfo, needs none\n" in output.err
-    assert "1/" not in output.out and files(Path("bare")) == before
+    assert "have no BatchNorm of their own, so bn keeps them" in output.out
 
 
 def test_rounds_budgets_resume_and_controls(flags, capsys, monkeypatch):
@@ -338,21 +353,69 @@ def no_network(*_args, **_kwargs):
     raise OSError("no network here")
 
 
+def test_a_network_of_timm_from_its_weights(flags, tmp_path, capsys, monkeypatch):
+    timm = pytest.importorskip("timm")
+    safetensors = pytest.importorskip("safetensors.torch")
+    name = "test_resnet.r160_in1k"
+    torch.manual_seed(0)
+    made = timm.create_model(name, pretrained=False)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *place: None)
+    job = [flag for flag in flags if not flag.startswith("--image_size")]
+    job += [f"--model=timm:{name}", "--ebt=True", "--pruning_type=l1", "--prune_percent=50"]
+    job += ["--init=DEFAULT"]
+    assert run(*job, "--print_config=True") == 0  # which downloads nothing
+    shown = json.loads(capsys.readouterr().out)["flags"]
+    wanted = made.pretrained_cfg
+    assert shown["normalize"] == "half" and (*wanted["mean"], *wanted["std"]) == (0.5,) * 6
+    assert shown["image_size"] == wanted["input_size"][-1] == 160
+    assert run(*job) == 2
+    error = capsys.readouterr().err
+    said = r"(https:\S+test_resnet.r160_in1k\S+) could not .*; put that model.safetensors, as (\S+), into (\S+), or"
+    url, file, place = re.search(said, error).groups()
+    assert error.count("\n") == 1 and url.endswith("/model.safetensors")
+    safetensors.save_file(made.state_dict(), f"{place}/{file}")
+    assert run(*job, "--image_size=32") == 0
+    out = capsys.readouterr().out
+    assert f"from {place}/{file}: 99." in out and "32 x 32" in out
+    # Its file is read as timm reads it itself.
+    theirs = timm.create_model(
+        name, pretrained=True, pretrained_cfg_overlay={"file": f"{place}/{file}"}
+    )
+    ours = networks.build_network(f"timm:{name}", 1000)
+    begin_with(ours, f"{place}/{file}")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(ours.eval()(images), theirs.eval()(images), atol=1e-5)
+
+
+def test_weights_that_timm_has_fetched_before_are_taken(tmp_path, monkeypatch):
+    pytest.importorskip("timm")
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *place: "/there")
+    assert weights.weights_file("DEFAULT", "timm:test_resnet") == "/there"
+
+
 @pytest.mark.parametrize(
     "model, says",
     [
-        ("vgg", "--model=vgg is none of its networks"),
-        ("nets/own.py:Net", "is none of its networks"),
+        ("vgg", "--model=vgg is none of their networks"),
+        ("nets/own.py:Net", "is none of their networks"),
+        (
+            "timm:resnet26d.nobody",
+            "timm has no weights of its own for --model=timm:resnet26d.nobody",
+        ),
     ],
 )
-def test_default_weights_are_torchvisions(model, says, flags, capsys):
+def test_default_weights_are_of_libraries(model, says, flags, capsys):
     assert run(*flags, f"--model={model}", "--only_train=base", "--init=DEFAULT") == 2
     error = capsys.readouterr().err
     assert says in error and "--init=FILE" in error and error.count("\n") == 1
 
 
 def test_networks_that_torchvision_normalises_anew_get_what_they_then_see():
-    assert networks.default_normalization("resnet18") == "imagenet"
+    assert networks.default_weights("resnet18").flags["normalize"] == "imagenet"
     for name in networks.ARGUMENTS:
         network = torchvision.models.get_model(
             name, weights=None, init_weights=False, transform_input=True
@@ -365,7 +428,7 @@ def test_networks_that_torchvision_normalises_anew_get_what_they_then_see():
         assert torch.allclose(
             network._transform_input((pixels - means) / deviations), pixels * 2 - 1, atol=1e-5
         )
-        assert networks.default_normalization(name) == "half"
+        assert networks.default_weights(name).flags["normalize"] == "half"
 
 
 @pytest.mark.parametrize("model, width", [("resnet-56", 0.25), ("nets/own.py:Net", 1)])
@@ -584,103 +647,122 @@ def test_the_readmes_notebook(monkeypatch, tmp_path):
         )
 
 
-class Uncounted(nn.Module):
-    """Multiply-adds that no convolution or linear layer makes. of: where they come from."""
+class Multiplying(nn.Module):
+    """Multiply-adds that no convolution or linear layer makes. by: what makes them."""
 
-    def __init__(self, of=None, num_classes=10):
+    def __init__(self, by=None, num_classes=10):
         super().__init__()
-        self.of, self.stem, self.block = of, nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+        self.by, self.stem, self.block = by, nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
         self.kernel = nn.Parameter(torch.randn(8, 8, 3, 3))
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.offsets = nn.Conv2d(8, 18, 3) if of == "deformed" else None
+        self.offsets = nn.Conv2d(8, 18, 3) if by == "deformed" else None
         self.deformed = torchvision.ops.DeformConv2d(8, 8, 3)
-        self.head = nn.Linear(8, num_classes)
+        self.up, self.line = nn.ConvTranspose2d(8, 6, 3, 2), nn.Conv1d(8, 5, 3, groups=1)
+        self.deep = nn.Conv3d(1, 2, 3)
+        self.head = nn.LazyLinear(num_classes)
 
     def forward(self, x):
         x = self.block(torch.relu(self.stem(x)))
-        if self.of == "F.conv2d":
+        if self.by == "F.conv2d":
             x = F.conv2d(x, self.kernel)
-        if self.of == "deformed":
+        if self.by == "deformed":
             x = self.deformed(x, self.offsets(x))
+        if self.by == "ConvTranspose2d":
+            x = self.up(x)
+        if self.by == "Conv3d":
+            x = self.deep(x[:, None]).flatten(1, 2)
         rows = x.flatten(2).transpose(1, 2)
-        if self.of == "attention":
+        if self.by == "Conv1d":
+            rows = self.line(x.flatten(2)).transpose(1, 2)
+        if self.by == "F.linear":
+            rows = F.linear(rows, self.kernel[:, :, 0, 0])
+        if self.by == "attention":
             rows = self.attention(rows, rows, rows)[0]
-        if self.of == "sdpa":
+        if self.by == "sdpa":
             rows = F.scaled_dot_product_attention(rows[:, None], rows[:, None], rows[:, None])[:, 0]
-        if self.of == "einsum":
+        if self.by == "matmul":
+            rows = (rows @ rows.transpose(1, 2)).softmax(-1) @ rows
+        if self.by == "einsum":
             rows = torch.einsum("nld,de->nle", rows, self.kernel[:, :, 0, 0])
         return self.head(rows.mean(1))
 
 
+def multiply_adds(network, size):
+    """What torch counts for one image where the network itself is run, with gradients and attention
+    in single steps, since it cannot count all that are one operation."""
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        network.eval()(torch.randn(1, 3, size, size))
+    return counter.get_total_flops() // 2
+
+
 @pytest.mark.parametrize(
-    "of, macs, place",
+    "by, macs",
     [
-        ("F.conv2d", 12 * 12 * 8 * 8 * 9, "Uncounted"),
-        ("deformed", 12 * 12 * 8 * 8 * 9, "deformed"),
-        ("attention", 196 * 8 * 8 * 4 + 2 * 196 * 196 * 8, "attention"),
-        ("sdpa", 2 * 196 * 196 * 8, "Uncounted"),
-        ("einsum", 196 * 8 * 8, "Uncounted"),
-        (None, 0, None),
+        ("F.conv2d", 6 * 6 * 8 * 8 * 9),
+        ("deformed", 6 * 6 * 8 * 8 * 9),
+        ("ConvTranspose2d", None),
+        ("Conv1d", None),
+        ("Conv3d", None),
+        ("F.linear", 64 * 8 * 8),
+        ("attention", 64 * 8 * 8 * 4 + 2 * 64 * 64 * 8),
+        ("sdpa", 2 * 64 * 64 * 8),
+        ("matmul", 2 * 64 * 64 * 8),
+        ("einsum", 64 * 8 * 8),
+        (None, 0),
     ],
 )
-def test_multiply_adds_that_are_not_counted_are_said(of, macs, place):
-    network = Uncounted(of).train()
+def test_all_multiply_adds_are_counted_before_and_after_a_cut(by, macs):
+    network = Multiplying(by)
+    network.train()(torch.randn(2, 3, 10, 10))  # which gives the head its inputs
     before = torch.get_rng_state()
-    made = _multiply_adds(network, 16)
-    counted = measure_cost(network, 16)
-    assert sum(made.values()) == counted["macs"] + macs
-    lines = uncounted_lines(network, 16)
-    if of is None:
-        assert not lines
-    else:
-        share = f"{100 * macs / sum(made.values()):.3g}%"
-        assert f"Note: {share} of its multiply-adds are not counted" in lines[0]
-        assert f"those of {place}." in lines[0]
-    assert network.training and torch.equal(torch.get_rng_state(), before)
+    cost = measure_cost(network, 10)
+    assert torch.equal(torch.get_rng_state(), before) and network.training
+    layers = sum(cost["layer_macs"].values())
+    assert macs is None or cost["macs"] == layers + macs
+    if by != "deformed":  # which torch does not count
+        assert cost["macs"] == multiply_adds(network, 10)
+    scores = {group.name: torch.rand(len(group.channels)) for group in filter_groups(network)}
+    small = prune(network, select_filters(network, scores, 50, "macs", image_size=10))
+    cut = measure_cost(small, 10)
+    assert cut["macs"] < cost["macs"]
+    if by != "deformed":
+        assert cut["macs"] == multiply_adds(small, 10)
 
 
-@pytest.mark.parametrize("name", ["vgg", "resnet18", "mobilenet_v2", "squeezenet1_0"])
-def test_networks_that_are_counted_whole_have_no_such_line(name):
-    network = networks.build_network(name, 10)
-    assert sum(_multiply_adds(network, 64).values()) == measure_cost(network, 64)["macs"]
-    assert not uncounted_lines(network, 64)
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(
+            lambda name=name: networks.build_network(name, 10)
+            for name in ("vgg", "resnet18", "mobilenet_v2", "squeezenet1_0")
+        ),
+        transformer,
+    ],
+)
+def test_networks_cost_what_torch_counts_before_and_after_a_cut(make):
+    network = make()
+    assert measure_cost(network, 32)["macs"] == multiply_adds(network, 32)
+    scores = {group.name: torch.rand(len(group.channels)) for group in filter_groups(network)}
+    small = prune(network, select_filters(network, scores, 50, image_size=32))
+    assert measure_cost(small, 32)["macs"] == multiply_adds(small, 32)
 
 
-def test_the_commands_say_what_is_not_counted(flags, tmp_path, capsys):
-    (tmp_path / "mine.py").write_text(
-        textwrap.dedent("""
-        import torch
-        from torch import nn
-
-        class Net(nn.Module):
-            def __init__(self, num_classes):
-                super().__init__()
-                self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
-                self.mix = nn.Parameter(torch.eye(8))
-                self.head = nn.Linear(8, num_classes)
-
-            def forward(self, x):
-                x = torch.relu(self.b(torch.relu(self.a(x))))
-                return self.head(torch.einsum("nchw,cd->ndhw", x, self.mix).mean((2, 3)))
-        """)
-    )
-    job = (*flags, "--ebt=True", "--model=mine.py:Net")
-    line = f"Note: {100 * 9216 / (42336 + 82944 + 24 + 9216):.3g}% of its multiply-adds are not"
-    assert run(*job, "--only_train=base") == 0
-    assert capsys.readouterr().out.count(line) == 1
-    assert run(*job, "--pretrained=True", "--pruning_type=l1", "--prune_percent=20") == 0
-    assert capsys.readouterr().out.count(line) == 1
-    assert (
-        measure.main(
-            [
-                "--model_path=pretrained/ebt/shapes/mine.Net.pth",
-                "--flops=True",
-                "--model=mine.py:Net",
-            ]
+def test_a_filter_or_head_costs_what_the_network_saves_without_it():
+    network = transformer()
+    whole = measure_cost(network, 32)
+    scores = {group.name: torch.rand(len(group.channels)) for group in filter_groups(network)}
+    costs, heads = filter_costs(network, "macs", 32), 0
+    for layers, own in removable_units(network, scores).items():
+        unit = own.units[0]
+        kept = {name: torch.arange(len(scores[name])) for name in scores}
+        small = prune(network, kept | without(network, [unit]))
+        saved = whole["macs"] - measure_cost(small, 32)["macs"]
+        assert saved == pytest.approx(sum(costs[name][index] for name, index in unit.filters)), (
+            layers
         )
-        == 0
-    )
-    assert line in capsys.readouterr().out
+        heads += len(unit.filters) == 3 * 8
+    assert heads == 2
 
 
 def test_one_channel_and_an_odd_size_work_from_python():
@@ -696,3 +778,13 @@ def test_one_channel_and_an_odd_size_work_from_python():
     small = prune(model, select_filters(model, cal_importance(model, "l1"), 50))
     assert small(torch.zeros(2, 1, 20, 20)).shape == (2, 3)
     assert removable_filters(model, remains_of(model).structure) == (8, 8)
+
+
+def test_what_reads_channels_costs_less_without_some_of_them():
+    """As attention does, whose heads leave."""
+    work = Work(None, 1200, torch.tensor([2, 3, 5, 7]))
+    alive = torch.ones(8, dtype=torch.bool)
+    assert macs_of(work, alive) == 1200
+    alive[[0, 3, 5]] = False
+    assert macs_of(work, alive) == 600
+    assert macs_of(Work(None, 1200, torch.empty(0, dtype=torch.long)), alive) == 1200

@@ -342,7 +342,7 @@ def pruned(network, percent=50):
         ("Exits", "bye"),
         ("Lazy", "lazy layers, whose weights have no size yet; call it once"),
         ("Listed", "no part of it, as those in a plain list are; nn.ModuleList"),
-        ("Dict", "gives a (immutable_)?dict for 2 images.*return the logits alone$"),
+        ("Dict", "gives a (immutable_)?dict for 2 images.*return the logits alone; from Python"),
         ("frozen", "all of its parameters have requires_grad=False"),
         ("meta", "weights on the meta device, which have no values"),
         (

@@ -18,12 +18,12 @@ import main
 import worker
 from common.command import run_command
 from common.device import pick_device
-from conftest import ROOT, files, narrow, short_preset
+from conftest import ROOT, files, narrow, short_preset, write_folder
 from data import Batches, Split
 from lab.checkpoint import load_checkpoint, save_checkpoint
 from train import OrthonormalityPenalty
 
-JOB = ["--preset=test", "--data_path=digits", "--image_size=16", "--width=0.125", "--ebt=True"]
+JOB = ["--preset=test", "--image_size=16", "--width=0.125", "--ebt=True"]
 
 
 @pytest.fixture(autouse=True)
@@ -31,13 +31,21 @@ def preset(monkeypatch):
     monkeypatch.setitem(config.PRESETS, "test", short_preset(epochs=2))
 
 
+@pytest.fixture(scope="module")
+def images(digits, tmp_path_factory):
+    """The flag of a folder of 45 images: two batches of 16, and one of 13."""
+    root = tmp_path_factory.mktemp("images") / "shapes"
+    return f"--data_path={write_folder(root, digits, train=15)}"
+
+
+WORKER = "tests/worker.py"
 COMMAND = [
     sys.executable,
     "-m",
     "torch.distributed.run",
     "--standalone",
     "--nproc_per_node=2",
-    str(ROOT / "tests" / "worker.py"),
+    str(ROOT / WORKER),
 ]
 
 
@@ -57,6 +65,7 @@ class Net(nn.Module):
 
 
 def torchrun(*flags, cwd, **environment):
+    """The real one. It starts processes that import everything; shell.torchrun forks them."""
     began = time.monotonic()
     done = subprocess.run(
         COMMAND + list(map(str, flags)),
@@ -70,8 +79,16 @@ def torchrun(*flags, cwd, **environment):
     return done
 
 
+def together(shell, *flags, cwd, **environment):
+    """What the first of two processes has said, which both end well."""
+    first, second = shell.torchrun(WORKER, *flags, cwd=cwd, **environment)
+    assert first.returncode == 0, first.stderr
+    assert second.returncode == 0 and not second.stdout, second.stderr
+    return first.stdout
+
+
 def record(folder, name):
-    return json.loads((folder / "pruned_nets/ebt/digits" / f"{name}.json").read_text())
+    return json.loads((folder / "pruned_nets/ebt/shapes" / f"{name}.json").read_text())
 
 
 # --------------------------------------------------------------------------- whose images are whose
@@ -118,16 +135,16 @@ def test_a_process_takes_whole_batches_where_nothing_is_trained():
 
 
 def test_two_processes_train_as_one_does_that_normalises_halves_of_each_batch(
-    tmp_path, set_threads
+    shell, images, tmp_path, set_threads
 ):
     """One process, two replicas that each see half of every batch, so that BatchNorm has the same
     statistics as in two processes; the last batch of 13 images is shared 7 to 6."""
-    set_threads(1)  # as in the processes that torchrun starts, so that sums have the same order
-    done = torchrun(*JOB, "--only_train=ortho", "--model=mobilenet", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    trained, info = load_checkpoint(tmp_path / "pretrained/ebt/digits/mobilenet-w0.125_ortho.pth")
+    set_threads(1)  # as in the processes, so that sums have the same order
+    job = [*JOB, images, "--only_train=ortho", "--model=mobilenet"]
+    said = together(shell, *job, cwd=tmp_path)
+    trained, info = load_checkpoint(tmp_path / "pretrained/ebt/shapes/mobilenet-w0.125_ortho.pth")
 
-    run = main.make_job([*JOB, "--only_train=ortho", "--model=mobilenet"])
+    run = main.make_job(job)
     first = main.fresh_network(run)
     replicas = first, copy.deepcopy(first)
     steps = [torch.optim.SGD(r.parameters(), lr=0.02, momentum=0.9) for r in replicas]
@@ -156,16 +173,13 @@ def test_two_processes_train_as_one_does_that_normalises_halves_of_each_batch(
     best = states[info.accuracy["best"]["epoch"] - 1]
     for (name, ours), theirs in zip(best.items(), trained.state_dict().values()):
         torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4, msg=name)
-    assert (
-        "in each of 2 processes" in done.stdout and done.stdout.count("Train with the penalty") == 1
-    )
+    assert "in each of 2 processes" in said and said.count("Train with the penalty") == 1
 
 
-def test_two_processes_give_each_filter_the_score_that_one_does(tmp_path):
-    network = narrow("resnet-56", num_classes=10)
+def test_two_processes_give_each_filter_the_score_that_one_does(shell, tmp_path):
+    network = narrow("resnet-56", num_classes=10, width=1 / 4)
     save_checkpoint(tmp_path / "net.pth", network, {})
-    done = torchrun("--scores", tmp_path / "net.pth", tmp_path / "scores", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    together(shell, "--scores", tmp_path / "net.pth", tmp_path / "scores", cwd=tmp_path)
     theirs = torch.load(tmp_path / "scores")
     for name, ours in worker.scores(tmp_path / "net.pth").items():
         if name == "accuracy":
@@ -182,45 +196,48 @@ def test_two_processes_give_each_filter_the_score_that_one_does(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(tmp_path_factory, images):
     """A job of one process, in a folder of its own."""
     folder = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(config.PRESETS, "test", short_preset(epochs=2))
         patch.chdir(folder)
-        assert main.main([*JOB, "--pruning_type=fisher", "--prune_percent=40"]) == 0
+        assert main.main([*JOB, images, "--pruning_type=fisher", "--prune_percent=40"]) == 0
     return folder
 
 
-def test_two_processes_remove_the_same_filters_and_write_the_same_files(alone, tmp_path):
+def test_two_processes_remove_the_same_filters_and_write_the_same_files(
+    shell, images, alone, tmp_path
+):
     shutil.copytree(alone / "pretrained", tmp_path / "pretrained")
-    job = [*JOB, "--pretrained=True", "--pruning_type=fisher", "--prune_percent=40"]
-    done = torchrun(*job, cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.count("saved") == 1, done.stderr
+    job = [*JOB, images, "--pretrained=True", "--pruning_type=fisher", "--prune_percent=40"]
+    assert together(shell, *job, cwd=tmp_path).count("saved") == 1
     assert files(tmp_path).keys() == files(alone).keys()
     name = "vgg-w0.125_fisher_40_0"
     one, two = record(alone, name), record(tmp_path, name)
     assert two["environment"]["processes"] == 2 and one["environment"]["processes"] == 1
     assert two["widths"] == one["widths"]
-    after = [of["pruning"].pop("after_pruning") for of in (one, two)]
+    after = [result["pruning"].pop("after_pruning") for result in (one, two)]
     assert after[1] == pytest.approx(after[0], rel=1e-5) and two["pruning"] == one["pruning"]
-    keys = load_checkpoint(tmp_path / f"pruned_nets/ebt/digits/{name}.pth")[0].state_dict().keys()
+    keys = load_checkpoint(tmp_path / f"pruned_nets/ebt/shapes/{name}.pth")[0].state_dict().keys()
     assert (
-        keys == load_checkpoint(alone / f"pruned_nets/ebt/digits/{name}.pth")[0].state_dict().keys()
+        keys == load_checkpoint(alone / f"pruned_nets/ebt/shapes/{name}.pth")[0].state_dict().keys()
     )
 
 
 # ------------------------------------------------------------------------------ when it goes wrong
 
 
-def test_a_process_that_fails_ends_the_job_which_others_resume(tmp_path, monkeypatch):
+def test_a_process_that_fails_ends_the_job_which_others_resume(
+    shell, images, tmp_path, monkeypatch
+):
     """Two processes, of which the second fails in the last epoch: then two, or one, go on."""
-    job = [*JOB, "--pruning_type=fisher", "--prune_percent=40", "--resume=True"]
-    steps = -(-1437 // 16)  # in an epoch
+    job = [*JOB, images, "--pruning_type=fisher", "--prune_percent=40", "--resume=True"]
+    steps = 3  # in an epoch
     folders = {name: tmp_path / name for name in ("failing", "never stopped", "one")}
     for folder in folders.values():
         folder.mkdir()
-    done = torchrun(*job, cwd=folders["failing"], WORKER_FAILS=f"1 {3 * steps + 9}")
+    done = torchrun(*job, cwd=folders["failing"], WORKER_FAILS=f"1 {3 * steps + 2}")
     assert done.returncode and done.seconds < 100
     assert "LookupError: process out of luck" in done.stderr
     left = files(folders["failing"])
@@ -230,13 +247,13 @@ def test_a_process_that_fails_ends_the_job_which_others_resume(tmp_path, monkeyp
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
-    done = torchrun(*job, cwd=folders["failing"])
-    assert done.returncode == 0 and "retraining, after epoch 1 of 2 (" in done.stdout, done.stderr
-    assert torchrun(*job, cwd=folders["never stopped"]).returncode == 0
+    said = together(shell, *job, cwd=folders["failing"])
+    assert "retraining, after epoch 1 of 2 (" in said
+    together(shell, *job, cwd=folders["never stopped"])
     monkeypatch.chdir(folders["one"])
     assert main.main(job) == 0
     nets = [
-        load_checkpoint(folder / "pruned_nets/ebt/digits/vgg-w0.125_fisher_40_0.pth")
+        load_checkpoint(folder / "pruned_nets/ebt/shapes/vgg-w0.125_fisher_40_0.pth")
         for folder in folders.values()
     ]
     for resumed, whole in zip(nets[0][0].state_dict().values(), nets[1][0].state_dict().values()):
@@ -245,7 +262,7 @@ def test_a_process_that_fails_ends_the_job_which_others_resume(tmp_path, monkeyp
     assert len(nets[2][1].history["retrain"]) == 2
 
 
-def test_processes_that_choose_other_filters_are_an_error(folder, tmp_path):
+def test_processes_that_choose_other_filters_are_an_error(shell, folder, tmp_path):
     job = [
         "--preset=test",
         f"--data_path={folder}",
@@ -255,15 +272,13 @@ def test_processes_that_choose_other_filters_are_an_error(folder, tmp_path):
         "--prune_percent=40",
         "--ebt=True",
     ]
-    done = torchrun(*job, cwd=tmp_path, WORKER_DIFFERS="1")
-    assert (
-        done.returncode
-        and "main.py: error: the processes differ in the filters to keep: [1]" in done.stderr
-    )
+    first, second = shell.torchrun(WORKER, *job, cwd=tmp_path, WORKER_DIFFERS="1")
+    assert first.returncode == 2 and second.returncode
+    assert "main.py: error: the processes differ in the filters to keep: [1]" in first.stderr
     assert not list(tmp_path.rglob("*l1_40*.pth"))
 
 
-def test_rounds_of_two_processes_and_a_signal(folder, tmp_path):
+def test_rounds_of_two_processes_and_a_signal(shell, folder, tmp_path):
     """An iterative job is stopped by Ctrl-C: it says how to go on, and does. The network is in a
     user's file beside modules called like the suite's, has no BatchNorm, and a layer that is never
     used."""
@@ -292,8 +307,7 @@ def test_rounds_of_two_processes_and_a_signal(folder, tmp_path):
                 run.send_signal(signal.SIGINT)
         error = run.stderr.read()
     assert run.returncode and "main.py: interrupted: the last epoch's state is saved" in error
-    done = torchrun(*job, cwd=tmp_path)
-    assert done.returncode == 0 and "  goes on " in done.stdout, done.stderr
+    assert "  goes on " in together(shell, *job, cwd=tmp_path)
     names = {path.name for path in (tmp_path / "pruned_nets/iterative/shapes").iterdir()}
     assert names == {
         f"own.Net_orthoreg_{name}.{kind}"
@@ -308,21 +322,21 @@ def test_each_process_has_a_gpu_of_its_own_or_all_say_that_there_are_too_few(mon
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
 
-    def started_as(number, of):
+    def started_as(number, count):
         for name, value in (
             ("MASTER_ADDR", "localhost"),
             ("RANK", number),
             ("LOCAL_RANK", number),
-            ("WORLD_SIZE", of),
-            ("LOCAL_WORLD_SIZE", of),
+            ("WORLD_SIZE", count),
+            ("LOCAL_WORLD_SIZE", count),
         ):
             monkeypatch.setenv(name, str(value))
 
-    started_as(1, of=2)
+    started_as(1, count=2)
     assert pick_device() == torch.device("cuda", 1) and taken == [1]
     assert pick_device("cpu") == torch.device("cpu")
     for number in range(3):
-        started_as(number, of=3)
+        started_as(number, count=3)
         assert run_command("main.py", pick_device) == 2
         heard = capsys.readouterr().err
         assert ("--nproc_per_node=2, or --device=cpu" in heard) == (number == 0)
@@ -342,7 +356,7 @@ def test_what_several_processes_cannot_do(tmp_path, monkeypatch, capsys):
         ("WORLD_SIZE", "16"),
     ):
         monkeypatch.setenv(name, value)
-    assert main.main([*JOB, "--only_train=base"]) == 2
+    assert main.main([*JOB, "--data_path=digits", "--only_train=base"]) == 2
     assert "--batch_size=16 is less than two images for each of the 16" in capsys.readouterr().err
     assert main.main(["--sweep=cpu"]) == 2
     assert "run it without torchrun" in capsys.readouterr().err

@@ -37,7 +37,7 @@ def test_the_results_of_the_study_written_before_records_existed_still_load():
 
 
 @pytest.mark.parametrize(
-    "place, value, says",
+    "path, value, says",
     [
         (("accuracy", "best", "top1"), "good", "accuracy.best.top1 is 'good', not a number"),
         (("accuracy", "best"), 4, "accuracy.best is 4"),
@@ -56,13 +56,13 @@ def test_the_results_of_the_study_written_before_records_existed_still_load():
         (("flags",), [], "flags is"),
     ],
 )
-def test_a_record_checks_itself_and_names_the_entry(place, value, says):
+def test_a_record_checks_itself_and_names_the_entry(path, value, says):
     content = copy.deepcopy(json.loads(STUDY[0].read_text()))
     content["history"] = {"retrain": [{"epoch": 1, "test": {"top1": 1.0}}]}
     inner = content
-    for key in place[:-1]:
+    for key in path[:-1]:
         inner = inner[key]
-    inner[place[-1]] = value
+    inner[path[-1]] = value
     with pytest.raises(ValueError) as error:
         Record.read(content)
     assert says in str(error.value) or says.split(" is ")[0] in str(error.value), error.value

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import zlib
 from dataclasses import fields
 from pathlib import Path
@@ -105,6 +103,7 @@ CHOICES = {
     "latency_runtime": "onnxruntime",
     "augment": "crop",
     "class_weights": "balanced, False",
+    "prune_from": "base, ortho, False",
     "classifier": "keep, False",
 }
 
@@ -119,8 +118,9 @@ def test_no_flag_is_forgotten():
         "data_path",
         "penalty",
         "distill",
+        "keep",
     }
-    assert {each.name for command in (Experiment, Sweep) for each in fields(command)} - tried == {
+    assert {flag.name for command in (Experiment, Sweep) for flag in fields(command)} - tried == {
         "init",
         "out",
         "sweep",
@@ -170,7 +170,8 @@ def test_no_flag_is_forgotten():
         ),
         ("data_path", "no\nwhere", "neither a folder"),
         ("un\nknown", "1", "--un known"),
-        *((name, "", "it is empty") for name in ("data_path", "init", "out", "sweep")),
+        *((name, "", "it is empty") for name in ("data_path", "init", "out", "sweep", "keep")),
+        ("keep", "layer1.*,,x", "it is empty"),
         ("unknown", "1", "--unknown"),
         ("prune_perc", "20", "--prune_perc"),
     ],
@@ -219,7 +220,7 @@ def test_every_flag_of_eval(flags, says, shell, tmp_path):
                 ("--wandb", "--tensorboard=True"),
                 ("--normalise=half", "did you mean --normalize?"),
                 ("--scheduler=cosine", "config.py"),
-                ("--exclude=conv1", "models.keep_whole"),
+                ("--exclude=conv1", "--keep="),
                 ("--learning-rate=0.1", "did you mean --lr?"),
                 ("-lr 0.1", "did you mean --lr?"),
                 ("--num_epochs 3", "did you mean --epochs?"),
@@ -295,7 +296,7 @@ def test_a_refusal_is_one_short_line(flag, says, shell, tmp_path):
         ("MASTER_ADDR", "no.such.host.invalid"),
     ],
 )
-def test_an_environment_that_torchrun_did_not_write(name, value, tmp_path):
+def test_an_environment_that_torchrun_did_not_write(name, value, shell, tmp_path):
     known = {
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": "1",
@@ -304,20 +305,9 @@ def test_an_environment_that_torchrun_did_not_write(name, value, tmp_path):
         "LOCAL_RANK": "0",
         name: value,
     }
-    ended = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "main.py",
-            "--data_path=digits",
-            "--preset=quick",
-            "--ebt=True",
-            "--image_size=8",
-            "--only_train=base",
-        ],
-        cwd=tmp_path,
-        env={**os.environ, **known},
-        capture_output=True,
-        text=True,
+    job = ("--data_path=digits", "--preset=quick", "--ebt=True", "--image_size=8")
+    ended = shell(
+        "main.py", *job, "--only_train=base", cwd=tmp_path, environment={**os.environ, **known}
     )
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
     assert f"{name} is" in ended.stderr and not list(tmp_path.iterdir())
@@ -546,11 +536,11 @@ def test_flags_that_contradict_each_other_or_the_data(flags, says, shell, tmp_pa
 def test_a_schedule_that_cannot_be_run(old, new, says, shell, tmp_path):
     """A user's config.py: the quick preset is changed."""
     text = (ROOT / "config.py").read_text()
-    place = text.index('"quick": Preset')
-    changed = text[:place] + text[place:].replace(old, new, 1)
+    preset = text.index('"quick": Preset')
+    changed = text[:preset] + text[preset:].replace(old, new, 1)
     assert changed != text
     if new == "ebt=str(":
-        start = place + changed[place:].index("ebt=str(")
+        start = preset + changed[preset:].index("ebt=str(")
         changed = changed[:start] + "ebt='no', " + changed[changed.index("iterative=", start) :]
     suite, work = tmp_path / "suite", tmp_path / "work"
     suite.mkdir(), work.mkdir()

@@ -8,11 +8,13 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
+from torchvision.models.convnext import CNBlockConfig
 from torchvision.ops import FrozenBatchNorm2d
 
 from channels import structure
 from channels.checking import Masked, check
-from channels.costs import measure_cost
+from channels.costs import filter_costs, measure_cost
 from channels.groups import (
     all_filters,
     filter_count,
@@ -26,7 +28,16 @@ from channels.traits import traits_of
 from conftest import ROOT, WIDTH, narrow
 from imp_estimator import cal_importance
 from models import build_model
-from pruner import SelectAgain, cut, explore, prune, rebuild, select_filters
+from pruner import (
+    SelectAgain,
+    cut,
+    explore,
+    measure_losses,
+    prune,
+    pruned_percent,
+    rebuild,
+    select_filters,
+)
 from zoo import difference, removable_filters, settle
 
 
@@ -316,7 +327,7 @@ STRUCTURES = {
     Scaled: {},
     GroupNormed: {},
     SpatiallyGated: {"gate": "mul spreads it over other channels"},
-    Transposed: {"a.0": "ConvTranspose2d mixes them", "up": "a ConvTranspose2d is not cut"},
+    Transposed: {},
     Functional: {"a.0": "conv2d mixes them"},
     GroupNormedWhole: {"a": "GroupNorm mixes them", "b.0": "they go with what stays"},
 }
@@ -491,6 +502,89 @@ def perceptron(width):
     return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 8))
 
 
+def on_tokens(block):
+    """A body that adds what a block makes of an image's pixels, as N x T x C tokens."""
+
+    def body(net, x):
+        x = net.a(x)
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = tokens + block(net, tokens)
+        return net.b(tokens.transpose(1, 2).reshape(x.size(0), -1, *x.shape[2:]))
+
+    return body
+
+
+def mixer(net, tokens):
+    """Of MLP-Mixer: a layer along tokens, then one along channels."""
+    mixed = net.d(net.c(net.norm(tokens).transpose(1, 2)).relu()).transpose(1, 2)
+    return mixed + net.e(net.norm(tokens + mixed))
+
+
+def gated_in_halves(net, tokens):
+    value, gate = net.c(tokens).chunk(2, -1)
+    return net.d(F.silu(gate) * value)
+
+
+def heads_of(net, tokens, heads=4):
+    """Queries, keys and values, N x heads x T x 3 each, as timm splits them."""
+    n, count, _ = tokens.shape
+    return net.c(tokens).reshape(n, count, 3, heads, 3).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def attend_by_function(net, tokens):
+    q, k, v = heads_of(net, tokens)
+    mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return net.d(mixed.reshape(*tokens.shape[:2], -1))
+
+
+def attend_with_a_bias(net, tokens):
+    """A mask for all heads, and a bias that another layer makes for each."""
+    n, count, _ = tokens.shape
+    q, k, v = heads_of(net, tokens)
+    bias = net.e(net.table).view(count, count, 4).permute(2, 0, 1).sigmoid()
+    first = F.scaled_dot_product_attention(q, k, v, attn_mask=net.mask)
+    second = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+    return net.d((first + second).transpose(1, 2).reshape(n, count, -1))
+
+
+def attend_with_a_table(net, tokens):
+    q, k, v = heads_of(net, tokens)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=net.table)
+    return net.d(mixed.transpose(1, 2).flatten(2))
+
+
+def attend_by_hand(net, tokens):
+    """With a norm over each head, a mask, and a learned factor for each head."""
+    q, k, v = heads_of(net, tokens)
+    weights = (net.norm(q) * 3**-0.5) @ net.norm(k).transpose(-2, -1) * net.factors + net.mask
+    mixed = (weights.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    return net.d(mixed)
+
+
+def attend_apart(net, tokens):
+    """Queries, keys and values of a layer each; keys are added to by another one, for each head."""
+    n, count, _ = tokens.shape
+    q, k, v = (
+        layer(tokens).unflatten(2, (4, 3)).transpose(1, 2) for layer in (net.e, net.f, net.c)
+    )
+    bias = net.g(net.table).view(count, count, 4).permute(2, 0, 1)
+    weights = torch.matmul(q, k.mT) + bias.sigmoid()[None]
+    return net.d(torch.matmul(weights.softmax(-1), v).transpose(1, 2).reshape(n, count, -1))
+
+
+def attend_linearly(net, tokens):
+    """Without a softmax: values are multiplied with keys first."""
+    q, k, v = heads_of(net, tokens)
+    mixed = q.relu() @ (k.relu().transpose(-2, -1) @ v)
+    return net.d(mixed.transpose(1, 2).flatten(2))
+
+
+def attend_across_heads(net, tokens):
+    q, k, v = heads_of(net, tokens)
+    weights = net.e((q @ k.transpose(-2, -1)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return net.d((weights.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
 # body, further layers, and what of a, b, c, d stays whole
 WRITTEN = {
     "a shift computed from what it shifts": (
@@ -524,7 +618,7 @@ WRITTEN = {
     "an excitation of two": (
         lambda net, x: net.b(excite(net, net.a(x)) + excite(net, net.c(x))),
         {"c": conv(3, 8), "excitation": nn.Sequential(perceptron(4), nn.Sigmoid())},
-        "ac",
+        "",
     ),
     "a choice between two": (chosen, {"c": conv(3, 8), "d": conv(8, 8, 1)}, ""),
     "a gate that others read": (read_as_well, {"c": conv(8, 8), "d": conv(8, 8)}, ""),
@@ -552,7 +646,7 @@ WRITTEN = {
     "images given by keyword": (
         lambda net, x: net.b(net.t(input=net.a(input=x))),
         {"t": nn.ConvTranspose2d(8, 8, 2, 2, bias=False)},
-        "a",
+        "",
     ),
     "slices and unpacked shapes": (
         lambda net, x: net.b(net.f[1:](F.interpolate(net.f[:1](net.a(x)), (*x.shape[2:],)))),
@@ -565,7 +659,110 @@ WRITTEN = {
         "",
     ),
     "hooks": (lambda net, x: net.b(net.a(x)), {}, "a"),
+    "an MLP behind a LayerNorm": (
+        on_tokens(lambda net, tokens: net.d(F.gelu(net.c(net.norm(tokens))))),
+        {"norm": nn.LayerNorm(8), "c": nn.Linear(8, 12), "d": nn.Linear(12, 8)},
+        "ad",
+    ),
+    "an MLP that mixes tokens": (
+        on_tokens(mixer),
+        {
+            "norm": nn.LayerNorm(8),
+            "c": nn.Linear(256, 9),
+            "d": nn.Linear(9, 256),
+            "e": perceptron(12),
+        },
+        "ad",
+    ),
+    "an MLP between BatchNorms": (
+        on_tokens(
+            lambda net, tokens: net.d(net.norm(net.c(tokens).flatten(0, 1)).relu()).unflatten(
+                0, tokens.shape[:2]
+            )
+        ),
+        {"norm": nn.BatchNorm1d(12), "c": nn.Linear(8, 12), "d": nn.Linear(12, 8)},
+        "",
+    ),
+    "heads": (on_tokens(attend_by_function), {"c": nn.Linear(8, 36), "d": nn.Linear(12, 8)}, ""),
+    "heads by hand": (
+        on_tokens(attend_by_hand),
+        {
+            "c": nn.Linear(8, 36),
+            "d": nn.Linear(12, 8),
+            "norm": nn.LayerNorm(3),
+            "factors": nn.Parameter(torch.rand(4, 1, 1) + 0.5),
+            "mask": nn.Parameter(torch.randn(256, 256)),
+        },
+        "",
+    ),
+    "heads and what is added to them": (
+        on_tokens(attend_with_a_bias),
+        {
+            "c": nn.Linear(8, 36),
+            "d": nn.Linear(12, 8),
+            "e": nn.Linear(2, 4),
+            "mask": nn.Parameter(torch.randn(256, 256)),
+            "table": nn.Parameter(torch.randn(256 * 256, 2)),
+        },
+        "",
+    ),
+    "heads to which a table is added": (
+        on_tokens(attend_with_a_table),
+        {
+            "c": nn.Linear(8, 36),
+            "d": nn.Linear(12, 8),
+            "table": nn.Parameter(torch.randn(4, 256, 256)),
+        },
+        "c",
+    ),
+    "heads of three layers": (
+        on_tokens(attend_apart),
+        {
+            "c": nn.Linear(8, 12),
+            "d": nn.Linear(12, 8),
+            "e": nn.Linear(8, 12),
+            "f": nn.Linear(8, 12),
+            "g": nn.Linear(2, 4),
+            "table": nn.Parameter(torch.randn(256 * 256, 2)),
+        },
+        "",
+    ),
+    "heads without a softmax": (
+        on_tokens(attend_linearly),
+        {"c": nn.Linear(8, 36), "d": nn.Linear(12, 8)},
+        "",
+    ),
+    "heads that are mixed": (
+        on_tokens(attend_across_heads),
+        {"c": nn.Linear(8, 36), "d": nn.Linear(12, 8), "e": nn.Linear(4, 4)},
+        "c",
+    ),
+    "a gated linear unit": (
+        on_tokens(lambda net, tokens: net.d(F.silu(net.c(tokens)) * net.e(tokens))),
+        {"c": nn.Linear(8, 12), "e": nn.Linear(8, 12), "d": nn.Linear(12, 8)},
+        "",
+    ),
+    "a gated linear unit in halves": (
+        on_tokens(gated_in_halves),
+        {"c": nn.Linear(8, 24), "d": nn.Linear(12, 8)},
+        "",
+    ),
 }
+
+
+def silence(layer, kept):
+    """Set all outputs of a convolution or linear layer to zero but those that are kept."""
+    if isinstance(layer, nn.MultiheadAttention):
+        gone = torch.ones(len(layer.in_proj_weight), dtype=torch.bool)
+        gone[kept] = False
+        layer.in_proj_weight.data[gone], layer.in_proj_bias.data[gone] = 0, 0
+        return
+    is_linear = isinstance(layer, nn.Linear)
+    gone = torch.ones(layer.out_features if is_linear else layer.out_channels, dtype=torch.bool)
+    gone[kept] = False
+    if not is_linear:
+        gone = gone[:, None, None]
+    layer.register_forward_hook(lambda _layer, _images, result: result.masked_fill(gone, 0))
 
 
 @pytest.mark.parametrize("kind", WRITTEN)
@@ -591,13 +788,7 @@ def test_removed_filters_count_as_zero_and_nothing_else_changes(kind, monkeypatc
         small = prune(model, kept)
         silenced = copy.deepcopy(model)
         for name, index in kept.items():
-            gone = torch.ones(silenced.get_submodule(name).out_channels, dtype=torch.bool)
-            gone[index] = False
-            silenced.get_submodule(name).register_forward_hook(
-                lambda _layer, _images, result, gone=gone: result.masked_fill(
-                    gone[:, None, None], 0
-                )
-            )
+            silence(silenced.get_submodule(name), index)
         with torch.no_grad():
             assert torch.allclose(small(images), silenced(images), rtol=1e-10, atol=1e-12)
             assert torch.allclose(small(images[:1]), silenced(images[:1]), rtol=1e-10, atol=1e-12)
@@ -612,6 +803,160 @@ def test_removed_filters_count_as_zero_and_nothing_else_changes(kind, monkeypatc
     )
     twin.load_state_dict(small.state_dict())
     assert torch.equal(twin.eval()(images), small(images))
+
+
+# ------------------------------------------------------------------------------ linear layers
+
+
+def token_network(kind="an MLP behind a LayerNorm"):
+    """A network with hidden linear layers, in eval mode."""
+    body, layers, _ = WRITTEN[kind]
+    torch.manual_seed(0)
+    return Written(body, **copy.deepcopy(layers)).float().eval()
+
+
+def without(model, name, index):
+    """A copy without one filter of a layer."""
+    kept = {group.name: range(len(group.channels)) for group in filter_groups(model)}
+    kept[name] = [each for each in kept[name] if each != index]
+    return prune(model, kept)
+
+
+def small_vit():
+    return VisionTransformer(
+        image_size=16,
+        patch_size=4,
+        num_layers=2,
+        num_heads=4,
+        hidden_dim=12,
+        mlp_dim=20,
+        num_classes=4,
+    )
+
+
+def small_convnext():
+    stages = [CNBlockConfig(8, 12, 1), CNBlockConfig(12, None, 1)]
+    return ConvNeXt(stages, layer_scale=1.0, num_classes=4)
+
+
+def small_swin():
+    return SwinTransformer([4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=4)
+
+
+@pytest.mark.parametrize("build", [small_vit, small_convnext, small_swin])
+def test_torchvisions_transformers_lose_what_is_hidden_in_their_blocks(build):
+    torch.manual_seed(0)
+    model = settle(build()).double()
+    filter_groups(model, 16)
+    explore(model, 16)
+    images = torch.randn(2, 3, 16, 16, dtype=torch.double)
+    for seed in range(2):
+        kept = select_filters(model, cal_importance(model, "random", seed=seed), 60)
+        small = prune(model, kept)
+        silenced = copy.deepcopy(model)
+        for name, index in kept.items():
+            silence(silenced.get_submodule(name), index)
+        with torch.no_grad():
+            assert torch.allclose(small(images), silenced(images), rtol=1e-10, atol=1e-12)
+            assert not torch.allclose(small(images), model(images), rtol=1e-2)
+            assert torch.allclose(
+                lower(small, images)(images), small(images), rtol=1e-9, atol=1e-12
+            )
+    twin = rebuild(copy.deepcopy(model), widths_of(small))
+    twin.load_state_dict(small.state_dict())
+    assert torch.equal(twin(images), small(images))
+    again = prune(small, select_filters(small, scores_like(small), 75))
+    assert again(images).isfinite().all()
+    again.train()(images).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in again.parameters())
+
+
+def test_a_head_leaves_as_one_unit_by_the_sum_of_its_scores():
+    model = small_vit().eval()
+    groups = {group.name: group for group in filter_groups(model, 16)}
+    name = "encoder.layers.encoder_layer_1.self_attention"
+    scores = {group.name: torch.full((len(group.channels),), 99.0) for group in groups.values()}
+    scores[name][:] = 10.0
+    heads = scores[name].view(3, 4, 3)  # of queries, keys and values; of each head
+    heads[0, 2], heads[:, 1] = 0.0, 5.0  # the third head has the lowest row, the second the sum
+    kept = select_filters(model, scores, 100 * 9 / filter_count(model)[1])
+    small = prune(model, kept)
+    attention = small.get_submodule(name)
+    assert (attention.num_heads, attention.head_dim) == (3, 3)
+    assert kept[name].tolist() == [row for row in range(36) if row % 12 not in (3, 4, 5)]
+    assert attention.out_proj.weight.shape == (12, 9)
+    assert sum(len(index) for index in kept.values()) == filter_count(small)[0]
+
+
+@pytest.mark.parametrize("percent", [0, 50])
+def test_multiply_adds_of_linear_layers_count_all_tokens(percent):
+    model = token_network()
+    model = prune(model, select_filters(model, scores_like(model), percent))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 24, 24))
+    assert measure_cost(model, 24)["flops"] == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("budget, entry", [("macs", "macs"), ("params", "parameters")])
+def test_a_row_costs_what_is_saved_without_it(budget, entry):
+    model = token_network()
+    costs = filter_costs(model, budget, 24)["c"]
+    saved = measure_cost(model, 24)[entry] - measure_cost(without(model, "c", 5), 24)[entry]
+    assert costs.tolist() == [saved] * 12
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"budget": "macs", "round_to": 4},
+        {"budget": "params", "residual": "coupled"},
+        {"per_cost": True, "pruning_type": "fisher"},
+        {"ranking": "measured"},
+    ],
+)
+def test_all_ways_to_choose_filters_choose_rows_of_linear_layers(choice):
+    model = token_network("a gated linear unit")
+    scores = scores_like(model)
+    for name in ("c", "e"):
+        scores[name] /= 10
+    if choice.get("ranking") == "measured":
+        batches = [(torch.randn(4, 3, 16, 16), torch.zeros(4, dtype=torch.long))]
+        choice = choice | {"losses": measure_losses(model, scores, batches)}
+    kept = select_filters(model, scores, 60, image_size=16, **choice)
+    small = prune(model, kept)
+    width = small.d.in_features
+    assert width == small.c.out_features == small.e.out_features < 12
+    assert width % choice.get("round_to", 1) == 0
+    assert pruned_percent(small, choice.get("budget", "filters"), 16) > 40
+
+
+def test_linear_layers_that_an_older_record_does_not_name_are_whole():
+    model = token_network("an MLP between BatchNorms")
+    small = prune(model, select_filters(model, scores_like(model), 50))
+    assert widths_of(small)["c"] == small.c.out_features < 12
+    older = {name: width for name, width in widths_of(small).items() if name in ("a", "b")}
+    twin = rebuild(token_network("an MLP between BatchNorms"), older)
+    assert (twin.c.out_features, twin.d.out_features) == (12, 8)
+    assert twin.b.out_channels == small.b.out_channels
+
+
+def test_linear_layers_that_stay_for_one_reason_share_a_line():
+    body = on_tokens(lambda net, tokens: net.d(net.c(net.norm(tokens))) + net.e(tokens))
+    layers = {"c": nn.Linear(8, 12), "d": nn.Linear(12, 8), "e": nn.Linear(8, 8)}
+    model = Written(body, norm=nn.LayerNorm(8), **layers)
+    lines = fixed_text(remains_of(model).structure)
+    assert "a keeps its 8 filters: LayerNorm mixes them" in lines
+    assert [line for line in lines if "linear" in line] == [
+        "2 linear layers, d to e, keep 16 of their filters: LayerNorm mixes them"
+    ]
+    assert not any("head" in line for line in lines)  # nobody expects it to be pruned
+
+
+def test_a_network_of_linear_layers_alone_is_pruned():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 12), nn.ReLU(), nn.Linear(12, 4))
+    filter_groups(model, 8)
+    small = prune(model, select_filters(model, scores_like(model), 50))
+    assert small[1].out_features == small[3].in_features == 6
 
 
 def test_a_stream_that_the_network_itself_adds_up_is_called_by_its_writers():
@@ -892,21 +1237,6 @@ def test_a_network_that_draws_lots_is_refused_for_that():
         check(model, model, remains_of(model).filters)
 
 
-def test_other_outputs_in_training_are_refused():
-    class Auxiliary(Net):
-        def build(self):
-            self.a = conv_bn(16, 16)
-
-        def body(self, x):
-            return self.a(x)
-
-        def forward(self, x):
-            return (super().forward(x), x) if self.training else super().forward(x)
-
-    with pytest.raises(ValueError, match="in training"):
-        filter_groups(Auxiliary())
-
-
 def test_dropout_by_its_function_still_knows_training_after_a_cut():
     torch.manual_seed(0)
     model = settle(FlattenedPixels())
@@ -918,8 +1248,8 @@ def test_dropout_by_its_function_still_knows_training_after_a_cut():
         assert not torch.equal(small.train()(images), small(images))
 
 
-def test_a_network_without_convolutions_is_an_error():
-    with pytest.raises(ValueError, match="nothing can be pruned"):
+def test_a_network_without_hidden_layers_is_an_error():
+    with pytest.raises(ValueError, match="nothing can be pruned.*no hidden linear layers"):
         filter_groups(nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 4)))
 
 

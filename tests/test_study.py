@@ -28,7 +28,7 @@ COMMON = "settings", "runs"  # tables that every section may quote
 def figures(text):
     """The figures of a text, without + and without thousands' commas at their ends."""
     text = NO_PROSE.sub(" ", text.replace("\\", ""))
-    return {found.lstrip("+").rstrip(",") for found in FIGURE.findall(" ".join(text.split()))}
+    return {figure.lstrip("+").rstrip(",") for figure in FIGURE.findall(" ".join(text.split()))}
 
 
 def misquoted(section, made):
@@ -59,7 +59,7 @@ def test_the_tables_of_the_texts_are_those_of_the_records(path, study):
 
 def test_the_sentences_of_the_study_quote_its_tables(made):
     intro, *sections = (FOLDER / "README.md").read_text().split("\n## ")
-    summary = next(each for each in sections if each.startswith("In ten sentences"))
+    summary = next(section for section in sections if section.startswith("In ten sentences"))
     for section in (intro, *sections):
         if not section.startswith("The images"):
             quoted = tables.BLOCK.sub("", section) if section is summary else section

@@ -68,6 +68,24 @@ def test_penalty_and_degree_against_the_formula(network):
     assert len(degrees) == len([m for m in network.modules() if isinstance(m, nn.Conv2d)])
 
 
+def test_the_penalty_can_be_of_hidden_linear_layers_too():
+    torch.manual_seed(0)
+    hidden, head = nn.Linear(6, 5), nn.Linear(5, 4)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), hidden, nn.ReLU(), head)
+    filter_groups(model, 3)
+    grams = [gram(model[0]), gram(model[2])]  # the classifier is never penalised
+    distances = [(g - torch.eye(len(g))).abs().sum().item() for g in grams]
+    published, wider = (
+        OrthonormalityPenalty(model, 1.0),
+        OrthonormalityPenalty(model, 1.0, "hidden"),
+    )
+    assert published().item() == pytest.approx(distances[0], rel=1e-5)
+    share = 0.5  # 6 filters of 3x3, 6 inputs of what computes as a 1x1 convolution
+    assert wider().item() == pytest.approx(share * sum(distances), rel=1e-5)
+    with pytest.raises(ValueError, match="it must be convolutions or hidden"):
+        OrthonormalityPenalty(model, 1.0, "all")
+
+
 def test_orthonormal_filters_cost_nothing_and_have_degree_one(network):
     for _, conv in convolutions(network):
         rows, columns = len(conv.weight), conv.weight[0].numel() + (conv.bias is not None)
@@ -475,7 +493,7 @@ def test_augmented_images_are_shifted_and_mirrored_real_ones(digits):
     shifts, mirrors = set(), set()
     for image, k in zip(as_pixels(images), labels.tolist()):
         padded = F.pad(split.images[k], (0, 0, 2, 2, 2, 2))  # an eighth of 16 pixels
-        found = [
+        matches = [
             (y, x, m)
             for y in range(5)
             for x in range(5)
@@ -484,9 +502,9 @@ def test_augmented_images_are_shifted_and_mirrored_real_ones(digits):
                 image, (lambda crop: crop.flip(1) if m else crop)(padded[y : y + 16, x : x + 16])
             )
         ]
-        assert found, f"image {k} is not a shifted original"
-        shifts.add(found[0][:2])
-        mirrors.add(found[0][2])
+        assert matches, f"image {k} is not a shifted original"
+        shifts.add(matches[0][:2])
+        mirrors.add(matches[0][2])
     assert len(shifts) > 10 and mirrors == {False, True}
     assert images.is_contiguous(memory_format=torch.channels_last)
 

@@ -44,14 +44,14 @@ def refuse(*paths):
 def scores(path):
     """{estimator: scores}, the accuracy, and re-estimated statistics, of a network on digits."""
     data, model = load_data("digits", 16), load_checkpoint(path)[0]
-    batches = data.train_batches(16, key=(0,), count=100)
-    found = {
+    batches = data.train_batches(16, key=(0,), count=52)
+    results = {
         "accuracy": evaluate(model, data.test_batches()),
         **{name: cal_importance(model, name, batches) for name in ESTIMATORS},
     }
-    reestimate(model, data.train_batches(16, key=(0,), count=96, augmented=False))
+    reestimate(model, data.train_batches(16, key=(0,), count=48, augmented=False))
     norms = {name: tensor for name, tensor in model.state_dict().items() if ".running_" in name}
-    return found | {"statistics": norms}
+    return results | {"statistics": norms}
 
 
 if __name__ == "__main__":
