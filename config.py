@@ -241,6 +241,8 @@ AUGMENTS = {
     "none": "as it is",
 }
 
+INTERPOLATIONS = "bilinear", "bicubic"  # how images are scaled
+
 RANKINGS = {
     "global": "one list of all layers' scores as they are",
     "layer": "the same share of each layer",

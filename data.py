@@ -21,7 +21,7 @@ from common.batches import EVAL_PIXELS, Batches, Split, plain_batches
 from common.cache import read_or_recall
 from common.errors import InputError
 from common.folders import composed, find_parts, find_test, share_of, what_to_do
-from common.images import describe
+from common.images import Fit, describe
 from common.pixels import FilePixels
 from common.seeds import seed_of
 from common.sources import COUNTS, NAMED
@@ -46,6 +46,7 @@ class ImageData:
     white: dict = field(default_factory=dict)  # see common.images.Images
     augment: str = "shift"  # a key of AUGMENTS
     size: int = None  # pixels that a network gets; by default all that there are
+    interpolation: str = "bilinear"  # see common.images.Fit
     notes: tuple = ()  # lines on what was chosen, left out, and read in an unusual way
 
     @cached_property
@@ -197,7 +198,8 @@ class Preparation:
     key of AUGMENTS. flip: whether they are mirrored, too, where the data set allows it.
     test_percent: how much of each class becomes the test images of a folder that has none.
     skip_bad_images: leave out image files that cannot be read, instead of raising. memory: bytes
-    that the images of a folder may take there, see `common.cache.room`.
+    that the images of a folder may take there, see `common.cache.room`. interpolation: how images
+    are scaled, see `common.images.Fit`.
     """
 
     image_size: int = 32
@@ -208,18 +210,25 @@ class Preparation:
     test_percent: int = 0
     skip_bad_images: bool = False
     memory: float | None = None
+    interpolation: str = "bilinear"
 
     def __post_init__(self):
         object.__setattr__(self, "normalize", normalization_of(self.normalize))
 
     @property
-    def stored_size(self):
-        return stored_size(self.image_size, self.augment)
+    def fit(self):
+        """The Fit by which images become those that are kept."""
+        return Fit(stored_size(self.image_size, self.augment), self.interpolation)
 
     @property
-    def of_batches(self):
-        """The fields of an ImageData that batches are made by."""
-        return {"normalize": self.normalize, "augment": self.augment, "size": self.image_size}
+    def of_images(self):
+        """The fields of an ImageData that say how its images and its batches are made."""
+        return {
+            "normalize": self.normalize,
+            "augment": self.augment,
+            "size": self.image_size,
+            "interpolation": self.interpolation,
+        }
 
 
 # --------------------------------------------------------------------------------------- sources
@@ -247,14 +256,14 @@ def load_prepared(data_path, preparation):
     """The same with a Preparation."""
     if (name := str(data_path).lower()) in NAMED:  # a folder of that name is ./CIFAR100
         _require_own_test(data_path, preparation.test_percent)
-        source = NAMED[name](preparation.stored_size)
+        source = NAMED[name](preparation.fit)
         return ImageData(
             source.name,
             source.classes,
             Split(*source.train),
             Split(*source.test),
             flip=preparation.flip and source.flip,
-            **preparation.of_batches,
+            **preparation.of_images,
         )
     root = _folder_at(data_path)
     folder = find_parts(root, preparation.test_percent)
@@ -337,9 +346,7 @@ def _folder_at(data_path):
 
 def _read_folder(root, folder, classes, preparation):
     paths = {part: _by_class(files, classes) for part, files in folder.parts.items()}
-    read = read_or_recall(
-        root, paths, preparation.stored_size, preparation.white, preparation.memory
-    )
+    read = read_or_recall(root, paths, preparation.fit, preparation.white, preparation.memory)
     notes, splits = [*folder.notes, *describe(read)], {}
     for part, files in folder.parts.items():
         counts = torch.tensor([len(files.get(name, ())) for name in classes])
@@ -360,7 +367,7 @@ def _read_folder(root, folder, classes, preparation):
         flip=preparation.flip,
         white=read.white,
         notes=tuple(notes),
-        **preparation.of_batches,
+        **preparation.of_images,
     )
 
 

@@ -21,7 +21,7 @@ from common.libraries import lazy, load
 from common.processes import processes
 from common.signals import explained, uninterrupted
 from common.terminal import megabytes, print_notes, print_table
-from config import MODELS
+from config import INTERPOLATIONS, MODELS
 from imp_estimator import ESTIMATORS, PLAIN, cal_importance
 from lab import hints
 from lab.experiment import Experiment, normalization
@@ -259,6 +259,13 @@ class Measurement:
         type=normalization,
         metavar="NAME|LIST",
     )
+    interpolation: str = flag(
+        "data",
+        None,
+        "as in main.py, for a file that does not say",
+        shown="what the file says, else bilinear",
+        choices=INTERPOLATIONS,
+    )
     skip_bad_images: bool = switch("data", "leave out images that cannot be read")
 
     device: str = flag("hardware", "auto", "auto takes a GPU where there is one", choices=DEVICES)
@@ -373,12 +380,14 @@ def check(args):
 
 
 def settle(args, record):
-    """(the record with the image size and the normalisation to measure with, lines on what of these
-    the file does not say). Raises InputError where flags contradict the file."""
+    """(the record with the image size, the normalisation and the interpolation to measure with,
+    lines on what of these the file does not say). Raises InputError where flags contradict the
+    file."""
     notes, settled = [], {}
     for name, fallback, value_of in (
         ("image_size", 32, int),
         ("normalize", "half", data.normalization_of),
+        ("interpolation", "bilinear", str),
     ):
         known, given = getattr(record, name), getattr(args, name)
         taken = fallback if given is None else given
@@ -492,6 +501,7 @@ def export(args, model, record, images):
         normalize=record.normalize,
         white=record.white,
         scaled_size=data.stored_size(record.image_size, record.flag("augment")),
+        interpolation=record.interpolation,
         inside=args.export_normalize,
         fold=args.export_fold,
         opset=args.export_opset,

@@ -43,17 +43,18 @@ def room():
     return (memory() or 8e9) / MEMORY / copies()
 
 
-def read_or_recall(root, parts, size, white=None, most=None):
+def read_or_recall(root, parts, fit, white=None, most=None):
     """The Images of {name: paths} below `root`, see `read_images`; many are decoded only once.
     most: bytes that may be held in memory, by default `room()`; more are FilePixels."""
+    size = fit.size
     count, most = sum(map(len, parts.values())), room() if most is None else most
     if count < CACHE_FROM and bytes_of(count, size) <= most:
-        return read_images(parts, size, white)
+        return read_images(parts, fit, white)
     more = ["heif"] if find_spec("pillow_heif") else []  # what else can be read
-    kind = repr((VERSION, PIL.__version__, size, white, *more))
+    kind = repr((VERSION, PIL.__version__, _key_of(fit), white, *more))
     stamps = _stamps(kind, root, parts)
     folder = _folder()
-    index = folder / f"{seed_of(str(root.resolve()), size, *parts):016x}.key"
+    index = folder / f"{seed_of(str(root.resolve()), _key_of(fit), *parts):016x}.key"
     known, old = _read_index(index)
     if known == stamps and (images := _recall(folder, old, parts, size, most)):
         return images
@@ -62,7 +63,7 @@ def read_or_recall(root, parts, size, white=None, most=None):
         images = _recall(folder, content, parts, size, most)
     try:
         if not images:
-            _keep(folder, content, parts, size, white)
+            _keep(folder, content, parts, fit, white)
             if _stamps(kind, root, parts) != stamps:
                 _remove(folder, content)
                 raise OSError("images were changed meanwhile")
@@ -81,7 +82,13 @@ def read_or_recall(root, parts, size, white=None, most=None):
             ],
             indent=0,
         )
-    return images or read_images(parts, size, white)
+    return images or read_images(parts, fit, white)
+
+
+def _key_of(fit):
+    """What names a Fit in the cache: one that is bilinear its size alone, by which caches are found
+    that were made before there was a choice."""
+    return fit.size if fit.interpolation == "bilinear" else tuple(fit)
 
 
 def _folder():
@@ -179,11 +186,12 @@ class _Rows:
         self.sums[number] = zlib.crc32(image)
 
 
-def _keep(folder, content, parts, size, white):
+def _keep(folder, content, parts, fit, white):
     """Decode images into a file under a name that nobody can foresee, then put it in its place.
     Raises OSError, also where the disk has no room for them."""
     folder.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
+    size = fit.size
     starts = _starts(parts, size)
     needed, free = starts.pop(None), shutil.disk_usage(folder).free
     if needed > 0.95 * free:
@@ -198,7 +206,7 @@ def _keep(folder, content, parts, size, white):
             rows = {
                 name: _Rows(file, start, len(parts[name]), size) for name, start in starts.items()
             }
-            read = read_into(rows, parts, size, white)
+            read = read_into(rows, parts, fit, white)
             os.fsync(file.fileno())
             written = os.fstat(file.fileno()).st_mtime_ns
         os.replace(name, folder / f"{content}.bytes")

@@ -84,6 +84,21 @@ def is_image(path):
 # ---------------------------------------------------------------------------------------- reading
 
 
+class Fit(NamedTuple):
+    """How an image becomes a square.
+
+    size: its pixels, height and width. interpolation: how it is scaled, "bilinear" or "bicubic".
+    """
+
+    size: int
+    interpolation: str = "bilinear"
+
+    def __call__(self, image):
+        """The largest centred square of a Pillow image, scaled."""
+        resampling = Image.Resampling[self.interpolation.upper()]
+        return ImageOps.fit(image, (self.size, self.size), resampling)
+
+
 class Images(NamedTuple):
     """What image files hold.
 
@@ -98,24 +113,26 @@ class Images(NamedTuple):
     remarks: dict
 
 
-def read_images(parts, size, white=None):
-    """The Images of {name: paths}. white: see `Images`, of the data set that they belong to."""
+def read_images(parts, fit, white=None):
+    """The Images of {name: paths}, each brought to a square by a Fit. white: see `Images`, of the
+    data set that they belong to."""
+    size = fit.size
     require_memory(sum(map(len, parts.values())), size)
     arrays = {
         name: np.zeros((len(paths), size, size, 3), np.uint8) for name, paths in parts.items()
     }
-    read = read_into(arrays, parts, size, white)
+    read = read_into(arrays, parts, fit, white)
     return read._replace(parts={name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
-def read_into(rows, parts, size, white=None):
+def read_into(rows, parts, fit, white=None):
     """As `read_images`, but image i of a part is assigned to rows[name][i]; one that cannot be read
     is not. The result's `parts` are empty. No more than a few images are held at a time."""
     unreadable, deep, remarks, largest = {}, [], {}, {}
 
     def read(places):
         return [
-            (name, i, _picture_or_error(parts[name][i], size, *white)) for name, i, *white in places
+            (name, i, _picture_or_error(parts[name][i], fit, *white)) for name, i, *white in places
         ]
 
     def pictures(pool, places, title):
@@ -160,23 +177,25 @@ def read_into(rows, parts, size, white=None):
     return Images({}, unreadable, white, remarks)
 
 
-def _picture_or_error(path, size, *white):
+def _picture_or_error(path, fit, *white):
     try:
-        return read_image(path, size, *white)
+        return read_image(path, fit, *white)
     except Exception as error:  # Pillow raises many kinds for what is no image
         return error
 
 
-def decode(path, size, white=None):
+def decode(path, size, white=None, interpolation="bilinear"):
     """An image file -> uint8 array, size x size x 3: turned as its EXIF says, the shorter side
     scaled, the centre cut out, transparency laid on white. white: see `Images`; 65,535 by default.
+    interpolation: see `Fit`.
     """
+    fit = Fit(size, interpolation)
     with _own_limits:
-        picture = read_image(path, size)
+        picture = read_image(path, fit)
         if not picture.kind:
             return picture.pixels
         known = {**_whites({picture.kind: picture.largest}), **WIDEST, **(white or {})}
-        return read_image(path, size, known[picture.kind]).pixels
+        return read_image(path, fit, known[picture.kind]).pixels
 
 
 def _reason(error):
@@ -253,13 +272,13 @@ class _OwnLimits:
 _own_limits, _large = _OwnLimits(), threading.Lock()  # for all threads
 
 
-def read_image(path, size, white=None):
+def read_image(path, fit, white=None):
     """The Picture of a file. white: the value of deep pixels that becomes white, where that is
     known. Raises what Pillow raises where it cannot be read."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError("it is no file")
     try:
-        return _read(path, size, white, [])
+        return _read(path, fit, white, [])
     except (FileNotFoundError, PermissionError):
         raise
     except Exception:
@@ -269,7 +288,7 @@ def read_image(path, size, white=None):
         with suppress(Exception):
             return _read(
                 content,
-                size,
+                fit,
                 white,
                 ["texts, EXIF or colour profiles that are damaged or too long, read without them"],
             )
@@ -292,16 +311,16 @@ def _only_pixels(path):
     return io.BytesIO(b"".join(kept))
 
 
-def _read(file, size, white, remarks):
+def _read(file, fit, white, remarks):
     with Image.open(file, formats=formats()[0]) as image:
-        image.draft(None, (drafted_size(size),) * 2)  # a half, a quarter or an eighth of a JPEG
+        image.draft(None, (drafted_size(fit.size),) * 2)  # a half, a quarter or an eighth of a JPEG
         if _bytes_of(image) > LARGE:
             _require_bounded(image)
         with _large if _bytes_of(image) > LARGE else nullcontext():
             if white and white < WIDEST["colour"] and _has_deep_colours(image):
                 with Image.open(file, formats=formats()[0]) as low:
-                    return Picture(_deep_colours(image, low, size, white), remarks)
-            return _picture(image, size, white, remarks)
+                    return Picture(_deep_colours(image, low, fit, white), remarks)
+            return _picture(image, fit, white, remarks)
 
 
 def drafted_size(size):
@@ -324,7 +343,7 @@ def _require_bounded(image):
         )
 
 
-def _picture(image, size, white, remarks):
+def _picture(image, fit, white, remarks):
     with suppress(Exception):
         if getattr(image, "is_animated", False):
             remarks.append("several frames or pages, of which the first was read")
@@ -338,7 +357,7 @@ def _picture(image, size, white, remarks):
     image.load()
     image = _turned(image, remarks)
     if image.mode.startswith(("I", "F")):
-        return _deep_picture(image, size, white, remarks)
+        return _deep_picture(image, fit, white, remarks)
     largest = 256 * max(high for _, high in image.getextrema()[:3]) + 255 if kind else 0
     if opaque:
         image = image.convert("RGB")
@@ -350,8 +369,7 @@ def _picture(image, size, white, remarks):
         image = _on_white(image, remarks)
     if image.mode != "L":  # one band is resized as three are
         image = image.convert("RGB")
-    image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    return Picture(np.array(image.convert("RGB")), remarks, kind, float(largest))
+    return Picture(np.array(fit(image).convert("RGB")), remarks, kind, float(largest))
 
 
 def _is_opaque(image, remarks):
@@ -398,7 +416,7 @@ def _has_deep_colours(image):
     return _raw_mode(image) in OTHER_BYTE and "transparency" not in image.info
 
 
-def _deep_colours(image, low, size, white):
+def _deep_colours(image, low, fit, white):
     """The bytes of 16-bit colours. low: the same image, not loaded yet, for the lower bytes."""
     opaque = _is_opaque(image, [])
     low.tile = list(map(_with_other_byte, low.tile))
@@ -409,7 +427,7 @@ def _deep_colours(image, low, size, white):
         band = np.asarray(upper, np.float32) * 256 + np.asarray(lower)
         if alpha:
             band = white + (band - white) * (np.asarray(alpha) / np.float32(255))
-        fitted.append(ImageOps.fit(Image.fromarray(band), (size, size), Image.Resampling.BILINEAR))
+        fitted.append(fit(Image.fromarray(band)))
     return _to_bytes(np.stack(fitted, axis=2), white)
 
 
@@ -423,7 +441,7 @@ def _with_other_byte(tile):
     return tile._make((*position, arguments)) if hasattr(tile, "_make") else (*position, arguments)
 
 
-def _deep_picture(image, size, white, remarks):
+def _deep_picture(image, fit, white, remarks):
     """Pixels of more than 8 bits, all of them grey."""
     tags = getattr(image, "tag_v2", {})
     kind = "float" if image.mode == "F" else "integer"
@@ -449,7 +467,7 @@ def _deep_picture(image, size, white, remarks):
             remarks.append("0 for white, whose brightness stays turned over")
     grey, pixels = grey.clip(0), None
     if white:
-        fitted = ImageOps.fit(Image.fromarray(grey), (size, size), Image.Resampling.BILINEAR)
+        fitted = fit(Image.fromarray(grey))
         pixels = np.repeat(_to_bytes(np.asarray(fitted), white)[..., None], 3, axis=2)
     return Picture(pixels, remarks, kind, float(grey.max()))
 

@@ -29,7 +29,7 @@ class Source(NamedTuple):
     flip: bool = True
 
 
-def _cifar(cls, archive, image_size):
+def _cifar(cls, archive, fit):
     try:
         parts = [cls(FOLDER, train=train) for train in (True, False)]
     except RuntimeError:  # not there, or damaged
@@ -47,41 +47,45 @@ def _cifar(cls, archive, image_size):
                 "--data_path=digits, which needs no download"
             ) from error
     train, test = (
-        (_resized(torch.from_numpy(part.data), image_size), torch.tensor(part.targets))
-        for part in parts
+        (_resized(torch.from_numpy(part.data), fit), torch.tensor(part.targets)) for part in parts
     )
     return Source(cls.__name__, tuple(parts[0].classes), train, test)
 
 
-def cifar100(image_size):
-    return _cifar(datasets.CIFAR100, "cifar-100-python.tar.gz", image_size)
+def cifar100(fit):
+    return _cifar(datasets.CIFAR100, "cifar-100-python.tar.gz", fit)
 
 
-def cifar10(image_size):
-    return _cifar(datasets.CIFAR10, "cifar-10-python.tar.gz", image_size)
+def cifar10(fit):
+    return _cifar(datasets.CIFAR10, "cifar-10-python.tar.gz", fit)
 
 
-def digits(image_size):
+def digits(fit):
     need("--data_path=digits", "sklearn.datasets")
     drawn = sklearn_datasets.load_digits()
     grey = torch.from_numpy(drawn.images / 16 * 255).float()[..., None].expand(-1, -1, -1, 3)
-    pixels, labels = _resized(grey, image_size), torch.from_numpy(drawn.target).long()
+    pixels, labels = _resized(grey, fit), torch.from_numpy(drawn.target).long()
     order = torch.from_numpy(np.random.RandomState(0).permutation(len(labels)))
     train, test = ((pixels[part], labels[part]) for part in (order[360:], order[:360]))
     return Source("digits", tuple(str(n) for n in drawn.target_names), train, test, flip=False)
 
 
-def _resized(pixels, size):
-    """N x H x W x 3 of any type -> uint8, N x size x size x 3."""
+def _resized(pixels, fit):
+    """N x H x W x 3 of any type -> uint8, N x size x size x 3, scaled as the Fit says."""
+    size = fit.size
 
     def resize(part):
         if part.shape[1:3] != (size, size):
             part = (
                 F.interpolate(
-                    part.permute(0, 3, 1, 2).float(), (size, size), mode="bilinear", antialias=True
+                    part.permute(0, 3, 1, 2).float(),
+                    (size, size),
+                    mode=fit.interpolation,
+                    antialias=True,
                 )
                 .permute(0, 2, 3, 1)
                 .round_()
+                .clamp_(0, 255)  # bicubic pixels may overshoot
             )
         return part.to(torch.uint8).contiguous()
 
@@ -94,4 +98,4 @@ COUNTS = {
     "cifar10": (10, 50_000, 10_000),
     "digits": (10, 1_437, 360),
 }  # classes, training and test images
-NAMED = {"cifar100": cifar100, "cifar10": cifar10, "digits": digits}  # functions of an image size
+NAMED = {"cifar100": cifar100, "cifar10": cifar10, "digits": digits}  # functions of a Fit

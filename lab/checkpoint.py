@@ -139,8 +139,12 @@ def network_of(weights, model=None):
             if ours and key != "net" and is_plain(value)
         }
         record = Record.read(entries | own)
-        if record.flags is not None and record.normalize is None:  # before there was a choice
-            record = replace(record, normalize=list(NORMALIZATIONS["half"]))
+        if record.flags is not None:  # what it does not say is from before there was a choice
+            record = replace(
+                record,
+                normalize=record.normalize or list(NORMALIZATIONS["half"]),
+                interpolation=record.interpolation or "bilinear",
+            )
         return network, record, [*weights.lines, *left_lines(path, left)]
     except NOT_AS_WRITTEN as error:
         raise InputError(f"{path} cannot be used: {error or 'it is damaged'}"[:400]) from error
@@ -491,8 +495,9 @@ def code_notes(path, network, record):
 
 
 def check_data(path, network, record, data):
-    """Raise InputError where a network was trained on images of other classes, size or
-    normalisation than `data` has. Returns lines on what the file does not say."""
+    """Raise InputError where a network was trained on images of other classes or size than `data`
+    has, or on images that were normalised or scaled in another way. Returns lines on what the file
+    does not say."""
     if len(data.classes) != network.origin.num_classes:
         raise InputError(
             f"{path} is a network for {network.origin.num_classes} classes; "
@@ -514,6 +519,7 @@ def check_data(path, network, record, data):
         for name, known, given in (
             ("image_size", record.image_size, data.image_size),
             ("normalize", record.normalize, normalization_name(data.normalize)),
+            ("interpolation", record.interpolation, data.interpolation),
         )
         if known is None
     ]
@@ -522,6 +528,12 @@ def check_data(path, network, record, data):
         raise InputError(
             f"{path} was trained on images that were normalised in another way; "
             f"--normalize={normalization_name(normalize)} fits it"
+        )
+    interpolation = record.interpolation or data.interpolation
+    if interpolation != data.interpolation:
+        raise InputError(
+            f"{path} was trained on images that were scaled in another way; "
+            f"--interpolation={interpolation} fits it"
         )
     digits = record.classes is None and all(
         name.isascii() and name.isdigit() for name in data.classes

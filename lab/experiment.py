@@ -29,6 +29,7 @@ from common.processes import processes
 from config import (
     AUGMENTS,
     BUDGETS,
+    INTERPOLATIONS,
     MODELS,
     NORMALIZATIONS,
     PRESETS,
@@ -136,6 +137,13 @@ class Experiment:
         "green and blue",
         type=normalization,
         metavar="NAME|LIST",
+    )
+    interpolation: str = flag(
+        "data",
+        "bilinear",
+        "how images are scaled to --image_size; most of timm's and some of torchvision's weights "
+        "were trained with bicubic",
+        choices=INTERPOLATIONS,
     )
 
     augment: str = flag(
@@ -249,8 +257,8 @@ class Experiment:
         "begin with the weights in this file, as far as they fit: a network of "
         "this suite, a published one, or torchvision's; in the architecture of a pruned one. Of "
         "several state dicts in a file FILE:KEY takes the one under that key (model.pth:ema). "
-        "DEFAULT: torchvision's own weights, downloaded, and their normalisation; of timm:NAME "
-        "timm's own, also with their --image_size",
+        "DEFAULT: torchvision's own weights, downloaded, with their --normalize and "
+        "--interpolation; of timm:NAME timm's own, also with their --image_size",
         shown="fresh weights",
         type=location,
         metavar="FILE|DEFAULT",
@@ -588,6 +596,7 @@ class Experiment:
             test_percent=self.test_percent,
             skip_bad_images=self.skip_bad_images,
             memory=self.memory and self.memory * 1e9,
+            interpolation=self.interpolation,
         )
 
     @property

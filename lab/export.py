@@ -21,7 +21,7 @@ from channels.lowering import lower
 from common.copies import copy_of
 from common.errors import InputError, first_line
 from common.files import write_atomically
-from common.images import drafted_size
+from common.images import Fit, drafted_size
 from common.libraries import ONNX, lazy, need
 from data import HALF
 from lab.checkpoint import network_content, rebuild
@@ -53,19 +53,21 @@ WEIGHTED, ELEMENTWISE = (
 class ExportSettings:
     """What a network is exported with.
 
-    normalize    what its images are normalised with: the means and standard deviations of red,
-                 green and blue from 0 to 1
-    white        of deep pixels, see common.images.Images
-    scaled_size  the pixels, height and width, that image files are brought to before the centre
-                 is cut out; None where nothing is cut off
-    inside       the graph takes pixels from 0 to 1, and normalises them
-    fold         BatchNorms become part of convolutions where that is exact
-    opset        of an .onnx; None for torch's own choice
+    normalize      what its images are normalised with: the means and standard deviations of red,
+                   green and blue from 0 to 1
+    white          of deep pixels, see common.images.Images
+    scaled_size    the pixels, height and width, that image files are brought to before the centre
+                   is cut out; None where nothing is cut off
+    interpolation  how image files are scaled, see common.images.Fit
+    inside         the graph takes pixels from 0 to 1, and normalises them
+    fold           BatchNorms become part of convolutions where that is exact
+    opset          of an .onnx; None for torch's own choice
     """
 
     normalize: tuple = HALF
     white: dict[str, float] | None = None
     scaled_size: int | None = None
+    interpolation: str = "bilinear"
     inside: bool = False
     fold: bool = True
     opset: int | None = None
@@ -227,20 +229,22 @@ def _metadata(model, classes, size, settings):
         **{key: content[key] for key in rebuilding if key in content},
         "image_size": size,
         "scaled_size": scaled,
+        "interpolation": settings.interpolation,
         "classes": list(classes),
         "input": f"float32, N x 3 x {size} x {size}, RGB, {pixels}",
         "mean": list(means),
         "std": list(deviations),
         **({"white": settings.white} if settings.white else {}),
-        "steps": _steps(size, scaled, means, deviations),
+        "steps": _steps(size, Fit(scaled, settings.interpolation), means, deviations),
         "output": f"logits, N x {model.origin.num_classes}",
         "torch": torch.__version__,
     }
 
 
-def _steps(size, scaled, means, deviations):
+def _steps(size, fit, means, deviations):
     """How an image file becomes pixels, a dict for each step, as common/images.py does it."""
-    draft = drafted_size(scaled)
+    scaled, draft = fit.size, drafted_size(fit.size)
+    resampling = f"PIL.Image.Resampling.{fit.interpolation.upper()}"
     return [
         {
             "do": "decode",
@@ -256,9 +260,9 @@ def _steps(size, scaled, means, deviations):
             "part": "the largest centred square, to fractions of a pixel",
             "and": "scale",
             "to": [scaled, scaled],
-            "filter": "bilinear",
+            "filter": fit.interpolation,
             "antialias": True,
-            "as": "PIL.ImageOps.fit(image, to, PIL.Image.Resampling.BILINEAR)",
+            "as": f"PIL.ImageOps.fit(image, to, {resampling})",
         },
         *(
             [{"do": "cut", "part": f"the centred square of {size} x {size} pixels"}]

@@ -60,6 +60,7 @@ _MAIN = {
         "classes nb_classes n_classes nc"
     ),
     "--normalize": "mean std",
+    "--interpolation": "interp resample resampling train_interpolation",
     "--augment and --flip": (
         "aug augmentation auto_augment autoaugment aa randaugment mixup cutmix hflip transforms "
         "random_erase"

@@ -224,7 +224,7 @@ class Job(Plan):
         notes, flags = [], self.flags
         if self.kept:
             return notes
-        prepared = ("image_size", "augment", "val_percent", "test_percent")
+        prepared = ("image_size", "interpolation", "augment", "val_percent", "test_percent")
         for path in self.outputs:
             record = record_in(path)
             if record is None or record.fingerprint in (None, self.data.fingerprint):
@@ -511,6 +511,7 @@ def save_network(job, phase, number=0):
         classes=list(job.data.classes),
         image_size=job.data.image_size,
         normalize=list(job.data.normalize),
+        interpolation=job.data.interpolation,
         white=job.data.white or None,
         seed=flags.seed,
         job=flags.job,

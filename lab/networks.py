@@ -305,12 +305,13 @@ def default_weights(name):
             "none of their networks; name a file of weights, --init=FILE"
         )
     weights = zoo.get_model_weights(name).DEFAULT
+    prepare = weights.transforms()
     normalize = "half"  # with weights, torchvision lets those of ARGUMENTS normalise anew
     if name not in ARGUMENTS:
-        prepare = weights.transforms()
         normalize = _normalization_name(prepare.mean, prepare.std)
     file = weights.url.rpartition("/")[2]
-    return Pretrained("torchvision", weights.url, file, {"normalize": normalize})
+    flags = {"normalize": normalize, "interpolation": prepare.interpolation.value}
+    return Pretrained("torchvision", weights.url, file, flags)
 
 
 def _weights_of_timm(name):
@@ -324,6 +325,7 @@ def _weights_of_timm(name):
         )
     flags = {
         "normalize": _normalization_name(known.mean, known.std),
+        "interpolation": known.interpolation,
         "image_size": known.input_size[-1],
     }
     if not known.hf_hub_id:

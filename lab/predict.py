@@ -5,7 +5,7 @@ import torch
 from common.errors import InputError
 from common.files import to_csv, write_atomically
 from common.folders import image_files
-from common.images import WIDEST, describe, read_images
+from common.images import WIDEST, Fit, describe, read_images
 from common.modes import evaluating
 from common.terminal import counted, print_notes, print_table, printable
 from data import HALF, Split, plain_batches, stored_size
@@ -34,12 +34,12 @@ def print_predictions(model, record, path, image_size, skip_bad_images, table):
     file `table`. Raises InputError."""
     files, white = image_files(path), {**WIDEST, **(record.white or {})}
     classes = record.classes or [f"class {k}" for k in range(model.origin.num_classes)]
-    stored = stored_size(image_size, record.flag("augment"))
+    fit = Fit(stored_size(image_size, record.flag("augment")), record.interpolation)
     print(f"Predictions for {counted(len(files), 'image')}, brought to {image_size} x {image_size}")
     rows = []
     for start in range(0, len(files), 1000):
         part = files[start : start + 1000]
-        read = read_images({"the": part}, stored, white)
+        read = read_images({"the": part}, fit, white)
         white = {**read.white, **white}  # all images have one rule
         unreadable = read.unreadable
         if unreadable and not skip_bad_images:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TypedDict
 
 from common.schema import check, check_fields
-from config import BUDGETS, MODELS, title_of
+from config import BUDGETS, INTERPOLATIONS, MODELS, title_of
 from imp_estimator import order_of
 from lab.experiment import DEFAULTS, prunes_penalised, words_of
 
@@ -168,6 +168,7 @@ class Record:
     classes: list[str] = None
     image_size: int = None  # pixels, height and width
     normalize: list[float] = None  # means and standard deviations of red, green, blue from 0 to 1
+    interpolation: str = None  # how images were scaled, one of INTERPOLATIONS
     white: dict[str, float] = None  # kind of deep pixels -> the value that became white
     seed: int = None
     job: str = None  # a key of JOBS
@@ -515,6 +516,10 @@ def _check_ranges(known):
             raise ValueError(
                 f"normalize is {normalize}, not three means and three deviations above 0"
             )
+    if known.get("interpolation", "bilinear") not in INTERPOLATIONS:
+        raise ValueError(
+            f"interpolation is {known['interpolation']!r}, none of {', '.join(INTERPOLATIONS)}"
+        )
     for name in ("filters", "parameters", "macs", "flops"):
         if known.get(name, 1) <= 0:
             raise ValueError(f"{name} is {known[name]}, not above 0")

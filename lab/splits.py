@@ -7,8 +7,9 @@ from data import Preparation, load_prepared, load_test
 
 
 def preparation_of(record, skip_bad_images=False):
-    """The Preparation of the images that a network was trained on, by its Record, whose image size
-    and normalisation are settled. skip_bad_images: whether also where the training did not."""
+    """The Preparation of the images that a network was trained on, by its Record, whose image size,
+    normalisation and interpolation are settled. skip_bad_images: whether also where the training
+    did not."""
     return Preparation(
         image_size=record.image_size,
         normalize=record.normalize,
@@ -17,6 +18,7 @@ def preparation_of(record, skip_bad_images=False):
         flip=record.flag("flip"),
         test_percent=record.flag("test_percent"),
         skip_bad_images=skip_bad_images or bool(record.flag("skip_bad_images")),
+        interpolation=record.interpolation,
     )
 
 

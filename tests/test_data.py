@@ -104,6 +104,51 @@ def test_every_mode_and_size_becomes_rgb(tmp_path, mode, colour, expected, size)
     assert (np.abs(pixels.astype(int) - expected) <= 1).all()
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_images_are_scaled_as_pillow_scales_them(interpolation, tmp_path):
+    """To the bit, whatever their mode; deep pixels as floating-point ones."""
+    from PIL import Image, ImageOps
+
+    def fitted(image):
+        return np.asarray(ImageOps.fit(image, (8, 8), Image.Resampling[interpolation.upper()]))
+
+    colours = np.random.RandomState(0).randint(0, 4096, (20, 30, 3)).astype(np.uint16)
+    deep = [fitted(Image.fromarray(band.astype(np.float32))) for band in colours.T.swapaxes(1, 2)]
+    as_bytes = [(band * (255 / 4095) + 0.01).clip(0, 255).astype(np.uint8) for band in deep]
+    Image.fromarray(colours[..., 0]).save(tmp_path / "deep.png")
+    deep_png(tmp_path / "colours.png", colours)
+    image = Image.fromarray((colours >> 4).astype(np.uint8))
+    image.save(tmp_path / "image.png")
+    image.convert("L").save(tmp_path / "grey.png")
+    for name, wanted in {
+        "image": fitted(image),
+        "grey": np.dstack([fitted(image.convert("L"))] * 3),
+        "deep": np.dstack([as_bytes[0]] * 3),
+        "colours": np.dstack(as_bytes),
+    }.items():
+        white = {"integer": 4095, "colour": 4095}
+        pixels = images.decode(tmp_path / f"{name}.png", 8, white, interpolation)
+        assert np.array_equal(pixels, wanted), name
+        if interpolation == "bilinear":
+            assert np.array_equal(images.decode(tmp_path / f"{name}.png", 8, white), wanted)
+
+
+def test_data_sets_that_have_a_name_are_scaled_as_images_are():
+    """The digits' strokes are bright enough that bicubic ones overshoot."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    order = np.random.RandomState(0).permutation(1797)
+    for interpolation in ("bilinear", "bicubic"):
+        data = load_data("digits", 20, interpolation=interpolation)
+        for k in range(20):
+            drawn = Image.fromarray((load_digits().images[order[k]] / 16 * 255).astype(np.float32))
+            scaled = drawn.resize((20, 20), Image.Resampling[interpolation.upper()])
+            wanted = np.asarray(scaled).round().clip(0, 255)
+            assert np.abs(data.test.images[k, ..., 0].numpy() - wanted).max() <= 1
+    assert data.interpolation == "bicubic"
+
+
 def test_a_wide_image_is_cut_not_squeezed(tmp_path):
     from PIL import Image
 
@@ -326,6 +371,24 @@ def soon():
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+
+
+def test_the_cache_does_not_mix_images_that_are_scaled_in_two_ways(cached, monkeypatch):
+    """Those of a folder are kept side by side; bilinear ones by the name that they always had."""
+    root, place = cached
+    scaled = {}
+    for way in ("bilinear", "bicubic"):
+        scaled[way] = load_data(root, 12, skip_bad_images=True, interpolation=way).train.images
+        first = images.decode(sorted((root / "train/one").iterdir())[0], 12, None, way)
+        assert np.array_equal(scaled[way][0].numpy(), first)
+    assert not torch.equal(scaled["bilinear"], scaled["bicubic"])
+    monkeypatch.delattr(cache, "read_into")  # nothing is decoded any more
+    monkeypatch.delattr(cache, "read_images")
+    for way, known in scaled.items():
+        again = load_data(root, 12, skip_bad_images=True, interpolation=way)
+        assert torch.equal(again.train.images, known) and again.interpolation == way
+    key = f"{seed_of(str(root.resolve()), 12, 'train', 'test'):016x}.key"
+    assert (place / key).exists() and len(list(place.glob("*.key"))) == 3
 
 
 def test_images_rewritten_with_their_size_and_time_are_not_taken_from_the_cache(cached):
@@ -908,19 +971,20 @@ def test_deep_pixels_have_one_rule_for_a_data_set(tmp_path):
             paths.append(str(tmp_path / f"{value}.{suffix}"))
             kind = np.uint16 if suffix == "pgm" else np.float32
             Image.fromarray(np.full((8, 8), value, kind)).save(paths[-1])
-    read = images.read_images({"all": paths}, 8)
+    read = images.read_images({"all": paths}, images.Fit(8))
     grey = read.parts["all"][:, 4, 4, 0].tolist()
     assert grey[:5] == [0, 1, 1, 1, 116] or grey[:5] == [1, 3, 3, 4, 255 * 30_000 // 32_767]
     assert (
         grey[5:] == [0, 1, 1, 200] and read.white["float"] == 255 and grey[:5] == sorted(grey[:5])
     )
-    again = images.read_images({"one": paths[5:6]}, 8, read.white)  # alone, by the same rule
+    alone = {"one": paths[5:6]}
+    again = images.read_images(alone, images.Fit(8), read.white)  # by the same rule
     assert again.parts["one"].max() == 0
-    assert images.read_images({"one": paths[5:6]}, 8).parts["one"].max() == 63
+    assert images.read_images({"one": paths[5:6]}, images.Fit(8)).parts["one"].max() == 63
     assert images.decode(paths[4], 8)[0, 0].tolist() == [116] * 3
     twelve = tmp_path / "twelve.tif"  # bits that a camera fills
     Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(twelve)
-    read = images.read_images({"one": [str(twelve)]}, 8)
+    read = images.read_images({"one": [str(twelve)]}, images.Fit(8))
     assert read.white == {"integer": 4095} and read.parts["one"].max() == 249
     assert "0 = black to 4,095 = white" in images.describe(read)[0]
 
@@ -994,7 +1058,7 @@ def test_colours_of_16_bits_have_the_same_rule_as_grey(tmp_path):
             for packed in (False, True)
         ),
     ]
-    read = images.read_images({"all": paths}, 8)
+    read = images.read_images({"all": paths}, images.Fit(8))
     assert read.white == {"colour": 4095} and not read.remarks and not read.unreadable
     assert "colours of 16 bits are read as 0 = black to 4,095 = white" in images.describe(read)[0]
     wanted = (
@@ -1016,13 +1080,14 @@ def test_colours_of_16_bits_have_the_same_rule_as_grey(tmp_path):
         assert (np.abs(pixels.numpy() - wanted) <= 1).all(), path
         assert np.array_equal(images.decode(path, 8, read.white), pixels)
     clear = np.dstack([np.full((8, 8, 3), 2000, np.uint16), np.full((8, 8, 1), 32_896, np.uint16)])
-    half = images.read_images({"all": [deep_png(tmp_path / "a.png", clear)]}, 8, read.white)
+    one = {"all": [deep_png(tmp_path / "a.png", clear)]}
+    half = images.read_images(one, images.Fit(8), read.white)
     assert (
         np.abs(half.parts["all"][0].numpy() - (2000 * 255 / 4095 + 255) / 2).max() <= 1
     )  # on white
     # One that is brighter than 14 bits: the upper byte of all, to the bit, as ever.
     bright = deep_png(tmp_path / "bright.png", colours * 16)
-    read = images.read_images({"all": [*paths, bright]}, 8)
+    read = images.read_images({"all": [*paths, bright]}, images.Fit(8))
     upper = ImageOps.fit(
         Image.fromarray((colours >> 8).astype(np.uint8)), (8, 8), Image.Resampling.BILINEAR
     )
@@ -1044,7 +1109,7 @@ def test_a_fourth_band_is_transparency_only_where_the_file_says_so(tmp_path):
         tiff(tmp_path / "unsaid.tif", pixels),
         tiff(tmp_path / "deep.tif", pixels.astype(np.uint16) * 257, ">"),
     )
-    read = images.read_images({"all": list(unsaid)}, 8)
+    read = images.read_images({"all": list(unsaid)}, images.Fit(8))
     assert (read.parts["all"] == torch.tensor([200, 100, 50])).all()
     assert (
         "2 images with a fourth band that the file does not call transparency"
@@ -1081,7 +1146,7 @@ def test_a_fourth_band_is_transparency_only_where_the_file_says_so(tmp_path):
         + content
     )
     for name in ("x.tga", "x.bmp"):
-        read = images.read_images({"all": [str(tmp_path / name)]}, 8)
+        read = images.read_images({"all": [str(tmp_path / name)]}, images.Fit(8))
         assert read.parts["all"][0, 0, 0].tolist() == [200, 100, 50]
         assert "transparent everywhere, read without transparency" in images.describe(read)[0]
     assert images.decode(tmp_path / "x.png", 8).min() == 255
@@ -1091,7 +1156,7 @@ def test_negative_pixels_are_black_and_the_line_says_where_to_read_on(tmp_path):
     path = tiff(
         tmp_path / "x.tif", np.full((8, 8, 1), -1000, np.int16).view(np.uint16), t262=[1], t339=[2]
     )
-    read = images.read_images({"all": [path]}, 8)
+    read = images.read_images({"all": [path]}, images.Fit(8))
     assert (
         read.parts["all"].max() == 0
         and "negative pixels, read as black; lab/README.md" in images.describe(read)[0]
@@ -1104,7 +1169,7 @@ def test_pixels_that_are_no_numbers_are_black_and_counted(tmp_path):
     pixels = np.full((8, 8), 0.5, np.float32)
     pixels[0, 7], pixels[1, 1] = np.nan, -3
     Image.fromarray(pixels).save(tmp_path / "x.tif")
-    read = images.read_images({"one": [str(tmp_path / "x.tif")]}, 8)
+    read = images.read_images({"one": [str(tmp_path / "x.tif")]}, images.Fit(8))
     grey = read.parts["one"][0, :, :, 0]
     assert grey[0, 7] == grey[1, 1] == 0 and (grey == 127).sum() == 62
     assert (
@@ -1123,11 +1188,11 @@ def test_white_is_zero_and_empty_alpha(tmp_path):
     colours = np.random.RandomState(0).randint(0, 255, (8, 8, 4), np.uint8)
     colours[..., 3] = 0
     Image.fromarray(colours).save(tmp_path / "x.png")
-    read = images.read_images({"one": [str(tmp_path / "x.png")]}, 8)
+    read = images.read_images({"one": [str(tmp_path / "x.png")]}, images.Fit(8))
     assert np.array_equal(read.parts["one"][0].numpy(), colours[..., :3])
     assert "transparent everywhere" in images.describe(read)[0]
     Image.new("RGB", (5, 5)).save(tmp_path / "x.bmp")  # 16 bytes in a row are not 16 bits
-    assert not images.read_images({"one": [str(tmp_path / "x.bmp")]}, 8).remarks
+    assert not images.read_images({"one": [str(tmp_path / "x.bmp")]}, images.Fit(8)).remarks
     deep = np.array([[1000] * 4 + [4_000_000_000] * 4] * 4, np.uint32)
     Image.fromarray(deep.view(np.int32)).save(tmp_path / "u.tif")
     signed, unsigned = (struct.pack("<HHII", 339, 3, 1, form) for form in (2, 1))  # SampleFormat
@@ -1176,7 +1241,7 @@ def test_what_viewers_show_is_read_whatever_stands_beside_the_pixels(tmp_path):
     )
     paths = [str(tmp_path / name) for name in names]
     assert all(map(images.is_image, paths))
-    read = images.read_images({"all": paths}, 16)
+    read = images.read_images({"all": paths}, images.Fit(16))
     assert not read.unreadable and sum(count for count, _ in read.remarks.values()) == 4
     turned, *others = read.parts["all"].int()
     assert (turned - torch.tensor(np.rot90(pixels, -1).copy()).int()).abs().float().mean() < 12
@@ -1259,6 +1324,7 @@ def test_images_of_two_runs_that_are_prepared_alike_are_known_as_the_same_and_on
         "augment": "none",
         "flip": False,
         "memory": 1,
+        "interpolation": "bicubic",
     }.items():
         assert replace(flags, **{name: value}).preparation != flags.preparation, name
     with pytest.raises(TypeError, match="sise"):

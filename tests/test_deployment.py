@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 import torchvision
@@ -217,13 +218,17 @@ def test_a_network_in_8_bits_is_nearly_as_good(network, capsys, set_threads):
     assert os.stat("digits-int8.onnx").st_size < os.stat("digits.onnx").st_size / 1.5
 
 
-def test_the_script_of_the_readme_names_the_class(small, tmp_path, capsys, monkeypatch, digits):
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_the_script_of_the_readme_names_the_class(
+    interpolation, small, tmp_path, capsys, monkeypatch, digits
+):
     pytest.importorskip("onnxruntime")
     from PIL import Image
 
     Image.fromarray(digits.test.images[0].numpy()).save("x.png")
-    assert measure.main(["--model_path=net.pth", "--export=n.onnx", "--export_normalize=True"]) == 0
-    assert measure.main(["--model_path=net.pth", "--predict=x.png", "--device=cpu"]) == 0
+    ask = ["--model_path=net.pth", f"--interpolation={interpolation}", "--device=cpu"]
+    assert measure.main([*ask, "--export=n.onnx", "--export_normalize=True"]) == 0
+    assert measure.main([*ask, "--predict=x.png"]) == 0
     likeliest = capsys.readouterr().out.splitlines()[-2].split()[1]
     monkeypatch.setattr(sys, "argv", ["run.py", "n.onnx", "x.png"])
     script = python_of("lab/README.md", "### Run an export")
@@ -245,7 +250,7 @@ def test_the_script_of_the_readme_names_the_class(small, tmp_path, capsys, monke
         monkeypatch.setattr(sys, "argv", ["run.py", "n.onnx", name])
         exec(script, names := {})
         seen = (names["pixels"][0] * 255).round().astype("uint8").transpose(1, 2, 0)
-        assert (seen == decode(name, seen.shape[0])).all(), name
+        assert (seen == decode(name, seen.shape[0], None, interpolation)).all(), name
 
 
 class Halves(nn.Module):
@@ -326,15 +331,18 @@ def test_what_an_export_cannot_be_is_said(small, capsys):
     assert "BatchNormalization" in {node.op_type for node in onnx.load("n.onnx").graph.node}
 
 
-@pytest.mark.parametrize("scaled", [16, 18])
-def test_an_image_becomes_pixels_as_the_steps_in_the_metadata_say(scaled, tmp_path, few):
+@pytest.mark.parametrize("scaled, interpolation", [(16, "bilinear"), (18, "bicubic")])
+def test_an_image_becomes_pixels_as_the_steps_in_the_metadata_say(
+    scaled, interpolation, tmp_path, few
+):
     """Followed with Pillow and torchvision's transforms, on photographs turned and cut at random."""
     from PIL import Image, ImageOps
     from sklearn.datasets import load_sample_images
     from torchvision.transforms import functional as T
 
     model = narrow("resnet-56", 10)
-    export(model, "abcdefghij", "net.pt2", few[0], ExportSettings(scaled_size=scaled))
+    settings = ExportSettings(scaled_size=scaled, interpolation=interpolation)
+    export(model, "abcdefghij", "net.pt2", few[0], settings)
     run, metadata = load_pt2("net.pt2")
     random, photos, same = (
         np.random.RandomState(0),
@@ -370,7 +378,8 @@ def test_an_image_becomes_pixels_as_the_steps_in_the_metadata_say(scaled, tmp_pa
                 case "cut" if "16 x 16" in step["part"]:
                     image = T.center_crop(image, 16)
                 case "cut":
-                    image = ImageOps.fit(image, step["to"], Image.Resampling.BILINEAR)
+                    assert step["filter"] == interpolation
+                    image = eval(step["as"], {"PIL": PIL, "image": image, "to": step["to"]})
                 case "divide" if step["by"] == 255:
                     image = T.to_tensor(image)
                 case "subtract":
@@ -379,7 +388,11 @@ def test_an_image_becomes_pixels_as_the_steps_in_the_metadata_say(scaled, tmp_pa
                     image = T.normalize(image, means, step["by"])
                 case "order":
                     image = image[None]
-        ours = torch.from_numpy(decode(path, scaled)).permute(2, 0, 1)[None] / 127.5 - 1
+        ours = (
+            torch.from_numpy(decode(path, scaled, None, interpolation)).permute(2, 0, 1)[None]
+            / 127.5
+            - 1
+        )
         margin = (scaled - 16) // 2
         ours = ours[..., margin : margin + 16, margin : margin + 16]
         assert (ours - image).abs().max() < 1e-5

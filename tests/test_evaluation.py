@@ -19,9 +19,11 @@ import main
 from channels.checking import Masked
 from channels.groups import filter_groups
 from channels.partial import Partial
+from common.images import decode
 from conftest import masked, narrow, short_preset, transformer, write_folder
 from data import load_data
 from imp_estimator import cal_importance
+from lab import predict as predictions
 from lab.checkpoint import load_checkpoint, save_checkpoint
 from lab.sensitivity import measure_sensitivity
 from pruner import removable_units, without
@@ -100,12 +102,56 @@ def test_a_share_of_the_images_is_measured_as_it_was_split_off(tmp_path, digits,
     assert "it was trained on" in refusal(capsys, *ask)
 
 
+def test_a_network_sees_images_everywhere_as_they_were_scaled_in_its_training(
+    tmp_path, capsys, monkeypatch
+):
+    """Its file keeps it. So do old ones, by not saying it."""
+    root, random = tmp_path / "photos", np.random.RandomState(0)
+    for name in ("dark", "light"):
+        (root / "train" / name).mkdir(parents=True)
+        for k in range(16):
+            noise = random.randint(0, 128, (40, 50, 3)) + 127 * (name == "light")
+            Image.fromarray(noise.astype(np.uint8)).save(root / "train" / name / f"{k}.png")
+    job = ["--preset=test", "--image_size=16", "--width=0.125", f"--data_path={root}"]
+    job += ["--test_percent=25", "--ebt=True", "--interpolation=bicubic", "--only_train=base"]
+    assert main.main(job) == 0
+    path = "pretrained/ebt/photos/vgg-w0.125.pth"
+    record, seen = load_checkpoint(path)[1], []
+    assert record.interpolation == record.flag("interpolation") == "bicubic"
+
+    name_classes = predictions.predict
+
+    def predict(model, classes, images, *how):
+        seen.extend(images.numpy())
+        return name_classes(model, classes, images, *how)
+
+    monkeypatch.setattr(predictions, "predict", predict)
+    name = root / "train/light/0.png"
+    ask = f"--model_path={path}", "--test_acc=True", f"--predict={name}"
+    assert "has changed since the training" not in measured(capsys, *ask)[1]
+    assert np.array_equal(seen[0], decode(name, 16, None, "bicubic"))
+    assert not np.array_equal(seen[0], decode(name, 16))
+    said = refusal(capsys, *ask, "--interpolation=bilinear")
+    assert "trained with --interpolation=bicubic; leave out --interpolation=bilinear" in said
+    job[-2:] = "--pretrained=True", "--pruning_type=l1", "--prune_percent=20"
+    assert main.main(job) == 2  # by default bilinear
+    error = capsys.readouterr().err
+    assert "scaled in another way; --interpolation=bicubic fits it" in error
+    content = torch.load(path, weights_only=True)
+    del content["interpolation"], content["flags"]["interpolation"]
+    torch.save(content, path)
+    assert load_checkpoint(path)[1].interpolation == "bilinear"
+    assert main.main(job) == 0
+    assert "does not say" not in capsys.readouterr().out
+
+
 def test_what_a_file_does_not_say_is_said_to_be_assumed_or_given(tmp_path, digits, folder, capsys):
     write_folder(tmp_path / "images", digits)
     known = {
         "classes": ["one", "three", "two"],
         "image_size": 16,
         "normalize": config.NORMALIZATIONS["cifar"],
+        "interpolation": "bilinear",
     }
     model = narrow("vgg", 3)
     save_checkpoint("whole.pth", model, known)
@@ -123,7 +169,8 @@ def test_what_a_file_does_not_say_is_said_to_be_assumed_or_given(tmp_path, digit
     )
     line, out = measured(capsys, "--model_path=bare.pth", *ask)
     assert "--image_size: 32 is assumed" in out and "--normalize: half is assumed" in out
-    for flag in ("--image_size=32", "--normalize=half"):
+    assert "--interpolation: bilinear is assumed" in out
+    for flag in ("--image_size=32", "--normalize=half", "--interpolation=bicubic"):
         assert f"leave out {flag}" in refusal(capsys, "--model_path=whole.pth", *ask, flag)
     # Predictions know it, too.
     name = next((tmp_path / "images/test/one").iterdir())

@@ -370,6 +370,7 @@ def test_a_network_of_timm_from_its_weights(flags, tmp_path, capsys, monkeypatch
     wanted = made.pretrained_cfg
     assert shown["normalize"] == "half" and (*wanted["mean"], *wanted["std"]) == (0.5,) * 6
     assert shown["image_size"] == wanted["input_size"][-1] == 160
+    assert shown["interpolation"] == wanted["interpolation"] == "bilinear"
     assert run(*job) == 2
     error = capsys.readouterr().err
     said = r"(https:\S+test_resnet.r160_in1k\S+) could not .*; put that model.safetensors, as (\S+), into (\S+), or"
@@ -388,6 +389,31 @@ def test_a_network_of_timm_from_its_weights(flags, tmp_path, capsys, monkeypatch
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(ours.eval()(images), theirs.eval()(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model, interpolation",
+    [
+        ("resnet18", "bilinear"),
+        ("efficientnet_b0", "bicubic"),
+        ("timm:test_resnet", "bilinear"),
+        ("timm:test_efficientnet", "bicubic"),
+    ],
+)
+def test_images_are_scaled_as_those_that_weights_of_a_library_were_trained_with(
+    model, interpolation, flags, capsys
+):
+    if model.startswith("timm:"):
+        pytest.importorskip("timm")
+    job = (*flags, f"--model={model}", "--only_train=base", "--print_config=True")
+
+    def shown(*more):
+        assert run(*job, *more) == 0
+        return json.loads(capsys.readouterr().out)["flags"]["interpolation"]
+
+    assert shown("--init=DEFAULT") == interpolation
+    assert shown("--init=DEFAULT", "--interpolation=bilinear") == "bilinear"
+    assert shown() == "bilinear"
 
 
 def test_weights_that_timm_has_fetched_before_are_taken(tmp_path, monkeypatch):

@@ -45,6 +45,7 @@ def test_the_results_of_the_study_written_before_records_existed_still_load():
         (("classes",), ["one"], "classes has 1 names"),
         (("image_size",), 0, "image_size is 0"),
         (("image_size",), True, "image_size is True"),
+        (("interpolation",), "cubic", "interpolation is 'cubic', none of bilinear, bicubic"),
         (("history", "retrain"), {}, "history.retrain"),
         (("history", "retrain", 0, "test"), {}, "history.retrain[0].test.top1 is missing"),
         (("pruning", "achieved_percent"), float("nan"), "achieved_percent is nan"),

@@ -102,6 +102,7 @@ CHOICES = {
     "normalize": "half, cifar, imagenet",
     "latency_runtime": "onnxruntime",
     "augment": "crop",
+    "interpolation": "bilinear",
     "class_weights": "balanced, False",
     "prune_from": "base, ortho, False",
     "classifier": "keep, False",
