@@ -1217,6 +1217,21 @@ def test_what_is_decided_by_sizes_is_decided_as_for_the_images():
         prune(model, select_filters(model, scores_like(model), 50), torch.randn(2, 3, 64, 64))
 
 
+def in_single_precision(net, x):
+    x = net.a(x)
+    if x.device.type != "meta":
+        with torch.autocast(x.device.type, enabled=False):
+            return net.b(x).relu()
+    return net.b(x).relu()
+
+
+def test_a_network_may_ask_on_which_device_it_is():
+    model = settle(Written(in_single_precision)).double()
+    images = images_of(model)
+    kept = select_filters(model, scores_like(model), 50)
+    assert difference(model, prune(model, kept), kept, images) < 1e-12
+
+
 def test_a_convolution_that_has_hooks_is_named():
     model = Written(lambda net, x: net.c(net.b(net.a(x))), c=conv(8, 8))
     model.a = nn.utils.spectral_norm(nn.Conv2d(3, 8, 3, padding=1))
