@@ -947,7 +947,7 @@ def test_linear_layers_that_stay_for_one_reason_share_a_line():
     lines = fixed_text(remains_of(model).structure)
     assert "a keeps its 8 filters: LayerNorm mixes them" in lines
     assert [line for line in lines if "linear" in line] == [
-        "2 linear layers, d to e, keep 16 of their filters: LayerNorm mixes them"
+        "2 linear layers, d to e, keep their 16 filters: LayerNorm mixes them"
     ]
     assert not any("head" in line for line in lines)  # nobody expects it to be pruned
 
