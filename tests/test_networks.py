@@ -180,10 +180,6 @@ def test_a_network_that_mixes_all_channels_says_so(flags, capsys, tmp_path):
         ("nets/own.py:Number", "returns int, not a network"),
         ("nets/own.py:Plain", "cannot be built for 3 classes: TypeError"),
         ("inception_v3", "cannot take images of 16 x 16: .*; --image_size=96 fits"),
-        (
-            "timm:vit_tiny_patch16_224",
-            r"Input height doesn't match model \(224\); --image_size=224",
-        ),
         ("vit_b_16", "nothing can be pruned|cannot be traced|cannot take images"),
     ],
 )
@@ -192,6 +188,14 @@ def test_names_that_cannot_be_used(name, says, flags, capsys, tmp_path):
     assert run(*flags, f"--model={name}", "--pruning_type=l1", "--prune_percent=50") == 2
     assert re.search(says, capsys.readouterr().err)
     assert {p for p in files(tmp_path) if "pycache" not in p} == before.keys()
+
+
+def test_sizes_that_a_network_of_timm_refuses_are_said_in_its_words(flags, capsys):
+    pytest.importorskip("timm")
+    name = "timm:vit_tiny_patch16_224"
+    assert run(*flags, f"--model={name}", "--pruning_type=l1", "--prune_percent=50") == 2
+    line = capsys.readouterr().err
+    assert "Input height doesn't match model (224); --image_size=224 fits it" in line
 
 
 def test_timm_is_optional(flags, capsys, monkeypatch):

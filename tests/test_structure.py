@@ -12,6 +12,7 @@ from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.ops import FrozenBatchNorm2d
 
+import fuzz
 from channels import structure
 from channels.checking import Masked, check
 from channels.costs import filter_costs, measure_cost
@@ -803,6 +804,12 @@ def test_removed_filters_count_as_zero_and_nothing_else_changes(kind, monkeypatc
     )
     twin.load_state_dict(small.state_dict())
     assert torch.equal(twin.eval()(images), small(images))
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_random_networks_compute_what_hooks_say(seed):
+    error, share = fuzz.try_out(seed)
+    assert error < 1e-10 and share < 0.5
 
 
 # ------------------------------------------------------------------------------ linear layers
