@@ -302,6 +302,7 @@ def fresh_network(job, like=None):
         ]
     )
     cutting.check_keep(network, flags)
+    cutting.check_penalty(network, flags)
     if begun:
         print_notes(
             weights.initialise(network, begun, classes, job.data.normalize, flags.classifier)

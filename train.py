@@ -47,6 +47,14 @@ def _penalised(model, layers):
     if layers == "hidden":
         own = [group.layer for group in filter_groups(model)]
         chosen += [layer for layer in own if isinstance(layer, nn.Linear)]
+    if not chosen:
+        hint = ""
+        if layers == "convolutions":
+            hint = '; PENALTY_LAYERS = "hidden" in config.py makes it one of hidden linear layers'
+        raise ValueError(
+            "the penalty is one of convolutions, and the network has none; prune the plain "
+            f"network, as fisher does{hint}"
+        )
     return chosen
 
 
@@ -83,12 +91,18 @@ def degree_of_orthogonality(model: nn.Module):
     return degrees
 
 
+def mean_degree(degrees: dict[str, float]) -> float | None:
+    """The mean of what degree_of_orthogonality gives; None of a network without convolutions."""
+    return sum(degrees.values()) / len(degrees) if degrees else None
+
+
 class OrthonormalityPenalty:
     """strength * sum_l c_l * sum_ij |G_l - I|_ij over all convolutions l of `model`.
 
     c_l = sqrt(n_l) / sum_k sqrt(n_k), n_l the input channels of a 1x1 convolution and the output
     channels of any other. Lubana et al. 2020, arXiv 2009.05014. layers: "hidden" adds the hidden
-    linear layers, each as a 1x1 convolution, which is not published.
+    linear layers, each as a 1x1 convolution, which is not published. Raises ValueError where there
+    are none of these.
     Calling it gives a scalar tensor to be added to the loss.
     """
 
@@ -627,8 +641,7 @@ class _Loop:
                 self.keep()  # else the last epoch's weights stay the kept ones
 
     def _orthogonality(self):
-        degrees = degree_of_orthogonality(self.model).values()
-        return sum(degrees) / len(degrees)
+        return mean_degree(degree_of_orthogonality(self.model))
 
     def _choose(self, figures):
         training = self.training

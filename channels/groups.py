@@ -202,17 +202,20 @@ def fixed_text(structure: Structure) -> list[str]:
             lines.append(_fixed_line(names[0], structure.fixed[names[0]]))
             continue
         count = sum(structure.fixed[name].count for name in names)
+        total = sum(structure.fixed[name].total for name in names)
         lines.append(
-            f"{len(names)} linear layers, {names[0]} to {names[-1]}, keep {count:,} of their "
-            f"filters: {reason}"
+            f"{len(names)} linear layers, {names[0]} to {names[-1]}, keep "
+            f"{_share(count, 'their', total)} filters: {reason}"
         )
     return lines
 
 
 def _fixed_line(name, fixed):
-    count, total, reason = fixed
-    share = f"its {total:,}" if count == total else f"{count:,} of its {total:,}"
-    return f"{name} keeps {share} filters: {reason}"
+    return f"{name} keeps {_share(fixed.count, 'its', fixed.total)} filters: {fixed.reason}"
+
+
+def _share(count, whose, total):
+    return f"{whose} {total:,}" if count == total else f"{count:,} of {whose} {total:,}"
 
 
 def filter_groups(model: nn.Module, example=None) -> list[FilterGroup]:

@@ -5,6 +5,7 @@ structure.filters, structure.fixed      # what can leave, and what is fixed and 
 """
 
 import itertools
+import re
 from functools import cached_property
 from typing import NamedTuple
 
@@ -152,7 +153,7 @@ class Structure:
         except Exception as error:  # whatever an operation may raise
             raise ValueError(
                 f"{self.kind.__name__} cannot take {_described(example)}: "
-                f"{title(error.node)}: {first_line(error)}"
+                f"{title(error.node)}: {_without_proxies(first_line(error))}"
             ) from error
 
     def _called(self, kind):
@@ -448,6 +449,11 @@ def _described(inputs):
     if isinstance(inputs, torch.Tensor) and inputs.dim() == 4:
         return f"images of {inputs.shape[-2]} x {inputs.shape[-1]}"
     return " and ".join(" x ".join(map(str, tensor.shape)) for tensor in tensors_in(inputs))
+
+
+def _without_proxies(text):
+    """A network's own message, without what stood for its sizes when it was traced."""
+    return re.sub(r" ?\(?Proxy\(\w*\)\)?", "", text).removesuffix(".")
 
 
 def _in_words(result):

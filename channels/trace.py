@@ -210,6 +210,8 @@ class _Tracer(fx.Tracer):
         value = self.value_of(proxy)
         if isinstance(value, torch.Tensor):
             return super().to_bool(proxy)  # raises
+        if _is_of_a_device(proxy.node):  # the same is to be computed on all of them
+            return bool(value)
         self.create_proxy("call_function", decided, (proxy, bool(value)), {})
         return bool(value)
 
@@ -260,6 +262,13 @@ class _Tracer(fx.Tracer):
         result = super().call_module(module, forward, args, kwargs)
         self.path = outer  # after an error it still says where that was
         return result
+
+
+def _is_of_a_device(node):
+    """Whether a result is computed from the devices of tensors alone."""
+    if node.target is getattr and node.args[1] in ("device", "is_cpu", "is_cuda", "is_meta"):
+        return True
+    return bool(node.all_input_nodes) and all(map(_is_of_a_device, node.all_input_nodes))
 
 
 def _trace(model, tracer):

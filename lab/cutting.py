@@ -22,6 +22,16 @@ def check_keep(network, flags):
         raise InputError(f"--{error}") from error
 
 
+def check_penalty(network, flags):
+    """Raise InputError where a network is to be trained with the penalty, and has no layer that it
+    is of."""
+    try:
+        if flags.penalised:
+            train.OrthonormalityPenalty(network, flags.strength)
+    except ValueError as error:
+        raise InputError(f"--model={flags.model}: {error}") from error
+
+
 def importance(job, network, number, count, step=0):
     """The scores of a network from `count` images, for a step of the cut of round `number`."""
     flags = job.flags

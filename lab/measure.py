@@ -66,9 +66,10 @@ def stream_widths(network):
 
 
 def measure_orthogonality(network: torch.nn.Module) -> dict:
-    """{"mean": over layers, "layers": {convolution: degree of orthogonality}}."""
+    """{"mean": over layers, None where there are none, "layers": {convolution: degree of
+    orthogonality}}."""
     layers = train.degree_of_orthogonality(network)
-    return {"mean": sum(layers.values()) / len(layers), "layers": layers}
+    return {"mean": train.mean_degree(layers), "layers": layers}
 
 
 def measure_layers(network, image_size=32):

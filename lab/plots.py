@@ -2,6 +2,7 @@
 under `@plot(file name, caption)`."""
 
 import itertools
+import math
 import statistics
 import warnings
 from collections.abc import Callable
@@ -271,7 +272,8 @@ def plot_penalty(axis, records):
 
 
 def _percent_orthogonal(record):
-    return 100 * record.unpruned.orthogonality["mean"]
+    degree = record.unpruned.orthogonality["mean"]
+    return math.nan if degree is None else 100 * degree
 
 
 def _runs_with_penalty(records):
@@ -314,7 +316,7 @@ def plot_widths(axis, records):
 )
 def plot_orthogonality(axis, records):
     chosen = most_pruned(records)
-    if not chosen:
+    if not any(map(_degrees_of, chosen)):
         return False
     lines = {}
     for record in chosen:

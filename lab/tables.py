@@ -177,6 +177,8 @@ def _is_exhausted(network, round_to, residual, keep):
 
 def print_orthogonality(figures, before=None):
     """Print the mean degree of orthogonality, also before a training, where that is given."""
+    if figures["mean"] is None:  # the penalty is one of linear layers alone
+        return
     start = "" if before is None else f"before the training: {before['mean']:.2f}; "
     print(
         f"  degree of orthogonality: {figures['mean']:.2f} in the mean ({start}1 = orthogonal "
@@ -185,6 +187,9 @@ def print_orthogonality(figures, before=None):
 
 
 def print_orthogonality_of_layers(figures):
+    if figures["mean"] is None:
+        print("  the network has no convolutions, whose degree of orthogonality this would be")
+        return
     print(f"  degree of orthogonality (1 = orthogonal filters): {figures['mean']:.3f} in the mean")
     print_columns([(name, f"{degree:.3f}") for name, degree in figures["layers"].items()])
 
@@ -271,15 +276,17 @@ def _epoch_row(records):
 def _size_rows(records):
     """What each network consists of, beside what the first one does."""
     sizes = [megabytes(record.compression["file_bytes"]) for record in records]
-    degrees = [f"{record.orthogonality['mean']:.3f}" for record in records]
-    return [
+    degrees = [record.orthogonality["mean"] for record in records]
+    rows = [
         _share_row("filters", records, "filters"),
         _share_row("parameters", records, "parameters"),
         _share_row("MACs (multiply-adds)", records, "macs"),
         _share_row("FLOPs", records, "flops"),
         ["file size", *sizes],
-        ["mean degree of orthogonality", *degrees],
     ]
+    if None not in degrees:  # as of a network without convolutions
+        rows.append(["mean degree of orthogonality", *(f"{degree:.3f}" for degree in degrees)])
+    return rows
 
 
 def _share_row(name, records, figure):

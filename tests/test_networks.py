@@ -190,6 +190,14 @@ def test_names_that_cannot_be_used(name, says, flags, capsys, tmp_path):
     assert {p for p in files(tmp_path) if "pycache" not in p} == before.keys()
 
 
+def test_sizes_that_a_network_of_timm_refuses_are_said_in_its_words(flags, capsys):
+    pytest.importorskip("timm")
+    name = "timm:vit_tiny_patch16_224"
+    assert run(*flags, f"--model={name}", "--pruning_type=l1", "--prune_percent=50") == 2
+    line = capsys.readouterr().err
+    assert "Input height doesn't match model (224); --image_size=224 fits it" in line
+
+
 def test_timm_is_optional(flags, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     assert run(*flags, "--model=timm:resnet18", "--only_train=base") == 2
@@ -248,6 +256,34 @@ def test_every_method_prunes_a_network_of_ones_own(flags, capsys):
     assert run(*bare, "--pruning_type=bn", "--out=bare") == 0
     output = capsys.readouterr()
     assert "have no BatchNorm of their own, so bn keeps them" in output.out
+
+
+LINEAR = """
+from torch import nn
+
+def Net(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 24), nn.ReLU(), nn.Linear(24, 16),
+                         nn.ReLU(), nn.Linear(16, num_classes))
+"""
+
+
+def test_a_network_of_linear_layers_alone_has_no_degree_of_orthogonality(flags, capsys):
+    Path("nets/linear.py").write_text(LINEAR)
+    job = (*flags, "--model=nets/linear.py:Net", "--ebt=True", "--prune_percent=50", "--out=out")
+    assert run(*job, "--pruning_type=orthoreg") == 2
+    assert "the penalty is one of convolutions, and the network has none" in capsys.readouterr().err
+    for method in "fisher", "l1":
+        assert run(*job, f"--pruning_type={method}") == 0
+        assert "orthogonality" not in capsys.readouterr().out
+    path = "out/pruned_nets/ebt/shapes/linear.Net_fisher_50_0.pth"
+    small, _ = load_checkpoint(path, "nets/linear.py:Net")
+    assert filter_count(small) == (20, 40)
+    record = json.loads(Path(path).with_suffix(".json").read_text())
+    assert record["orthogonality"] == {"mean": None, "layers": {}}
+    asked = "--eval_ortho=True", "--layers=True", "--export=out/x.onnx"
+    assert measure.main([f"--model_path={path}", "--model=nets/linear.py:Net", *asked]) == 0
+    assert "the network has no convolutions" in capsys.readouterr().out
+    assert measure.main(["--report=out/pruned_nets/ebt/shapes"]) == 0
 
 
 def test_rounds_budgets_resume_and_controls(flags, capsys, monkeypatch):

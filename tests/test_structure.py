@@ -12,6 +12,7 @@ from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.ops import FrozenBatchNorm2d
 
+import fuzz
 from channels import structure
 from channels.checking import Masked, check
 from channels.costs import filter_costs, measure_cost
@@ -805,6 +806,12 @@ def test_removed_filters_count_as_zero_and_nothing_else_changes(kind, monkeypatc
     assert torch.equal(twin.eval()(images), small(images))
 
 
+@pytest.mark.parametrize("seed", range(16))
+def test_random_networks_compute_what_hooks_say(seed):
+    error, share = fuzz.try_out(seed)
+    assert error < 1e-10 and share < 0.5
+
+
 # ------------------------------------------------------------------------------ linear layers
 
 
@@ -947,7 +954,7 @@ def test_linear_layers_that_stay_for_one_reason_share_a_line():
     lines = fixed_text(remains_of(model).structure)
     assert "a keeps its 8 filters: LayerNorm mixes them" in lines
     assert [line for line in lines if "linear" in line] == [
-        "2 linear layers, d to e, keep 16 of their filters: LayerNorm mixes them"
+        "2 linear layers, d to e, keep their 16 filters: LayerNorm mixes them"
     ]
     assert not any("head" in line for line in lines)  # nobody expects it to be pruned
 
@@ -1215,6 +1222,21 @@ def test_what_is_decided_by_sizes_is_decided_as_for_the_images():
     filter_groups(model, 32)
     with pytest.raises(ValueError, match="decides by the shape of its images"):
         prune(model, select_filters(model, scores_like(model), 50), torch.randn(2, 3, 64, 64))
+
+
+def in_single_precision(net, x):
+    x = net.a(x)
+    if x.device.type != "meta":
+        with torch.autocast(x.device.type, enabled=False):
+            return net.b(x).relu()
+    return net.b(x).relu()
+
+
+def test_a_network_may_ask_on_which_device_it_is():
+    model = settle(Written(in_single_precision)).double()
+    images = images_of(model)
+    kept = select_filters(model, scores_like(model), 50)
+    assert difference(model, prune(model, kept), kept, images) < 1e-12
 
 
 def test_a_convolution_that_has_hooks_is_named():
