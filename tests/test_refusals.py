@@ -220,7 +220,7 @@ def test_every_flag_of_eval(flags, says, shell, tmp_path):
                 ("--wandb", "--tensorboard=True"),
                 ("--normalise=half", "did you mean --normalize?"),
                 ("--scheduler=cosine", "config.py"),
-                ("--exclude=conv1", "models.keep_whole"),
+                ("--exclude=conv1", "--keep="),
                 ("--learning-rate=0.1", "did you mean --lr?"),
                 ("-lr 0.1", "did you mean --lr?"),
                 ("--num_epochs 3", "did you mean --epochs?"),
