@@ -175,7 +175,10 @@ def _in_memory(network):
         and (code := getattr(type(module).forward, "__code__", None))
     )
     if not views:
-        return network.to(memory_format=torch.channels_last)
+        for tensor in (*network.parameters(), *network.buffers()):
+            if tensor.dim() == 4:  # network.to() raises where others are those of volumes
+                tensor.data = tensor.data.to(memory_format=torch.channels_last)
+        return network
     network.__class__ = _contiguous(type(network))
     return network
 

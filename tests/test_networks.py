@@ -258,6 +258,32 @@ def test_every_method_prunes_a_network_of_ones_own(flags, capsys):
     assert "have no BatchNorm of their own, so bn keeps them" in output.out
 
 
+VOLUMES = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv3d(1, 4, (1, 3, 3))
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        x = torch.relu(self.a(x))
+        return self.head(self.b(x.unsqueeze(1)).mean((2, 3, 4)))
+"""
+
+
+def test_a_network_of_images_may_have_weights_of_volumes():
+    Path("nets/volumes.py").write_text(VOLUMES)
+    torch.manual_seed(0)
+    model = networks.build_network("nets/volumes.py:Net", 3)
+    assert model.a.weight.is_contiguous(memory_format=torch.channels_last)
+    filter_groups(model, 16)
+    small = prune(model, select_filters(model, cal_importance(model, "l1"), 50))
+    assert small.b.out_channels < 4
+
+
 LINEAR = """
 from torch import nn
 
