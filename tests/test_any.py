@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import pytest
-import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -211,6 +210,7 @@ def features_of_torchvision():
 
 
 def features_of_timm():
+    timm = pytest.importorskip("timm")
     network = timm.create_model("test_resnet", pretrained=False, features_only=True)
     with torch.no_grad():
         targets = [torch.randn_like(each) for each in network(torch.randn(2, 3, 32, 32))]

@@ -497,6 +497,8 @@ def test_weights_that_timm_has_fetched_before_are_taken(tmp_path, monkeypatch):
     ],
 )
 def test_default_weights_are_of_libraries(model, says, flags, capsys):
+    if model.startswith("timm:"):
+        pytest.importorskip("timm")
     assert run(*flags, f"--model={model}", "--only_train=base", "--init=DEFAULT") == 2
     error = capsys.readouterr().err
     assert says in error and "--init=FILE" in error and error.count("\n") == 1
