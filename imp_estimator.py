@@ -181,7 +181,7 @@ def check_per_cost(pruning_type: str, ranking: str) -> None:
     """Raises ValueError where a method's scores cannot be divided by what filters cost."""
     method = ESTIMATORS[pruning_type]
     if not method.change:
-        those = ", ".join(name for name, each in ESTIMATORS.items() if each.change)
+        those = ", ".join(name for name, other in ESTIMATORS.items() if other.change)
         raise ValueError(
             f"{pruning_type} does not estimate the change of the loss, which is what "
             f"is divided by a filter's cost; these do: {those}"

@@ -763,7 +763,7 @@ def _checked_index(group, kept):
 
 def _are_rising(index, count):
     """Whether these are one or more indices below `count`, each above the one before."""
-    are_indices = all(type(each) is int and 0 <= each < count for each in index)
+    are_indices = all(type(number) is int and 0 <= number < count for number in index)
     return bool(index) and are_indices and sorted(set(index)) == list(index)
 
 

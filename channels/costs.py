@@ -141,8 +141,8 @@ def group_norms(model: nn.Module) -> dict[str, torch.Tensor]:
             continue
         square, layer = weight.detach().cpu().double().square(), layer.where(alive)
         for side, dim in layer.dims_of(square.shape).items():
-            each = square.transpose(0, dim).reshape(square.shape[dim], -1).sum(1)
-            squares.index_add_(0, getattr(layer, side), each)
+            sums = square.transpose(0, dim).reshape(square.shape[dim], -1).sum(1)
+            squares.index_add_(0, getattr(layer, side), sums)
     norms = structure.shared_out(squares, alive).sqrt()
     return _of_filters(remains, norms)
 

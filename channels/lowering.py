@@ -72,7 +72,7 @@ def _layer(network, node, kind):
         return None
     layer = network.get_submodule(node.target)
     calls = sum(
-        each.op == "call_module" and each.target == node.target for each in network.graph.nodes
+        other.op == "call_module" and other.target == node.target for other in network.graph.nodes
     )
     return layer if type(layer) is kind and calls == 1 and not has_hooks(layer) else None
 

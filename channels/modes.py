@@ -58,7 +58,7 @@ def merge_modes(trained, graph):
     twins, rest = {}, list(trained.nodes)  # twins: of nodes of training, those of this graph
     end = next(reversed(graph.nodes))
     for ours in list(graph.nodes):
-        place = next((i for i, each in enumerate(rest) if _are_twins(each, ours, twins)), None)
+        place = next((i for i, node in enumerate(rest) if _are_twins(node, ours, twins)), None)
         if place is not None:
             _copy_before(ours, rest[:place], twins)
             theirs = rest[place]

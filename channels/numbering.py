@@ -453,17 +453,17 @@ class _Numbering:
         if node.op != "call_module" or node.target in self.layers:
             return
         module, name = self.skeleton.get_submodule(node.target), str(node.target)
-        names = name, f"{name}.out_proj"
-        is_plain = not any(has_hooks(self.skeleton.get_submodule(each)) for each in names)
-        is_read = any(elsewhere(each, self.skeleton, self.read) for each in names)
+        layers = name, f"{name}.out_proj"
+        is_plain = not any(has_hooks(self.skeleton.get_submodule(layer)) for layer in layers)
+        is_read = any(elsewhere(layer, self.skeleton, self.read) for layer in layers)
         if not has_packed_heads(module, node.args, node.kwargs) or is_read or not is_plain:
             return
         rows = self._new(3 * module.embed_dim, LINEAR, name)
         fixed = torch.zeros(module.embed_dim, dtype=torch.long)
         heads = rows.view(3, module.num_heads, -1)
         self._tie_rows(heads.transpose(0, 1).flatten(1))
-        self.layers[names[0]] = Layer(fixed, rows)
-        self.layers[names[1]] = Layer(heads[2].flatten(), fixed)
+        self.layers[layers[0]] = Layer(fixed, rows)
+        self.layers[layers[1]] = Layer(heads[2].flatten(), fixed)
 
     def _heads_of(self, node):
         """(dimension, vector) of the matrices that a node gives, where they are several and

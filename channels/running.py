@@ -121,5 +121,5 @@ def keeps_apart(operation, shape, dim):
             changed = (index >> bit) & 1 == side
             mixed = torch.where(spread(changed, shape, dim), other, before)
             same = (operation(mixed) == result) | result.isnan()
-            dims = [each for each in dims if same.transpose(0, each)[~changed].all()]
+            dims = [known for known in dims if same.transpose(0, known)[~changed].all()]
     return dims[0] if dims else None

@@ -44,8 +44,8 @@ def trace(model: nn.Module, examples: list) -> tuple[nn.Module, fx.Graph, list]:
     _require_traceable(model)
     skeleton = _skeleton_of(model)
     trained, graph, examples = _trace_both_modes(skeleton, examples)
-    for each in (trained, graph):
-        _settle(each, skeleton)
+    _settle(trained, skeleton)
+    _settle(graph, skeleton)
     merge_modes(trained, graph)
     for node in graph.nodes:
         if node.op == "call_module":

@@ -63,7 +63,7 @@ def _reads(node):
     for source in node.all_input_nodes:
         channels = traits_of(source).channels
         own = [channels[1]] if channels else tensors_in(traits_of(source).numbers)
-        numbers += [each.flatten() for each in own]
+        numbers += [vector.flatten() for vector in own]
     numbers = torch.cat(numbers).unique()
     return numbers[numbers > 0]  # 0 stands for all that never leave
 

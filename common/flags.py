@@ -159,7 +159,7 @@ def check_needed(cls, args):
     for option in made_by_flag(cls):
         needed = option.metadata["only_with"]
         if needed and getattr(args, option.name) != option.default:
-            if not any(_is_given(args, each) for each in needed.split(OR)):
+            if not any(_is_given(args, name) for name in needed.split(OR)):
                 raise InputError(f"--{option.name} only works with --{needed}")
 
 

@@ -103,9 +103,9 @@ def inputs_of(description):
     if isinstance(description, dict) and isinstance(description.get("dtype"), str):
         return _tensor_of(**description)
     if isinstance(description, dict) and description:
-        return {name: _tensor_of(**each) for name, each in description.items()}
+        return {name: _tensor_of(**tensor) for name, tensor in description.items()}
     if isinstance(description, (list, tuple)) and description:
-        return tuple(_tensor_of(**each) for each in description)
+        return tuple(_tensor_of(**tensor) for tensor in description)
     raise ValueError("what the network is called with is no description of tensors")
 
 

@@ -383,11 +383,16 @@ def without_shortcuts(wanted, names):
 
 def _nearest(networks, states):
     """In words, what keeps a state dict from being the weights of the network most like it."""
-    keys = [(n.state_dict().keys(), state.keys()) for n, state in zip(networks, states)]
-    network, (own, theirs) = min(zip(networks, keys), key=lambda each: len(each[1][0] ^ each[1][1]))
-    if not own & theirs:
+    apart = []
+    for network, state in zip(networks, states):
+        apart.append(len(network.state_dict().keys() ^ state.keys()))
+    nearest = apart.index(min(apart))
+    network = networks[nearest]
+    ours, theirs = network.state_dict().keys(), states[nearest].keys()
+    if not ours & theirs:
         return ""
-    missing, unknown = (next(iter(sorted(some)), None) for some in (own - theirs, theirs - own))
+    missing = next(iter(sorted(ours - theirs)), None)
+    unknown = next(iter(sorted(theirs - ours)), None)
     what = f"there is no {missing}" if missing else f"{unknown} is none of its weights"
     return f"; for {network.origin.name} {what}"
 

@@ -187,8 +187,8 @@ def _in_memory(network):
 def _contiguous(kind):
     @wraps(kind.forward)
     def forward(self, *args, **kwargs):
-        args = [_in_order(each) for each in args]
-        kwargs = {name: _in_order(each) for name, each in kwargs.items()}
+        args = [_in_order(value) for value in args]
+        kwargs = {name: _in_order(value) for name, value in kwargs.items()}
         return kind.forward(self, *args, **kwargs)
 
     return made_class(_contiguous, kind, (), {"forward": forward})
@@ -510,7 +510,7 @@ def _in_file(path, attribute):
     module = _load(resolved, path)
     factory = getattr(module, attribute, None)
     if not callable(factory):
-        names = [each for each, value in vars(module).items() if callable(value)]
+        names = [known for known, value in vars(module).items() if callable(value)]
         near = difflib.get_close_matches(attribute, names, 3, 0.4)
         what = "is no function or class" if hasattr(module, attribute) else "is not in it"
         raise InputError(
