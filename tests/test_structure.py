@@ -1257,6 +1257,14 @@ def test_a_size_may_be_rounded():
         Masked(model).network(images[:, :, :8, :8])
 
 
+def test_a_layer_that_gives_several_tensors_keeps_what_it_reads():
+    body = on_tokens(lambda net, tokens: net.recurrent(net.c(tokens))[0])
+    layers = {"c": nn.Linear(8, 6), "recurrent": nn.LSTM(6, 8, batch_first=True)}
+    structure = remains_of(Written(body, **layers)).structure
+    assert structure.filters.keys() == {"a", "b"}
+    assert "c keeps its 6 filters: LSTM mixes them" in fixed_text(structure)
+
+
 def test_a_convolution_that_has_hooks_is_named():
     model = Written(lambda net, x: net.c(net.b(net.a(x))), c=conv(8, 8))
     model.a = nn.utils.spectral_norm(nn.Conv2d(3, 8, 3, padding=1))
