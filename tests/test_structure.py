@@ -1260,7 +1260,7 @@ def test_a_size_may_be_rounded():
 def test_a_layer_that_gives_several_tensors_keeps_what_it_reads():
     body = on_tokens(lambda net, tokens: net.recurrent(net.c(tokens))[0])
     layers = {"c": nn.Linear(8, 6), "recurrent": nn.LSTM(6, 8, batch_first=True)}
-    structure = remains_of(Written(body, **layers)).structure
+    structure = remains_of(Written(body, **layers), 8).structure
     assert structure.filters.keys() == {"a", "b"}
     assert "c keeps its 6 filters: LSTM mixes them" in fixed_text(structure)
 
