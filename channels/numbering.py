@@ -453,10 +453,12 @@ class _Numbering:
         if node.op != "call_module" or node.target in self.layers:
             return
         module, name = self.skeleton.get_submodule(node.target), str(node.target)
+        if not has_packed_heads(module, node.args, node.kwargs):
+            return
         layers = name, f"{name}.out_proj"
         is_plain = not any(has_hooks(self.skeleton.get_submodule(layer)) for layer in layers)
         is_read = any(elsewhere(layer, self.skeleton, self.read) for layer in layers)
-        if not has_packed_heads(module, node.args, node.kwargs) or is_read or not is_plain:
+        if is_read or not is_plain:
             return
         rows = self._new(3 * module.embed_dim, LINEAR, name)
         fixed = torch.zeros(module.embed_dim, dtype=torch.long)

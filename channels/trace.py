@@ -5,6 +5,7 @@ values = compute_all(graph, skeleton, examples[0])
 """
 
 import inspect
+import operator
 import random
 import traceback
 from dataclasses import is_dataclass
@@ -154,7 +155,16 @@ def _unregistered(graph, skeleton):
 
 
 class _Sized:
-    """Lets a network ask how many sizes a shape has, or parts a tensor was split into."""
+    """Lets a network ask how many sizes a shape has, or parts a tensor was split into, and round
+    what it computes from sizes."""
+
+    def __int__(self):
+        value = self.tracer.value_of(self)
+        if isinstance(value, torch.Tensor):
+            raise TypeError("int() of a tensor; a decision outside of forward lets it be pruned")
+        same = self.tracer.create_proxy("call_function", operator.eq, (self, value), {})
+        self.tracer.create_proxy("call_function", decided, (same, True), {})
+        return int(value)
 
     def __len__(self):
         value = self.tracer.value_of(self)

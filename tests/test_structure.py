@@ -1239,6 +1239,32 @@ def test_a_network_may_ask_on_which_device_it_is():
     assert difference(model, prune(model, kept), kept, images) < 1e-12
 
 
+def in_a_square(net, x):
+    """Tokens that become images again, as those of a network whose images are squares."""
+    tokens = net.a(x).flatten(2)
+    size = int(tokens.shape[2] ** 0.5)
+    return net.b(tokens.unflatten(2, (size, size)))
+
+
+def test_a_size_may_be_rounded():
+    model = settle(Written(in_a_square)).double()
+    filter_groups(model, 16)
+    images = torch.randn(2, 3, 16, 16, dtype=torch.double)
+    kept = select_filters(model, scores_like(model), 50)
+    small = prune(model, kept)
+    assert small.a.out_channels < 8 and difference(model, small, kept, images) < 1e-12
+    with pytest.raises(ValueError, match="decides by the shape of its images"):
+        Masked(model).network(images[:, :, :8, :8])
+
+
+def test_a_layer_that_gives_several_tensors_keeps_what_it_reads():
+    body = on_tokens(lambda net, tokens: net.recurrent(net.c(tokens))[0])
+    layers = {"c": nn.Linear(8, 6), "recurrent": nn.LSTM(6, 8, batch_first=True)}
+    structure = remains_of(Written(body, **layers), 8).structure
+    assert structure.filters.keys() == {"a", "b"}
+    assert "c keeps its 6 filters: LSTM mixes them" in fixed_text(structure)
+
+
 def test_a_convolution_that_has_hooks_is_named():
     model = Written(lambda net, x: net.c(net.b(net.a(x))), c=conv(8, 8))
     model.a = nn.utils.spectral_norm(nn.Conv2d(3, 8, 3, padding=1))
