@@ -696,6 +696,7 @@ def test_coupled_and_single_are_methods_of_a_report(folder, capsys, tmp_path):
     sweep = {
         "data_path": str(folder),
         "preset": "quick",
+        "epochs": 1,
         "image_size": 16,
         "ebt": True,
         "model": "nets/own.py:Net",
