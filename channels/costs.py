@@ -27,7 +27,7 @@ def cost_of(structure, alive: torch.Tensor, image_size: int) -> dict:
     kernels = [kernel for kernel in sizes.kernels if kernel.layer in positions]
     macs = {kernel.layer: positions[kernel.layer] * kernel.numel(left) for kernel in kernels}
     total = sum(macs.values())
-    total += sum(macs_of(work, alive) for work in _work_beside_layers(structure, image_size))
+    total += sum(macs_of(work, alive) for work in structure.work(image_size))
     return {
         "filters": structure.count_filters(alive),
         "parameters": sum(parameter.numel(left) for parameter in sizes.parameters),
@@ -35,25 +35,6 @@ def cost_of(structure, alive: torch.Tensor, image_size: int) -> dict:
         "flops": 2 * total,
         "layer_macs": macs,
     }
-
-
-def _work_beside_layers(structure, image_size):
-    """The Work of each operation, as a list: of a module that has layers in it, as attention has,
-    without what these compute."""
-    sizes, positions = structure.sizes, structure.positions(image_size)
-    left = sizes.left(torch.ones(len(structure.root), dtype=torch.bool))
-    rest = []
-    for work in structure.work(image_size):
-        macs = work.macs
-        for kernel in sizes.kernels:
-            if work.has_inside(kernel.layer) and kernel.layer in positions:
-                macs -= positions[kernel.layer] * kernel.numel(left)
-        reads = work.reads
-        heads = structure.layers.get(f"{work.node.target}.out_proj")
-        if heads is not None:  # of an attention that is one module
-            reads = heads.reads.unique()
-        rest.append(work._replace(macs=macs, reads=reads))
-    return rest
 
 
 def macs_of(work, alive):
@@ -108,7 +89,7 @@ def _costs_of_sides(structure, alive, budget, image_size, layer_times):
                 share[side] += amount / left[side]
     costs = sizes.summed(share, alive)
     if budget == "macs" and not layer_times:
-        for work in _work_beside_layers(structure, image_size):
+        for work in structure.work(image_size):
             reads = work.reads[alive[work.reads]]
             costs[reads] += macs_of(work, alive) / len(reads)
     return costs

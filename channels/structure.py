@@ -70,7 +70,7 @@ class Structure:
         self.kind, self.fixed_operations = type(model), dict(fixed_operations)
         examples = _examples(model, example)
         self.skeleton, self.graph, examples = trace(model, examples)
-        self._positions, self._work = {}, {}
+        self._positions, self._work, self._values_at = {}, {}, {}
         is_size = example is None or isinstance(example, int)
         if is_size and len(examples) > 1:
             # Small images are enough, unless the network itself asks for a size.
@@ -166,8 +166,7 @@ class Structure:
         """Layer -> how often its weights are used for one image of size x size pixels, or, where
         the network takes others than images, for one sample of its example."""
         if size not in self._positions:
-            example, samples = self._example_of(size)
-            values, counts = self._values(example), {}
+            (values, samples), counts = self._run_at(size), {}
             for node, module in self._called(nn.MultiheadAttention):
                 if node.target in self.layers:
                     times = values[node][0].numel() // module.embed_dim // samples
@@ -183,21 +182,40 @@ class Structure:
         return self._positions[size]
 
     def work(self, size):
-        """A Work for each operation that is no layer and makes multiply-adds, as a list. size: as
-        for `positions`."""
+        """A Work for each operation that is no layer and makes multiply-adds, as a list; of a
+        module that has layers in it, as attention has, without what these compute. size: as for
+        `positions`."""
         if size not in self._work:
-            example, samples = self._example_of(size)
-            values = self._values(example)
-            self._work[size] = find_work(self.graph, self.skeleton, values, samples)
+            values, samples = self._run_at(size)
+            found = find_work(self.graph, self.skeleton, values, samples)
+            self._work[size] = [self._beside_layers(work, self.positions(size)) for work in found]
         return self._work[size]
 
-    def _example_of(self, size):
-        """(what the network is called with where its images have size x size pixels, how many
-        samples that are)."""
-        example = self.example
-        if self.image_shape:
-            example = example.new_empty(2, self.image_shape[0], size, size)
-        return example, 2 if _has_two(example) else 1
+    def _beside_layers(self, work, positions):
+        """A Work without what the layers inside of its operation compute."""
+        macs, reads = work.macs, work.reads
+        for kernel in self.sizes.kernels:
+            if work.has_inside(kernel.layer) and kernel.layer in positions:
+                macs -= positions[kernel.layer] * kernel.numel(self._whole)
+        heads = self.layers.get(f"{work.node.target}.out_proj")
+        if heads is not None:  # of an attention that is one module
+            reads = heads.reads.unique()
+        return work._replace(macs=macs, reads=reads)
+
+    @cached_property
+    def _whole(self):
+        """`Sizes.left` of the unpruned network."""
+        return self.sizes.left(torch.ones(len(self.root), dtype=torch.bool))
+
+    def _run_at(self, size):
+        """(every node's value where the network's images have size x size pixels, how many samples
+        it is called with)."""
+        if size not in self._values_at:
+            example = self.example
+            if self.image_shape:
+                example = example.new_empty(2, self.image_shape[0], size, size)
+            self._values_at[size] = self._values(example), 2 if _has_two(example) else 1
+        return self._values_at[size]
 
     # --------------------------------------------------------------------- sets of numbers
 
