@@ -29,8 +29,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from ground import SCORED, only, settle  # noqa: E402
+
 from channels.costs import measure_cost  # noqa: E402
-from common.batches import Split  # noqa: E402
 from common.device import environment, pick_device  # noqa: E402
 from common.files import to_json, write_atomically  # noqa: E402
 from config import Recipe, title_of  # noqa: E402
@@ -45,7 +46,6 @@ from train import (  # noqa: E402
     degree_of_orthogonality,
     evaluate,
     fit,
-    reestimate,
 )
 
 IMAGES = ROOT / "data" / "cifar100-20"
@@ -54,7 +54,6 @@ RECORDS, PAGE = HERE / "claim", HERE / "claim.md"
 MARK = "<!-- The tables below are made by claim.py. -->"
 CLASSES = 10
 VALIDATION = 10  # percent of the training images
-SCORED, BN_IMAGES = 1000, 512  # images for scores, and for BatchNorms' statistics
 BATCH = 128
 
 KINDS = "plain", "penalised", "zero"
@@ -116,11 +115,8 @@ def tried(task):
 def images():
     """An ImageData of the first ten classes; a tenth of their training images are validation."""
     data = load_data(str(IMAGES), 32)
-    parts = {}
-    for name in ("train", "test"):
-        split = getattr(data, name)
-        rows = split.labels < CLASSES
-        parts[name] = Split(split.images[rows], split.labels[rows])
+    first = range(CLASSES)
+    parts = {"train": only(data.train, first), "test": only(data.test, first)}
     return replace(data, classes=data.classes[:CLASSES], **parts).hold_out(VALIDATION, 0)
 
 
@@ -263,13 +259,6 @@ def cut_network(network, score, gone, steps, seed, data):
         kept = select_filters(network, scores, target, budget="macs", image_size=32)
         network = prune(network, kept)
     return network
-
-
-def settle(network, data, seed):
-    """Estimate the BatchNorms' statistics anew."""
-    reestimate(
-        network, data.train_batches(64, key=(seed, "BatchNorm"), count=BN_IMAGES, augmented=False)
-    )
 
 
 def wanted_cuts():

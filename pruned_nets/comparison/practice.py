@@ -31,6 +31,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from ground import BN_IMAGES, SCORED, only, settle  # noqa: E402
+
 from common.batches import Split  # noqa: E402
 from common.device import environment, pick_device  # noqa: E402
 from common.files import to_json, write_atomically  # noqa: E402
@@ -47,7 +49,7 @@ from pruner import (  # noqa: E402
     select_filters,
     step_targets,
 )  # noqa: E402
-from train import OrthonormalityPenalty, evaluate, fit, reestimate  # noqa: E402
+from train import OrthonormalityPenalty, evaluate, fit  # noqa: E402
 
 PAGE = HERE / "practice.md"
 MARK = "<!-- The tables below are made by practice.py. -->"
@@ -55,7 +57,7 @@ KEPT = ROOT / "pretrained" / "practice"
 IMAGES = ROOT / "data" / "cifar100-20"
 START, TARGET = range(10), range(10, 20)  # classes, in alphabetical order
 PER_CLASS = 100  # training images of each target class
-SCORED, BN_IMAGES, MEASURED = 1000, 512, 128  # images for scores, statistics and losses
+MEASURED = 128  # images for losses
 SHARES = 60, 40, 25  # percent of the multiply-adds that are left
 # Images of a batch whose time is measured, and what widths are then multiples of, for both tools.
 CLOCK_BATCH, CLOCK_WIDTH = 8, 8
@@ -108,11 +110,6 @@ TASKS = {
     "resnet-56": Task("resnet-56", 32, 0.1, 15),
     "resnet-56-own": Task("resnet-56", 32, 0.1, 15, own=True),
 }
-
-
-def only(split, classes):
-    keep = torch.isin(split.labels, torch.tensor(list(classes)))
-    return Split(split.images[keep], split.labels[keep] - min(classes))
 
 
 def images_of(task, classes, per_class=None, seed=0):
@@ -315,12 +312,6 @@ def clock_of(network, data, known):
             network, data.image_size, CLOCK_BATCH, torch.device("cpu"), "onnxruntime"
         )
     return known["clock"]
-
-
-def settle(network, data, seed):
-    reestimate(
-        network, data.train_batches(64, key=(seed, "BatchNorm"), count=BN_IMAGES, augmented=False)
-    )
 
 
 THEIRS = {
