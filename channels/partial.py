@@ -7,6 +7,7 @@ logits = partial.without(kept)          # layer name -> indices of the filters t
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from channels.checking import Masked
 from channels.operations import works_in_place
@@ -22,6 +23,7 @@ class Partial:
     def __init__(self, model: nn.Module):
         masked = Masked(model)
         self.remains, self.graph = masked.remains, masked.graph
+        _fold_normalization(masked.network)
         self.run = _Run(masked.network)
         nodes = masked.network.graph.nodes
         self.readers, self.factors = {}, {}  # mask -> the node that reads it, the factor that it is
@@ -90,16 +92,34 @@ class Partial:
         return self.behind[names]
 
 
+def _fold_normalization(network: fx.GraphModule) -> None:
+    """Let each convolution that only a BatchNorm reads multiply and shift in its place."""
+    modules = dict(network.named_modules())
+    for node in list(network.graph.nodes):
+        norm = modules.get(node.target) if node.op == "call_module" else None
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_var is None:
+            continue
+        source = node.args[0]
+        layer = modules.get(source.target) if source.op == "call_module" else None
+        if isinstance(layer, nn.modules.conv._ConvNd) and len(source.users) == 1:
+            source.target = f"_folded_{source.name}"
+            folded = fuse_conv_bn_eval(layer, norm, layer.transposed)
+            network.add_submodule(source.target, folded)
+            node.replace_all_uses_with(source)
+            network.graph.erase_node(node)
+    network.recompile()
+
+
 class _Run(fx.Interpreter):
     """Runs a masked graph, and keeps what it computes."""
 
     def __init__(self, network):
         super().__init__(network, garbage_collect_values=False)
-        self.idle = frozenset()
+        self.idle, self.held = frozenset(), None
 
     def compute(self, images, known, idle):
         """(logits, node -> value) where some values are known. idle: factors that are ones."""
-        self.idle = idle
+        self.idle, self.held = idle, known
         logits = super().run(images, initial_env=dict(known))
         values, self.env = self.env, {}
         return logits, values
@@ -110,8 +130,9 @@ class _Run(fx.Interpreter):
         return super().run_node(node)
 
     def fetch_args_kwargs_from_env(self, node):
-        """What is changed in place is changed in a copy, since it may be needed again."""
+        """What is changed in place is changed in a copy where it is needed again."""
         args, kwargs = super().fetch_args_kwargs_from_env(node)
-        if works_in_place(node, self.module) and not traits_of(node).in_part:
+        is_held = not self.held or node.args and node.args[0] in self.held
+        if is_held and works_in_place(node, self.module) and not traits_of(node).in_part:
             args = (args[0].clone(), *args[1:])
         return args, kwargs

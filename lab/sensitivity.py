@@ -11,7 +11,7 @@ from common.terminal import print_table, progress
 from lab.drawing import add_legend, load_pyplot, save_figure
 from pruner import removable_units, without
 
-SHARES = tuple(range(10, 100, 10))  # percent of a layer's filters
+SHARES = 10, 30, 50, 70, 90  # percent of a layer's filters
 NAMED = 10  # layers that stand first in the table, and that the plot names
 HELD = 4e8  # bytes of activations at a time
 
@@ -86,12 +86,12 @@ def _right(logits, labels):
 
 def _in_parts(partial, batches):
     """The batches in parts whose activations fit into memory; on a CPU, into its cache, too."""
-    parts = []
+    parts, size = [], None
     for images, labels in batches:
-        partial.begin(images[:1])
-        size = max(1, int(HELD / partial.held_bytes))
-        if not images.is_cuda:
-            size = min(size, 32)
+        if size is None:
+            partial.begin(images[:1])
+            size = max(1, int(HELD / partial.held_bytes))
+            size = size if images.is_cuda else min(size, 32)
         parts += zip(images.split(size), labels.split(size))
     return parts
 

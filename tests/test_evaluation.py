@@ -25,7 +25,7 @@ from data import load_data
 from imp_estimator import cal_importance
 from lab import predict as predictions
 from lab.checkpoint import load_checkpoint, save_checkpoint
-from lab.sensitivity import measure_sensitivity
+from lab.sensitivity import SHARES, measure_sensitivity
 from pruner import removable_units, without
 
 
@@ -385,20 +385,20 @@ class InPlace(nn.Module):
 )
 def test_what_is_computed_anew_is_what_a_masked_network_gives(make, few):
     torch.manual_seed(0)
-    model, images = make(), few[0][:3]
-    images = F.interpolate(images, 32)
+    model, images = make().double(), few[0][:3]
+    images = F.interpolate(images, 32).double()
     partial, whole_masked = Partial(model), Masked(model)
     scores = cal_importance(model, "l1")
     with torch.no_grad():
         whole = model(images)
-        assert torch.allclose(partial.begin(images), whole, atol=1e-5)
+        assert torch.allclose(partial.begin(images), whole, atol=1e-9)
         layers = list(removable_units(model, scores).items())
         for layer, own in [*layers[:: 1 + len(layers) // 30], layers[-1], layers[0]]:
             kept = without(model, own.units[: max(1, len(own.units) // 2)])
             whole_masked.keep({**all_of(model), **kept})
             wanted = whole_masked.network(images)
-            assert torch.allclose(partial.without(kept), wanted, atol=1e-5), layer
-        assert torch.allclose(partial.without({}), whole, atol=1e-5)
+            assert torch.allclose(partial.without(kept), wanted, atol=1e-9), layer
+        assert torch.allclose(partial.without({}), whole, atol=1e-9)
 
 
 def all_of(model):
@@ -416,9 +416,7 @@ def test_a_layers_curve_is_the_accuracy_without_its_lowest_filters(few):
     assert curves[0].loss(100) > 0
     for curve in (curves[0], curves[4]):
         order = scores[curve.layer].argsort()
-        assert [point.share for point in curve.points] == [*range(10, 100, 10)][
-            -len(curve.points) :
-        ]
+        assert [point.share for point in curve.points] == [*SHARES][-len(curve.points) :]
         for point in curve.points:
             assert point.removed == round(point.share / 100 * curve.filters) > 0
             kept = all_of(model)
