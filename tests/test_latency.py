@@ -113,8 +113,21 @@ def test_the_command_says_and_records_what_was_reached(folder, monkeypatch, caps
         assert record["pruning"]["achieved_percent"] == pytest.approx(achieved, abs=3)
 
 
+SMALL = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(
+            nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.BatchNorm2d(64), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes),
+        )
+"""
+
+
 def test_real_times(folder, capsys, tmp_path, monkeypatch):
-    for name, value in (("BRIEF", 0.1), ("LONG", 0.1), ("STEPS", 1)):
+    (tmp_path / "small.py").write_text(SMALL)
+    for name, value in (("BRIEF", 0.01), ("LONG", 0.01), ("STEPS", 1)):
         monkeypatch.setattr(latency, name, value)
     for runtime in ("pytorch", "onnxruntime"):
         if runtime == "onnxruntime":
@@ -124,8 +137,7 @@ def test_real_times(folder, capsys, tmp_path, monkeypatch):
                 [
                     "--preset=test",
                     "--image_size=16",
-                    "--model=vgg",
-                    "--width=0.25",
+                    "--model=small.py:Net",
                     "--ebt=True",
                     f"--data_path={folder}",
                     "--pruning_type=l1",

@@ -693,20 +693,18 @@ def test_networks_whose_channels_have_an_order_come_back(name, tmp_path):
 
 
 def test_coupled_and_single_are_methods_of_a_report(folder, capsys, tmp_path):
-    sweep = {
-        "data_path": str(folder),
-        "preset": "quick",
-        "epochs": 1,
-        "image_size": 16,
-        "ebt": True,
-        "model": "nets/own.py:Net",
-        "pruning_type": "l1",
-        "prune_percent": 50,
-        "out": "s",
-        "residual": ["single", "coupled"],
-    }
-    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
-    assert run("--sweep=sweep.json") == 0
+    flags = (
+        f"--data_path={folder}",
+        "--preset=test",
+        "--image_size=16",
+        "--ebt=True",
+        "--model=nets/own.py:Net",
+        "--pruning_type=l1",
+        "--prune_percent=50",
+        "--out=s",
+    )
+    for residual in ("single", "coupled"):
+        assert run(*flags, f"--residual={residual}") == 0
     assert measure.main(["--report=s"]) == 0
     table = capsys.readouterr().out
     assert re.search(r"^\| l1 \|", table, re.M) and re.search(r"^\| l1, coupled \|", table, re.M)
