@@ -31,7 +31,7 @@ KINDS = {
 FEWEST = 8  # groups that say something
 
 
-def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layers=4):
+def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layers=4, sizes=SIZES):
     """Compare the importance of groups with that of their members.
 
     A group is removed by setting its filters' outputs to zero wherever they are read. Its actual
@@ -39,8 +39,8 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
     the sum of its members' scores, scaled by one factor so that both sums are equal over all single
     filters in any group. With its sign: with the sum of the members' own actual changes.
 
-    draws, pool, layers: which groups are drawn, see `_sources`. Sizes with fewer than FEWEST groups
-    are left out. Returns {"loss", "images", "pruning_type", "seed", "draws", "kinds": {name:
+    draws, pool, layers, sizes: which groups are drawn, see `_sources`. Sizes with fewer than FEWEST
+    groups are left out. Returns {"loss", "images", "pruning_type", "seed", "draws", "kinds": {name:
     [lab.record.GroupSize]}}. Raises InputError where there is nothing to remove. The model is left
     as it was.
     """
@@ -55,7 +55,8 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
 
     generator = torch.Generator().manual_seed(seed)
     removable = _removable_members(prunable, score)
-    drawn = _draw(_sources(removable, score, generator, draws, pool, layers), generator)
+    sources = _sources(removable, score, generator, draws, pool, layers)
+    drawn = _draw(sources, sizes, generator)
     members = sorted(_members_of(drawn))
     alone = {member: removal.change([member]) for member in progress(members, "filters")}
     factor = sum(map(abs, alone.values())) / (sum(abs(score[m]) for m in members) or 1)
@@ -63,7 +64,7 @@ def check_groups(model, batches, pruning_type, seed=0, draws=32, pool=512, layer
     kinds = {}
     for kind, name in KINDS.items():
         kinds[name] = []
-        for size in progress(SIZES, name):
+        for size in progress(sizes, name):
             groups = drawn[kind, size]
             if len(groups) < FEWEST:
                 continue
@@ -187,15 +188,15 @@ def _sources(removable, score, generator, draws, pool, layers):
     return sources
 
 
-def _draw(sources, generator):
-    """Draw groups: {(kind, size): lists of members}.
+def _draw(sources, sizes, generator):
+    """Draw groups of these sizes: {(kind, size): lists of members}.
 
     "lowest" are those that the method would choose: the k filters that it would remove first, then
     random ones of its first 2k (of 32, where these are more).
     """
-    drawn = {key: [] for key in itertools.product(KINDS, SIZES)}
+    drawn = {key: [] for key in itertools.product(KINDS, sizes)}
     for source in sources:
-        for draw, size in itertools.product(range(source.draws), SIZES):
+        for draw, size in itertools.product(range(source.draws), sizes):
             if len(source.pool) < size:
                 continue
             group = _shuffled(source.pool, generator)[:size]

@@ -34,18 +34,18 @@ def spread(values, digits=1):
     return f"{mean} ± {statistics.stdev(known):.{digits}f}"
 
 
-def interval(gaps):
+def interval(gaps, digits=1):
     """The mean of differences, ± its standard error, and its 95% interval, in words; "" for fewer
     than two differences."""
-    return difference_text(Difference.of(gaps))
+    return difference_text(Difference.of(gaps), digits=digits)
 
 
-def difference_text(difference, mark=""):
+def difference_text(difference, mark="", digits=1):
     """A Difference in words, with the stars of its significance; "" for None."""
     if difference is None:
         return ""
     low, high = difference.interval
     return (
-        f"{difference.mean:+.1f} ± {difference.error:.1f}{mark} ({low:.1f} to {high:.1f}), "
-        f"n = {difference.n}"
+        f"{difference.mean:+.{digits}f} ± {difference.error:.{digits}f}{mark} "
+        f"({low:.{digits}f} to {high:.{digits}f}), n = {difference.n}"
     )

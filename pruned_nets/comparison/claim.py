@@ -2,6 +2,7 @@
 
     python pruned_nets/comparison/claim.py search vgg           # rates and λ, on validation images
     python pruned_nets/comparison/claim.py cut vgg --seeds 0 1  # right after the cut, no retraining
+    python pruned_nets/comparison/claim.py groups vgg --seeds 0 1  # sums of scores
     python pruned_nets/comparison/claim.py retrain vgg --seeds 0 1
     python pruned_nets/comparison/claim.py report               # claim.md
 
@@ -18,6 +19,7 @@ import itertools
 import json
 import statistics
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,6 +40,8 @@ from config import Recipe, title_of  # noqa: E402
 from data import load_data  # noqa: E402
 from imp_estimator import cal_importance  # noqa: E402
 from lab.comparison import minus  # noqa: E402
+from lab.export import export  # noqa: E402
+from lab.groups import check_groups  # noqa: E402
 from lab.markdown import interval, spread, table_of  # noqa: E402
 from lab.networks import build_network, fresh_like  # noqa: E402
 from pruner import prune, select_filters, step_targets  # noqa: E402
@@ -61,6 +65,8 @@ SCORES = "fisher", "bn", "random"
 GONE = 5, 10, 25, 50, 75  # percent of the multiply-adds, each cut in one step
 STEPPED = {50: (2, 4, 8), 75: (2, 4, 8)}  # ... -> the steps in which `fisher` cuts as much, too
 RETRAINED = 75  # percent of the multiply-adds that are gone before a retraining
+SIZES = 1, 16, 64, 256, 384  # filters of a group, drawn from all of the network
+GROUP_IMAGES, GROUP_DRAWS = 512, 32
 
 
 @dataclass(frozen=True)
@@ -303,7 +309,60 @@ def cut_all(name, kind, seed):
         )
 
 
+# -------------------------------------------------------------------------------------- the groups
+
+
+def check_all_groups(name, kind, seed):
+    """How far the sum of `fisher`'s scores is from the change of the loss, for groups of one
+    network's filters."""
+    data = images()
+    network, record = whole_network(name, kind, seed, data)
+    if "groups" in record.content:
+        return
+    began = time.monotonic()
+    batches = list(data.train_batches(64, key=(seed, "groups"), count=GROUP_IMAGES))
+    record.content["groups"] = check_groups(
+        network,
+        batches,
+        "fisher",
+        seed=seed,
+        draws=GROUP_DRAWS,
+        pool=None,  # all filters
+        sizes=SIZES,
+    )
+    record.save()
+    print(f"{name} {kind} {seed} groups ({time.monotonic() - began:.0f} s)", flush=True)
+
+
 # ---------------------------------------------------------------------------------- the retraining
+
+
+def accuracy_in_8_bits(network, data):
+    """Top-1 on the test images, of the weights and activations in 8 bits of ONNX Runtime's static
+    quantisation."""
+    import onnxruntime
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    shown = itertools.islice(data.plain_batches(data.train), 2)
+    calibration = iter([{"images": batch.contiguous().numpy()} for batch, _ in shown])
+
+    class Images(CalibrationDataReader):
+        def get_next(self):
+            return next(calibration, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        whole, ready, small = (f"{folder}/{file}.onnx" for file in ("whole", "ready", "small"))
+        example, _ = next(iter(data.test_batches()))
+        export(network, data.classes, whole, example[:8])
+        quant_pre_process(whole, ready)
+        quantize_static(ready, small, Images(), per_channel=True, reduce_range=True)
+        session = onnxruntime.InferenceSession(small, providers=["CPUExecutionProvider"])
+        right = 0
+        for batch, labels in data.test_batches():
+            logits = session.run(None, {"images": batch.contiguous().numpy()})[0]
+            right += (torch.from_numpy(logits).argmax(1) == labels).sum().item()
+    return 100 * right / len(data.test)
 
 
 def retrain_all(name, kind, seed):
@@ -334,6 +393,7 @@ def retrain_all(name, kind, seed):
                 "epochs": epochs,
                 "before_top1": before,
                 "top1": trained.last["top1"],
+                "int8_top1": None if scratch else accuracy_in_8_bits(small, data),
                 "seconds": time.monotonic() - began,
             }
         )
@@ -341,6 +401,15 @@ def retrain_all(name, kind, seed):
 
 
 # ---------------------------------------------------------------------------------------- the page
+
+
+RANDOM = "over all layers, random"
+FIGURES = {
+    "error_scores": "relative error",
+    "gap_scores": "absolute error",
+    "rank_scores": "rank correlation",
+    "change": "change of the loss",
+}
 
 
 class Results:
@@ -377,13 +446,22 @@ class Results:
         """{seed: what so many steps are ahead of one}."""
         return minus(self.cut(kind, "fisher", gone, steps), self.cut(kind, "fisher", gone))
 
-    def retrained(self, kind, score, scratch=False):
+    def of_groups(self, kind, size, figure):
+        """{seed: a figure of a lab.record.GroupSize}, of random groups over all layers."""
+        values = {}
+        for (own, seed), content in self.records.items():
+            for entry in content.get("groups", {"kinds": {}})["kinds"].get(RANDOM, ()):
+                if own == kind and entry["size"] == size:
+                    values[seed] = entry[figure]
+        return values
+
+    def retrained(self, kind, score, scratch=False, figure="top1"):
         """{seed: accuracy}. score: None for the unpruned network."""
         values = {}
         for (own, seed), content in self.records.items():
             for entry in content["retrained"]:
                 if own == kind and (entry["score"], entry["scratch"]) == (score, scratch):
-                    values[seed] = entry["top1"]
+                    values[seed] = entry[figure]
         return values
 
     def health(self, kind, figure):
@@ -453,6 +531,25 @@ def steps_table(results):
     return table_of(["", "one step", *heads], rows)
 
 
+def group_table(results):
+    rows = []
+    for figure, title in FIGURES.items():
+        for kind in KINDS:
+            cells = [spread(results.of_groups(kind, size, figure).values(), 2) for size in SIZES]
+            rows.append([f"{title}, {kind}", *cells])
+        gaps = [
+            minus(
+                results.of_groups("penalised", size, figure),
+                results.of_groups("zero", size, figure),
+            )
+            for size in SIZES
+        ]
+        rows.append(
+            [f"{title}, penalised minus zero", *(interval(gap.values(), 2) for gap in gaps)]
+        )
+    return table_of(["", *(f"{size} filters" for size in SIZES)], rows)
+
+
 def retrained_table(results):
     rows = []
     for score in (None, *SCORES):
@@ -462,6 +559,14 @@ def retrained_table(results):
         fresh = [spread(results.retrained(kind, score, True).values()) for kind in KINDS]
         if any(fresh):
             rows.append([f"{score}, from scratch", *fresh, ""])
+        small = [
+            minus(
+                results.retrained(kind, score, figure="int8_top1"), results.retrained(kind, score)
+            )
+            for kind in KINDS
+        ]
+        losses = [interval(loss.values()) for loss in small]
+        rows.append([f"{score or 'unpruned'}, 8 bits minus 32", *losses, ""])
     for score in ("fisher", "bn"):
         leads = [
             minus(results.retrained(kind, score), results.retrained(kind, "random"))
@@ -504,6 +609,9 @@ def write_page():
         lines += ["", "The unpruned networks:", "", *health_table(results)]
         lines += ["", "Right after the cut, BatchNorms re-estimated:", "", *curve_table(results)]
         lines += ["", "`fisher` in several steps:", "", *steps_table(results)]
+        if results.of_groups("plain", 1, "change"):
+            title = "Sums of `fisher`'s scores for random groups of all filters:"
+            lines += ["", title, "", *group_table(results)]
         if all(len(results.gain(kind, GONE[-1], 8)) > 1 for kind in KINDS):
             draw_steps(results, RECORDS / f"{name}_steps.png")
             lines += ["", f"![What steps gain](claim/{name}_steps.png)"]
@@ -512,9 +620,12 @@ def write_page():
     PAGE.write_text("\n".join(lines).strip() + "\n")
 
 
+WORK = {"cut": cut_all, "groups": check_all_groups, "retrain": retrain_all}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("search", "cut", "retrain", "report"))
+    parser.add_argument("what", choices=("search", *WORK, "report"))
     parser.add_argument("tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     args = parser.parse_args()
@@ -523,9 +634,8 @@ def main():
         for name in args.tasks:
             print(name, search(name))
     elif args.what != "report":
-        work = {"cut": cut_all, "retrain": retrain_all}[args.what]
         for name, seed, kind in itertools.product(args.tasks, args.seeds, KINDS):
-            work(name, kind, seed)
+            WORK[args.what](name, kind, seed)
     write_page()
 
 
