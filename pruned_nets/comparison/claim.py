@@ -66,7 +66,7 @@ GONE = 5, 10, 25, 50, 75  # percent of the multiply-adds, each cut in one step
 STEPPED = {50: (2, 4, 8), 75: (2, 4, 8)}  # ... -> the steps in which `fisher` cuts as much, too
 RETRAINED = 75  # percent of the multiply-adds that are gone before a retraining
 SIZES = 1, 16, 64, 256, 384  # filters of a group, drawn from all of the network
-GROUP_IMAGES, GROUP_DRAWS = 512, 32
+GROUP_IMAGES, GROUP_DRAWS = 256, 32
 
 
 @dataclass(frozen=True)
@@ -366,21 +366,33 @@ def accuracy_in_8_bits(network, data):
 
 
 def retrain_all(name, kind, seed):
-    """Accuracies after a retraining of what each score leaves, of the unpruned network trained as
-    long, and of the architectures with fresh weights. All retrainings have the plain recipe."""
+    """Accuracies after a retraining of what each score leaves, and of the unpruned network trained
+    as long. All retrainings have the plain recipe."""
+    retrain_each(name, kind, seed, [(None, False), *((score, False) for score in SCORES)])
+
+
+def train_from_scratch(name, kind, seed):
+    """Accuracies of the architectures with fresh weights, which get all epochs that the pruned ones
+    had, before and after the cut."""
+    if kind != "zero":
+        retrain_each(name, kind, seed, [(score, True) for score in SCORES])
+
+
+def retrain_each(name, kind, seed, wanted):
+    """Train what `wanted` says: (score or None, whether with fresh weights)."""
     task, data = TASKS[name], images()
     network, record = whole_network(name, kind, seed, data)
     plain = chosen(name)["plain"]
     known = [(entry["score"], entry["scratch"]) for entry in record.content["retrained"]]
-    for score, scratch in ((None, False), *((s, f) for f in (False, True) for s in SCORES)):
-        if (score, scratch) in known or (scratch and kind == "zero"):
+    for score, scratch in wanted:
+        if (score, scratch) in known:
             continue
         small = copy.deepcopy(network)
         if score:
             small = cut_network(network, score, RETRAINED, 1, seed, data)
             settle(small, data, seed)
         before, epochs = evaluate(small, data.test_batches())["top1"], task.epochs
-        if scratch:  # it gets the epochs that the other one had before the cut as well
+        if scratch:
             torch.manual_seed(seed)
             small, epochs = fresh_like(small, CLASSES), 2 * task.epochs
         label = f"{name} {kind} {seed} {score}{' from scratch' if scratch else ''}"
@@ -620,7 +632,12 @@ def write_page():
     PAGE.write_text("\n".join(lines).strip() + "\n")
 
 
-WORK = {"cut": cut_all, "groups": check_all_groups, "retrain": retrain_all}
+WORK = {
+    "cut": cut_all,
+    "groups": check_all_groups,
+    "retrain": retrain_all,
+    "scratch": train_from_scratch,
+}
 
 
 def main():
