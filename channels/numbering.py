@@ -446,7 +446,7 @@ class _Numbering:
         they are kept apart; queries, keys and values of one leave together."""
         factors = _factors(node)
         heads = [self._heads_of(factor) for factor in factors]
-        if None in heads:
+        if not heads or None in heads:  # none are given by position
             return self.mixed(node, sources)
         dims, vectors = zip(*heads)
         if len(set(dims)) > 1 or len(set(map(len, vectors))) > 1:
