@@ -17,14 +17,15 @@ from typing import NamedTuple
 
 import torch
 
-from channels.checking import Masked, check
+from channels.checking import check
 from channels.costs import cost_of, filter_costs
 from channels.groups import Remains, filter_count, filter_groups, keep_whole, remains_of, signature
+from channels.partial import Partial
 from channels.patterns import layers_like
 from channels.surgery import CannotCut, cut_channels
 from channels.traits import traits_of
 from common.copies import copy_of
-from common.inputs import batch_size, call
+from common.inputs import call
 from common.processes import shared, sum_over_processes
 from common.terminal import progress
 from config import BUDGETS, RANKINGS
@@ -544,18 +545,30 @@ def measure_losses(
     many such units are gone, loss), ...]}, layers of the unpruned network.
     """
     removable = removable_units(model, scores, residual, keep)
-    masked, losses = Masked(_normalised_by_batch(model)), {}
-    reference = _normalised_by_batch(reference or model)
-    with torch.no_grad():
-        wanted = [(inputs, _answers(reference, inputs)) for inputs, _targets in shared(batches)]
-        whole = _divergence(masked.network, wanted)
-        for layers, own in progress(removable.items(), "layers"):
-            most = len(own.units)
-            for count in sorted({round(most * share) for share in SHARES} - {0}):
-                masked.keep(without(model, own.units[:count]))
-                loss = _divergence(masked.network, wanted) - whole
-                losses.setdefault(layers, []).append((count, loss))
+    cuts = {}
+    for layers, own in removable.items():
+        for count in sorted({round(len(own.units) * share) for share in SHARES} - {0}):
+            cuts[layers, count] = without(model, own.units[:count])
+    divergences = _divergences(_normalised_by_batch(model), cuts, batches, reference or model)
+    whole, losses = divergences.pop(None), {}
+    for (layers, count), divergence in divergences.items():
+        losses.setdefault(layers, []).append((count, divergence - whole))
     return losses
+
+
+def _divergences(model, cuts, batches, reference):
+    """{key: the mean divergence of the answers without some filters from those of `reference`, over
+    all processes}; None: of those with all filters. cuts: {key: as for `Partial.without`}."""
+    partial, reference = Partial(model), _normalised_by_batch(reference)
+    sums = {key: torch.zeros(2, device=next(model.parameters()).device) for key in (None, *cuts)}
+    for inputs, _targets in shared(batches):
+        with torch.no_grad():
+            wanted = _log_answers(call(reference, inputs))
+        _add_divergence(sums[None], partial.begin(inputs), wanted)
+        for key, kept in progress(cuts.items(), "layers"):
+            _add_divergence(sums[key], partial.without(kept), wanted)
+    sum_over_processes(*sums.values())
+    return {key: (total / count).item() for key, (total, count) in sums.items()}
 
 
 def _normalised_by_batch(model):
@@ -614,20 +627,16 @@ def _most_units(groups, units):
     return len(units)
 
 
-def _answers(network, inputs):
+def _log_answers(outputs):
     """The logarithms of a network's answers. Raises ValueError where it gives no logits."""
-    return rows_of_logits(call(network, inputs), "ranking='measured'").log_softmax(1)
+    return rows_of_logits(outputs, "ranking='measured'").log_softmax(1)
 
 
-def _divergence(network, wanted):
-    """The mean divergence of a network's answers from those wanted, over all processes."""
-    sums = torch.zeros(2, device=next(network.parameters()).device)
-    for inputs, answers in wanted:
-        own = _answers(network, inputs)
-        sums[0] += torch.nn.functional.kl_div(own, answers, reduction="sum", log_target=True)
-        sums[1] += batch_size(inputs)
-    sum_over_processes(sums)
-    return (sums[0] / sums[1]).item()
+def _add_divergence(sums, outputs, wanted):
+    """Add the divergence of a batch's answers from those wanted, and how many these are."""
+    own = _log_answers(outputs)
+    sums[0] += torch.nn.functional.kl_div(own, wanted, reduction="sum", log_target=True)
+    sums[1] += len(own)
 
 
 def _needed(remains, groups, rank_of):

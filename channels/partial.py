@@ -1,8 +1,8 @@
 """A network without some filters, of which only what these change is computed.
 
 partial = Partial(model)
-logits = partial.begin(images)          # of the whole network
-logits = partial.without(kept)          # layer name -> indices of the filters that are left
+outputs = partial.begin(inputs)         # of the whole network
+outputs = partial.without(kept)         # layer name -> indices of the filters that are left
 """
 
 import torch
@@ -11,51 +11,56 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from channels.checking import Masked
 from channels.operations import works_in_place
+from channels.running import in_order
 from channels.traits import traits_of
 from common.inputs import tensors_in
 
+# Layers that give a tensor of its own.
+COMPUTING = nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.Linear
+
 
 class Partial:
-    """Answers of a network, in eval mode, with the outputs of some filters at zero wherever they
+    """Outputs of a network, in eval mode, with the outputs of some filters at zero wherever they
     are read. What does not read these filters is taken from the whole network's computation, of
-    which all values are held, for one batch at a time."""
+    which what others read is held, for one batch at a time. BatchNorms that are in train mode
+    normalise by the batch."""
 
     def __init__(self, model: nn.Module):
         masked = Masked(model)
         self.remains, self.graph = masked.remains, masked.graph
         _fold_normalization(masked.network)
-        self.run = _Run(masked.network)
-        nodes = masked.network.graph.nodes
+        self.nodes = list(masked.network.graph.nodes)
         self.readers, self.factors = {}, {}  # mask -> the node that reads it, the factor that it is
-        for node in nodes:
+        for node in self.nodes:
             if node.target in self.graph.masks:
                 self.readers[node.target] = node
                 self.factors[node.target] = next(iter(node.users))
             elif f"{node.target}.mask" in self.graph.masks:  # within an attention
                 self.readers[f"{node.target}.mask"] = node
-        self.outputs = [node for node in nodes if node.op == "output"]
-        self.in_part = any(traits_of(node).in_part for node in nodes)
+        self.in_part = any(traits_of(node).in_part for node in self.nodes)
         self.behind = {}  # masks -> the nodes that read them, also by way of others
-        self.images = self.values = None
+        self.run = _Run(masked.network, self._held_nodes())
+        self.inputs = self.values = None
 
     @torch.inference_mode()
-    def begin(self, images: torch.Tensor) -> torch.Tensor:
-        """The logits of the whole network for a batch of images."""
-        self.images = images
-        logits, self.values = self.run.compute(images, {}, set(self.factors.values()))
-        return logits
+    def begin(self, inputs):
+        """The outputs of the whole network for a batch: a tensor, a tuple or a dict of them."""
+        self.inputs = in_order(self.graph.network.graph, inputs)
+        outputs, self.values = self.run.compute(self.inputs, {}, set(self.factors.values()))
+        return outputs
 
     @torch.inference_mode()
-    def without(self, kept: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The logits for the same images with only some filters, as for `Masked.keep`."""
+    def without(self, kept: dict[str, torch.Tensor]):
+        """The outputs for the same batch with only some filters, as for `Masked.keep`."""
         masks = self._masks(kept)
         changed = self._nodes_behind(frozenset(masks))
-        known = {node: value for node, value in self.values.items() if node not in changed}
+        # None stands for what nobody reads any more.
+        known = {node: self.values.get(node) for node in self.nodes if node not in changed}
         idle = {factor for name, factor in self.factors.items() if name not in masks}
         try:
             for name, mask in masks.items():
                 self.graph.network.get_buffer(name).copy_(mask)
-            return self.run.compute(self.images, known, idle)[0]
+            return self.run.compute(self.inputs, known, idle)[0]
         finally:
             for name in masks:
                 self.graph.network.get_buffer(name).fill_(1)
@@ -83,25 +88,36 @@ class Partial:
         """The nodes that some masks change. Where a part of a tensor is changed in place, which
         others see, all of them."""
         if names not in self.behind:
-            nodes = self.graph.network.graph.nodes
-            changed = {self.readers[name] for name in names} | set(self.outputs)
-            for node in nodes:
-                if self.in_part or not changed.isdisjoint(node.all_input_nodes):
+            changed = {self.readers[name] for name in names}
+            for node in self.nodes:
+                is_output = node.op == "output"
+                if is_output or self.in_part or not changed.isdisjoint(node.all_input_nodes):
                     changed.add(node)
             self.behind[names] = changed
         return self.behind[names]
 
+    def _held_nodes(self):
+        """What is read by the nodes that a mask changes, and is not changed itself."""
+        held = set()
+        for name in (*self.readers, None):
+            changed = self._nodes_behind(frozenset([name] if name else []))
+            for node in changed:
+                held.update(source for source in node.all_input_nodes if source not in changed)
+        return held
+
 
 def _fold_normalization(network: fx.GraphModule) -> None:
-    """Let each convolution that only a BatchNorm reads multiply and shift in its place."""
+    """Let each convolution that only a BatchNorm reads multiply and shift in its place, where this
+    has constants."""
     modules = dict(network.named_modules())
     for node in list(network.graph.nodes):
         norm = modules.get(node.target) if node.op == "call_module" else None
-        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_var is None:
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
             continue
         source = node.args[0]
         layer = modules.get(source.target) if source.op == "call_module" else None
-        if isinstance(layer, nn.modules.conv._ConvNd) and len(source.users) == 1:
+        is_alone = isinstance(layer, nn.modules.conv._ConvNd) and len(source.users) == 1
+        if is_alone and not norm.training and norm.running_var is not None:
             source.target = f"_folded_{source.name}"
             folded = fuse_conv_bn_eval(layer, norm, layer.transposed)
             network.add_submodule(source.target, folded)
@@ -111,18 +127,21 @@ def _fold_normalization(network: fx.GraphModule) -> None:
 
 
 class _Run(fx.Interpreter):
-    """Runs a masked graph, and keeps what it computes."""
+    """Runs a masked graph, and holds what some nodes give. Another value lives until its last
+    use."""
 
-    def __init__(self, network):
-        super().__init__(network, garbage_collect_values=False)
-        self.idle, self.held = frozenset(), None
+    def __init__(self, network, held):
+        super().__init__(network)
+        self.idle, self.held = frozenset(), held
+        for last_used in self.user_to_last_uses.values():
+            last_used[:] = [node for node in last_used if node not in held]
 
-    def compute(self, images, known, idle):
-        """(logits, node -> value) where some values are known. idle: factors that are ones."""
-        self.idle, self.held = idle, known
-        logits = super().run(images, initial_env=dict(known))
+    def compute(self, inputs, known, idle):
+        """(outputs, node -> value) where some values are known. idle: factors that are ones."""
+        self.idle = idle
+        outputs = super().run(*inputs, initial_env=dict(known))
         values, self.env = self.env, {}
-        return logits, values
+        return outputs, values
 
     def run_node(self, node):
         if node in self.idle:
@@ -130,9 +149,14 @@ class _Run(fx.Interpreter):
         return super().run_node(node)
 
     def fetch_args_kwargs_from_env(self, node):
-        """What is changed in place is changed in a copy where it is needed again."""
+        """What is changed in place is changed in a copy where it may be needed again."""
         args, kwargs = super().fetch_args_kwargs_from_env(node)
-        is_held = not self.held or node.args and node.args[0] in self.held
-        if is_held and works_in_place(node, self.module) and not traits_of(node).in_part:
-            args = (args[0].clone(), *args[1:])
+        if works_in_place(node, self.module) and not traits_of(node).in_part:
+            if not self._is_new(node.args[0]):
+                args = (args[0].clone(), *args[1:])
         return args, kwargs
+
+    def _is_new(self, node):
+        """Whether what a node gives shares no memory with what is held."""
+        layer = self.submodules.get(node.target) if node.op == "call_module" else None
+        return isinstance(layer, COMPUTING) and node not in self.held
