@@ -268,9 +268,9 @@ def _loss(model, inputs, targets, loss=None, temperature=1.0):
         return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
     mean = loss(outputs, targets)
     if not isinstance(mean, torch.Tensor) or mean.dim():
-        found = f"a tensor of {tuple(mean.shape)}" if hasattr(mean, "shape") else repr(mean)
+        value = f"a tensor of {tuple(mean.shape)}" if hasattr(mean, "shape") else repr(mean)
         raise ValueError(
-            f"the loss gives {found}; it must give the mean over the batch, a tensor of one number"
+            f"the loss gives {value}; it must give the mean over the batch, a tensor of one number"
         )
     return mean * batch_size(inputs)
 

@@ -168,18 +168,16 @@ def _form(model):
 def unused_parameters(model: nn.Module) -> list[str]:
     """The names of parameters that the network's forward does not compute with, as a list."""
     graph = remains_of(model).graph
-    used = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
-
-    def is_used(parameter):
-        return any(parameter == name or parameter.startswith(f"{name}.") for name in used)
-
-    return [name for name, _ in model.named_parameters() if not is_used(name)]
+    read = graph.find_nodes(op="call_module") + graph.find_nodes(op="get_attr")
+    used = tuple(f"{node.target}." for node in read)  # a layer, and whatever it has inside
+    return [name for name, _ in model.named_parameters() if not f"{name}.".startswith(used)]
 
 
 def layers_without_images(model: nn.Module) -> set[str]:
     """The dotted names of layers that a network calls on something else than what it makes of its
     images, as on a table of positions."""
-    reached, alone = set(), set()
+    reached = set()
+    alone = set()
     for node in remains_of(model).graph.nodes:
         if node.op == "placeholder" or not reached.isdisjoint(node.all_input_nodes):
             reached.add(node)
@@ -191,27 +189,26 @@ def layers_without_images(model: nn.Module) -> set[str]:
 def fixed_text(structure: Structure) -> list[str]:
     """Which filters are fixed, and why, as lines: one for each convolution, and one for all linear
     layers that are fixed for the same reason."""
-    lines, alike = [], {}
+    lines = []
+    linear = {}  # reason -> {layer: Fixed}
     for name, fixed in structure.fixed.items():
         if isinstance(structure.skeleton.get_submodule(name), LINEAR_LAYERS):
-            alike.setdefault(fixed.reason, []).append(name)
+            linear.setdefault(fixed.reason, {})[name] = fixed
         else:
-            lines.append(_fixed_line(name, fixed))
-    for reason, names in alike.items():
-        if len(names) == 1:
-            lines.append(_fixed_line(names[0], structure.fixed[names[0]]))
-            continue
-        count = sum(structure.fixed[name].count for name in names)
-        total = sum(structure.fixed[name].total for name in names)
-        lines.append(
-            f"{len(names)} linear layers, {names[0]} to {names[-1]}, keep "
-            f"{_share(count, 'their', total)} filters: {reason}"
-        )
-    return lines
+            lines.append(_fixed_line({name: fixed}))
+    return lines + [_fixed_line(layers) for layers in linear.values()]
 
 
-def _fixed_line(name, fixed):
-    return f"{name} keeps {_share(fixed.count, 'its', fixed.total)} filters: {fixed.reason}"
+def _fixed_line(layers):
+    """A line on layers, name -> Fixed, that are fixed for the same reason."""
+    names = list(layers)
+    counts, totals, reasons = zip(*layers.values())
+    if len(names) == 1:
+        return f"{names[0]} keeps {_share(counts[0], 'its', totals[0])} filters: {reasons[0]}"
+    share = _share(sum(counts), "their", sum(totals))
+    return (
+        f"{len(names)} linear layers, {names[0]} to {names[-1]}, keep {share} filters: {reasons[0]}"
+    )
 
 
 def _share(count, whose, total):
@@ -223,26 +220,30 @@ def filter_groups(model: nn.Module, example=None) -> list[FilterGroup]:
     call. example: see `remains_of`; the first call of any function on a network is the one that
     needs it. Raises ValueError where nothing can be pruned."""
     remains = remains_of(model, example)
-    structure, groups, streams = remains.structure, [], {}
+    structure = remains.structure
+    groups = []
+    streams = {}
     alive = structure.alive(remains.filters)
     written = torch.zeros_like(alive)
     written[structure.stream[alive.nonzero().flatten()]] = True
     for name, kept in remains.filters.items():
-        whole, numbers = structure.streams[name], structure.filters[name][kept]
-        left = whole.channels[written[whole.channels]]
+        whole = structure.streams[name]
+        left = whole.channels[written[whole.channels]].tolist()
         stream = streams.setdefault(whole.root, Stream(whole.name, len(left), whole.readers))
-        order = {channel: place for place, channel in enumerate(left.tolist())}
-        fixed, norm = structure.fixed_filters[name], structure.norms.get(name)
+        places = dict(zip(left, range(len(left))))
+        numbers = structure.filters[name][kept]
+        fixed = torch.tensor(structure.fixed_filters[name])
+        norm = structure.norms.get(name)
         groups.append(
             FilterGroup(
                 name=name,
                 layer=rows_of(model.get_submodule(name)),
                 bn=norm and model.get_submodule(norm),
                 stream=stream,
-                channels=[order[channel] for channel in structure.stream[numbers].tolist()],
+                channels=[places[channel] for channel in structure.stream[numbers].tolist()],
                 dense=len(structure.filters[name]),
                 costs=structure.costs[numbers].tolist(),
-                fixed=[fixed[index] for index in kept.tolist()],
+                fixed=fixed[kept].tolist(),
             )
         )
     return groups
@@ -270,16 +271,21 @@ def widths_of(model: nn.Module) -> dict[str, int | list[int]]:
     """Enough to rebuild a network: layer -> number of filters, or, where these would not do, the
     list of the channels of its stream that it writes, or of its filters."""
     remains = remains_of(model)
-    structure, widths, rebuilt = remains.structure, {}, {}
+    structure = remains.structure
+    widths = {}
+    rebuilt = {}  # what a network has that is built from these
     for group in filter_groups(model):
-        own = remains.filters[group.name].tolist()
+        places = remains.filters[group.name].tolist()
+        is_whole = places == list(range(len(places)))
         if structure.streams[group.name].is_aligned:
-            is_full = len(group.channels) == group.stream.width
-            width = group.stream.width if is_full else group.channels
+            places = group.channels
+            is_whole = len(places) == group.stream.width
+        if is_whole:
+            widths[group.name] = len(places)
+            rebuilt[group.name] = torch.arange(len(places))
         else:
-            width = len(own) if own == list(range(len(own))) else own
-        widths[group.name] = width
-        rebuilt[group.name] = torch.arange(width) if type(width) is int else torch.tensor(width)
+            widths[group.name] = places
+            rebuilt[group.name] = torch.tensor(places)
     if structure.alike(rebuilt, remains.filters):
         return widths
     return {name: filters.tolist() for name, filters in remains.filters.items()}

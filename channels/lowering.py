@@ -46,9 +46,8 @@ def lower(
     """
     graph = in_mode(remains_of(model).graph, training=False)
     network = fx.GraphModule(model, graph).eval()
-    for node in list(graph.nodes):
-        if node.target is decided:  # by the size of the images, which is known
-            graph.erase_node(node)
+    for node in graph.find_nodes(op="call_function", target=decided):
+        graph.erase_node(node)  # by the size of the images, which is known
     _use_plain_convolutions(network)
     if fold:
         _fold(network)
@@ -65,39 +64,43 @@ def lower(
     return network
 
 
-def _layer(network, node, kind):
-    """The layer that a node calls, where it is exactly of this kind, without hooks, and called
-    once; else None."""
+def _layer(network, node, *kinds):
+    """The layer that a node calls, where it is exactly of one of these kinds, without hooks, and
+    called once; else None."""
     if not isinstance(node, fx.Node) or node.op != "call_module":
         return None
     layer = network.get_submodule(node.target)
-    calls = sum(
-        other.op == "call_module" and other.target == node.target for other in network.graph.nodes
-    )
-    return layer if type(layer) is kind and calls == 1 and not has_hooks(layer) else None
+    if type(layer) not in kinds or has_hooks(layer):
+        return None
+    calls = network.graph.find_nodes(op="call_module", target=node.target)
+    return layer if len(calls) == 1 else None
 
 
 def _use_plain_convolutions(network):
     """A convolution of a class of its own becomes a plain one, where it computes as one."""
     for name, layer in list(network.named_modules()):
-        if isinstance(layer, nn.Conv2d) and type(layer) is not nn.Conv2d:
-            plain = copy.deepcopy(layer)
-            plain.__class__ = nn.Conv2d
-            size = [2 * k * d + 1 for k, d in zip(layer.kernel_size, layer.dilation)]
-            images = torch.randn(1, layer.in_channels, *size).to(layer.weight)
-            with suppress(Exception):  # then it is no plain one
-                if torch.allclose(layer(images), plain(images), rtol=1e-4, atol=1e-5):
-                    network.add_submodule(name, plain)
+        if not isinstance(layer, nn.Conv2d) or type(layer) is nn.Conv2d:
+            continue
+        plain = copy.deepcopy(layer)
+        plain.__class__ = nn.Conv2d
+        size = [2 * side * step + 1 for side, step in zip(layer.kernel_size, layer.dilation)]
+        images = torch.randn(1, layer.in_channels, *size).to(layer.weight)
+        with suppress(Exception):  # then it is no plain one
+            if torch.allclose(layer(images), plain(images), rtol=1e-4, atol=1e-5):
+                network.add_submodule(name, plain)
 
 
 def _fold(network):
+    """Each BatchNorm that alone reads a convolution becomes part of it."""
     for node in list(network.graph.nodes):
         norm = _layer(network, node, nn.BatchNorm2d)
-        conv = _layer(network, node.args[0], nn.Conv2d) if norm else None
-        if conv and norm.running_mean is not None and len(node.args[0].users) == 1:
-            before = node.args[0]
-            network.add_submodule(before.target, fuse_conv_bn_eval(conv, norm))
-            node.replace_all_uses_with(before)
+        if not norm or norm.running_mean is None:
+            continue
+        source = node.args[0]
+        conv = _layer(network, source, nn.Conv2d)
+        if conv and len(source.users) == 1:
+            network.add_submodule(source.target, fuse_conv_bn_eval(conv, norm))
+            node.replace_all_uses_with(source)
             network.graph.erase_node(node)
 
 
@@ -107,26 +110,31 @@ def _restore_strides(network):
         conv = _layer(network, node, nn.Conv2d)
         if not conv or conv.kernel_size != (1, 1) or conv.padding != (0, 0):
             continue
-        before = node.args[0]
-        steps = _steps_over_pixels(before) if len(before.users) == 1 else None
-        if steps:
+        pixels = node.args[0]
+        steps = _steps_over_pixels(pixels)
+        if steps and len(pixels.users) == 1:
             strided = copy.deepcopy(conv)
-            strided.stride = tuple(stride * step for stride, step in zip(conv.stride, steps))
+            strided.stride = (conv.stride[0] * steps[0], conv.stride[1] * steps[1])
             network.add_submodule(node.target, strided)
-            node.replace_input_with(before, before.args[0])
-            network.graph.erase_node(before)
+            node.replace_input_with(pixels, pixels.args[0])
+            network.graph.erase_node(pixels)
 
 
 def _steps_over_pixels(node):
-    """(2, 2) of images[:, :, ::2, ::2]; None of other operations."""
+    """[2, 2] of images[:, :, ::2, ::2]; None of other operations."""
     if node.target is not operator.getitem:
         return None
-    parts = node.args[1]
-    if not isinstance(parts, tuple) or len(parts) != 4:
+    index = node.args[1]
+    if not isinstance(index, tuple) or len(index) != 4:
         return None
-    steps = [getattr(part, "step", 0) for part in parts[2:]]
-    wanted = slice(None), slice(None), *(slice(None, None, step) for step in steps)
-    return [step or 1 for step in steps] if parts == wanted else None
+    if index[:2] != (slice(None), slice(None)):
+        return None
+    steps = []
+    for pixels in index[2:]:
+        if not isinstance(pixels, slice) or (pixels.start, pixels.stop) != (None, None):
+            return None
+        steps.append(pixels.step or 1)
+    return steps
 
 
 def _replace_means(network):
@@ -148,18 +156,24 @@ def _replace_means(network):
 
 def _mean_over_pixels(network, node):
     """Whether a mean over all pixels keeps its dimensions; None of other operations."""
-    if layer_of(node) is nn.AdaptiveAvgPool2d:
-        return True if network.get_submodule(node.target).output_size in (1, (1, 1)) else None
-    if node.op == "call_module":
+    if _pools_to_one_pixel(network, node):
+        return True
+    if node.op == "call_module" or name_of(node) != "mean":
         return None
-    if name_of(node) == "adaptive_avg_pool2d":
-        return True if node.args[1:] in ((1,), ((1, 1),)) and not node.kwargs else None
-    if name_of(node) != "mean":
-        return None
-    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    arguments = dict(zip(("input", "dim", "keepdim"), node.args)) | node.kwargs
+    dims = arguments.get("dim")
     if not isinstance(dims, (tuple, list)) or {dim % 4 for dim in dims} != {2, 3}:
         return None
-    return bool(node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False))
+    return bool(arguments.get("keepdim", False))
+
+
+def _pools_to_one_pixel(network, node):
+    """Whether an operation is an average pooling that leaves one pixel of each channel."""
+    if node.op == "call_module":
+        is_pooling = layer_of(node) is nn.AdaptiveAvgPool2d
+        return is_pooling and network.get_submodule(node.target).output_size in (1, (1, 1))
+    is_pooling = name_of(node) == "adaptive_avg_pool2d" and not node.kwargs
+    return is_pooling and node.args[1:] in ((1,), ((1, 1),))
 
 
 def _shape(node):
@@ -173,15 +187,16 @@ def _shape(node):
 def _replace_additions(network):
     """Sides of an addition that have some of its channels get all: zeros in the other places."""
     graph = network.graph
-    for node in [node for node in graph.nodes if node.target is indexed_add]:
+    for node in graph.find_nodes(op="call_function", target=indexed_add):
         first, first_index, second, second_index, width, dim = node.args
         parts = []
         with graph.inserting_before(node):
             for side, index in ((first, first_index), (second, second_index)):
-                places = None if index is None else network.get_buffer(index.target)
-                if places is None:
+                if index is None:
                     parts.append(side)
-                elif len(places):  # one that has no channels left adds nothing
+                    continue
+                places = network.get_buffer(index.target)
+                if len(places):  # one that has no channels left adds nothing
                     parts.append(_placed(network, node, side, places, width, dim))
             whole = parts[0]
             if len(parts) > 1:
@@ -194,29 +209,58 @@ def _replace_additions(network):
 def _placed(network, node, side, places, width, dim):
     """The node of what is to be added at `node`: of `width` channels along `dim`, those of `side`
     in their places, as indices."""
-    graph, value, count = network.graph, traits_of(node).value, len(places)
-    number = sum(other.name.startswith("placed_") for other in graph.nodes)
-    name = f"placed_{number}"
-    if value.dim() == 4 and dim == 1:
-        conv = _layer(network, side, nn.Conv2d) if len(side.users) == 1 else None
-        if conv and conv.groups == 1 and _is_cheaper(conv, count, width):
-            network.add_submodule(side.target, _resized(conv, rows=places, outputs=width))
-            return side
-        placing = nn.Conv2d(count, width, 1, bias=False)
-        weight = F.one_hot(places, width).T[:, :, None, None]
-        placing.weight = nn.Parameter(weight.to(next(network.parameters())))
-        network.add_submodule(name, placing)
-        placed = graph.call_module(name, (side,))
-        give(placed, layer=nn.Conv2d)
+    value = traits_of(node).value
+    if value.dim() != 4 or dim != 1:
+        placed = _placed_by_index(network, side, places, width, dim, value.dim())
+    elif _writes_in_place(network, side, places, width):
+        return side
     else:
-        behind = value.dim() - 1 - dim % value.dim()
-        padded = graph.call_function(F.pad, (side, (*[0, 0] * behind, 0, 1)))
-        index = torch.full((width,), count)
-        index[places] = torch.arange(count)
-        network.register_buffer(name, index)
-        placed = graph.call_function(torch.index_select, (padded, dim, graph.get_attr(name)))
+        placed = _placed_by_convolution(network, side, places, width)
     give(placed, value=value)
     return placed
+
+
+def _writes_in_place(network, side, places, width):
+    """Let the convolution that gives `side` alone write its channels in their places, if that is
+    the cheapest. Returns whether it does."""
+    conv = _layer(network, side, nn.Conv2d)
+    if not conv or conv.groups > 1 or len(side.users) > 1:
+        return False
+    if not _is_cheaper(conv, len(places), width):
+        return False
+    network.add_submodule(side.target, _resized(conv, rows=places, outputs=width))
+    return True
+
+
+def _placed_by_convolution(network, side, places, width):
+    """The node of a 1x1 convolution that puts the channels of images in their places."""
+    name = _free_name(network)
+    conv = nn.Conv2d(len(places), width, 1, bias=False)
+    weight = F.one_hot(places, width).T[:, :, None, None]
+    conv.weight = nn.Parameter(weight.to(next(network.parameters())))
+    network.add_submodule(name, conv)
+    placed = network.graph.call_module(name, (side,))
+    give(placed, layer=nn.Conv2d)
+    return placed
+
+
+def _placed_by_index(network, side, places, width, dim, dims):
+    """The node of a look-up of each channel along `dim`, which is one of zeros where `side` has
+    none. dims: how many dimensions it has."""
+    graph = network.graph
+    name = _free_name(network)
+    count = len(places)
+    behind = dims - 1 - dim % dims
+    padded = graph.call_function(F.pad, (side, (*[0, 0] * behind, 0, 1)))
+    index = torch.full((width,), count)
+    index[places] = torch.arange(count)
+    network.register_buffer(name, index)
+    return graph.call_function(torch.index_select, (padded, dim, graph.get_attr(name)))
+
+
+def _free_name(network):
+    number = sum(node.name.startswith("placed_") for node in network.graph.nodes)
+    return f"placed_{number}"
 
 
 def _is_cheaper(conv, count, width):
@@ -238,9 +282,10 @@ def _whole_blocks(count):
 def _resized(layer, rows=None, outputs=None, inputs=None):
     """A convolution, linear layer or BatchNorm with more outputs or inputs, which are zeros. rows:
     places of those that it has; the first, unless given."""
-    new, weight = copy.deepcopy(layer), layer.weight.detach()
-    rows = torch.arange(len(weight)) if rows is None else rows
-    outputs = outputs or len(weight)
+    new = copy.deepcopy(layer)
+    outputs = outputs or len(layer.weight)
+    if rows is None:
+        rows = torch.arange(len(layer.weight))
     for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
         if tensor.dim() == 0:  # the number of batches
             continue
@@ -249,7 +294,9 @@ def _resized(layer, rows=None, outputs=None, inputs=None):
             shape[1] = inputs
         filled = torch.full(shape, float(name == "running_var")).to(tensor)
         filled[(rows, *map(slice, tensor.shape[1:]))] = tensor.detach()
-        setattr(new, name, nn.Parameter(filled) if isinstance(tensor, nn.Parameter) else filled)
+        if isinstance(tensor, nn.Parameter):
+            filled = nn.Parameter(filled)
+        setattr(new, name, filled)
     sizes = {
         "out_channels": outputs,
         "num_features": outputs,
@@ -275,7 +322,10 @@ class _Filling:
 
     def __init__(self, network, images):
         ShapeProp(network).propagate(images[:1])
-        self.network, self.group, self.fixed, self.counts = network, {}, set(), {}
+        self.network = network
+        self.group = {}  # tensor -> another one that is filled up alike
+        self.fixed = set()
+        self.counts = {}  # tensor -> (channels now, channels in the unpruned network)
         for node in network.graph.nodes:
             self._look_at(node)
         self.fixed = {self._root(node) for node in self.fixed}
@@ -290,8 +340,10 @@ class _Filling:
     def _look_at(self, node):
         """Which tensors are filled up alike, and which not at all."""
         sources = [source for source in node.all_input_nodes if source in self.counts]
-        value, shape = traits_of(node).value, _shape(node)
-        conv, is_channelwise = _layer(self.network, node, nn.Conv2d), False
+        value = traits_of(node).value
+        shape = _shape(node)
+        conv = _layer(self.network, node, nn.Conv2d)
+        is_channelwise = False
         if isinstance(value, torch.Tensor) and len(shape) > 1:
             is_channelwise = self._is_channelwise(node, conv)
             # In rows, as they are made for a linear layer, each channel may have several places.
@@ -330,15 +382,17 @@ class _Filling:
         return count if self._root(node) in self.fixed else min(dense, _whole_blocks(count))
 
     def _fill(self, node):
-        kinds = nn.Conv2d, nn.Linear, nn.BatchNorm2d
-        layers = [_layer(self.network, node, kind) for kind in kinds]
-        layer = layers[0] or layers[1] or layers[2]
-        source = node.args[0] if layer else None
-        if source not in self.counts:
+        """Fill up the layer that a node calls."""
+        layer = _layer(self.network, node, nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+        if not layer or node.args[0] not in self.counts:
             return
-        count, inputs, outputs = self.counts[source][0], self._filled(source), len(layer.weight)
+        source = node.args[0]
+        count = self.counts[source][0]
+        inputs = self._filled(source)
         if isinstance(layer, nn.Linear):
-            count, inputs = layer.in_features, layer.in_features // count * inputs
+            outputs = len(layer.weight)
+            inputs = layer.in_features // count * inputs
+            count = layer.in_features
         else:
             outputs = self._filled(node)
         if outputs > len(layer.weight) or inputs > count:

@@ -25,7 +25,8 @@ def in_mode(graph: fx.Graph, training: bool) -> fx.Graph:
         return alone
     other = "evaluation" if training else "training"
     read = {node for node in alone.nodes if node.users}
-    end.args = (choice.args[1] if training else choice.args[2],)
+    _, trained, evaluated = choice.args
+    end.args = (by_mode(training, trained, evaluated),)
     for node in reversed(list(alone.nodes)):
         is_needed = node.op in ("placeholder", "output") or node.users
         if not is_needed and (node in read or traits_of(node).mode == other):
@@ -36,7 +37,8 @@ def in_mode(graph: fx.Graph, training: bool) -> fx.Graph:
 def modes_of(graph: fx.Graph) -> tuple[bool, ...]:
     """The modes in which a graph computes different operations: (False,), or (False, True) where
     training has others."""
-    return (False, True) if any(node.target is by_mode for node in graph.nodes) else (False,)
+    has_both = graph.find_nodes(op="call_function", target=by_mode)
+    return (False, True) if has_both else (False,)
 
 
 def ends_of(graph: fx.Graph) -> list[fx.Node]:
@@ -55,26 +57,40 @@ def merge_modes(trained, graph):
 
     Operations that both have stand in it once. Where what they give differs, its end is `by_mode`.
     """
-    twins, rest = {}, list(trained.nodes)  # twins: of nodes of training, those of this graph
+    twins = {}  # node of training -> node of this graph that stands for it
+    rest = list(trained.nodes)  # those that have no twin yet
     end = next(reversed(graph.nodes))
     for ours in list(graph.nodes):
-        place = next((i for i, node in enumerate(rest) if _are_twins(node, ours, twins)), None)
+        place = _place_of_twin(rest, ours, twins)
         if place is not None:
             _copy_before(ours, rest[:place], twins)
-            theirs = rest[place]
-            wanted = fx.map_arg((theirs.args, theirs.kwargs), twins.get)
-            if wanted != (ours.args, ours.kwargs):
-                ours.args, ours.kwargs = _either(graph, wanted, (ours.args, ours.kwargs), ours)
-            twins[theirs] = ours
+            _compute_both(ours, rest[place], twins)
             del rest[: place + 1]
         elif ours is not end:
             give(ours, mode="evaluation")
         else:
             _copy_before(end, rest[:-1], twins)
-            results = fx.map_arg(rest[-1].args[0], twins.get), end.args[0]
+            result = fx.map_arg(rest[-1].args[0], twins.get)
             with graph.inserting_before(end):
                 training = graph.get_attr("training")
-                end.args = (graph.call_function(by_mode, (training, *results)),)
+                end.args = (graph.call_function(by_mode, (training, result, end.args[0])),)
+
+
+def _place_of_twin(nodes, ours, twins):
+    """Where the first node of training stands in a list that computes what `ours` does; or None."""
+    for place, theirs in enumerate(nodes):
+        if _are_twins(theirs, ours, twins):
+            return place
+    return None
+
+
+def _compute_both(ours, theirs, twins):
+    """Let a node compute in training what its twin does."""
+    twins[theirs] = ours
+    trained = fx.map_arg((theirs.args, theirs.kwargs), twins.get)
+    evaluated = ours.args, ours.kwargs
+    if trained != evaluated:
+        ours.args, ours.kwargs = _either(ours, trained, evaluated)
 
 
 def _copy_before(place, nodes, twins):
@@ -102,16 +118,17 @@ def _differ_in_mode_alone(trained, evaluated):
     return trained == evaluated or (trained is True and evaluated is False)
 
 
-def _either(graph, trained, evaluated, node):
-    """Arguments that are True in training and False in evaluation become model.training."""
+def _either(node, trained, evaluated):
+    """Arguments of a node, in which what is True in training and False in evaluation becomes
+    model.training."""
     if _are_alike(trained, evaluated, (tuple, list)):
-        parts = zip(trained, evaluated)
-        return type(trained)(_either(graph, *pair, node) for pair in parts)
+        parts = [_either(node, *pair) for pair in zip(trained, evaluated)]
+        return type(trained)(parts)
     if _are_alike(trained, evaluated, dict):
-        return {key: _either(graph, trained[key], evaluated[key], node) for key in trained}
+        return {key: _either(node, trained[key], evaluated[key]) for key in trained}
     if trained is True and evaluated is False:
-        with graph.inserting_before(node):
-            return graph.get_attr("training")
+        with node.graph.inserting_before(node):
+            return node.graph.get_attr("training")
     return evaluated
 
 

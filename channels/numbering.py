@@ -108,12 +108,18 @@ class _Numbering:
     """Goes through a graph once."""
 
     def __init__(self, graph, skeleton):
-        self.graph, self.skeleton = graph, skeleton
-        self.kinds, self.same = torch.tensor([FIXED]), torch.tensor([0])
-        self.streams, self.units = Sets(), Sets()
-        self.fixed, self.additions, self.reordered = [], [], []
-        self.layers, self.parameters = {}, set()
-        self.owners = [(0, None)]  # first number, and the layer that it and those after it are of
+        self.graph = graph
+        self.skeleton = skeleton
+        self.kinds = torch.tensor([FIXED])
+        self.same = torch.tensor([0])
+        self.streams = Sets()
+        self.units = Sets()
+        self.fixed = []
+        self.layers = {}
+        self.parameters = set()
+        self.additions = []
+        self.reordered = []
+        self.writers = [None]  # of each number the name of the layer that writes it, or None
         self.before = {}  # node -> a bit for each node that it is computed from, and its own
         self.answers = {}  # operation and what it is run on -> where channels go
         self.ends = set(ends_of(graph))
@@ -140,13 +146,13 @@ class _Numbering:
             self.mixed(node, node.all_input_nodes, OUTPUT)
         elif tensors_in(traits_of(node).value):
             numbers = self._numbers_of(node)
-            is_tensor = isinstance(numbers, torch.Tensor)
-            give(node, numbers=numbers, channels=varies(numbers) if is_tensor else None)
+            give(node, numbers=numbers, channels=varies(numbers))
 
     def _numbers_of(self, node):
         """The numbers of what a node gives: one row of questions, each asked of what is left."""
         sources = [node for node in node.all_input_nodes if traits_of(node).numbers is not None]
-        value, kind = traits_of(node).value, kind_of(node)
+        value = traits_of(node).value
+        kind = kind_of(node)
         if works_in_place(node, self.skeleton) and self._changes_a_part(node):
             give(node, in_part=True)
             return self.mixed(node, [*sources, *_behind(node.args[0])])
@@ -171,7 +177,7 @@ class _Numbering:
     # ------------------------------------------------------------------ numbers, and their ties
 
     def _new(self, count, kind, layer=None):
-        self.owners.append((len(self.kinds), layer))
+        self.writers += [layer] * count
         numbers = torch.arange(len(self.kinds), len(self.kinds) + count)
         self.kinds = torch.cat((self.kinds, torch.full((count,), kind)))
         self.same = torch.cat((self.same, numbers))
@@ -193,7 +199,9 @@ class _Numbering:
         no longer along one dimension, that one."""
         numbers = traits_of(source).numbers
         has_moved = kind_of(source) is Kind.MOVES and isinstance(numbers, torch.Tensor)
-        return name_of(source if has_moved and varies(numbers) is None else node)
+        if has_moved and varies(numbers) is None:
+            return name_of(source)
+        return name_of(node)
 
     def _together(self, first, second, follow=False):
         """Two channels each, of two vectors, leave together. follow: the second has no score of
@@ -246,10 +254,13 @@ class _Numbering:
     # ----------------------------------------------------- operations that read one tensor
 
     def _handed_on(self, node, sources, numbers=None):
+        """The numbers of the first source, or these, where channels are along one dimension."""
         if numbers is None:
             self._channels_of(sources[0])
             numbers = traits_of(sources[0]).numbers
-        return self.mixed(node, sources) if varies(numbers) is None else numbers
+        if varies(numbers) is None:
+            return self.mixed(node, sources)
+        return numbers
 
     def _parameter(self, node, value):
         """Of a parameter that is computed with: a scale or shift of each channel has numbers."""
@@ -265,23 +276,18 @@ class _Numbering:
 
     def _move(self, node, sources):
         """Run it on the places of its arguments, and look up the numbers there."""
-        values = [tensor for source in sources for tensor in tensors_in(traits_of(source).value)]
+        values = tensors_in([traits_of(source).value for source in sources])
         if not all(tensor.is_floating_point() for tensor in values):
             return self.mixed(node, sources)
-        numbers, places = [], {}
-        for source in sources:
-            numbers += tensors_in(traits_of(source).numbers)
+        inputs = [traits_of(source).numbers for source in sources]
+        numbers = tensors_in(inputs)
         if not any(_once(tensor).any() for tensor in numbers):  # wherever they go, they stay
             return map_tensors(_all_fixed, traits_of(node).value)
-        start = 0
-        for source in sources:
-            own = traits_of(source).numbers
-            places[source] = _places(own, start)
-            start += sum(tensor.numel() for tensor in tensors_in(own))
+        places = dict(zip(sources, _places(inputs)))
         table = torch.cat([tensor.flatten() for tensor in numbers])
 
         def look(other):
-            return places[other] if other in places else traits_of(other).value
+            return places.get(other, traits_of(other).value)
 
         def number_at(place):
             return _slim(table[place])
@@ -294,7 +300,8 @@ class _Numbering:
     def _changes_a_part(self, node):
         """Whether what an operation changes in place is a view, maybe of a part, of a tensor that
         others read, too."""
-        viewed, is_shared = node.args[0], False
+        viewed = node.args[0]
+        is_shared = False
         while kind_of(viewed) is Kind.MOVES and isinstance(viewed.args[0], fx.Node):
             viewed = viewed.args[0]
             is_shared |= len(viewed.users) > 1
@@ -302,37 +309,44 @@ class _Numbering:
 
     def _asked(self, node, sources):
         """An operation that nobody listed: does it keep channels apart?"""
-        channels = self._channels_of(sources[0]) if len(sources) == 1 else None
+        if len(sources) != 1:
+            return self.mixed(node, sources)
+        channels = self._channels_of(sources[0])
         if channels is None or not channels[1].any():
             return self.mixed(node, sources)
         dim, vector = channels
-        value = traits_of(node).value
-        if node.op == "call_module" and kind_of(node) is Kind.APART and dim == 1:  # of images
-            return spread(vector, value.shape, 1)
-        goes_to = self._answer(node, sources[0], dim)
-        if goes_to is None:
+        new_dim = self._dim_after(node, sources[0], dim)
+        if new_dim is None:
             return self.mixed(node, sources)
-        return spread(vector, value.shape, goes_to)
+        return spread(vector, traits_of(node).value.shape, new_dim)
 
-    def _answer(self, node, source, dim):
+    def _dim_after(self, node, source, dim):
         """The dimension that the channels along `dim` of a tensor go to, or None; see keeps_apart.
         Operations that are alike are asked once."""
-        module = self.skeleton.get_submodule(node.target) if node.op == "call_module" else None
-
-        def look(other, images=None):
-            return images if other is source else traits_of(other).value
-
-        operation = (type(module), repr(module)) if module else (node.op, node.target)
-        shape = traits_of(source).value.shape
-        question = (*operation, repr(fx.map_arg((node.args, node.kwargs), look)), shape, dim)
+        if node.op == "call_module" and kind_of(node) is Kind.APART and dim == 1:  # of images
+            return 1
+        module = None
+        operation = node.op, node.target
+        if node.op == "call_module":
+            module = self.skeleton.get_submodule(node.target)
+            operation = type(module), repr(module)
+        values = {other: traits_of(other).value for other in node.all_input_nodes}
+        arguments = fx.map_arg((node.args, node.kwargs), (values | {source: None}).get)
+        question = operation, repr(arguments), values[source].shape, dim
         if question not in self.answers:
-            real = as_real(module) if module else None
-
-            def run(images):
-                return compute(node, self.skeleton, lambda other: look(other, images), real)
-
-            self.answers[question] = keeps_apart(run, shape, dim)
+            self.answers[question] = self._try_out(node, source, dim, module)
         return self.answers[question]
+
+    def _try_out(self, node, source, dim, module):
+        """What keeps_apart says of an operation. module: the layer that it calls, or None."""
+        values = {other: traits_of(other).value for other in node.all_input_nodes}
+        if module is not None:
+            module = as_real(module)
+
+        def run(images):
+            return compute(node, self.skeleton, (values | {source: images}).get, module)
+
+        return keeps_apart(run, values[source].shape, dim)
 
     # ------------------------------------------------------------------------------ layers
 
@@ -367,25 +381,19 @@ class _Numbering:
     def _reader(self, node, module, source, reason):
         """(Layer, dimension) of a convolution or a linear layer. reason: why it stays as it is, or
         None."""
-        numbers, is_conv = traits_of(source).numbers, not isinstance(module, nn.Linear)
         inputs, outputs, groups = sides_of(module)
-        dim = numbers.dim() - (module.weight.dim() - 1)
-        reads = along(numbers, dim)
-        if reads is None:
-            self._fix(numbers, f"{self._what_mixes(node, source)} mixes them")
-            reads = torch.zeros(inputs, dtype=torch.long)
-        if self._are_matrices(reads).any():
-            self._fix(reads, f"{node.target} mixes heads")
-        cuts_inputs, cuts_outputs = (False, False) if reason else can_be_cut(module)
-        reason = reason or f"{name_of(node)} mixes them"
+        dim = traits_of(source).numbers.dim() - (module.weight.dim() - 1)
+        reads = self._read_along(dim, node, source, inputs)
+        cuts_inputs = False
+        cuts_outputs = False
+        if not reason:
+            cuts_inputs, cuts_outputs = can_be_cut(module)
+            reason = f"{name_of(node)} mixes them"
         if groups == outputs == len(reads) > 1:  # depthwise
             if not cuts_outputs:
                 self._fix(reads, reason)
             return Layer(None, reads, groups), dim
-        if node.target in self.layers:
-            writes = self.layers[node.target].writes
-        else:
-            writes = self._new(outputs, FILTER if is_conv else LINEAR, node.target)
+        writes = self._written_by(node, module, outputs)
         if not cuts_inputs:
             self._fix(reads, reason)
         if not cuts_outputs:
@@ -393,6 +401,25 @@ class _Numbering:
         if groups > 1:
             self._tie_rows(torch.cat((reads.view(groups, -1), writes.view(groups, -1)), 1))
         return Layer(reads, writes, groups, order_of(module)), dim
+
+    def _read_along(self, dim, node, source, count):
+        """The numbers that a convolution or a linear layer reads along a dimension, `count` of
+        them; what it mixes with others is fixed."""
+        numbers = traits_of(source).numbers
+        reads = along(numbers, dim)
+        if reads is None:
+            self._fix(numbers, f"{self._what_mixes(node, source)} mixes them")
+            return torch.zeros(count, dtype=torch.long)
+        if self._are_matrices(reads).any():
+            self._fix(reads, f"{node.target} mixes heads")
+        return reads
+
+    def _written_by(self, node, module, count):
+        """The numbers of a layer's filters: new ones, but where it is called once more."""
+        if node.target in self.layers:
+            return self.layers[node.target].writes
+        kind = LINEAR if isinstance(module, nn.Linear) else FILTER
+        return self._new(count, kind, node.target)
 
     def _grouped(self, module, numbers):
         """A GroupNorm, whose groups leave whole; None where channels are along no dimension."""
@@ -419,19 +446,25 @@ class _Numbering:
         they are kept apart; queries, keys and values of one leave together."""
         factors = _factors(node)
         heads = [self._heads_of(factor) for factor in factors]
-        if None in heads or len({(dim, len(vector)) for dim, vector in heads}) > 1:
+        if not heads or None in heads:  # none are given by position
+            return self.mixed(node, sources)
+        dims, vectors = zip(*heads)
+        if len(set(dims)) > 1 or len(set(map(len, vectors))) > 1:
             return self.mixed(node, sources)
         dim, first = heads[0]
-        biases = [source for source in sources if source not in factors]
-        if not all(self._is_bias_of(source, node, dim, first) for source in biases):
-            return self.mixed(node, sources, f"{name_of(node)} adds what stays for each head")
-        for _, other in heads[1:]:
+        for source in sources:
+            if source not in factors and not self._is_bias_of(source, node, dim, first):
+                return self.mixed(node, sources, f"{name_of(node)} adds what stays for each head")
+        for other in vectors[1:]:
             self._together(first, other)
-        values = [vector for _, vector in heads if not self._are_matrices(vector).all()]
-        result = values[-1] if values else first
-        if len(values) == len(heads) == 2:
+        values = [vector for vector in vectors if not self._are_matrices(vector).all()]
+        if len(values) == len(heads) == 2:  # queries and keys
             result = self._new(len(first), MATRIX)
             self._together(first, result, follow=True)
+        elif values:
+            result = values[-1]
+        else:
+            result = first
         return spread(result, traits_of(node).value.shape, dim)
 
     def _is_bias_of(self, source, node, dim, heads):
@@ -452,20 +485,22 @@ class _Numbering:
         filters, and its output reads those of the values."""
         if node.op != "call_module" or node.target in self.layers:
             return
-        module, name = self.skeleton.get_submodule(node.target), str(node.target)
+        name = str(node.target)
+        module = self.skeleton.get_submodule(name)
         if not has_packed_heads(module, node.args, node.kwargs):
             return
-        layers = name, f"{name}.out_proj"
-        is_plain = not any(has_hooks(self.skeleton.get_submodule(layer)) for layer in layers)
-        is_read = any(elsewhere(layer, self.skeleton, self.read) for layer in layers)
-        if is_read or not is_plain:
-            return
+        projection = f"{name}.out_proj"
+        for layer in (name, projection):
+            if has_hooks(self.skeleton.get_submodule(layer)):
+                return
+            if elsewhere(layer, self.skeleton, self.read):
+                return
         rows = self._new(3 * module.embed_dim, LINEAR, name)
         fixed = torch.zeros(module.embed_dim, dtype=torch.long)
         heads = rows.view(3, module.num_heads, -1)
         self._tie_rows(heads.transpose(0, 1).flatten(1))
-        self.layers[layers[0]] = Layer(fixed, rows)
-        self.layers[layers[1]] = Layer(heads[2].flatten(), fixed)
+        self.layers[name] = Layer(fixed, rows)
+        self.layers[projection] = Layer(heads[2].flatten(), fixed)
 
     def _heads_of(self, node):
         """(dimension, vector) of the matrices that a node gives, where they are several and
@@ -473,13 +508,17 @@ class _Numbering:
         traits = traits_of(node)
         if not isinstance(traits.numbers, torch.Tensor):
             return None
-        for dim in range(1, traits.numbers.dim() - 2):
-            if traits.channels is None and traits.value.shape[dim] > 1:
-                self._channels_of(node, dim, traits.numbers.dim())
+        dims = traits.numbers.dim()
+        for dim in range(1, dims - 2):
+            if traits.value.shape[dim] > 1:
+                self._channels_of(node, dim, dims)
         channels = traits_of(node).channels
-        if channels is None or not 0 < channels[0] < traits.numbers.dim() - 2:
+        if channels is None:
             return None
-        return channels if channels[1].all() else None
+        dim, vector = channels
+        if not 0 < dim < dims - 2 or not vector.all():
+            return None
+        return channels
 
     def _are_matrices(self, numbers):
         return self.kinds[numbers] == MATRIX
@@ -495,32 +534,37 @@ class _Numbering:
     # ----------------------------------------------------- operations that read two tensors
 
     def _pair(self, node, a, b):
-        shape = traits_of(node).value.shape
         self._channels_of(a)
         self._channels_of(b)
-        pair = [traits_of(source).numbers for source in (a, b)]
-        if not all(isinstance(numbers, torch.Tensor) for numbers in pair):
+        numbers = traits_of(a).numbers
+        others = traits_of(b).numbers
+        if not isinstance(numbers, torch.Tensor) or not isinstance(others, torch.Tensor):
             return self.mixed(node, [a, b])
-        pair = [numbers.expand(shape) for numbers in pair]
-        if torch.equal(*pair):
-            return self._handed_on(node, [a, b], pair[0])
-        channels = [varies(numbers) for numbers in pair]
-        if None in channels:
+        shape = traits_of(node).value.shape
+        numbers = numbers.expand(shape)
+        others = others.expand(shape)
+        if torch.equal(numbers, others):
+            return self._handed_on(node, [a, b], numbers)
+        dim = _common_dim(varies(numbers), varies(others))
+        if dim is None:
             return self.mixed(node, [a, b])
-        several = [dim for dim, vector in channels if len(vector.unique()) > 1]
-        dim = several[0] if several else channels[0][0]
-        first, second = (along(numbers, dim) for numbers in pair)
+        first = along(numbers, dim)
+        second = along(others, dim)
         if first is None or second is None:
             return self.mixed(node, [a, b])
-        for spread_out, vector, other in ((a, first, second), (b, second, first)):
-            if _size_along(spread_out, dim, shape) != shape[dim]:
-                return self._spread_out(node, [a, b], spread_out, vector, other, dim)
+        if _size_along(a, dim, shape) != shape[dim]:
+            return self._spread_out(node, [a, b], a, first, second, dim)
+        if _size_along(b, dim, shape) != shape[dim]:
+            return self._spread_out(node, [a, b], b, second, first, dim)
         result = self._joined(node, a, b, first, second)
-        return self.mixed(node, [a, b]) if result is None else spread(result, shape, dim)
+        if result is None:
+            return self.mixed(node, [a, b])
+        return spread(result, shape, dim)
 
     def _spread_out(self, node, pair, source, vector, other, dim):
         """One channel, of `source`, meets all channels of the other tensor."""
-        kind, shape = kind_of(node), traits_of(node).value.shape
+        kind = kind_of(node)
+        shape = traits_of(node).value.shape
         self._fix(vector, f"{name_of(node)} spreads it over other channels")
         if self._are_matrices(other).all():  # whatever is added, it is nothing without the values
             return spread(other, shape, dim)
@@ -591,12 +635,10 @@ class _Numbering:
 
     def _serves(self, node, numbers):
         """Whether the layers that write these channels serve nothing else than this operation."""
-        starts = torch.tensor([start for start, _ in self.owners])
-        places = torch.searchsorted(starts, numbers.unique(), right=True) - 1
-        owners = {self.owners[place][1] for place in places.tolist()}
-        if None in owners:
+        writers = {self.writers[number] for number in numbers.unique().tolist()}
+        if None in writers:
             return False
-        todo = [other for other in self.graph.nodes if other.target in owners]
+        todo = [other for other in self.graph.nodes if other.target in writers]
         seen = set()
         while todo:
             for user in todo.pop().users:
@@ -643,9 +685,10 @@ def _once(numbers):
 
 def _factors(node):
     """The matrices that are multiplied, or queries, keys and values."""
-    names = ("query", "key", "value")
-    named = [node.kwargs[name] for name in names if name in node.kwargs]
-    return [*node.args, *named][: 3 if name_of(node) == "scaled_dot_product_attention" else 2]
+    if name_of(node) != "scaled_dot_product_attention":
+        return node.args[:2]
+    named = [node.kwargs[name] for name in ("query", "key", "value") if name in node.kwargs]
+    return [*node.args, *named][:3]
 
 
 def _all_fixed(tensor):
@@ -655,14 +698,30 @@ def _all_fixed(tensor):
 def _weights_for_each_channel(module):
     """A layer's tensors with several values, and all vectors of a norm, maybe of one channel."""
     is_norm = isinstance(module, nn.modules.batchnorm._NormBase)
-    tensors = module.state_dict().values()
-    return [tensor for tensor in tensors if tensor.numel() > 1 or (is_norm and tensor.dim() == 1)]
+    weights = []
+    for tensor in module.state_dict().values():
+        is_vector_of_norm = is_norm and tensor.dim() == 1
+        if tensor.numel() > 1 or is_vector_of_norm:
+            weights.append(tensor)
+    return weights
 
 
 def _size_along(node, dim, shape):
     """The size of what a node gives along a dimension of a shape that it is broadcast to."""
     own = traits_of(node).value.shape
-    return [*[1] * (len(shape) - len(own)), *own][dim]
+    missing = len(shape) - len(own)
+    return 1 if dim < missing else own[dim - missing]
+
+
+def _common_dim(first, second):
+    """The dimension along which the numbers of two tensors vary, each given as by `varies`; None
+    where one of them varies along several. A tensor of equal numbers leaves it to the other."""
+    if first is None or second is None:
+        return None
+    for dim, vector in (first, second):
+        if len(vector.unique()) > 1:
+            return dim
+    return first[0]
 
 
 def _numbers_of_each_channel(numbers, dim, count):
@@ -677,8 +736,9 @@ def _numbers_of_each_channel(numbers, dim, count):
     return rows if torch.equal(owner[rows], index) else None
 
 
-def _places(numbers, start):
-    """The same nested tuples of tensors, with places that count on from `start`."""
+def _places(numbers):
+    """The same nested tuples of tensors, with places that count on from one to the next."""
+    start = 0
 
     def lay(tensor):
         nonlocal start
@@ -700,8 +760,6 @@ def _slim(numbers):
 
 def _in_order(before, after):
     """Whether a tensor has the channels of another one in the same order, each as often."""
-    if not (isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor)):
-        return False
     channels = varies(before), varies(after)
     if None in channels:
         return False

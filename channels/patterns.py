@@ -25,15 +25,16 @@ def layers_like(model: nn.Module, patterns: str | Iterable[str]) -> set[str]:
         return set()
     layers_of = {group.name: {group.name} for group in filter_groups(model)}
     layers_of |= _followers(model)
-    found = set()
+    layers = set()
     for pattern in patterns:
         named = [name for name in layers_of if fnmatchcase(name, pattern)]
         if not named:
             raise ValueError(
                 f"keep={pattern!r} names no layer that can be pruned; {_near(pattern, layers_of)}"
             )
-        found.update(*(layers_of[name] for name in named))
-    return found
+        for name in named:
+            layers |= layers_of[name]
+    return layers
 
 
 def _followers(model):

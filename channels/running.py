@@ -13,10 +13,11 @@ def compute_all(graph: fx.Graph, root: nn.Module, inputs) -> dict:
     """{node: what it gives} for inputs on the meta device: a tensor, or a tuple or dict of them.
     root: the module that has the layers. An error has the node where it arose as its attribute
     `node`."""
-    given, values = iter(in_order(graph, inputs)), {}
+    tensors = iter(in_order(graph, inputs))
+    values = {}
     for node in graph.nodes:
         if node.op == "placeholder":
-            values[node] = next(given)
+            values[node] = next(tensors)
             continue
         try:
             values[node] = compute(node, root, values.__getitem__)
@@ -29,8 +30,10 @@ def compute_all(graph: fx.Graph, root: nn.Module, inputs) -> dict:
 def in_order(graph: fx.Graph, inputs) -> list[torch.Tensor]:
     """The tensors of `inputs`, in the order in which a graph takes them."""
     if isinstance(inputs, dict):
-        return [inputs[node.target] for node in graph.nodes if node.op == "placeholder"]
-    return list(inputs) if isinstance(inputs, (tuple, list)) else [inputs]
+        return [inputs[node.target] for node in graph.find_nodes(op="placeholder")]
+    if isinstance(inputs, (tuple, list)):
+        return list(inputs)
+    return [inputs]
 
 
 def compute(node, root, look, module=None):
@@ -46,7 +49,9 @@ def compute(node, root, look, module=None):
     if node.op == "get_attr":
         owner, _, name = node.target.rpartition(".")
         return getattr(root.get_submodule(owner), name)
-    return node.target(*args, **kwargs) if node.op == "call_function" else args[0]
+    if node.op == "call_function":
+        return node.target(*args, **kwargs)
+    return args[0]
 
 
 # --------------------------------------------------------------------------- vectors of numbers
@@ -54,18 +59,20 @@ def compute(node, root, look, module=None):
 
 def along(numbers: torch.Tensor, dim: int) -> torch.Tensor | None:
     """The vector of a tensor's values along `dim`; None where they vary along others."""
-    others = [other for other in range(numbers.dim()) if other != dim]
-    first = [0] * numbers.dim()
-    first[dim] = slice(None)
-    vector = numbers[tuple(first)]
-    if all(numbers.shape[other] == 1 or numbers.stride(other) == 0 for other in others):
+    index = [0] * numbers.dim()
+    index[dim] = slice(None)
+    vector = numbers[tuple(index)]
+    wanted = spread(vector, numbers.shape, dim)
+    if wanted.stride() == numbers.stride() or torch.equal(wanted, numbers):
         return vector
-    return vector if torch.equal(spread(vector, numbers.shape, dim), numbers) else None
+    return None
 
 
-def varies(numbers: torch.Tensor) -> tuple | None:
+def varies(numbers: torch.Tensor | tuple) -> tuple | None:
     """(dimension, vector) where a tensor's values vary along one dimension only; the first beside
-    the batch where they are all equal, None where they vary along several."""
+    the batch where they are all equal. None where they vary along several, and of tuples."""
+    if not isinstance(numbers, torch.Tensor):
+        return None
     for dim in (1, *range(numbers.dim() - 1, 1, -1), 0):
         if dim < numbers.dim():
             vector = along(numbers, dim)
@@ -106,20 +113,20 @@ def keeps_apart(operation, shape, dim):
     generator = torch.Generator().manual_seed(0)
     before = torch.randn(shape, generator=generator) * 2
     other = torch.randn(shape, generator=generator) * 2
-    count, index = shape[dim], torch.arange(shape[dim])
+    count = shape[dim]
+    index = torch.arange(count)
     operation = torch.no_grad()(operation)
     result = operation(before.clone())
     if not isinstance(result, torch.Tensor):
         return None
-    dims = [
-        candidate
-        for candidate in (dim, *range(1, result.dim()))
-        if candidate < result.dim() and result.shape[candidate] == count
-    ]
+    first = min(dim, 1)  # the batch is out of the question, unless it is asked for
+    dims = [known for known in range(first, result.dim()) if result.shape[known] == count]
     for bit in range((count - 1).bit_length()):
         for side in (0, 1):
             changed = (index >> bit) & 1 == side
             mixed = torch.where(spread(changed, shape, dim), other, before)
             same = (operation(mixed) == result) | result.isnan()
             dims = [known for known in dims if same.transpose(0, known)[~changed].all()]
+    if dim in dims:
+        return dim
     return dims[0] if dims else None

@@ -31,29 +31,34 @@ class ChannelStream:
 
 def find_streams(structure, numbers):
     """Convolution -> its ChannelStream. numbers: Numbers of the structure's graph."""
-    convolutions = list(structure.filters)
-    roots, place_of = _roots(structure)
+    roots, root_of = _roots(structure)
+    writers = {}  # root -> the convolutions that write its stream
+    for name, root in zip(structure.filters, roots):
+        writers.setdefault(root, []).append(name)
     moved = torch.cat([torch.empty(0, dtype=torch.long), *numbers.reordered])
-    moved_streams = {convolutions[place] for place in _places_in(place_of[moved])}
-    readers = _readers(structure, place_of)
-    adders = _adders(numbers.additions, place_of)
-    streams, taken = {}, []
-    for place in dict.fromkeys(roots):
-        root = convolutions[place]
-        writers = [name for name, own in zip(convolutions, roots) if own == place]
-        channels, is_aligned = _channels_of(structure, writers)
-        name = _stream_name(adders.get(place), taken, writers) or root
-        taken.append(name)
-        is_aligned = is_aligned and root not in moved_streams
-        streams[place] = ChannelStream(
-            root, name, channels, is_aligned, tuple(readers.get(place, ()))
+    reordered = _roots_in(root_of[moved])
+    readers = _readers(structure, root_of)
+    adders = _adders(numbers.additions, root_of)
+    streams = dict.fromkeys(structure.filters)
+    taken = []
+    for root, names in writers.items():
+        channels, is_aligned = _channels_of(structure, names)
+        stream = ChannelStream(
+            root=names[0],
+            name=_stream_name(adders.get(root), taken, names) or names[0],
+            channels=channels,
+            is_aligned=is_aligned and root not in reordered,
+            readers=tuple(readers.get(root, ())),
         )
-    return {name: streams[place] for name, place in zip(convolutions, roots)}
+        taken.append(stream.name)
+        streams |= dict.fromkeys(names, stream)
+    return streams
 
 
 def _roots(structure):
     """(of each convolution the place of its stream's first one, of each number the same or -1)."""
-    owner, joined = torch.full_like(structure.stream, -1), Sets()
+    owner = torch.full_like(structure.stream, -1)
+    joined = Sets()
     for place, filters in enumerate(structure.filters.values()):
         channels = structure.stream[filters]
         known = owner[channels]
@@ -61,30 +66,31 @@ def _roots(structure):
         joined = joined.joined(others, torch.full_like(others, place))
         owner[channels] = torch.where(known >= 0, known, place)
     roots = joined.roots(len(structure.filters))
-    place_of = torch.where(owner >= 0, roots[owner], -1)[structure.stream]
-    return roots.tolist(), place_of
+    root_of = torch.where(owner >= 0, roots[owner], -1)[structure.stream]
+    return roots.tolist(), root_of
 
 
-def _places_in(places):
-    return [place for place in places.unique().tolist() if place >= 0]
+def _roots_in(roots):
+    """Each root of a vector once, without -1."""
+    return roots[roots >= 0].unique().tolist()
 
 
-def _readers(structure, place_of):
-    """Place of a stream's root -> dotted names of the layers that read it."""
+def _readers(structure, root_of):
+    """Root of a stream -> dotted names of the layers that read it."""
     readers = {}
     for name, layer in structure.layers.items():
         if layer.reads is not None:
-            for place in _places_in(place_of[structure.root[layer.reads]]):
-                readers.setdefault(place, []).append(name)
+            for root in _roots_in(root_of[structure.root[layer.reads]]):
+                readers.setdefault(root, []).append(name)
     return readers
 
 
-def _adders(additions, place_of):
-    """Place of a stream's root -> paths of the modules whose additions write it."""
+def _adders(additions, root_of):
+    """Root of a stream -> paths of the modules whose additions write it."""
     adders = {}
     for path, sums in additions:
-        for place in _places_in(place_of[sums]):
-            adders.setdefault(place, []).append(path)
+        for root in _roots_in(root_of[sums]):
+            adders.setdefault(root, []).append(path)
     return adders
 
 
@@ -104,5 +110,6 @@ def _stream_name(paths, taken, writers):
     name = ".".join(os.path.commonprefix([path.split(".") for path in paths]))
     if name and name not in taken:
         return name
-    ends = paths if paths[0] and paths[0] != paths[-1] else writers  # the network itself adds
-    return f"{ends[0]} to {ends[-1]}"
+    if not paths[0] or paths[0] == paths[-1]:  # the network itself adds
+        paths = writers
+    return f"{paths[0]} to {paths[-1]}"

@@ -93,7 +93,8 @@ class Structure:
     def _compute(self, examples):
         """Every node's value for the first of some inputs that the network takes, if possible for
         one of images that gives a row of logits for each."""
-        failure = found = None
+        failure = None
+        trial = None  # the example that is taken, and what each node gives for it
         for example in examples:
             try:
                 values = self._values(example)
@@ -102,17 +103,17 @@ class Structure:
                 continue
             result = list(values.values())[-1]
             if _is_vector_each(result, example):
-                found = example, values
+                trial = example, values
                 break
-            found = found or (example, values)
+            trial = trial or (example, values)
             if not _is_matrix(result):
                 break
-        if found is None:
+        if trial is None:
             hint = ""
             if self._takes_images(examples[0]):
                 hint = "; where it takes another size, filter_groups(network, N) says which"
             raise ValueError(f"{failure}{hint}") from failure
-        self.example, values = found
+        self.example, values = trial
         for node, value in values.items():
             give(node, value=value)
         result = list(values.values())[-1]
@@ -187,8 +188,8 @@ class Structure:
         `positions`."""
         if size not in self._work:
             values, samples = self._run_at(size)
-            found = find_work(self.graph, self.skeleton, values, samples)
-            self._work[size] = [self._beside_layers(work, self.positions(size)) for work in found]
+            works = find_work(self.graph, self.skeleton, values, samples)
+            self._work[size] = [self._beside_layers(work, self.positions(size)) for work in works]
         return self._work[size]
 
     def _beside_layers(self, work, positions):

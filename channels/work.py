@@ -39,7 +39,7 @@ class Work(NamedTuple):
 def find_work(graph: fx.Graph, skeleton: nn.Module, values: dict, samples: int) -> list[Work]:
     """The Work of all operations of a graph that make multiply-adds and are no layers. values: what
     each node gives for so many samples, on the meta device."""
-    found = []
+    works = []
     with FlopCounterMode(display=False, custom_mapping=_further_counts()) as counter:
         for node in filter(_may_multiply, graph.nodes):
             if works_in_place(node, skeleton) and "mm" not in name_of(node):
@@ -48,8 +48,8 @@ def find_work(graph: fx.Graph, skeleton: nn.Module, values: dict, samples: int) 
             compute(node, skeleton, values.__getitem__)
             flops = counter.get_total_flops() - before
             if flops:
-                found.append(Work(node, flops // (2 * samples), _reads(node)))
-    return found
+                works.append(Work(node, flops // (2 * samples), _reads(node)))
+    return works
 
 
 def _may_multiply(node):

@@ -439,9 +439,9 @@ class _Search:
 
     def entries(self, folder):
         """What is in a folder, sorted, without hidden things and those of systems."""
-        with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: (_nfc(entry.name), entry.name))
-        for entry in found:
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: (_nfc(entry.name), entry.name))
+        for entry in entries:
             if _hidden(entry.name):
                 continue
             if not _of_system(entry.name):

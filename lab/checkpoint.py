@@ -331,17 +331,17 @@ def _rebuild_published(content):
     with torch.device("meta"):
         networks = [build_model(name) for name in NETWORKS]
     wanted = [_weights(network.state_dict()) for network in networks]
-    found = [_network_in(content["net"], names) for names in wanted]
+    parts = [_network_in(content["net"], names) for names in wanted]
     twin, state, left = next(
         (
             (network, state, left)
-            for network, names, (state, left) in zip(networks, wanted, found)
+            for network, names, (state, left) in zip(networks, wanted, parts)
             if names == _weights(state)
         ),
         (None, None, None),
     )
     if twin is None:
-        raise ValueError(_which_network(content["net"], networks, [state for state, _ in found]))
+        raise ValueError(_which_network(content["net"], networks, [state for state, _ in parts]))
     name = twin.origin.name
     widths = PUBLISHED[name](twin, content["cfg"]) if "cfg" in content else {}
     head = [key for key in twin.state_dict() if key.endswith(".bias")][-1]

@@ -957,6 +957,16 @@ def test_linear_layers_that_stay_for_one_reason_share_a_line():
     assert not any("head" in line for line in lines)  # nobody expects it to be pruned
 
 
+def test_a_product_of_matrices_that_are_given_by_name_is_not_cut():
+    def attend_by_name(net, tokens):
+        q, k, v = heads_of(net, tokens)
+        weights = torch.matmul(input=q, other=k.transpose(-2, -1)).softmax(-1)
+        return net.d((weights @ v).transpose(1, 2).flatten(2))
+
+    model = Written(on_tokens(attend_by_name), c=nn.Linear(8, 36), d=nn.Linear(12, 8))
+    assert remains_of(model).structure.fixed["c"].count == 36
+
+
 def test_a_network_of_linear_layers_alone_is_pruned():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 12), nn.ReLU(), nn.Linear(12, 4))
     filter_groups(model, 8)
