@@ -279,13 +279,20 @@ def _whole_blocks(count):
     return -(-count // block) * block
 
 
+def _outputs_of(layer):
+    """How many channels a convolution, linear layer or BatchNorm gives; this may have no weight."""
+    if isinstance(layer, nn.BatchNorm2d):
+        return layer.num_features
+    return len(layer.weight)
+
+
 def _resized(layer, rows=None, outputs=None, inputs=None):
     """A convolution, linear layer or BatchNorm with more outputs or inputs, which are zeros. rows:
     places of those that it has; the first, unless given."""
     new = copy.deepcopy(layer)
-    outputs = outputs or len(layer.weight)
+    outputs = outputs or _outputs_of(layer)
     if rows is None:
-        rows = torch.arange(len(layer.weight))
+        rows = torch.arange(_outputs_of(layer))
     for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
         if tensor.dim() == 0:  # the number of batches
             continue
@@ -390,10 +397,10 @@ class _Filling:
         count = self.counts[source][0]
         inputs = self._filled(source)
         if isinstance(layer, nn.Linear):
-            outputs = len(layer.weight)
+            outputs = _outputs_of(layer)
             inputs = layer.in_features // count * inputs
             count = layer.in_features
         else:
             outputs = self._filled(node)
-        if outputs > len(layer.weight) or inputs > count:
+        if outputs > _outputs_of(layer) or inputs > count:
             self.network.add_submodule(node.target, _resized(layer, outputs=outputs, inputs=inputs))

@@ -113,7 +113,7 @@ class Bare(Net):
 
 class BatchNormFirst(Net):
     def build(self):
-        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(4))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16, affine=False) for _ in range(4))
         self.convs = nn.ModuleList(conv(16, 16) for _ in range(4))
 
     def body(self, x):
