@@ -5,15 +5,13 @@ The filters of a layer with the lowest scores are set to zero, and nothing is tr
 
 from dataclasses import dataclass
 
-from channels.partial import Partial
-from common.modes import evaluating
-from common.terminal import print_table, progress
+from common.terminal import print_table
 from lab.drawing import add_legend, load_pyplot, save_figure
+from lab.removal import evaluate_without
 from pruner import removable_units, without
 
 SHARES = 10, 30, 50, 70, 90  # percent of a layer's filters
 NAMED = 10  # layers that stand first in the table, and that the plot names
-HELD = 4e8  # bytes of activations at a time
 
 
 @dataclass(frozen=True)
@@ -53,47 +51,18 @@ def measure_sensitivity(model, scores, batches):
             count = round(share / 100 * own.total)
             if 0 < count <= len(own.units):
                 cuts[layers, share] = own.units[:count]
-    with evaluating(model):
-        whole, accuracies = _accuracies(model, cuts, batches)
-    curves = []
+    kept = {key: without(model, units) for key, units in cuts.items()}
+    figures, curves = evaluate_without(model, kept, batches, "layers"), []
+    whole = figures[None]["top1"]
     for layers, own in removable.items():
         points = []
         for share in SHARES:
             if (layers, share) in cuts:
                 count = len(cuts[layers, share])
-                points.append(Point(share, count, accuracies[layers, share]))
+                points.append(Point(share, count, figures[layers, share]["top1"]))
         if points:
             curves.append(LayerCurve(" and ".join(layers), own.total, points))
     return whole, sorted(curves, key=lambda curve: curve.loss(whole), reverse=True)
-
-
-def _accuracies(model, cuts, batches):
-    """(accuracy of a network in percent, {key: that without some units}). cuts: {key: units}."""
-    partial, kept = Partial(model), {key: without(model, units) for key, units in cuts.items()}
-    right, count = dict.fromkeys([None, *cuts], 0), 0
-    for images, labels in progress(_in_parts(partial, batches), "sensitivity"):
-        count += len(labels)
-        right[None] += _right(partial.begin(images), labels)
-        for key in cuts:
-            right[key] += _right(partial.without(kept[key]), labels)
-    percent = {key: 100 * number / count for key, number in right.items()}
-    return percent.pop(None), percent
-
-
-def _right(logits, labels):
-    return (logits.argmax(1) == labels).sum().item()
-
-
-def _in_parts(partial, batches):
-    """The batches in parts whose activations fit into memory; on a CPU, into its cache, too."""
-    parts, size = [], None
-    for images, labels in batches:
-        if size is None:
-            partial.begin(images[:1])
-            size = max(1, int(HELD / partial.held_bytes))
-            size = size if images.is_cuda else min(size, 32)
-        parts += zip(images.split(size), labels.split(size))
-    return parts
 
 
 # ------------------------------------------------------------------------------ table and plot
