@@ -114,16 +114,22 @@ def _fold_normalization(network: fx.GraphModule) -> None:
         norm = modules.get(node.target) if node.op == "call_module" else None
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
             continue
-        source = node.args[0]
+        source = node.all_input_nodes[0]
         layer = modules.get(source.target) if source.op == "call_module" else None
-        is_alone = isinstance(layer, nn.modules.conv._ConvNd) and len(source.users) == 1
-        if is_alone and not norm.training and norm.running_var is not None:
+        has_constants = not norm.training and norm.running_var is not None
+        if has_constants and _can_be_folded(layer) and len(source.users) == 1:
             source.target = f"_folded_{source.name}"
             folded = fuse_conv_bn_eval(layer, norm, layer.transposed)
             network.add_submodule(source.target, folded)
             node.replace_all_uses_with(source)
             network.graph.erase_node(node)
     network.recompile()
+
+
+def _can_be_folded(layer):
+    """Whether torch knows how: in a transposed convolution of groups it takes the wrong weights."""
+    is_convolution = isinstance(layer, nn.modules.conv._ConvNd)
+    return is_convolution and not (layer.transposed and layer.groups > 1)
 
 
 class _Run(fx.Interpreter):

@@ -372,9 +372,34 @@ class InPlace(nn.Module):
         return self.head(y.relu().mean((2, 3)))
 
 
+class Upsampling(nn.Module):
+    """Transposed convolutions, one of groups, and a BatchNorm that is called by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm_a = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.b, self.norm_b = nn.ConvTranspose2d(8, 8, 2, 2, groups=2), nn.BatchNorm2d(8)
+        self.c, self.norm_c = nn.ConvTranspose2d(8, 6, 2, 2), nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.norm_a(input=self.a(x)).relu()
+        x = self.norm_c(self.c(self.norm_b(self.b(x)).relu())).relu_()
+        return self.head(x.mean((2, 3)))
+
+
+def upsampling():
+    model = Upsampling().eval()
+    for norm in (model.norm_a, model.norm_b, model.norm_c):
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.normal_(norm.running_mean)
+    return model
+
+
 @pytest.mark.parametrize(
     "make",
     [
+        upsampling,
         lambda: narrow("resnet-56"),
         lambda: narrow("mobilenet"),
         lambda: torchvision.models.resnet18(num_classes=4).eval(),  # its ReLUs work in place
