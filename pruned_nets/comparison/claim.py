@@ -515,14 +515,22 @@ def curve_table(results):
             cells = [spread(results.cut(kind, score, gone).values()) for gone in GONE]
             rows.append([f"{kind}, {score}", *cells, spread(results.area(kind, score).values())])
         for other in ("zero", "plain"):
-            gaps = [
-                minus(results.cut("penalised", score, gone), results.cut(other, score, gone))
-                for gone in GONE
-            ]
-            gaps.append(minus(results.area("penalised", score), results.area(other, score)))
-            cells = [interval(gap.values()) for gap in gaps]
+            cells = [interval(gap.values()) for gap in lead_over(results, other, score)]
             rows.append([f"penalised minus {other}, {score}", *cells])
+    leads = zip(lead_over(results, "zero", "fisher"), lead_over(results, "zero", "random"))
+    cells = [interval(minus(fisher, random).values()) for fisher, random in leads]
+    rows.append(["penalised minus zero, fisher minus random", *cells])
     return table_of(["", *(f"{gone}% gone" for gone in GONE), "mean over 5 to 75%"], rows)
+
+
+def lead_over(results, other, score):
+    """What the penalised network is ahead of another right after each cut, and in the mean over
+    the cuts: a list of {seed: points}."""
+    leads = [
+        minus(results.cut("penalised", score, gone), results.cut(other, score, gone))
+        for gone in GONE
+    ]
+    return [*leads, minus(results.area("penalised", score), results.area(other, score))]
 
 
 def steps_table(results):
