@@ -50,7 +50,7 @@ def lower(
         graph.erase_node(node)  # by the size of the images, which is known
     _use_plain_convolutions(network)
     if fold:
-        _fold(network)
+        fold_normalization(network)
     if plain:
         ShapeProp(network).propagate(images[:1])
         _restore_strides(network)
@@ -90,13 +90,13 @@ def _use_plain_convolutions(network):
                 network.add_submodule(name, plain)
 
 
-def _fold(network):
-    """Each BatchNorm that alone reads a convolution becomes part of it."""
+def fold_normalization(network: fx.GraphModule) -> None:
+    """Each BatchNorm in eval mode that alone reads a convolution becomes part of it, in place."""
     for node in list(network.graph.nodes):
         norm = _layer(network, node, nn.BatchNorm2d)
-        if not norm or norm.running_mean is None:
+        if not norm or norm.running_mean is None or norm.training:
             continue
-        source = node.args[0]
+        source = node.all_input_nodes[0]
         conv = _layer(network, source, nn.Conv2d)
         if conv and len(source.users) == 1:
             network.add_submodule(source.target, fuse_conv_bn_eval(conv, norm))

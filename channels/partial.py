@@ -7,9 +7,9 @@ outputs = partial.without(kept)         # layer name -> indices of the filters t
 
 import torch
 from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from channels.checking import Masked
+from channels.lowering import fold_normalization
 from channels.operations import works_in_place
 from channels.running import in_order
 from channels.traits import traits_of
@@ -28,7 +28,7 @@ class Partial:
     def __init__(self, model: nn.Module):
         masked = Masked(model)
         self.remains, self.graph = masked.remains, masked.graph
-        _fold_normalization(masked.network)
+        fold_normalization(masked.network)
         self.nodes = list(masked.network.graph.nodes)
         self.readers, self.factors = {}, {}  # mask -> the node that reads it, the factor that it is
         for node in self.nodes:
@@ -104,32 +104,6 @@ class Partial:
             for node in changed:
                 held.update(source for source in node.all_input_nodes if source not in changed)
         return held
-
-
-def _fold_normalization(network: fx.GraphModule) -> None:
-    """Let each convolution that only a BatchNorm reads multiply and shift in its place, where this
-    has constants."""
-    modules = dict(network.named_modules())
-    for node in list(network.graph.nodes):
-        norm = modules.get(node.target) if node.op == "call_module" else None
-        if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            continue
-        source = node.all_input_nodes[0]
-        layer = modules.get(source.target) if source.op == "call_module" else None
-        has_constants = not norm.training and norm.running_var is not None
-        if has_constants and _can_be_folded(layer) and len(source.users) == 1:
-            source.target = f"_folded_{source.name}"
-            folded = fuse_conv_bn_eval(layer, norm, layer.transposed)
-            network.add_submodule(source.target, folded)
-            node.replace_all_uses_with(source)
-            network.graph.erase_node(node)
-    network.recompile()
-
-
-def _can_be_folded(layer):
-    """Whether torch knows how: in a transposed convolution of groups it takes the wrong weights."""
-    is_convolution = isinstance(layer, nn.modules.conv._ConvNd)
-    return is_convolution and not (layer.transposed and layer.groups > 1)
 
 
 class _Run(fx.Interpreter):
