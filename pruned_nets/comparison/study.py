@@ -19,8 +19,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
+import claim as claim_runs  # noqa: E402
+
 from common.files import write_atomically  # noqa: E402
 from config import PENALTY, PRESETS  # noqa: E402
+from lab.comparison import minus  # noqa: E402
 from lab.groups import check_groups  # noqa: E402
 from lab.markdown import spread  # noqa: E402
 from lab.record import UNPRUNED, grouped  # noqa: E402
@@ -126,12 +129,8 @@ class Study:
         return found
 
 
-def minus(ours, theirs):
-    return {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
-
-
 def lines_of(head, rows):
-    """A table of Markdown."""
+    """A table of cells that are Markdown, which `lab.markdown` would escape."""
     return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
 
 
@@ -1141,6 +1140,74 @@ def groups_won(study):
 
 
 # ---------------------------------------------------------------------------------------- tickets
+
+
+# ------------------------------------------------------------------- the scores, or the network
+
+
+def claim_rows(results):
+    """{what is measured: penalised minus zero, and minus plain, each {seed: difference}}."""
+
+    def ahead(figure, *args):
+        """figure: (kind of network, *args) -> {seed: value}."""
+        return [
+            minus(figure("penalised", *args), figure(kind, *args)) for kind in ("zero", "plain")
+        ]
+
+    def beyond_random(figure):
+        """figure: (kind of network, score) -> {seed: value}."""
+        return [minus(*leads) for leads in zip(ahead(figure, "fisher"), ahead(figure, "random"))]
+
+    def error(kind, size):
+        relative = results.of_groups(kind, size, "error_scores")
+        return {seed: 100 * value for seed, value in relative.items()}
+
+    rows = {
+        "unpruned": ahead(results.health, "test_top1"),
+        "`fisher`, mean of cuts of 5 to 75%": ahead(results.area, "fisher"),
+        "`random`, mean of cuts of 5 to 75%": ahead(results.area, "random"),
+        "`fisher` minus `random`, mean of cuts": beyond_random(results.area),
+    }
+    for gone, many in claim_runs.STEPPED.items():
+        most = many[-1]
+        rows[f"`fisher`, {gone}% in {most} steps"] = ahead(results.cut, "fisher", gone, most)
+        rows[f"what {most} steps gain over one, {gone}%"] = ahead(results.gain, gone, most)
+    for score in claim_runs.SCORES:
+        rows[f"`{score}`, 75%, retrained"] = ahead(results.retrained, score)
+    rows["`fisher` minus `random`, retrained"] = beyond_random(results.retrained)
+    for size in claim_runs.SIZES[1:-1]:
+        rows[f"relative error of the sum of {size} filters' scores (%)"] = ahead(error, size)
+    return rows
+
+
+@table
+def claim(study):
+    results = claim_runs.Results("vgg")
+    columns = ["penalised minus λ = 0", "penalised minus plain"]
+    cells, count = differences(claim_rows(results), columns)
+    return [*lines_of(["points of accuracy", *columns], cells), "", count]
+
+
+@table
+def claim_networks(study):
+    results, rows = claim_runs.Results("vgg"), []
+    figures = {
+        "training images right (%)": (results.health, "train_top1"),
+        "test images right (%)": (results.health, "test_top1"),
+        "`fisher`, 50% in one step": (results.cut, "fisher", 50),
+        "`fisher`, 50% in eight steps": (results.cut, "fisher", 50, 8),
+        "`random`, 50%": (results.cut, "random", 50),
+        "unpruned, trained as long": (results.retrained, None),
+        "`fisher`, 75%, retrained": (results.retrained, "fisher"),
+        "`bn`, 75%, retrained": (results.retrained, "bn"),
+        "`random`, 75%, retrained": (results.retrained, "random"),
+    }
+    for label, (figure, *args) in figures.items():
+        rows.append([label, *(spread(figure(kind, *args).values()) for kind in claim_runs.KINDS)])
+    degrees = [results.health(kind, "degree").values() for kind in claim_runs.KINDS]
+    rows.append(["degree of orthogonality", *(spread(values, 2) for values in degrees)])
+    rows.append(["networks, n", *(str(len(values)) for values in degrees)])
+    return lines_of(["", "plain", "penalised", "λ = 0"], rows)
 
 
 @table
