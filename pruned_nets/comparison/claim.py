@@ -599,19 +599,19 @@ def retrained_table(results):
 
 
 def draw_steps(results, path):
-    """What steps gain, for each kind of network."""
+    """Accuracies right after a cut in one and in several steps, for each kind of network."""
     figure, axes = pyplot.subplots(1, len(STEPPED), figsize=(9, 3.5), layout="constrained")
     for axis, (gone, many) in zip(axes, STEPPED.items()):
         for kind in KINDS:
-            gains = [list(results.gain(kind, gone, steps).values()) for steps in many]
-            means = [0, *(statistics.mean(values) for values in gains)]
-            errors = [0, *(statistics.stdev(values) / len(values) ** 0.5 for values in gains)]
+            cuts = [list(results.cut(kind, "fisher", gone, steps).values()) for steps in (1, *many)]
+            means = [statistics.mean(values) for values in cuts]
+            errors = [statistics.stdev(values) / len(values) ** 0.5 for values in cuts]
             axis.errorbar((1, *many), means, errors, marker="o", capsize=3, label=kind)
         axis.set_xscale("log", base=2)
         axis.set_xticks((1, *many), (1, *many))
         axis.set(xlabel="steps", title=f"{gone}% of the multiply-adds removed by fisher")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("points right after the cut,\nminus those of one step")
+    axes[0].set_ylabel("test accuracy right after the cut (%)")
     axes[0].legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -634,7 +634,7 @@ def write_page():
             lines += ["", title, "", *group_table(results)]
         if all(len(results.gain(kind, GONE[-1], 8)) > 1 for kind in KINDS):
             draw_steps(results, RECORDS / f"{name}_steps.png")
-            lines += ["", f"![What steps gain](claim/{name}_steps.png)"]
+            lines += ["", f"![In one step and in several](claim/{name}_steps.png)"]
         if results.retrained("plain", "fisher"):
             lines += ["", f"{RETRAINED}% gone, retrained:", "", *retrained_table(results)]
     PAGE.write_text("\n".join(lines).strip() + "\n")
