@@ -1175,6 +1175,8 @@ def claim_rows(results):
     for score in claim_runs.SCORES:
         rows[f"`{score}`, 75%, retrained"] = ahead(results.retrained, score)
     rows["`fisher` minus `random`, retrained"] = beyond_random(results.retrained)
+    lost = [ahead(results.retrained, score) for score in ("fisher", None)]
+    rows["`fisher` minus unpruned, retrained"] = [minus(*leads) for leads in zip(*lost)]
     for size in claim_runs.SIZES[1:-1]:
         rows[f"relative error of the sum of {size} filters' scores (%)"] = ahead(error, size)
     return rows
@@ -1184,7 +1186,11 @@ def claim_rows(results):
 def claim(study):
     results = claim_runs.Results("vgg")
     columns = ["penalised minus λ = 0", "penalised minus plain"]
-    cells, count = differences(claim_rows(results), columns)
+    rows = claim_rows(results)
+    cells, count = differences(rows, columns)
+    for cell, (against_zero, _) in zip(cells, rows.values()):
+        cell.insert(2, interval(against_zero))
+    columns.insert(1, "95% interval")
     return [*lines_of(["points of accuracy", *columns], cells), "", count]
 
 
@@ -1215,6 +1221,7 @@ def claim_networks(study):
     degrees = [results.health(kind, "degree").values() for kind in claim_runs.KINDS]
     rows.append(["degree of orthogonality", *(spread(values, 2) for values in degrees)])
     rows.append(["networks, n", *(str(len(values)) for values in degrees)])
+    rows.append(["epochs", *[str(claim_runs.TASKS["vgg"].epochs)] * len(degrees)])
     return lines_of(["", "plain", "penalised", "λ = 0"], rows)
 
 
