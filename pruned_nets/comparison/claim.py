@@ -4,6 +4,7 @@
     python pruned_nets/comparison/claim.py cut vgg --seeds 0 1  # right after the cut, no retraining
     python pruned_nets/comparison/claim.py groups vgg --seeds 0 1  # sums of scores
     python pruned_nets/comparison/claim.py retrain vgg --seeds 0 1
+    python pruned_nets/comparison/claim.py scratch vgg --seeds 0 1  # with fresh weights
     python pruned_nets/comparison/claim.py report               # claim.md
 
 Three networks of each seed, "plain", "penalised", and "zero", which has the penalised one's
@@ -31,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from ground import SCORED, only, settle  # noqa: E402
+from ground import IMAGES, SCORED, only, settle  # noqa: E402
 
 from channels.costs import measure_cost  # noqa: E402
 from common.device import environment, pick_device  # noqa: E402
@@ -41,6 +42,7 @@ from data import load_data  # noqa: E402
 from imp_estimator import cal_importance  # noqa: E402
 from lab.comparison import minus  # noqa: E402
 from lab.export import export  # noqa: E402
+from lab.groups import KINDS as GROUP_KINDS  # noqa: E402
 from lab.groups import check_groups  # noqa: E402
 from lab.markdown import interval, spread, table_of  # noqa: E402
 from lab.networks import build_network, fresh_like  # noqa: E402
@@ -52,7 +54,6 @@ from train import (  # noqa: E402
     fit,
 )
 
-IMAGES = ROOT / "data" / "cifar100-20"
 KEPT = ROOT / "pretrained" / "claim"
 RECORDS, PAGE = HERE / "claim", HERE / "claim.md"
 MARK = "<!-- The tables below are made by claim.py. -->"
@@ -415,7 +416,7 @@ def retrain_each(name, kind, seed, wanted):
 # ---------------------------------------------------------------------------------------- the page
 
 
-RANDOM = "over all layers, random"
+RANDOM = GROUP_KINDS["network", "random"]
 FIGURES = {
     "error_scores": "relative error",
     "gap_scores": "absolute error",
@@ -475,6 +476,10 @@ class Results:
                 if own == kind and (entry["score"], entry["scratch"]) == (score, scratch):
                     values[seed] = entry[figure]
         return values
+
+    def in_8_bits(self, kind, score):
+        """{seed: what 8 bits add to the accuracy after a retraining}. score: as above."""
+        return minus(self.retrained(kind, score, figure="int8_top1"), self.retrained(kind, score))
 
     def health(self, kind, figure):
         """{seed: a figure of the unpruned network}."""
@@ -579,13 +584,7 @@ def retrained_table(results):
         fresh = [spread(results.retrained(kind, score, True).values()) for kind in KINDS]
         if any(fresh):
             rows.append([f"{score}, from scratch", *fresh, ""])
-        small = [
-            minus(
-                results.retrained(kind, score, figure="int8_top1"), results.retrained(kind, score)
-            )
-            for kind in KINDS
-        ]
-        losses = [interval(loss.values()) for loss in small]
+        losses = [interval(results.in_8_bits(kind, score).values()) for kind in KINDS]
         rows.append([f"{score or 'unpruned'}, 8 bits minus 32", *losses, ""])
     for score in ("fisher", "bn"):
         leads = [

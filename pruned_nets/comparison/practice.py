@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from ground import BN_IMAGES, SCORED, only, settle  # noqa: E402
+from ground import BN_IMAGES, IMAGES, SCORED, only, settle  # noqa: E402
 
 from common.batches import Split  # noqa: E402
 from common.device import environment, pick_device  # noqa: E402
@@ -54,7 +54,6 @@ from train import OrthonormalityPenalty, evaluate, fit  # noqa: E402
 PAGE = HERE / "practice.md"
 MARK = "<!-- The tables below are made by practice.py. -->"
 KEPT = ROOT / "pretrained" / "practice"
-IMAGES = ROOT / "data" / "cifar100-20"
 START, TARGET = range(10), range(10, 20)  # classes, in alphabetical order
 PER_CLASS = 100  # training images of each target class
 MEASURED = 128  # images for losses

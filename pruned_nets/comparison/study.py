@@ -1197,12 +1197,6 @@ def claim(study):
 @table
 def claim_networks(study):
     results, rows = claim_runs.Results("vgg"), []
-
-    def in_8_bits(kind, score):
-        return minus(
-            results.retrained(kind, score, figure="int8_top1"), results.retrained(kind, score)
-        )
-
     figures = {
         "training images right (%)": (results.health, "train_top1"),
         "test images right (%)": (results.health, "test_top1"),
@@ -1213,8 +1207,8 @@ def claim_networks(study):
         "`fisher`, 75%, retrained": (results.retrained, "fisher"),
         "`bn`, 75%, retrained": (results.retrained, "bn"),
         "`random`, 75%, retrained": (results.retrained, "random"),
-        "unpruned, 8 bits minus 32": (in_8_bits, None),
-        "`fisher`, 75%, retrained, 8 bits minus 32": (in_8_bits, "fisher"),
+        "unpruned, 8 bits minus 32": (results.in_8_bits, None),
+        "`fisher`, 75%, retrained, 8 bits minus 32": (results.in_8_bits, "fisher"),
     }
     for label, (figure, *args) in figures.items():
         rows.append([label, *(spread(figure(kind, *args).values()) for kind in claim_runs.KINDS)])
