@@ -59,7 +59,6 @@ RECORDS, PAGE = HERE / "claim", HERE / "claim.md"
 MARK = "<!-- The tables below are made by claim.py. -->"
 CLASSES = 10
 VALIDATION = 10  # percent of the training images
-BATCH = 128
 
 KINDS = "plain", "penalised", "zero"
 SCORES = "fisher", "bn", "random"
@@ -72,20 +71,51 @@ GROUP_IMAGES, GROUP_DRAWS = 256, 32
 
 @dataclass(frozen=True)
 class Task:
-    """A network. width: a factor of its widths. epochs: of all trainings. rates, strengths: what is
+    """A network and its images. width: a factor of the network's widths. image_size: in pixels.
+    epochs: of a training; of one of the search; of a retraining. rates, strengths: what is
     searched, learning rates and λ."""
 
     model: str
     width: float
-    epochs: int
     rates: tuple
     strengths: tuple
+    epochs: int
+    search_epochs: int
+    retrain_epochs: int
+    image_size: int = 32
+    batch_size: int = 32
 
 
 TASKS = {
-    "vgg": Task("vgg", 0.25, 24, (0.01, 0.02), (0.01, 0.1)),
-    "mobilenet": Task("mobilenet", 0.5, 15, (0.02, 0.05), (0.01, 0.1)),
-    "resnet-56": Task("resnet-56", 1.0, 15, (0.05, 0.1), (0.01, 0.1)),
+    "vgg": Task(
+        model="vgg",
+        width=0.25,
+        rates=(0.01, 0.02),
+        strengths=(0.01, 0.1),
+        epochs=24,
+        search_epochs=24,
+        retrain_epochs=24,
+        batch_size=128,
+    ),
+    "mobilenet": Task(
+        model="mobilenet",
+        width=0.5,
+        rates=(0.02, 0.05),
+        strengths=(0.01, 0.1),
+        epochs=50,
+        search_epochs=20,
+        retrain_epochs=25,
+    ),
+    "resnet-56": Task(
+        model="resnet-56",
+        width=0.5,
+        rates=(0.02, 0.05),
+        strengths=(0.01, 0.1),
+        epochs=60,
+        search_epochs=20,
+        retrain_epochs=30,
+        image_size=16,
+    ),
 }
 
 
@@ -119,15 +149,15 @@ def tried(task):
 # ---------------------------------------------------------------------------- networks and files
 
 
-def images():
+def images(task):
     """An ImageData of the first ten classes; a tenth of their training images are validation."""
-    data = load_data(str(IMAGES), 32)
+    data = load_data(str(IMAGES), task.image_size)
     first = range(CLASSES)
     parts = {"train": only(data.train, first), "test": only(data.test, first)}
     return replace(data, classes=data.classes[:CLASSES], **parts).hold_out(VALIDATION, 0)
 
 
-def train_network(network, data, treatment, epochs, key, label):
+def train_network(network, data, task, treatment, epochs, key, label):
     """Train a network in place, to its last epoch. Returns the Training."""
     penalty = None
     if treatment.strength:
@@ -137,7 +167,7 @@ def train_network(network, data, treatment, epochs, key, label):
         data,
         treatment.recipe(epochs),
         key=key,
-        batch_size=BATCH,
+        batch_size=task.batch_size,
         penalty=penalty,
         label=label,
         choose="last",
@@ -180,7 +210,8 @@ class Record:
 
 def search(name):
     """Train with each Treatment, and choose that of each kind on the validation images."""
-    task, record, data = TASKS[name], Record(f"{name}_search"), images()
+    task, record = TASKS[name], Record(f"{name}_search")
+    data = images(task)
     entries = record.content.setdefault("tried", [])
     known = [(entry["kind"], entry["treatment"]) for entry in entries]
     for kind, treatments in tried(task).items():
@@ -190,7 +221,13 @@ def search(name):
             torch.manual_seed(100)
             network = build_network(task.model, CLASSES, task.width)
             trained = train_network(
-                network, data, treatment, task.epochs, (100, "claim"), f"{name} {kind}"
+                network,
+                data,
+                task,
+                treatment,
+                task.search_epochs,
+                (100, "claim"),
+                f"{name} {kind}",
             )
             entries.append(
                 {
@@ -235,7 +272,13 @@ def whole_network(name, kind, seed, data):
         return network, record
     treatment = chosen(name)[kind]
     trained = train_network(
-        network, data, treatment, task.epochs, (seed, "claim"), f"{name} {kind} {seed}"
+        network,
+        data,
+        task,
+        treatment,
+        task.epochs,
+        (seed, "claim"),
+        f"{name} {kind} {seed}",
     )
     record.content |= {
         "task": name,
@@ -263,7 +306,7 @@ def cut_network(network, score, gone, steps, seed, data):
             settle(network, data, seed)
         batches = data.train_batches(50, key=(seed, "importance", step), count=SCORED)
         scores = cal_importance(network, score, batches, seed=seed)
-        kept = select_filters(network, scores, target, budget="macs", image_size=32)
+        kept = select_filters(network, scores, target, budget="macs", image_size=data.image_size)
         network = prune(network, kept)
     return network
 
@@ -278,9 +321,9 @@ def wanted_cuts():
 
 def cut_all(name, kind, seed):
     """Accuracies right after all cuts of one network."""
-    data = images()
+    data = images(TASKS[name])
     network, record = whole_network(name, kind, seed, data)
-    dense = measure_cost(network, 32)["macs"]
+    dense = measure_cost(network, data.image_size)["macs"]
     known = [(entry["score"], entry["gone"], entry["steps"]) for entry in record.content["cuts"]]
     for score, gone, steps in wanted_cuts():
         if (score, gone, steps) in known:
@@ -295,7 +338,7 @@ def cut_all(name, kind, seed):
                 "score": score,
                 "gone": gone,
                 "steps": steps,
-                "macs_left": 100 * measure_cost(small, 32)["macs"] / dense,
+                "macs_left": 100 * measure_cost(small, data.image_size)["macs"] / dense,
                 "stale_top1": stale["top1"],
                 "settled_top1": settled["top1"],
                 "settled_loss": settled["loss"],
@@ -316,7 +359,7 @@ def cut_all(name, kind, seed):
 def check_all_groups(name, kind, seed):
     """How far the sum of `fisher`'s scores is from the change of the loss, for groups of one
     network's filters."""
-    data = images()
+    data = images(TASKS[name])
     network, record = whole_network(name, kind, seed, data)
     if "groups" in record.content:
         return
@@ -381,7 +424,8 @@ def train_from_scratch(name, kind, seed):
 
 def retrain_each(name, kind, seed, wanted):
     """Train what `wanted` says: (score or None, whether with fresh weights)."""
-    task, data = TASKS[name], images()
+    task = TASKS[name]
+    data = images(task)
     network, record = whole_network(name, kind, seed, data)
     plain = chosen(name)["plain"]
     known = [(entry["score"], entry["scratch"]) for entry in record.content["retrained"]]
@@ -392,13 +436,13 @@ def retrain_each(name, kind, seed, wanted):
         if score:
             small = cut_network(network, score, RETRAINED, 1, seed, data)
             settle(small, data, seed)
-        before, epochs = evaluate(small, data.test_batches())["top1"], task.epochs
+        before, epochs = evaluate(small, data.test_batches())["top1"], task.retrain_epochs
         if scratch:
             torch.manual_seed(seed)
-            small, epochs = fresh_like(small, CLASSES), 2 * task.epochs
+            small, epochs = fresh_like(small, CLASSES), task.epochs + task.retrain_epochs
         label = f"{name} {kind} {seed} {score}{' from scratch' if scratch else ''}"
         began = time.monotonic()
-        trained = train_network(small, data, plain, epochs, (seed, "retrain"), label)
+        trained = train_network(small, data, task, plain, epochs, (seed, "retrain"), label)
         record.content["retrained"].append(
             {
                 "score": score,
