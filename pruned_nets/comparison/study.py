@@ -19,10 +19,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
-import claim as claim_runs  # noqa: E402
+import claim_records  # noqa: E402
 
 from common.files import write_atomically  # noqa: E402
-from config import PENALTY, PRESETS  # noqa: E402
+from config import PENALTY, PRESETS, title_of  # noqa: E402
 from lab.comparison import minus  # noqa: E402
 from lab.groups import check_groups  # noqa: E402
 from lab.markdown import spread  # noqa: E402
@@ -170,6 +170,7 @@ def differences(rows, columns, usual=3, excerpt=False):
 
 
 def interval(gaps):
+    """gaps: {seed: difference}, of two or more."""
     low, high = Difference.of(gaps.values()).interval
     return f"{low:.1f} to {high:.1f}"
 
@@ -1145,77 +1146,103 @@ def groups_won(study):
 # ------------------------------------------------------------------- the scores, or the network
 
 
-def claim_rows(results):
-    """{what is measured: penalised minus zero, and minus plain, each {seed: difference}}."""
+def claim_rows(results, other):
+    """{what is measured: {seed: penalised minus another kind of network}}."""
 
     def ahead(figure, *args):
         """figure: (kind of network, *args) -> {seed: value}."""
-        return [
-            minus(figure("penalised", *args), figure(kind, *args)) for kind in ("zero", "plain")
-        ]
+        return minus(figure("penalised", *args), figure(other, *args))
 
-    def beyond_random(figure):
+    def beyond_random(figure, score):
         """figure: (kind of network, score) -> {seed: value}."""
-        return [minus(*leads) for leads in zip(ahead(figure, "fisher"), ahead(figure, "random"))]
+        return minus(ahead(figure, score), ahead(figure, "random"))
 
     def error(kind, size):
         relative = results.of_groups(kind, size, "error_scores")
         return {seed: 100 * value for seed, value in relative.items()}
 
-    rows = {
-        "unpruned": ahead(results.health, "test_top1"),
-        "`fisher`, mean of cuts of 5 to 75%": ahead(results.area, "fisher"),
-        "`random`, mean of cuts of 5 to 75%": ahead(results.area, "random"),
-        "`fisher` minus `random`, mean of cuts": beyond_random(results.area),
-    }
-    for gone, many in claim_runs.STEPPED.items():
+    rows = {"unpruned": ahead(results.health, "test_top1")}
+    for score in claim_records.CHOICES:
+        rows[f"`{score}`, mean of cuts of 5 to 75%"] = ahead(results.area, score)
+    for score in ("fisher", "fisher by layer"):
+        rows[f"`{score}` minus `random`, mean of cuts"] = beyond_random(results.area, score)
+    for gone, many in claim_records.STEPPED.items():
         most = many[-1]
         rows[f"`fisher`, {gone}% in {most} steps"] = ahead(results.cut, "fisher", gone, most)
         rows[f"what {most} steps gain over one, {gone}%"] = ahead(results.gain, gone, most)
-    for score in claim_runs.SCORES:
+    for score in claim_records.CHOICES:
         rows[f"`{score}`, 75%, retrained"] = ahead(results.retrained, score)
-    rows["`fisher` minus `random`, retrained"] = beyond_random(results.retrained)
-    lost = [ahead(results.retrained, score) for score in ("fisher", None)]
-    rows["`fisher` minus unpruned, retrained"] = [minus(*leads) for leads in zip(*lost)]
-    for size in claim_runs.SIZES[1:-1]:
+    for score in ("fisher", "fisher by layer"):
+        rows[f"`{score}` minus `random`, retrained"] = beyond_random(results.retrained, score)
+    rows["`fisher` minus unpruned, retrained"] = minus(
+        ahead(results.retrained, "fisher"), ahead(results.retrained, None)
+    )
+    for size in claim_records.SIZES[1:-1]:
         rows[f"relative error of the sum of {size} filters' scores (%)"] = ahead(error, size)
     return rows
 
 
+def claim_table(other, with_intervals):
+    """Penalised minus another kind of network: a column for each architecture."""
+    networks = claim_records.all_results()
+    each = [claim_rows(results, other) for results in networks]
+    rows = {label: [column[label] for column in each] for label in each[0]}
+    rows = {label: gaps for label, gaps in rows.items() if any(gaps)}
+    cells, count = differences(rows, networks)
+    if with_intervals:
+        for cell, gaps in zip(cells, rows.values()):
+            known = [
+                f"{text}, {interval(gap)}" for text, gap in zip(cell[1:], gaps) if len(gap) > 1
+            ]
+            cell[1:] = known
+    titles = [title_of(results.task.model) for results in networks]
+    return [*lines_of(["points of accuracy", *titles], cells), "", count]
+
+
 @table
 def claim(study):
-    results = claim_runs.Results("vgg")
-    columns = ["penalised minus λ = 0", "penalised minus plain"]
-    rows = claim_rows(results)
-    cells, count = differences(rows, columns)
-    for cell, (against_zero, _) in zip(cells, rows.values()):
-        cell.insert(2, interval(against_zero))
-    columns.insert(1, "95% interval")
-    return [*lines_of(["points of accuracy", *columns], cells), "", count]
+    return claim_table("zero", with_intervals=True)
+
+
+@table
+def claim_plain(study):
+    return claim_table("plain", with_intervals=False)
 
 
 @table
 def claim_networks(study):
-    results, rows = claim_runs.Results("vgg"), []
+    lines = []
+    for results in claim_records.all_results():
+        lines += ["", f"{results.title()}:", "", *networks_of(results)]
+    return lines[1:]
+
+
+def networks_of(results):
+    """What the three kinds of one architecture have."""
     figures = {
         "training images right (%)": (results.health, "train_top1"),
         "test images right (%)": (results.health, "test_top1"),
         "`fisher`, 50% in one step": (results.cut, "fisher", 50),
         "`fisher`, 50% in eight steps": (results.cut, "fisher", 50, 8),
+        "`fisher by layer`, 50%": (results.cut, "fisher by layer", 50),
         "`random`, 50%": (results.cut, "random", 50),
         "unpruned, trained as long": (results.retrained, None),
         "`fisher`, 75%, retrained": (results.retrained, "fisher"),
+        "`fisher by layer`, 75%, retrained": (results.retrained, "fisher by layer"),
         "`bn`, 75%, retrained": (results.retrained, "bn"),
         "`random`, 75%, retrained": (results.retrained, "random"),
+        "`fisher`, 75%, from scratch": (results.retrained, "fisher", True),
         "unpruned, 8 bits minus 32": (results.in_8_bits, None),
         "`fisher`, 75%, retrained, 8 bits minus 32": (results.in_8_bits, "fisher"),
     }
+    rows = []
     for label, (figure, *args) in figures.items():
-        rows.append([label, *(spread(figure(kind, *args).values()) for kind in claim_runs.KINDS)])
-    degrees = [results.health(kind, "degree").values() for kind in claim_runs.KINDS]
+        cells = [spread(figure(kind, *args).values()) for kind in claim_records.KINDS]
+        if any(cells):
+            rows.append([label, *cells])
+    degrees = [results.health(kind, "degree").values() for kind in claim_records.KINDS]
     rows.append(["degree of orthogonality", *(spread(values, 2) for values in degrees)])
     rows.append(["networks, n", *(str(len(values)) for values in degrees)])
-    rows.append(["epochs", *[str(claim_runs.TASKS["vgg"].epochs)] * len(degrees)])
     return lines_of(["", "plain", "penalised", "λ = 0"], rows)
 
 

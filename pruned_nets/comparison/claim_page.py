@@ -1,0 +1,270 @@
+"""claim.md: the tables and the figure of what claim.py has recorded."""
+
+import statistics
+
+from claim_records import (
+    CHOICES,
+    GONE,
+    HERE,
+    KINDS,
+    LENGTHS,
+    RECORDS,
+    RETRAINED,
+    SIZES,
+    STEPPED,
+    TASKS,
+    Results,
+    chosen,
+)
+from matplotlib import pyplot
+
+from lab.comparison import minus
+from lab.markdown import interval, spread, table_of
+
+PAGE = HERE / "claim.md"
+MARK = "<!-- The tables below are made by claim.py. -->"
+# What is trained for each of LENGTHS -> kind of network, score.
+LENGTHENED = {
+    "fisher": ("plain", "fisher"),
+    "orthoreg": ("penalised", "fisher"),
+    "random": ("plain", "random"),
+}
+FRESH = "plain", "fisher", True  # its architecture from scratch
+FIGURES = {
+    "error_scores": "relative error",
+    "gap_scores": "absolute error",
+    "rank_scores": "rank correlation",
+    "change": "change of the loss",
+}
+
+
+def health_table(results):
+    rows = []
+    for kind in KINDS:
+        treatment = chosen(results.name)[kind]
+        highest = [max(losses) for losses in results.health(kind, "losses").values()]
+        rows.append(
+            [
+                kind,
+                f"{treatment.rate:g}",
+                f"{treatment.strength:g}",
+                f"{treatment.decay:g}",
+                f"{max(highest):.2f}" if highest else "",
+                spread(results.health(kind, "train_top1").values()),
+                spread(results.health(kind, "test_top1").values()),
+                spread(results.health(kind, "degree").values(), 2),
+                spread(results.health(kind, "pointwise_degree").values(), 2),
+                str(len(highest)),
+            ]
+        )
+    head = "rate", "λ", "weight decay", "highest loss of an epoch", "training images", "test images"
+    return table_of(["", *head, "degree", "of 1x1 filters", "n"], rows)
+
+
+def curve_table(results):
+    rows = []
+    for score in CHOICES:
+        if not results.area("zero", score):
+            continue
+        for kind in KINDS:
+            cells = [spread(results.cut(kind, score, gone).values()) for gone in GONE]
+            rows.append([f"{kind}, {score}", *cells, spread(results.area(kind, score).values())])
+        for other in ("zero", "plain"):
+            cells = [interval(gap.values()) for gap in lead_over(results, other, score)]
+            rows.append([f"penalised minus {other}, {score}", *cells])
+    leads = zip(lead_over(results, "zero", "fisher"), lead_over(results, "zero", "random"))
+    cells = [interval(minus(fisher, random).values()) for fisher, random in leads]
+    rows.append(["penalised minus zero, fisher minus random", *cells])
+    return table_of(["", *(f"{gone}% gone" for gone in GONE), "mean over 5 to 75%"], rows)
+
+
+def lead_over(results, other, score):
+    """What the penalised network is ahead of another right after each cut, and in the mean over
+    the cuts: a list of {seed: points}."""
+    leads = [
+        minus(results.cut("penalised", score, gone), results.cut(other, score, gone))
+        for gone in GONE
+    ]
+    return [*leads, minus(results.area("penalised", score), results.area(other, score))]
+
+
+def steps_table(results):
+    rows = []
+    for gone, many in STEPPED.items():
+        for kind in KINDS:
+            gains = [interval(results.gain(kind, gone, steps).values()) for steps in many]
+            one = spread(results.cut(kind, "fisher", gone).values())
+            rows.append([f"{kind}, {gone}% gone", one, *gains])
+        for other in ("zero", "plain"):
+            gaps = [
+                minus(results.gain(other, gone, steps), results.gain("penalised", gone, steps))
+                for steps in many
+            ]
+            cells = [interval(gap.values()) for gap in gaps]
+            rows.append([f"gain of {other} minus gain of penalised, {gone}%", "", *cells])
+    heads = [f"{steps} steps minus one" for steps in STEPPED[GONE[-1]]]
+    return table_of(["", "one step", *heads], rows)
+
+
+def group_table(results):
+    rows = []
+    for figure, title in FIGURES.items():
+        for kind in KINDS:
+            cells = [spread(results.of_groups(kind, size, figure).values(), 2) for size in SIZES]
+            rows.append([f"{title}, {kind}", *cells])
+        gaps = [
+            minus(
+                results.of_groups("penalised", size, figure),
+                results.of_groups("zero", size, figure),
+            )
+            for size in SIZES
+        ]
+        rows.append(
+            [f"{title}, penalised minus zero", *(interval(gap.values(), 2) for gap in gaps)]
+        )
+    return table_of(["", *(f"{size} filters" for size in SIZES)], rows)
+
+
+def retrained_table(results):
+    rows = []
+    for score in (None, *CHOICES):
+        cells = [spread(results.retrained(kind, score).values()) for kind in KINDS]
+        if not all(cells):
+            continue
+        gap = minus(results.retrained("penalised", score), results.retrained("zero", score))
+        rows.append([score or "unpruned", *cells, interval(gap.values())])
+        fresh = [spread(results.retrained(kind, score, True).values()) for kind in KINDS]
+        if any(fresh):
+            rows.append([f"{score}, from scratch", *fresh, ""])
+        losses = [interval(results.in_8_bits(kind, score).values()) for kind in KINDS]
+        rows.append([f"{score or 'unpruned'}, 8 bits minus 32", *losses, ""])
+    for score in ("fisher", "bn"):
+        leads = [
+            minus(results.retrained(kind, score), results.retrained(kind, "random"))
+            for kind in KINDS
+        ]
+        both = minus(leads[KINDS.index("penalised")], leads[KINDS.index("zero")])
+        cells = [interval(lead.values()) for lead in leads]
+        rows.append([f"{score} minus random", *cells, interval(both.values())])
+    return table_of(["", *KINDS, "penalised minus zero"], rows)
+
+
+def draw_steps(results, path):
+    """Accuracies right after a cut in one and in several steps, for each kind of network."""
+    figure, axes = pyplot.subplots(1, len(STEPPED), figsize=(9, 3.5), layout="constrained")
+    for axis, (gone, many) in zip(axes, STEPPED.items()):
+        for kind in KINDS:
+            cuts = [list(results.cut(kind, "fisher", gone, steps).values()) for steps in (1, *many)]
+            means = [statistics.mean(values) for values in cuts]
+            errors = [statistics.stdev(values) / len(values) ** 0.5 for values in cuts]
+            axis.errorbar((1, *many), means, errors, marker="o", capsize=3, label=kind)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks((1, *many), (1, *many))
+        axis.set(xlabel="steps", title=f"{gone}% of the multiply-adds removed by fisher")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("test accuracy right after the cut (%)")
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def search_table(results):
+    rows = []
+    for entry in results.searched():
+        treatment = entry["treatment"]
+        degree = entry["pointwise_degree"]
+        rows.append(
+            [
+                entry["kind"],
+                f"{treatment['rate']:g}",
+                f"{treatment['strength']:g}",
+                f"{treatment['decay']:g}",
+                f"{entry['train_top1']:.1f}",
+                f"{entry['validation_top1']:.1f}",
+                f"{entry['degree']:.2f}",
+                "" if degree is None else f"{degree:.2f}",
+            ]
+        )
+    head = "rate", "λ", "weight decay", "training images", "validation images", "degree"
+    return table_of(["", *head, "of 1x1 filters"], rows)
+
+
+def lengths_table(results):
+    """Accuracies by the epochs of a retraining, with what was spent in all: 1 is an epoch of the
+    unpruned network."""
+
+    def cell(*key):
+        work = spread(results.after(*key, "work").values(), 0)
+        return f"{spread(results.after(*key).values())} ({work})"
+
+    before = results.task.epochs
+    rows = []
+    for title, trained in LENGTHENED.items():
+        rows.append([title, *(cell(*trained, False, epochs) for epochs in LENGTHS)])
+    for title, extra in (("from scratch", 0), ("from scratch, as long in all", before)):
+        rows.append([title, *(cell(*FRESH, extra + epochs) for epochs in LENGTHS)])
+        for ours, trained in LENGTHENED.items():
+            leads = [
+                minus(results.after(*trained, False, epochs), results.after(*FRESH, extra + epochs))
+                for epochs in LENGTHS
+            ]
+            rows.append([f"{ours} minus {title}", *(interval(lead.values()) for lead in leads)])
+    return table_of(["", *(f"{epochs} epochs" for epochs in LENGTHS)], rows)
+
+
+def draw_lengths(results, path):
+    """Accuracy against the work of all training."""
+    figure, axis = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    lines = {
+        title: [(*key, False, epochs) for epochs in LENGTHS] for title, key in LENGTHENED.items()
+    }
+    lengths = *LENGTHS, *(results.task.epochs + epochs for epochs in LENGTHS)
+    lines["fisher's architecture from scratch"] = [(*FRESH, epochs) for epochs in lengths]
+    for title, keys in lines.items():
+        work = [statistics.mean(results.after(*key, "work").values()) for key in keys]
+        accuracy = [statistics.mean(results.after(*key).values()) for key in keys]
+        axis.plot(work, accuracy, marker="o", label=title)
+    axis.set_xlabel("multiply-adds of all training, in epochs of the unpruned network")
+    axis.set_ylabel("test accuracy (%)")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def write_page():
+    """claim.md: its text, and behind it the tables of all files in claim/."""
+    text = PAGE.read_text() if PAGE.is_file() else ""
+    lines = [text.partition(MARK)[0].rstrip(), "", MARK]
+    for name in TASKS:
+        results = Results(name)
+        if results.records:
+            lines += section_of(results)
+    PAGE.write_text("\n".join(lines).strip() + "\n")
+
+
+def section_of(results):
+    """The lines of one architecture."""
+    name = results.name
+    lines = ["", f"## {results.title()}"]
+    lines += ["", "The search:", "", *search_table(results)]
+    lines += ["", "The unpruned networks:", "", *health_table(results)]
+    lines += ["", "Right after the cut, BatchNorms re-estimated:", "", *curve_table(results)]
+    lines += ["", "`fisher` in several steps:", "", *steps_table(results)]
+    if results.of_groups("plain", 1, "change"):
+        title = "Sums of `fisher`'s scores for random groups of all filters:"
+        lines += ["", title, "", *group_table(results)]
+    if all(len(results.gain(kind, GONE[-1], 8)) > 1 for kind in KINDS):
+        draw_steps(results, RECORDS / f"{name}_steps.png")
+        lines += ["", f"![In one step and in several](claim/{name}_steps.png)"]
+    if results.retrained("plain", "fisher"):
+        lines += ["", f"{RETRAINED}% gone, retrained:", "", *retrained_table(results)]
+    if results.after(*FRESH, results.task.epochs + LENGTHS[-1]):
+        lines += [
+            "",
+            "By the epochs of the retraining. In brackets: the multiply-adds of all training,",
+        ]
+        lines += ["in epochs of the unpruned network.", "", *lengths_table(results)]
+        draw_lengths(results, RECORDS / f"{name}_lengths.png")
+        lines += ["", f"![Accuracy against work](claim/{name}_lengths.png)"]
+    return lines
