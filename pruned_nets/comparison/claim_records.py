@@ -70,9 +70,9 @@ TASKS = {
         width=0.5,
         rates=(0.02, 0.05),
         strengths=(0.01, 0.1),
-        epochs=50,
+        epochs=40,
         search_epochs=20,
-        retrain_epochs=25,
+        retrain_epochs=20,
     ),
     "resnet-56": Task(
         model="resnet-56",

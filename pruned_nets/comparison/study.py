@@ -95,6 +95,14 @@ class Study:
     def minus(self, case, ours, theirs, percent=75):
         return minus(self.best(case, ours, percent), self.best(case, theirs, percent))
 
+    def last_minus(self, case, ours, theirs, percent=75):
+        """As `minus`, by the accuracies of the last epochs."""
+        by_last = [
+            {seed: record.last for seed, record in self.find(case, method, percent).items()}
+            for method in (ours, theirs)
+        ]
+        return minus(*by_last)
+
     def beyond(self, case, ours, theirs, percent=75, controls=None):
         """What `ours` is ahead, each minus its unpruned network; controls: their sweep."""
         lost = [
@@ -686,33 +694,10 @@ def published(study):
             for other in ("fisher", "bn")
         }
         rows += differences(gaps, rows[0][1:], usual)[0]
-        rows.append(
-            [
-                "`orthoreg` minus `fisher`, by last epochs",
-                *(
-                    spread(
-                        minus(
-                            *(
-                                {
-                                    seed: r.last
-                                    for seed, r in study.find(case, method, percent).items()
-                                }
-                                for method in ("orthoreg", "fisher")
-                            )
-                        ).values()
-                    )
-                    for percent in percents
-                ),
-                spread(
-                    minus(
-                        *(
-                            {seed: r.last for seed, r in study.find(case, kind).items()}
-                            for kind in ("penalised", "plain")
-                        )
-                    ).values()
-                ),
-            ]
-        )
+        by_last = [study.last_minus(case, "orthoreg", "fisher", percent) for percent in percents]
+        by_last.append(study.last_minus(case, "penalised", "plain"))
+        cells = [spread(gaps.values()) for gaps in by_last]
+        rows.append(["`orthoreg` minus `fisher`, by last epochs", *cells])
         rows.append(
             [
                 "`orthoreg` minus `fisher`, as published",
@@ -981,6 +966,7 @@ def both(pair, key, show):
 
 RANDOM, LOWEST = "over all layers, random", "over all layers, of the lowest scores"
 WITHIN = "within a layer, random", "within a layer, of the lowest scores"
+WON_SIZES = 64, 128, 256
 
 
 def group_lines(study, keys, columns):
@@ -1049,82 +1035,40 @@ def groups_won(study):
     rows = []
     for kind in (RANDOM, LOWEST):
         for estimate, words in (("scores", "sum of scores"), ("changes", "sum of single changes")):
-            pairs = [
-                (plain[kind, size], penalised[kind, size])
-                for plain, penalised in group_pairs(study).values()
-                for size in (64, 128, 256)
-            ]
-            won = [
-                sum(b[f"error_{estimate}"] < a[f"error_{estimate}"] for a, b in pairs),
-                sum(
-                    b[f"error_{estimate}"] * b["change"] < a[f"error_{estimate}"] * a["change"]
-                    for a, b in pairs
-                ),
-                sum(b[f"rank_{estimate}"] > a[f"rank_{estimate}"] for a, b in pairs),
-            ]
-            rows.append([kind, words, *(f"{count} of {len(pairs)}" for count in won)])
-    rows.append(
-        [
-            "largest relative error of single changes, 4 filters",
-            "",
-            span(
-                [
-                    max(
-                        each[kind, 4]["error_changes"]
-                        for pair in group_pairs(study).values()
-                        for each in pair
-                        for kind in (RANDOM, LOWEST, *WITHIN)
-                    )
-                ],
-                2,
-            ),
-            "",
-            "",
-        ]
-    )
-    lowest = [
-        each[LOWEST, size]["error_scores"]
-        for pair in group_pairs(study).values()
-        for each in pair
-        for size in (64, 128, 256)
+            counts = times_won(study, kind, estimate)
+            rows.append([kind, words, *counts])
+    networks = [network for pair in group_pairs(study).values() for network in pair]
+    single = [
+        network[kind, 4]["error_changes"]
+        for network in networks
+        for kind in (RANDOM, LOWEST, *WITHIN)
     ]
-    rows.append([LOWEST, "relative error of the sum of scores, from to", span(lowest, 2), "", ""])
-    sizes = {size: study.checks["groups/vgg_groups_fisher.json"] for size in (4, 128, 256)}
-    sizes = {
-        size: next(
-            each["n"]
-            for figures in checks.values()
-            for each in figures["kinds"][WITHIN[0]]
-            if each["size"] == size
-        )
-        for size, checks in sizes.items()
-    }
+    lowest = [network[LOWEST, size]["error_scores"] for network in networks for size in WON_SIZES]
+    # Pairs of ranks of 8 have a variance of 1 / (8 - 1), and four of them are averaged.
+    rank_error = (1 / (8 - 1) / 4) ** 0.5
     removed = [
         record.unpruned.filters - record.filters
         for case in WARMUP
         for record in study.find(case, "fisher").values()
     ]
+    pool = signature(check_groups).parameters["pool"].default
     rows += [
+        ["largest relative error of single changes, 4 filters", "", f"{max(single):.2f}", "", ""],
+        [LOWEST, "relative error of the sum of scores, from to", span(lowest, 2), "", ""],
         [
             "groups of 4, 128 and 256 filters within a layer of VGG-13, n",
             "",
-            listed(sizes.values(), 0),
+            listed([groups_within(study, size) for size in (4, 128, 256)], 0),
             "",
             "",
         ],
-        [
-            "filters that random groups are drawn from",
-            "",
-            str(signature(check_groups).parameters["pool"].default),
-            "",
-            "",
-        ],
+        ["filters that random groups are drawn from", "", str(pool), "", ""],
         [
             "standard error of the mean of four rank correlations of 8 groups each",
             "",
             "",
             "",
-            f"{(1 / (8 - 1) / 4) ** 0.5:.1f}",
+            f"{rank_error:.1f}",
         ],
         ["filters removed at 75%", "", f"{min(removed):,} to {max(removed):,}", "", ""],
     ]
@@ -1140,7 +1084,29 @@ def groups_won(study):
     )
 
 
-# ---------------------------------------------------------------------------------------- tickets
+def times_won(study, kind, estimate):
+    """ "7 of 9" for the relative error, the absolute error and the rank correlation."""
+    pairs = [
+        (plain[kind, size], penalised[kind, size])
+        for plain, penalised in group_pairs(study).values()
+        for size in WON_SIZES
+    ]
+    error, rank = f"error_{estimate}", f"rank_{estimate}"
+    won = [
+        [ours[error] < plain[error] for plain, ours in pairs],
+        [ours[error] * ours["change"] < plain[error] * plain["change"] for plain, ours in pairs],
+        [ours[rank] > plain[rank] for plain, ours in pairs],
+    ]
+    return [f"{sum(each)} of {len(each)}" for each in won]
+
+
+def groups_within(study, size):
+    """How many groups of one layer of VGG-13 were checked."""
+    checks = study.checks["groups/vgg_groups_fisher.json"]
+    for figures in checks.values():
+        for checked in figures["kinds"][WITHIN[0]]:
+            if checked["size"] == size:
+                return checked["n"]
 
 
 # ------------------------------------------------------------------- the scores, or the network
@@ -1244,6 +1210,9 @@ def networks_of(results):
     rows.append(["degree of orthogonality", *(spread(values, 2) for values in degrees)])
     rows.append(["networks, n", *(str(len(values)) for values in degrees)])
     return lines_of(["", "plain", "penalised", "λ = 0"], rows)
+
+
+# ---------------------------------------------------------------------------------------- tickets
 
 
 @table
