@@ -13,6 +13,7 @@ from lab import report
 
 FOLDER = ROOT / "pruned_nets" / "comparison"
 sys.path.insert(0, str(FOLDER))
+import claim_page  # noqa: E402
 import study as tables  # noqa: E402
 
 # A figure: a mean with its standard error and stars, or a single number. Numbers in names
@@ -55,6 +56,11 @@ def test_the_tables_of_the_texts_are_those_of_the_records(path, study):
     text = path.read_text()
     assert tables.BLOCK.search(text)
     assert tables.with_tables(text, study) == text, "python pruned_nets/comparison/study.py"
+
+
+def test_the_tables_of_the_claims_page_are_those_of_its_records():
+    text = claim_page.PAGE.read_text()
+    assert claim_page.with_tables(text) == text, "python pruned_nets/comparison/claim.py report"
 
 
 def test_the_sentences_of_the_study_quote_its_tables(made):

@@ -233,14 +233,32 @@ def draw_lengths(results, path):
 
 
 def write_page():
-    """claim.md: its text, and behind it the tables of all files in claim/."""
-    text = PAGE.read_text() if PAGE.is_file() else ""
+    """claim.md and its figures: the text that is there, and the tables of all records behind it."""
+    PAGE.write_text(with_tables(PAGE.read_text()))
+    for name in TASKS:
+        results = Results(name)
+        if has_steps(results):
+            draw_steps(results, RECORDS / f"{name}_steps.png")
+        if has_lengths(results):
+            draw_lengths(results, RECORDS / f"{name}_lengths.png")
+
+
+def with_tables(text):
+    """The text of claim.md with all that is behind its mark made anew."""
     lines = [text.partition(MARK)[0].rstrip(), "", MARK]
     for name in TASKS:
         results = Results(name)
         if results.records:
             lines += section_of(results)
-    PAGE.write_text("\n".join(lines).strip() + "\n")
+    return "\n".join(lines).strip() + "\n"
+
+
+def has_steps(results):
+    return all(len(results.gain(kind, GONE[-1], 8)) > 1 for kind in KINDS)
+
+
+def has_lengths(results):
+    return bool(results.after(*FRESH, results.task.epochs + LENGTHS[-1]))
 
 
 def section_of(results):
@@ -254,17 +272,15 @@ def section_of(results):
     if results.of_groups("plain", 1, "change"):
         title = "Sums of `fisher`'s scores for random groups of all filters:"
         lines += ["", title, "", *group_table(results)]
-    if all(len(results.gain(kind, GONE[-1], 8)) > 1 for kind in KINDS):
-        draw_steps(results, RECORDS / f"{name}_steps.png")
+    if has_steps(results):
         lines += ["", f"![In one step and in several](claim/{name}_steps.png)"]
     if results.retrained("plain", "fisher"):
         lines += ["", f"{RETRAINED}% gone, retrained:", "", *retrained_table(results)]
-    if results.after(*FRESH, results.task.epochs + LENGTHS[-1]):
+    if has_lengths(results):
         lines += [
             "",
             "By the epochs of the retraining. In brackets: the multiply-adds of all training,",
         ]
         lines += ["in epochs of the unpruned network.", "", *lengths_table(results)]
-        draw_lengths(results, RECORDS / f"{name}_lengths.png")
         lines += ["", f"![Accuracy against work](claim/{name}_lengths.png)"]
     return lines
