@@ -70,7 +70,7 @@ TASKS = {
         width=0.5,
         rates=(0.02, 0.05),
         strengths=(0.01, 0.1),
-        epochs=40,
+        epochs=60,
         search_epochs=20,
         retrain_epochs=20,
     ),
