@@ -242,7 +242,7 @@ def positive(most, or_zero=False):
 
 
 def patterns(value):
-    """An argument type: names with *, apart by commas, in order, as text; False where there are
+    """An argument type: names with *, separated by commas, in order, as text; False where there are
     none."""
     if value.lower() == "false":
         return False

@@ -115,7 +115,8 @@ class Experiment:
         "data",
         0,
         "percent of the training images to hold out: the best epoch is then chosen on "
-        "them, as on those in val/ where there is test/ too, and the test images choose nothing",
+        "them, and the test images choose nothing (a folder with val/ and test/ does so without "
+        "this flag)",
         type=integer(0, 50),
         metavar="N",
     )
@@ -157,7 +158,7 @@ class Experiment:
     flip: bool = flag(
         "data",
         True,
-        "mirror training images, too (digits never are; with none nothing is)",
+        "mirror training images, too (not digits, and nothing with --augment=none)",
         type=boolean,
         metavar="True|False",
     )
@@ -187,7 +188,7 @@ class Experiment:
     width: float = flag(
         "training",
         1.0,
-        "multiplies the widths of the unpruned network, one of the first four",
+        "multiplies the widths of the unpruned network: of vgg, mobilenet, resnet and resnet-56",
         type=positive(4),
         metavar="FACTOR",
         marks=[REPORT_MAY_DIFFER],
@@ -255,7 +256,7 @@ class Experiment:
         "training",
         None,
         "begin with the weights in this file, as far as they fit: a network of "
-        "this suite, a published one, or torchvision's; in the architecture of a pruned one. Of "
+        "this suite, a published one, or torchvision's; of a pruned one the architecture, too. Of "
         "several state dicts in a file FILE:KEY takes the one under that key (model.pth:ema). "
         "DEFAULT: torchvision's own weights, downloaded, with their --normalize and "
         "--interpolation; of timm:NAME timm's own, also with their --image_size",
@@ -278,7 +279,7 @@ class Experiment:
     choose: str = flag(
         "training",
         "best",
-        "the epoch that a training ends with: best (the highest accuracy on "
+        "the epoch whose weights a training leaves: best (the highest accuracy on "
         "the validation images, or the test images where there are none) or last",
         shown="best, or the preset's",
         choices=("best", "last"),
@@ -339,7 +340,7 @@ class Experiment:
     prune_percent: int = flag(
         "pruning",
         None,
-        "percent of all filters to remove, 0 to 95",
+        "percent to remove of all filters, or of what --budget counts, 0 to 95",
         "--pruning_percent",
         shown="none; this or --thresholds is required to prune",
         type=integer(0, 95),
@@ -409,8 +410,8 @@ class Experiment:
     keep: str = flag(
         "pruning",
         False,
-        "layers that keep all of their filters: their names, apart by commas, in which * stands "
-        "for anything, as in 'layer1.*,layer2.0.conv1'",
+        "layers that keep all of their filters: their names, separated by commas, in which * "
+        "stands for anything, as in 'layer1.*,layer2.0.conv1'",
         shown="none",
         type=patterns,
         metavar="NAMES",
