@@ -362,7 +362,7 @@ def test_what_stays_is_named_and_all_else_can_go(odd):
 def test_the_example_of_the_page_on_channels_has_its_numbers():
     page = (ROOT / "channels/README.md").read_text()
     code = page.split("```python\n")[1].partition("```")[0]
-    names = {"torch": torch, "nn": nn, "Structure": structure.Structure, "traits_of": traits_of}
+    names = {}
     exec(code, names)
     found, numbers = names["structure"], {}
     for node in found.graph.nodes:
