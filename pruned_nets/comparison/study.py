@@ -1156,13 +1156,16 @@ def claim_table(other, with_intervals):
     rows = {label: gaps for label, gaps in rows.items() if any(gaps)}
     cells, count = differences(rows, networks)
     if with_intervals:
-        for cell, gaps in zip(cells, rows.values()):
-            known = [
-                f"{text}, {interval(gap)}" for text, gap in zip(cell[1:], gaps) if len(gap) > 1
-            ]
-            cell[1:] = known
+        cells = [
+            [label, *map(with_interval, texts, gaps)]
+            for (label, *texts), gaps in zip(cells, rows.values())
+        ]
     titles = [title_of(results.task.model) for results in networks]
     return [*lines_of(["points of accuracy", *titles], cells), "", count]
+
+
+def with_interval(text, gaps):
+    return f"{text}, {interval(gaps)}" if len(gaps) > 1 else text
 
 
 @table
@@ -1190,6 +1193,8 @@ def networks_of(results):
         "test images right (%)": (results.health, "test_top1"),
         "`fisher`, 50% in one step": (results.cut, "fisher", 50),
         "`fisher`, 50% in eight steps": (results.cut, "fisher", 50, 8),
+        "`fisher`, 75% in one step": (results.cut, "fisher", 75),
+        "`fisher`, 75% in eight steps": (results.cut, "fisher", 75, 8),
         "`fisher by layer`, 50%": (results.cut, "fisher by layer", 50),
         "`random`, 50%": (results.cut, "random", 50),
         "unpruned, trained as long": (results.retrained, None),
