@@ -157,7 +157,8 @@ def draw_steps(results, path):
             cuts = [list(results.cut(kind, "fisher", gone, steps).values()) for steps in (1, *many)]
             means = [statistics.mean(values) for values in cuts]
             errors = [statistics.stdev(values) / len(values) ** 0.5 for values in cuts]
-            axis.errorbar((1, *many), means, errors, marker="o", capsize=3, label=kind)
+            label = "λ = 0" if kind == "zero" else kind
+            axis.errorbar((1, *many), means, errors, marker="o", capsize=3, label=label)
         axis.set_xscale("log", base=2)
         axis.set_xticks((1, *many), (1, *many))
         axis.set(xlabel="steps", title=f"{gone}% of the multiply-adds removed by fisher")
