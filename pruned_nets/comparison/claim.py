@@ -37,6 +37,7 @@ from claim_records import (
     TASKS,
     Record,
     chosen,
+    fresh_lengths,
     tried,
 )
 from ground import IMAGES, SCORED, only, settle
@@ -327,8 +328,7 @@ def retrain_each(name, kind, seed, wanted):
 
 
 def retrain_longer(name, kind, seed):
-    """Accuracies by the length of a retraining, with the pruned weights and from scratch. From
-    scratch it is also as long as the pruned network was trained in all."""
+    """Accuracies by the length of a retraining, with the pruned weights and from scratch."""
     task = TASKS[name]
     data = images(task)
     network, record = whole_network(name, kind, seed, data)
@@ -349,8 +349,7 @@ def wanted_lengths(task, kind):
     scores = ("fisher", "random") if kind == "plain" else ("fisher",)
     wanted = [(score, False, epochs) for score in scores for epochs in LENGTHS]
     if kind == "plain":
-        wanted += [("fisher", True, epochs) for epochs in LENGTHS]
-        wanted += [("fisher", True, task.epochs + epochs) for epochs in LENGTHS]
+        wanted += [("fisher", True, epochs) for epochs in fresh_lengths(task)]
     return wanted
 
 
@@ -401,13 +400,14 @@ def main():
     parser.add_argument("what", choices=("search", *WORK, "report"))
     parser.add_argument("tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
     args = parser.parse_args()
     pick_device("cpu")
     if args.what == "search":
         for name in args.tasks:
             print(name, search(name))
     elif args.what != "report":
-        for name, seed, kind in itertools.product(args.tasks, args.seeds, KINDS):
+        for name, seed, kind in itertools.product(args.tasks, args.seeds, args.kinds):
             WORK[args.what](name, kind, seed)
     write_page()
 

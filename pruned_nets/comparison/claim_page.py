@@ -7,6 +7,7 @@ from claim_records import (
     GONE,
     HERE,
     KINDS,
+    LENGTHENED,
     LENGTHS,
     RECORDS,
     RETRAINED,
@@ -23,13 +24,6 @@ from lab.markdown import interval, spread, table_of
 
 PAGE = HERE / "claim.md"
 MARK = "<!-- The tables below are made by claim.py. -->"
-# What is trained for each of LENGTHS -> kind of network, score.
-LENGTHENED = {
-    "fisher": ("plain", "fisher"),
-    "orthoreg": ("penalised", "fisher"),
-    "random": ("plain", "random"),
-}
-FRESH = "plain", "fisher", True  # its architecture from scratch
 FIGURES = {
     "error_scores": "relative error",
     "gap_scores": "absolute error",
@@ -190,37 +184,13 @@ def search_table(results):
     return table_of(["", *head, "of 1x1 filters"], rows)
 
 
-def lengths_table(results):
-    """Accuracies by the epochs of a retraining, with what was spent in all: 1 is an epoch of the
-    unpruned network."""
-
-    def cell(*key):
-        work = spread(results.after(*key, "work").values(), 0)
-        return f"{spread(results.after(*key).values())} ({work})"
-
-    before = results.task.epochs
-    rows = []
-    for title, trained in LENGTHENED.items():
-        rows.append([title, *(cell(*trained, False, epochs) for epochs in LENGTHS)])
-    for title, extra in (("from scratch", 0), ("from scratch, as long in all", before)):
-        rows.append([title, *(cell(*FRESH, extra + epochs) for epochs in LENGTHS)])
-        for ours, trained in LENGTHENED.items():
-            leads = [
-                minus(results.after(*trained, False, epochs), results.after(*FRESH, extra + epochs))
-                for epochs in LENGTHS
-            ]
-            rows.append([f"{ours} minus {title}", *(interval(lead.values()) for lead in leads)])
-    return table_of(["", *(f"{epochs} epochs" for epochs in LENGTHS)], rows)
-
-
 def draw_lengths(results, path):
     """Accuracy against the work of all training."""
     figure, axis = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
     lines = {
         title: [(*key, False, epochs) for epochs in LENGTHS] for title, key in LENGTHENED.items()
     }
-    lengths = *LENGTHS, *(results.task.epochs + epochs for epochs in LENGTHS)
-    lines["fisher's architecture from scratch"] = [(*FRESH, epochs) for epochs in lengths]
+    lines["fisher's architecture from scratch"] = results.fresh()
     for title, keys in lines.items():
         work = [statistics.mean(results.after(*key, "work").values()) for key in keys]
         accuracy = [statistics.mean(results.after(*key).values()) for key in keys]
@@ -259,7 +229,7 @@ def has_steps(results):
 
 
 def has_lengths(results):
-    return bool(results.after(*FRESH, results.task.epochs + LENGTHS[-1]))
+    return all(results.after(*key) for key in results.fresh())
 
 
 def section_of(results):
@@ -278,10 +248,5 @@ def section_of(results):
     if results.retrained("plain", "fisher"):
         lines += ["", f"{RETRAINED}% gone, retrained:", "", *retrained_table(results)]
     if has_lengths(results):
-        lines += [
-            "",
-            "By the epochs of the retraining. In brackets: the multiply-adds of all training,",
-        ]
-        lines += ["in epochs of the unpruned network.", "", *lengths_table(results)]
         lines += ["", f"![Accuracy against work](claim/{name}_lengths.png)"]
     return lines

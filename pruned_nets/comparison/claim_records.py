@@ -34,6 +34,12 @@ GONE = 5, 10, 25, 50, 75  # percent of the multiply-adds, each cut in one step
 STEPPED = {50: (2, 4, 8), 75: (2, 4, 8)}  # ... -> the steps in which `fisher` cuts as much, too
 RETRAINED = 75  # percent of the multiply-adds that are gone before a retraining
 LENGTHS = 11, 22, 44  # epochs of retraining, to see when it overtakes a training from scratch
+# What is retrained so long: its name in the study -> kind of network, score.
+LENGTHENED = {
+    "orthoreg": ("penalised", "fisher"),
+    "fisher": ("plain", "fisher"),
+    "random": ("plain", "random"),
+}
 SIZES = 1, 16, 64, 256, 384  # filters of a group, drawn from all of the network
 
 
@@ -79,9 +85,9 @@ TASKS = {
         width=0.5,
         rates=(0.02, 0.05),
         strengths=(0.01, 0.1),
-        epochs=60,
+        epochs=90,
         search_epochs=20,
-        retrain_epochs=30,
+        retrain_epochs=20,
         image_size=16,
     ),
 }
@@ -104,6 +110,14 @@ class Treatment:
             warmup=1,
             schedule="cosine",
         )
+
+
+def fresh_lengths(task):
+    """Epochs of a training from scratch, beside LENGTHS of a retraining. They are the same; the
+    longest with the epochs that the unpruned network had; the longest with as much work as these.
+    """
+    work = round(task.epochs * 100 / (100 - RETRAINED))
+    return *LENGTHS, task.epochs + LENGTHS[-1], work + LENGTHS[-1]
 
 
 def tried(task):
@@ -151,12 +165,6 @@ def chosen(name):
 
 
 RANDOM = GROUP_KINDS["network", "random"]
-FIGURES = {
-    "error_scores": "relative error",
-    "gap_scores": "absolute error",
-    "rank_scores": "rank correlation",
-    "change": "change of the loss",
-}
 
 
 class Results:
@@ -232,6 +240,11 @@ class Results:
                 work = epochs * entry["macs_left"] / 100 + (0 if scratch else self.task.epochs)
                 values[seed] = work if figure == "work" else entry[figure]
         return values
+
+    def fresh(self):
+        """What `after` is asked for trainings from scratch of the architecture that `fisher`
+        leaves of the plain network."""
+        return [("plain", "fisher", True, epochs) for epochs in fresh_lengths(self.task)]
 
     def searched(self):
         """The entries of the search."""

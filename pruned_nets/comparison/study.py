@@ -1217,6 +1217,44 @@ def networks_of(results):
     return lines_of(["", "plain", "penalised", "λ = 0"], rows)
 
 
+@table
+def lengths(study):
+    """ResNet-56 by the epochs of its retraining. In brackets: the multiply-adds of all training."""
+    results = claim_records.Results("resnet-56")
+    epochs = claim_records.LENGTHS
+    trained = {
+        name: [(*key, False, count) for count in epochs]
+        for name, key in claim_records.LENGTHENED.items()
+    }
+    *short, as_long, as_much = results.fresh()
+    fresh = {
+        "from scratch": short,
+        "from scratch, as many epochs in all": [None, None, as_long],
+        "from scratch, as much work in all": [None, None, as_much],
+    }
+
+    def cell(key):
+        if key is None:
+            return ""
+        accuracies, work = results.after(*key), results.after(*key, "work")
+        if not accuracies:
+            return "–"
+        return f"{spread(accuracies.values())} ({statistics.mean(work.values()):.0f})"
+
+    rows = [[f"`{name}`", *map(cell, keys)] for name, keys in trained.items()]
+    rows += [[name, *map(cell, keys)] for name, keys in fresh.items()]
+    gaps = {}
+    for name, ours in trained.items():
+        for other, theirs in fresh.items():
+            gaps[f"`{name}` minus {other}"] = [
+                minus(results.after(*mine), results.after(*yours)) if yours else {}
+                for mine, yours in zip(ours, theirs)
+            ]
+    cells, count = differences(gaps, epochs, usual=2)
+    head = ["75% removed, retrained for", *(f"{each} epochs" for each in epochs)]
+    return [*lines_of(head, rows + cells), "", count]
+
+
 # ---------------------------------------------------------------------------------------- tickets
 
 
