@@ -4,6 +4,7 @@
     python pruned_nets/comparison/claim.py cut vgg --seeds 0 1  # right after the cut, no retraining
     python pruned_nets/comparison/claim.py groups vgg --seeds 0 1  # sums of scores
     python pruned_nets/comparison/claim.py retrain vgg --seeds 0 1
+    python pruned_nets/comparison/claim.py stepwise vgg --seeds 0 1  # after a cut in eight steps
     python pruned_nets/comparison/claim.py scratch vgg --seeds 0 1  # with fresh weights
     python pruned_nets/comparison/claim.py longer resnet-56 --seeds 0 1  # how long to retrain
     python pruned_nets/comparison/claim.py report               # claim.md
@@ -300,27 +301,35 @@ def accuracy_in_8_bits(network, data):
 def retrain_all(name, kind, seed):
     """Accuracies after a retraining of what each score leaves, and of the unpruned network trained
     as long. All retrainings have the plain recipe."""
-    retrain_each(name, kind, seed, [(None, False), *((score, False) for score in CHOICES)])
+    scores = None, *CHOICES
+    retrain_each(name, kind, seed, [(score, 1, False) for score in scores])
+
+
+def retrain_stepwise(name, kind, seed):
+    """Accuracy after a retraining of what `fisher` leaves in most steps."""
+    retrain_each(name, kind, seed, [("fisher", STEPPED[RETRAINED][-1], False)])
 
 
 def train_from_scratch(name, kind, seed):
     """Accuracy of the architecture that `fisher` leaves, with fresh weights, which get all epochs
     that the pruned ones had, before and after the cut."""
     if kind != "zero":
-        retrain_each(name, kind, seed, [("fisher", True)])
+        retrain_each(name, kind, seed, [("fisher", 1, True)])
 
 
 def retrain_each(name, kind, seed, wanted):
-    """Train what `wanted` says: (score or None, whether with fresh weights)."""
+    """Train what `wanted` says: (score or None, steps of the cut, whether with fresh weights)."""
     task = TASKS[name]
     data = images(task)
     network, record = whole_network(name, kind, seed, data)
-    known = [(entry["score"], entry["scratch"]) for entry in record.content["retrained"]]
-    for score, scratch in wanted:
-        if (score, scratch) in known:
+    known = [
+        (entry["score"], entry["steps"], entry["scratch"]) for entry in record.content["retrained"]
+    ]
+    for score, steps, scratch in wanted:
+        if (score, steps, scratch) in known:
             continue
         epochs = task.retrain_epochs + (task.epochs if scratch else 0)
-        small, entry = trained_again(task, network, score, scratch, epochs, record, data)
+        small, entry = trained_again(task, network, score, steps, scratch, epochs, record, data)
         if not scratch:
             entry["int8_top1"] = accuracy_in_8_bits(small, data)
         record.content["retrained"].append(entry)
@@ -337,7 +346,7 @@ def retrain_longer(name, kind, seed):
     for score, scratch, epochs in wanted_lengths(task, kind):
         if (score, scratch, epochs) in known:
             continue
-        _, entry = trained_again(task, network, score, scratch, epochs, record, data)
+        _, entry = trained_again(task, network, score, 1, scratch, epochs, record, data)
         entries.append(entry)
         record.save()
 
@@ -353,15 +362,15 @@ def wanted_lengths(task, kind):
     return wanted
 
 
-def trained_again(task, network, score, scratch, epochs, record, data):
+def trained_again(task, network, score, steps, scratch, epochs, record, data):
     """(what is left of the network after a cut by that score, trained by the plain recipe; a dict
-    of its results). score: a key of CHOICES, or None for the unpruned network. scratch: whether it
-    has fresh weights."""
+    of its results). score: a key of CHOICES, or None for the unpruned network. steps: of the cut.
+    scratch: whether it has fresh weights."""
     seed = record.content["seed"]
     dense = measure_cost(network, data.image_size)["macs"]
     small = copy.deepcopy(network)
     if score:
-        small = cut_network(network, score, RETRAINED, 1, seed, data)
+        small = cut_network(network, score, RETRAINED, steps, seed, data)
         settle(small, data, seed)
     before = evaluate(small, data.test_batches())["top1"]
     left = 100 * measure_cost(small, data.image_size)["macs"] / dense
@@ -374,6 +383,7 @@ def trained_again(task, network, score, scratch, epochs, record, data):
     trained = train_network(small, data, task, plain, epochs, (seed, "retrain"), label)
     return small, {
         "score": score,
+        "steps": steps,
         "scratch": scratch,
         "epochs": epochs,
         "macs_left": left,
@@ -390,6 +400,7 @@ WORK = {
     "cut": cut_all,
     "groups": check_all_groups,
     "retrain": retrain_all,
+    "stepwise": retrain_stepwise,
     "scratch": train_from_scratch,
     "longer": retrain_longer,
 }

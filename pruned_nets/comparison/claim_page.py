@@ -130,6 +130,14 @@ def retrained_table(results):
         fresh = [spread(results.retrained(kind, score, True).values()) for kind in KINDS]
         if any(fresh):
             rows.append([f"{score}, from scratch", *fresh, ""])
+        steps = STEPPED[RETRAINED][-1]
+        stepped = [spread(results.retrained(kind, score, steps=steps).values()) for kind in KINDS]
+        if any(stepped):
+            gap = minus(
+                results.retrained("penalised", score, steps=steps),
+                results.retrained("zero", score, steps=steps),
+            )
+            rows.append([f"{score}, in {steps} steps", *stepped, interval(gap.values())])
         losses = [interval(results.in_8_bits(kind, score).values()) for kind in KINDS]
         rows.append([f"{score or 'unpruned'}, 8 bits minus 32", *losses, ""])
     for score in ("fisher", "bn"):

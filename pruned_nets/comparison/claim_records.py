@@ -215,14 +215,19 @@ class Results:
                     values[seed] = entry[figure]
         return values
 
-    def retrained(self, kind, score, scratch=False, figure="top1"):
-        """{seed: accuracy}. score: None for the unpruned network."""
+    def retrained(self, kind, score, scratch=False, steps=1, figure="top1"):
+        """{seed: accuracy}. score: None for the unpruned network. steps: of the cut."""
         values = {}
         for (own, seed), content in self.records.items():
             for entry in content["retrained"]:
-                if own == kind and (entry["score"], entry["scratch"]) == (score, scratch):
+                key = entry["score"], entry["scratch"], entry["steps"]
+                if own == kind and key == (score, scratch, steps):
                     values[seed] = entry[figure]
         return values
+
+    def beyond_scratch(self, kind):
+        """{seed: what `fisher`'s retrained network is ahead of its architecture from scratch}."""
+        return minus(self.retrained(kind, "fisher"), self.retrained(kind, "fisher", True))
 
     def in_8_bits(self, kind, score):
         """{seed: what 8 bits add to the accuracy after a retraining}. score: as above."""

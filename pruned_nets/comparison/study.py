@@ -1138,6 +1138,7 @@ def claim_rows(results, other):
         rows[f"what {most} steps gain over one, {gone}%"] = ahead(results.gain, gone, most)
     for score in claim_records.CHOICES:
         rows[f"`{score}`, 75%, retrained"] = ahead(results.retrained, score)
+    rows["`fisher`, 75% in 8 steps, retrained"] = ahead(results.retrained, "fisher", False, 8)
     for score in ("fisher", "fisher by layer"):
         rows[f"`{score}` minus `random`, retrained"] = beyond_random(results.retrained, score)
     rows["`fisher` minus unpruned, retrained"] = minus(
@@ -1202,7 +1203,9 @@ def networks_of(results):
         "`fisher by layer`, 75%, retrained": (results.retrained, "fisher by layer"),
         "`bn`, 75%, retrained": (results.retrained, "bn"),
         "`random`, 75%, retrained": (results.retrained, "random"),
+        "`fisher`, 75% in eight steps, retrained": (results.retrained, "fisher", False, 8),
         "`fisher`, 75%, from scratch": (results.retrained, "fisher", True),
+        "`fisher`, 75%, retrained minus from scratch": (results.beyond_scratch,),
         "unpruned, 8 bits minus 32": (results.in_8_bits, None),
         "`fisher`, 75%, retrained, 8 bits minus 32": (results.in_8_bits, "fisher"),
     }
