@@ -1189,6 +1189,7 @@ def claim_networks(study):
 
 def networks_of(results):
     """What the three kinds of one architecture have."""
+    scratch_epochs = results.task.epochs + results.task.retrain_epochs
     figures = {
         "training images right (%)": (results.health, "train_top1"),
         "test images right (%)": (results.health, "test_top1"),
@@ -1204,7 +1205,11 @@ def networks_of(results):
         "`bn`, 75%, retrained": (results.retrained, "bn"),
         "`random`, 75%, retrained": (results.retrained, "random"),
         "`fisher`, 75% in eight steps, retrained": (results.retrained, "fisher", False, 8),
-        "`fisher`, 75%, from scratch": (results.retrained, "fisher", True),
+        f"`fisher`, 75%, from scratch, {scratch_epochs} epochs": (
+            results.retrained,
+            "fisher",
+            True,
+        ),
         "`fisher`, 75%, retrained minus from scratch": (results.beyond_scratch,),
         "unpruned, 8 bits minus 32": (results.in_8_bits, None),
         "`fisher`, 75%, retrained, 8 bits minus 32": (results.in_8_bits, "fisher"),
