@@ -113,11 +113,9 @@ class Treatment:
 
 
 def fresh_lengths(task):
-    """Epochs of a training from scratch, beside LENGTHS of a retraining. They are the same; the
-    longest with the epochs that the unpruned network had; the longest with as much work as these.
-    """
-    work = round(task.epochs * 100 / (100 - RETRAINED))
-    return *LENGTHS, task.epochs + LENGTHS[-1], work + LENGTHS[-1]
+    """Epochs of a training from scratch, beside LENGTHS of a retraining: the same, and the longest
+    with the epochs that the unpruned network had before."""
+    return *LENGTHS, task.epochs + LENGTHS[-1]
 
 
 def tried(task):
