@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,7 @@ from lab import report
 FOLDER = ROOT / "pruned_nets" / "comparison"
 sys.path.insert(0, str(FOLDER))
 import claim_page  # noqa: E402
+import claim_records  # noqa: E402
 import study as tables  # noqa: E402
 
 # A figure: a mean with its standard error and stars, or a single number. Numbers in names
@@ -61,6 +63,13 @@ def test_the_tables_of_the_texts_are_those_of_the_records(path, study):
 def test_the_tables_of_the_claims_page_are_those_of_its_records():
     text = claim_page.PAGE.read_text()
     assert claim_page.with_tables(text) == text, "python pruned_nets/comparison/claim.py report"
+
+
+@pytest.mark.parametrize("name", claim_records.TASKS)
+def test_weight_decay_alone_tells_the_plain_network_from_that_without_penalty(name):
+    treatments = claim_records.chosen(name)
+    assert treatments["plain"].decay > 0
+    assert replace(treatments["plain"], decay=0) == treatments["zero"]
 
 
 def test_the_sentences_of_the_study_quote_its_tables(made):

@@ -30,7 +30,9 @@ from claim_records import (
     CHOICES,
     GONE,
     KINDS,
+    LENGTHENED,
     LENGTHS,
+    MOST_STEPS,
     RETRAINED,
     ROOT,
     SIZES,
@@ -301,65 +303,56 @@ def accuracy_in_8_bits(network, data):
 def retrain_all(name, kind, seed):
     """Accuracies after a retraining of what each score leaves, and of the unpruned network trained
     as long. All retrainings have the plain recipe."""
-    scores = None, *CHOICES
-    retrain_each(name, kind, seed, [(score, 1, False) for score in scores])
+    epochs = TASKS[name].retrain_epochs
+    wanted = [(score, 1, False, epochs) for score in (None, *CHOICES)]
+    train_each(name, kind, seed, "retrained", wanted)
 
 
 def retrain_stepwise(name, kind, seed):
     """Accuracy after a retraining of what `fisher` leaves in most steps."""
-    retrain_each(name, kind, seed, [("fisher", STEPPED[RETRAINED][-1], False)])
+    epochs = TASKS[name].retrain_epochs
+    train_each(name, kind, seed, "retrained", [("fisher", MOST_STEPS, False, epochs)])
 
 
 def train_from_scratch(name, kind, seed):
     """Accuracy of the architecture that `fisher` leaves, with fresh weights, which get all epochs
     that the pruned ones had, before and after the cut."""
     if kind != "zero":
-        retrain_each(name, kind, seed, [("fisher", 1, True)])
-
-
-def retrain_each(name, kind, seed, wanted):
-    """Train what `wanted` says: (score or None, steps of the cut, whether with fresh weights)."""
-    task = TASKS[name]
-    data = images(task)
-    network, record = whole_network(name, kind, seed, data)
-    known = [
-        (entry["score"], entry["steps"], entry["scratch"]) for entry in record.content["retrained"]
-    ]
-    for score, steps, scratch in wanted:
-        if (score, steps, scratch) in known:
-            continue
-        epochs = task.retrain_epochs + (task.epochs if scratch else 0)
-        small, entry = trained_again(task, network, score, steps, scratch, epochs, record, data)
-        if not scratch:
-            entry["int8_top1"] = accuracy_in_8_bits(small, data)
-        record.content["retrained"].append(entry)
-        record.save()
+        epochs = TASKS[name].epochs + TASKS[name].retrain_epochs
+        train_each(name, kind, seed, "retrained", [("fisher", 1, True, epochs)])
 
 
 def retrain_longer(name, kind, seed):
     """Accuracies by the length of a retraining, with the pruned weights and from scratch."""
+    wanted = [
+        (score, 1, False, epochs)
+        for own, score in LENGTHENED.values()
+        if own == kind
+        for epochs in LENGTHS
+    ]
+    if kind == "plain":
+        wanted += [("fisher", 1, True, epochs) for epochs in fresh_lengths(TASKS[name])]
+    train_each(name, kind, seed, "lengths", wanted)
+
+
+def train_each(name, kind, seed, part, wanted):
+    """Train what `wanted` says: (score or None, steps of the cut, whether with fresh weights,
+    epochs). part: of the record, where the results go."""
     task = TASKS[name]
     data = images(task)
     network, record = whole_network(name, kind, seed, data)
-    entries = record.content.setdefault("lengths", [])
-    known = [(entry["score"], entry["scratch"], entry["epochs"]) for entry in entries]
-    for score, scratch, epochs in wanted_lengths(task, kind):
-        if (score, scratch, epochs) in known:
+    entries = record.content.setdefault(part, [])
+    known = [
+        (entry["score"], entry["steps"], entry["scratch"], entry["epochs"]) for entry in entries
+    ]
+    for key in wanted:
+        if key in known:
             continue
-        _, entry = trained_again(task, network, score, 1, scratch, epochs, record, data)
+        small, entry = trained_again(task, network, *key, record, data)
+        if part == "retrained" and not entry["scratch"]:
+            entry["int8_top1"] = accuracy_in_8_bits(small, data)
         entries.append(entry)
         record.save()
-
-
-def wanted_lengths(task, kind):
-    """(score, whether with fresh weights, epochs)."""
-    if kind == "zero":
-        return []
-    scores = ("fisher", "random") if kind == "plain" else ("fisher",)
-    wanted = [(score, False, epochs) for score in scores for epochs in LENGTHS]
-    if kind == "plain":
-        wanted += [("fisher", True, epochs) for epochs in fresh_lengths(task)]
-    return wanted
 
 
 def trained_again(task, network, score, steps, scratch, epochs, record, data):

@@ -9,6 +9,7 @@ from claim_records import (
     KINDS,
     LENGTHENED,
     LENGTHS,
+    MOST_STEPS,
     RECORDS,
     RETRAINED,
     SIZES,
@@ -121,23 +122,21 @@ def group_table(results):
 
 def retrained_table(results):
     rows = []
+
+    def row(label, score, steps=1):
+        each = {kind: results.retrained(kind, score, steps=steps) for kind in KINDS}
+        gap = minus(each["penalised"], each["zero"])
+        return [label, *(spread(own.values()) for own in each.values()), interval(gap.values())]
+
     for score in (None, *CHOICES):
-        cells = [spread(results.retrained(kind, score).values()) for kind in KINDS]
-        if not all(cells):
+        if not all(results.retrained(kind, score) for kind in KINDS):
             continue
-        gap = minus(results.retrained("penalised", score), results.retrained("zero", score))
-        rows.append([score or "unpruned", *cells, interval(gap.values())])
+        rows.append(row(score or "unpruned", score))
         fresh = [spread(results.retrained(kind, score, True).values()) for kind in KINDS]
         if any(fresh):
             rows.append([f"{score}, from scratch", *fresh, ""])
-        steps = STEPPED[RETRAINED][-1]
-        stepped = [spread(results.retrained(kind, score, steps=steps).values()) for kind in KINDS]
-        if any(stepped):
-            gap = minus(
-                results.retrained("penalised", score, steps=steps),
-                results.retrained("zero", score, steps=steps),
-            )
-            rows.append([f"{score}, in {steps} steps", *stepped, interval(gap.values())])
+        if any(results.retrained(kind, score, steps=MOST_STEPS) for kind in KINDS):
+            rows.append(row(f"{score}, in {MOST_STEPS} steps", score, MOST_STEPS))
         losses = [interval(results.in_8_bits(kind, score).values()) for kind in KINDS]
         rows.append([f"{score or 'unpruned'}, 8 bits minus 32", *losses, ""])
     for score in ("fisher", "bn"):

@@ -33,6 +33,7 @@ CHOICES = {
 GONE = 5, 10, 25, 50, 75  # percent of the multiply-adds, each cut in one step
 STEPPED = {50: (2, 4, 8), 75: (2, 4, 8)}  # ... -> the steps in which `fisher` cuts as much, too
 RETRAINED = 75  # percent of the multiply-adds that are gone before a retraining
+MOST_STEPS = STEPPED[RETRAINED][-1]
 LENGTHS = 11, 22, 44  # epochs of retraining, to see when it overtakes a training from scratch
 # What is retrained so long: its name in the study -> kind of network, score.
 LENGTHENED = {
