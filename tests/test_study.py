@@ -17,6 +17,7 @@ sys.path.insert(0, str(FOLDER))
 import claim_page  # noqa: E402
 import claim_records  # noqa: E402
 import study as tables  # noqa: E402
+from study_tables.records import Study  # noqa: E402
 
 # A figure: a mean with its standard error and stars, or a single number. Numbers in names
 # (VGG-13, CIFAR-100) are none.
@@ -45,7 +46,7 @@ def misquoted(section, made):
 
 @pytest.fixture(scope="module")
 def study():
-    return tables.Study()
+    return Study()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,174 @@
+"""The scores, or the network? What claim.py has recorded."""
+
+import statistics
+
+import claim_records
+
+from config import title_of
+from lab.comparison import minus
+from lab.markdown import spread
+from study_tables.cells import differences, interval, lines_of, table
+
+
+def claim_rows(results, ours, other):
+    """{what is measured: {seed: one kind of network minus another}}."""
+
+    def ahead(figure, *args):
+        """figure: (kind of network, *args) -> {seed: value}."""
+        return minus(figure(ours, *args), figure(other, *args))
+
+    def beyond_random(figure, score):
+        """figure: (kind of network, score) -> {seed: value}."""
+        return minus(ahead(figure, score), ahead(figure, "random"))
+
+    def error(kind, size):
+        relative = results.of_groups(kind, size, "error_scores")
+        return {seed: 100 * value for seed, value in relative.items()}
+
+    rows = {"unpruned": ahead(results.health, "test_top1")}
+    for score in claim_records.CHOICES:
+        rows[f"`{score}`, mean of cuts of 5 to 75%"] = ahead(results.area, score)
+    for score in ("fisher", "fisher by layer"):
+        rows[f"`{score}` minus `random`, mean of cuts"] = beyond_random(results.area, score)
+    for gone, many in claim_records.STEPPED.items():
+        most = many[-1]
+        rows[f"`fisher`, {gone}% in {most} steps"] = ahead(results.cut, "fisher", gone, most)
+        rows[f"what {most} steps gain over one, {gone}%"] = ahead(results.gain, gone, most)
+    for score in claim_records.CHOICES:
+        rows[f"`{score}`, 75%, retrained"] = ahead(results.retrained, score)
+    most = claim_records.MOST_STEPS
+    rows[f"`fisher`, 75% in {most} steps, retrained"] = minus(
+        results.retrained(ours, "fisher", steps=most),
+        results.retrained(other, "fisher", steps=most),
+    )
+    for score in ("fisher", "fisher by layer"):
+        rows[f"`{score}` minus `random`, retrained"] = beyond_random(results.retrained, score)
+    rows["`fisher` minus unpruned, retrained"] = minus(
+        ahead(results.retrained, "fisher"), ahead(results.retrained, None)
+    )
+    for size in claim_records.SIZES[1:-1]:
+        rows[f"relative error of the sum of {size} filters' scores (%)"] = ahead(error, size)
+    return rows
+
+
+def claim_table(ours, other, with_intervals=False, labels=None):
+    """One kind of network minus another: a column for each architecture. labels: the rows, if not
+    all."""
+    networks = claim_records.all_results()
+    each = [claim_rows(results, ours, other) for results in networks]
+    rows = {label: [column[label] for column in each] for label in labels or each[0]}
+    rows = {label: gaps for label, gaps in rows.items() if any(gaps)}
+    cells, count = differences(rows, networks)
+    if with_intervals:
+        cells = [
+            [label, *map(with_interval, texts, gaps)]
+            for (label, *texts), gaps in zip(cells, rows.values())
+        ]
+    titles = [title_of(results.task.model) for results in networks]
+    return lines_of(["points of accuracy", *titles], cells, count)
+
+
+def with_interval(text, gaps):
+    return f"{text}, {interval(gaps)}" if len(gaps) > 1 else text
+
+
+@table
+def claim(study):
+    return claim_table("penalised", "zero", with_intervals=True)
+
+
+@table
+def claim_plain(study):
+    return claim_table("penalised", "plain")
+
+
+@table
+def claim_decay(study):
+    """All that tells the two kinds apart is weight decay."""
+    scores = claim_records.CHOICES
+    labels = ["unpruned", *(f"`{score}`, mean of cuts of 5 to 75%" for score in scores)]
+    labels += [f"`{score}`, 75%, retrained" for score in scores]
+    return claim_table("plain", "zero", labels=labels)
+
+
+@table
+def claim_networks(study):
+    lines = []
+    for results in claim_records.all_results():
+        lines += ["", f"{results.title()}:", "", *networks_of(results)]
+    return lines[1:]
+
+
+def networks_of(results):
+    """What the three kinds of one architecture have."""
+    scratch_epochs = results.task.epochs + results.task.retrain_epochs
+    figures = {
+        "training images right (%)": (results.health, "train_top1"),
+        "test images right (%)": (results.health, "test_top1"),
+        "`fisher`, 50% in one step": (results.cut, "fisher", 50),
+        "`fisher`, 50% in eight steps": (results.cut, "fisher", 50, 8),
+        "`fisher`, 75% in one step": (results.cut, "fisher", 75),
+        "`fisher`, 75% in eight steps": (results.cut, "fisher", 75, 8),
+        "`fisher by layer`, 50%": (results.cut, "fisher by layer", 50),
+        "`random`, 50%": (results.cut, "random", 50),
+        "unpruned, trained as long": (results.retrained, None),
+        "`fisher`, 75%, retrained": (results.retrained, "fisher"),
+        "`fisher by layer`, 75%, retrained": (results.retrained, "fisher by layer"),
+        "`bn`, 75%, retrained": (results.retrained, "bn"),
+        "`random`, 75%, retrained": (results.retrained, "random"),
+        "`fisher`, 75% in eight steps, retrained": (results.retrained, "fisher", False, 8),
+        f"`fisher`, 75%, from scratch, {scratch_epochs} epochs": (
+            results.retrained,
+            "fisher",
+            True,
+        ),
+        "`fisher`, 75%, retrained minus from scratch": (results.beyond_scratch,),
+        "unpruned, 8 bits minus 32": (results.in_8_bits, None),
+        "`fisher`, 75%, retrained, 8 bits minus 32": (results.in_8_bits, "fisher"),
+    }
+    rows = []
+    for label, (figure, *args) in figures.items():
+        cells = [spread(figure(kind, *args).values()) for kind in claim_records.KINDS]
+        if any(cells):
+            rows.append([label, *cells])
+    degrees = [results.health(kind, "degree").values() for kind in claim_records.KINDS]
+    rows.append(["degree of orthogonality", *(spread(values, 2) for values in degrees)])
+    rows.append(["networks, n", *(str(len(values)) for values in degrees)])
+    return lines_of(["", "plain", "penalised", "λ = 0"], rows)
+
+
+@table
+def lengths(study):
+    """ResNet-56 by the epochs of its retraining. In brackets: the multiply-adds of all training."""
+    results = claim_records.Results("resnet-56")
+    epochs = claim_records.LENGTHS
+    trained = {
+        name: [(*key, False, count) for count in epochs]
+        for name, key in claim_records.LENGTHENED.items()
+    }
+    *short, as_long = results.fresh()
+    fresh = {
+        "from scratch": short,
+        "from scratch, as many epochs in all": [None, None, as_long],
+    }
+
+    def cell(key):
+        if key is None:
+            return ""
+        accuracies, work = results.after(*key), results.after(*key, "work")
+        if not accuracies:
+            return "–"
+        return f"{spread(accuracies.values())} ({statistics.mean(work.values()):.0f})"
+
+    rows = [[f"`{name}`", *map(cell, keys)] for name, keys in trained.items()]
+    rows += [[name, *map(cell, keys)] for name, keys in fresh.items()]
+    gaps = {}
+    for name, ours in trained.items():
+        for other, theirs in fresh.items():
+            gaps[f"`{name}` minus {other}"] = [
+                minus(results.after(*mine), results.after(*yours)) if yours else {}
+                for mine, yours in zip(ours, theirs)
+            ]
+    cells, count = differences(gaps, epochs, usual=2)
+    head = ["75% removed, retrained for", *(f"{each} epochs" for each in epochs)]
+    return lines_of(head, rows + cells, count)
