@@ -16,6 +16,7 @@ FOLDER = ROOT / "pruned_nets" / "comparison"
 sys.path.insert(0, str(FOLDER))
 import claim_page  # noqa: E402
 import claim_records  # noqa: E402
+import practice_page  # noqa: E402
 import study as tables  # noqa: E402
 from study_tables.records import Study  # noqa: E402
 
@@ -61,9 +62,11 @@ def test_the_tables_of_the_texts_are_those_of_the_records(path, study):
     assert tables.with_tables(text, study) == text, "python pruned_nets/comparison/study.py"
 
 
-def test_the_tables_of_the_claims_page_are_those_of_its_records():
-    text = claim_page.PAGE.read_text()
-    assert claim_page.with_tables(text) == text, "python pruned_nets/comparison/claim.py report"
+@pytest.mark.parametrize("page", (claim_page, practice_page))
+def test_the_tables_of_a_page_are_those_of_its_records(page):
+    text = page.PAGE.read_text()
+    script = page.PAGE.with_suffix(".py").name
+    assert page.with_tables(text) == text, f"python pruned_nets/comparison/{script} report"
 
 
 @pytest.mark.parametrize("name", claim_records.TASKS)

@@ -34,7 +34,6 @@ from claim_records import (
     LENGTHS,
     MOST_STEPS,
     RETRAINED,
-    ROOT,
     SIZES,
     STEPPED,
     TASKS,
@@ -44,6 +43,7 @@ from claim_records import (
     tried,
 )
 from ground import IMAGES, SCORED, only, settle
+from places import ROOT
 
 from channels.costs import measure_cost
 from common.device import pick_device

@@ -5,7 +5,6 @@ import statistics
 from claim_records import (
     CHOICES,
     GONE,
-    HERE,
     KINDS,
     LENGTHENED,
     LENGTHS,
@@ -19,6 +18,7 @@ from claim_records import (
     chosen,
 )
 from matplotlib import pyplot
+from places import HERE
 
 from lab.comparison import minus
 from lab.markdown import interval, spread, table_of

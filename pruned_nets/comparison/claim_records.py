@@ -4,21 +4,16 @@ Results("vgg").retrained("penalised", "fisher")      # {seed: accuracy}
 """
 
 import json
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
+from places import HERE
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-sys.path.insert(0, str(ROOT))
-
-from common.device import environment  # noqa: E402
-from common.files import to_json, write_atomically  # noqa: E402
-from config import Recipe, title_of  # noqa: E402
-from lab.comparison import minus  # noqa: E402
-from lab.groups import KINDS as GROUP_KINDS  # noqa: E402
+from common.device import environment
+from common.files import to_json, write_atomically
+from config import Recipe, title_of
+from lab.comparison import minus
+from lab.groups import KINDS as GROUP_KINDS
 
 RECORDS = HERE / "claim"
 

@@ -1,13 +1,12 @@
 """What the scripts beside this file have in common: the images, and BatchNorms after a cut."""
 
-from pathlib import Path
-
 import torch
+from places import ROOT
 
 from common.batches import Split
 from train import reestimate
 
-IMAGES = Path(__file__).resolve().parents[2] / "data" / "cifar100-20"
+IMAGES = ROOT / "data" / "cifar100-20"
 SCORED, BN_IMAGES = 1000, 512  # images for scores, and for BatchNorms' statistics
 
 

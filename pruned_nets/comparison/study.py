@@ -9,7 +9,8 @@ test looks for it (tests/README.md says how to write one).
 
 import re
 
-from study_tables import HERE, ROOT, TABLES
+from places import HERE, ROOT
+from study_tables import TABLES
 from study_tables.records import Study
 
 from common.files import write_atomically

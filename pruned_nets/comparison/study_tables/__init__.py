@@ -3,14 +3,7 @@
 TABLES has them by the name that the mark in the text has.
 """
 
-import sys
-from pathlib import Path
-
-HERE = Path(__file__).resolve().parent.parent  # the study
-ROOT = HERE.parent.parent
-sys.path.insert(0, str(ROOT))
-
-from study_tables import (  # noqa: E402, F401
+from study_tables import (  # noqa: F401
     claim,
     costs,
     groups,
@@ -22,6 +15,6 @@ from study_tables import (  # noqa: E402, F401
     ticket,
     training,
 )
-from study_tables.cells import TABLES  # noqa: E402
+from study_tables.cells import TABLES
 
-__all__ = ["HERE", "ROOT", "TABLES"]
+__all__ = ["TABLES"]

@@ -3,7 +3,8 @@
 import csv
 import statistics
 
-from study_tables import HERE
+from places import HERE
+
 from study_tables.cells import differences, lines_of, listed, span, table
 from study_tables.leads import accuracies
 from study_tables.records import RESNET56, WARMUP, Case, macs_left

@@ -3,11 +3,12 @@
 import statistics
 from dataclasses import dataclass
 
+from places import HERE
+
 from lab.comparison import minus
 from lab.markdown import spread
 from lab.record import UNPRUNED
 from lab.results import read_group_checks, read_results
-from study_tables import HERE
 
 PLAIN, PENALISED = UNPRUNED
 VGG, MOBILENET, RESNET34, RESNET56 = "VGG-13", "MobileNet-V1", "ResNet-34", "ResNet-56"
