@@ -192,16 +192,17 @@ def search_table(results):
 
 
 def draw_lengths(results, path):
-    """Accuracy against the work of all training."""
-    figure, axis = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
-    lines = {
-        title: [(*key, False, epochs) for epochs in LENGTHS] for title, key in LENGTHENED.items()
-    }
-    lines["fisher's architecture from scratch"] = results.fresh()
-    for title, keys in lines.items():
+    """Accuracy against the work of all training: a dot for each seed, a number for the epochs of
+    the retraining, or of the training from scratch."""
+    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for title, keys in lengths_of(results).items():
         work = [statistics.mean(results.after(*key, "work").values()) for key in keys]
-        accuracy = [statistics.mean(results.after(*key).values()) for key in keys]
-        axis.plot(work, accuracy, marker="o", label=title)
+        each = [list(results.after(*key).values()) for key in keys]
+        (line,) = axis.plot(work, [statistics.mean(values) for values in each], label=title)
+        for (*_, epochs), place, values in zip(keys, work, each):
+            axis.plot([place] * len(values), values, "o", color=line.get_color(), markersize=4)
+            above = place, max(values)
+            axis.annotate(str(epochs), above, (0, 5), textcoords="offset points", ha="center")
     axis.set_xlabel("multiply-adds of all training, in epochs of the unpruned network")
     axis.set_ylabel("test accuracy (%)")
     axis.grid(alpha=0.3)
@@ -235,8 +236,17 @@ def has_steps(results):
     return all(len(results.gain(kind, GONE[-1], 8)) > 1 for kind in KINDS)
 
 
+def lengths_of(results):
+    """{what is trained: the keys of its results, by the length of its training}"""
+    keys = {
+        title: [(*key, False, epochs) for epochs in LENGTHS] for title, key in LENGTHENED.items()
+    }
+    keys["fisher's architecture from scratch"] = results.fresh()
+    return keys
+
+
 def has_lengths(results):
-    return all(results.after(*key) for key in results.fresh())
+    return all(results.after(*key) for keys in lengths_of(results).values() for key in keys)
 
 
 def section_of(results):
