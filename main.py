@@ -471,9 +471,7 @@ def described(flags):
         steps.append({key: value for key, value in entry.items() if value is not None})
     images = data.count_images(flags.data_path, flags.test_percent, flags.val_percent)
     jobs.check_classes(flags, images["classes"])
-    if flags.init == weights.DEFAULT:
-        networks.default_weights(flags.model)  # which a run would download
-    else:
+    if flags.init != weights.DEFAULT:  # which a run would download
         weights.read_init(flags)
     return {
         "flags": asdict(flags),

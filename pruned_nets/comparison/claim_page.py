@@ -193,16 +193,20 @@ def search_table(results):
 
 def draw_lengths(results, path):
     """Accuracy against the work of all training: a dot for each seed, a number for the epochs of
-    the retraining, or of the training from scratch."""
+    the retrainings, or of a training from scratch."""
     figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    highest = {}  # (from scratch, epochs) -> the place of a number
     for title, keys in lengths_of(results).items():
         work = [statistics.mean(results.after(*key, "work").values()) for key in keys]
         each = [list(results.after(*key).values()) for key in keys]
         (line,) = axis.plot(work, [statistics.mean(values) for values in each], label=title)
-        for (*_, epochs), place, values in zip(keys, work, each):
+        for (*_, scratch, epochs), place, values in zip(keys, work, each):
             axis.plot([place] * len(values), values, "o", color=line.get_color(), markersize=4)
-            above = place, max(values)
-            axis.annotate(str(epochs), above, (0, 5), textcoords="offset points", ha="center")
+            _, known = highest.get((scratch, epochs), (place, 0))
+            highest[scratch, epochs] = place, max(known, *values)
+    for (_, epochs), place in highest.items():
+        axis.annotate(str(epochs), place, (0, 6), textcoords="offset points", ha="center")
+    axis.margins(y=0.1)
     axis.set_xlabel("multiply-adds of all training, in epochs of the unpruned network")
     axis.set_ylabel("test accuracy (%)")
     axis.grid(alpha=0.3)

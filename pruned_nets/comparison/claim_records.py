@@ -219,6 +219,10 @@ class Results:
                     values[seed] = entry[figure]
         return values
 
+    def gain_retrained(self, kind, steps):
+        """{seed: what so many steps are ahead of one after a retraining}."""
+        return minus(self.retrained(kind, "fisher", steps=steps), self.retrained(kind, "fisher"))
+
     def beyond_scratch(self, kind):
         """{seed: what `fisher`'s retrained network is ahead of its architecture from scratch}."""
         return minus(self.retrained(kind, "fisher"), self.retrained(kind, "fisher", True))

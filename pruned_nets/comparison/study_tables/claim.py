@@ -117,6 +117,7 @@ def networks_of(results):
         "`bn`, 75%, retrained": (results.retrained, "bn"),
         "`random`, 75%, retrained": (results.retrained, "random"),
         "`fisher`, 75% in eight steps, retrained": (results.retrained, "fisher", False, 8),
+        "what eight steps gain over one, retrained": (results.gain_retrained, 8),
         f"`fisher`, 75%, from scratch, {scratch_epochs} epochs": (
             results.retrained,
             "fisher",
@@ -148,8 +149,8 @@ def lengths(study):
     }
     *short, as_long = results.fresh()
     fresh = {
-        "from scratch": short,
-        "from scratch, as many epochs in all": [None, None, as_long],
+        "from scratch, as long": short,
+        f"from scratch, {as_long[-1]} epochs": [None, None, as_long],
     }
 
     def cell(key):
@@ -160,15 +161,21 @@ def lengths(study):
             return "–"
         return f"{spread(accuracies.values())} ({statistics.mean(work.values()):.0f})"
 
-    rows = [[f"`{name}`", *map(cell, keys)] for name, keys in trained.items()]
+    def ahead(ours, theirs):
+        return [
+            minus(results.after(*mine), results.after(*yours)) if yours else {}
+            for mine, yours in zip(ours, theirs)
+        ]
+
+    rows = [["epochs before the cut", *[str(results.task.epochs)] * len(epochs)]]
+    rows += [[f"`{name}`", *map(cell, keys)] for name, keys in trained.items()]
     rows += [[name, *map(cell, keys)] for name, keys in fresh.items()]
     gaps = {}
+    for ours, theirs in (("orthoreg", "fisher"), ("fisher", "random")):
+        gaps[f"`{ours}` minus `{theirs}`"] = ahead(trained[ours], trained[theirs])
     for name, ours in trained.items():
         for other, theirs in fresh.items():
-            gaps[f"`{name}` minus {other}"] = [
-                minus(results.after(*mine), results.after(*yours)) if yours else {}
-                for mine, yours in zip(ours, theirs)
-            ]
+            gaps[f"`{name}` minus {other}"] = ahead(ours, theirs)
     cells, count = differences(gaps, epochs, usual=2)
     head = ["75% removed, retrained for", *(f"{each} epochs" for each in epochs)]
     return lines_of(head, rows + cells, count)
