@@ -37,7 +37,7 @@ def health_table(results):
     rows = []
     for kind in KINDS:
         treatment = chosen(results.name)[kind]
-        highest = [max(losses) for losses in results.health(kind, "losses").values()]
+        highest = [max(losses[1:]) for losses in results.health(kind, "losses").values()]
         rows.append(
             [
                 kind,
@@ -52,8 +52,8 @@ def health_table(results):
                 str(len(highest)),
             ]
         )
-    head = "rate", "λ", "weight decay", "highest loss of an epoch", "training images", "test images"
-    return table_of(["", *head, "degree", "of 1x1 filters", "n"], rows)
+    head = "rate", "λ", "weight decay", "highest loss after the first epoch", "training images"
+    return table_of(["", *head, "test images", "degree", "of 1x1 filters", "n"], rows)
 
 
 def curve_table(results):
@@ -140,10 +140,7 @@ def retrained_table(results):
         losses = [interval(results.in_8_bits(kind, score).values()) for kind in KINDS]
         rows.append([f"{score or 'unpruned'}, 8 bits minus 32", *losses, ""])
     for score in ("fisher", "bn"):
-        leads = [
-            minus(results.retrained(kind, score), results.retrained(kind, "random"))
-            for kind in KINDS
-        ]
+        leads = [results.beyond_random(kind, score) for kind in KINDS]
         both = minus(leads[KINDS.index("penalised")], leads[KINDS.index("zero")])
         cells = [interval(lead.values()) for lead in leads]
         rows.append([f"{score} minus random", *cells, interval(both.values())])

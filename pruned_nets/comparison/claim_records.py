@@ -223,6 +223,10 @@ class Results:
         """{seed: what so many steps are ahead of one after a retraining}."""
         return minus(self.retrained(kind, "fisher", steps=steps), self.retrained(kind, "fisher"))
 
+    def beyond_random(self, kind, score):
+        """{seed: what a score is ahead of `random` after a retraining}."""
+        return minus(self.retrained(kind, score), self.retrained(kind, "random"))
+
     def beyond_scratch(self, kind):
         """{seed: what `fisher`'s retrained network is ahead of its architecture from scratch}."""
         return minus(self.retrained(kind, "fisher"), self.retrained(kind, "fisher", True))

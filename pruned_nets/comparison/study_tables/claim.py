@@ -7,7 +7,8 @@ import claim_records
 from config import title_of
 from lab.comparison import minus
 from lab.markdown import spread
-from study_tables.cells import differences, interval, lines_of, table
+from lab.significance import Difference
+from study_tables.cells import differences, interval, lines_of, mean_of, table
 
 
 def claim_rows(results, ours, other):
@@ -30,6 +31,9 @@ def claim_rows(results, ours, other):
         rows[f"`{score}`, mean of cuts of 5 to 75%"] = ahead(results.area, score)
     for score in ("fisher", "fisher by layer"):
         rows[f"`{score}` minus `random`, mean of cuts"] = beyond_random(results.area, score)
+    for gone in claim_records.STEPPED:
+        for score in ("fisher", "fisher by layer"):
+            rows[f"`{score}`, {gone}% in one step"] = ahead(results.cut, score, gone)
     for gone, many in claim_records.STEPPED.items():
         most = many[-1]
         rows[f"`fisher`, {gone}% in {most} steps"] = ahead(results.cut, "fisher", gone, most)
@@ -41,7 +45,7 @@ def claim_rows(results, ours, other):
         results.retrained(ours, "fisher", steps=most),
         results.retrained(other, "fisher", steps=most),
     )
-    for score in ("fisher", "fisher by layer"):
+    for score in ("fisher", "fisher by layer", "bn"):
         rows[f"`{score}` minus `random`, retrained"] = beyond_random(results.retrained, score)
     rows["`fisher` minus unpruned, retrained"] = minus(
         ahead(results.retrained, "fisher"), ahead(results.retrained, None)
@@ -51,7 +55,7 @@ def claim_rows(results, ours, other):
     return rows
 
 
-def claim_table(ours, other, with_intervals=False, labels=None):
+def claim_table(ours, other, intervals=False, labels=None):
     """One kind of network minus another: a column for each architecture. labels: the rows, if not
     all."""
     networks = claim_records.all_results()
@@ -59,22 +63,27 @@ def claim_table(ours, other, with_intervals=False, labels=None):
     rows = {label: [column[label] for column in each] for label in labels or each[0]}
     rows = {label: gaps for label, gaps in rows.items() if any(gaps)}
     cells, count = differences(rows, networks)
-    if with_intervals:
-        cells = [
-            [label, *map(with_interval, texts, gaps)]
-            for (label, *texts), gaps in zip(cells, rows.values())
-        ]
+    if intervals:
+        cells = with_intervals(cells, rows)
     titles = [title_of(results.task.model) for results in networks]
     return lines_of(["points of accuracy", *titles], cells, count)
 
 
-def with_interval(text, gaps):
-    return f"{text}, {interval(gaps)}" if len(gaps) > 1 else text
+def with_intervals(cells, rows):
+    """The rows of text of `differences`, with their intervals."""
+
+    def with_interval(text, gaps):
+        return f"{text}, {interval(gaps)}" if len(gaps) > 1 else text
+
+    return [
+        [label, *map(with_interval, texts, gaps)]
+        for (label, *texts), gaps in zip(cells, rows.values())
+    ]
 
 
 @table
 def claim(study):
-    return claim_table("penalised", "zero", with_intervals=True)
+    return claim_table("penalised", "zero", intervals=True)
 
 
 @table
@@ -100,9 +109,11 @@ def claim_networks(study):
 
 
 def networks_of(results):
-    """What the three kinds of one architecture have."""
-    scratch_epochs = results.task.epochs + results.task.retrain_epochs
-    figures = {
+    """How the three kinds of one architecture were trained, and what they have."""
+    task, kinds = results.task, claim_records.KINDS
+    treatments = claim_records.chosen(results.name)
+    scratch_epochs = task.epochs + task.retrain_epochs
+    accuracies = {
         "training images right (%)": (results.health, "train_top1"),
         "test images right (%)": (results.health, "test_top1"),
         "`fisher`, 50% in one step": (results.cut, "fisher", 50),
@@ -117,25 +128,96 @@ def networks_of(results):
         "`bn`, 75%, retrained": (results.retrained, "bn"),
         "`random`, 75%, retrained": (results.retrained, "random"),
         "`fisher`, 75% in eight steps, retrained": (results.retrained, "fisher", False, 8),
-        "what eight steps gain over one, retrained": (results.gain_retrained, 8),
         f"`fisher`, 75%, from scratch, {scratch_epochs} epochs": (
             results.retrained,
             "fisher",
             True,
         ),
+    }
+    gaps = {
+        "`fisher` minus `random`, retrained": (results.beyond_random, "fisher"),
+        "what eight steps gain over one, retrained": (results.gain_retrained, 8),
         "`fisher`, 75%, retrained minus from scratch": (results.beyond_scratch,),
         "unpruned, 8 bits minus 32": (results.in_8_bits, None),
         "`fisher`, 75%, retrained, 8 bits minus 32": (results.in_8_bits, "fisher"),
     }
-    rows = []
-    for label, (figure, *args) in figures.items():
-        cells = [spread(figure(kind, *args).values()) for kind in claim_records.KINDS]
-        if any(cells):
-            rows.append([label, *cells])
-    degrees = [results.health(kind, "degree").values() for kind in claim_records.KINDS]
-    rows.append(["degree of orthogonality", *(spread(values, 2) for values in degrees)])
-    rows.append(["networks, n", *(str(len(values)) for values in degrees)])
+    rows = [
+        [
+            "learning rate / λ / weight decay",
+            *(f"{t.rate:g} / {t.strength:g} / {t.decay:g}" for t in map(treatments.get, kinds)),
+        ],
+        [
+            "epochs before / after a cut; images of a batch",
+            *[f"{task.epochs} / {task.retrain_epochs}; {task.batch_size}"] * len(kinds),
+        ],
+    ]
+    counts = {kind: len(results.health(kind, "degree")) for kind in kinds}
+    for figures, text_of in ((accuracies, spread), (gaps, mean_of_all)):
+        for label, (figure, *args) in figures.items():
+            found = [figure(kind, *args) for kind in kinds]
+            if any(found):
+                cells = [
+                    with_count(text_of(each.values()), each, counts[kind])
+                    for kind, each in zip(kinds, found)
+                ]
+                rows.append([label, *cells])
+    for label, figure in (
+        ("degree of orthogonality", "degree"),
+        ("the same of 1 × 1 filters", "pointwise_degree"),
+    ):
+        degrees = [spread(results.health(kind, figure).values(), 2) for kind in kinds]
+        if any(degrees):
+            rows.append([label, *degrees])
+    rows.append(["networks, n", *map(str, counts.values())])
     return lines_of(["", "plain", "penalised", "λ = 0"], rows)
+
+
+def mean_of_all(gaps):
+    """The mean of some differences and its standard error."""
+    gaps = list(gaps)
+    if len(gaps) < 2:
+        return "".join(f"{gap:+.1f}" for gap in gaps)
+    return mean_of(Difference.of(gaps))
+
+
+def with_count(text, found, usual):
+    """text: of {seed: value}. With n where it is not the usual one."""
+    return f"{text} (n = {len(found)})" if found and len(found) != usual else text
+
+
+@table
+def claim_criteria(study):
+    """The three things that were to count, each seen where its interval is above 0."""
+    networks = claim_records.all_results()
+    each = [criteria_of(results) for results in networks]
+    rows = [[label, *(verdict(column[label]) for column in each)] for label in each[0]]
+    titles = [title_of(results.task.model) for results in networks]
+    return lines_of(["penalised beside λ = 0", *titles], rows)
+
+
+def criteria_of(results):
+    """{criterion: {seed: points}}"""
+    rows = claim_rows(results, "penalised", "zero")
+    most = claim_records.MOST_STEPS
+    criteria = {
+        "1. `fisher` is ahead right after cuts of 5 to 75%": rows[
+            "`fisher`, mean of cuts of 5 to 75%"
+        ],
+        "1. ... and by more than `random`": rows["`fisher` minus `random`, mean of cuts"],
+    }
+    for gone in claim_records.STEPPED:
+        gains = rows[f"what {most} steps gain over one, {gone}%"]
+        criteria[f"2. {most} steps gain less, {gone}%"] = minus(dict.fromkeys(gains, 0), gains)
+    criteria["3. `fisher` minus `random` is more after a retraining"] = rows[
+        "`fisher` minus `random`, retrained"
+    ]
+    return criteria
+
+
+def verdict(gaps):
+    low, _ = Difference.of(gaps.values()).interval
+    word = "**seen**" if low > 0 else "not seen"
+    return f"{word}: {mean_of_all(gaps.values())}, {interval(gaps)} (n = {len(gaps)})"
 
 
 @table
@@ -173,9 +255,14 @@ def lengths(study):
     gaps = {}
     for ours, theirs in (("orthoreg", "fisher"), ("fisher", "random")):
         gaps[f"`{ours}` minus `{theirs}`"] = ahead(trained[ours], trained[theirs])
+    unpruned = minus(results.health("penalised", "test_top1"), results.health("plain", "test_top1"))
+    gaps["`orthoreg` minus `fisher`, each minus its unpruned network"] = [
+        minus(gap, unpruned) for gap in gaps["`orthoreg` minus `fisher`"]
+    ]
     for name, ours in trained.items():
         for other, theirs in fresh.items():
             gaps[f"`{name}` minus {other}"] = ahead(ours, theirs)
     cells, count = differences(gaps, epochs, usual=2)
+    cells = with_intervals(cells, gaps)
     head = ["75% removed, retrained for", *(f"{each} epochs" for each in epochs)]
     return lines_of(head, rows + cells, count)

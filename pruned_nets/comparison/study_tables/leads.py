@@ -4,7 +4,7 @@ import statistics
 
 from lab.markdown import spread
 from lab.significance import Difference
-from study_tables.cells import differences, interval, lines_of, mean_of, span, table
+from study_tables.cells import differences, interval, lines_of, span, table
 from study_tables.records import FOUR, WARMUP
 
 TITLES = [case.title for case in FOUR]
@@ -23,15 +23,14 @@ def answers(study):
         lead: leads("orthoreg", "fisher"),
         beyond: [study.beyond(case, "orthoreg", "fisher") for case in FOUR],
         "the lead of the unpruned networks": leads("penalised", "plain"),
+        "`fisher` minus its unpruned network": leads("fisher", "plain"),
     }
     cells, count = differences(rows, FOUR, excerpt=True)
     for place, label in ((2, beyond), (1, lead)):
         cells[place:place] = precision(rows[label])
-    lost = [Difference.of(gaps.values()) for gaps in leads("fisher", "plain")]
     cells += [
         ["pairs of runs, n", *(str(len(gaps)) for gaps in rows[lead])],
         ["unpruned, plain", *(study.accuracy(case, "plain", cost=False) for case in FOUR)],
-        ["`fisher` minus its unpruned network", *map(mean_of, lost)],
         [
             "degree of orthogonality, penalised / plain",
             *(two_degrees(study, case) for case in FOUR),

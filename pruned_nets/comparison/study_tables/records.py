@@ -36,7 +36,7 @@ class Case:
 
 
 WARMUP = [Case(network, "cpu-warmup", network) for network in (VGG, MOBILENET, RESNET56)]
-GENTLE = Case("VGG-13, a tenth of the rates", "cpu-gentle", VGG, ", λ 0.1")
+GENTLE = Case("VGG-13, a tenth of the rates †", "cpu-gentle", VGG, ", λ 0.1")
 FOUR = [WARMUP[0], GENTLE, *WARMUP[1:]]
 
 
