@@ -110,9 +110,7 @@ def claim_networks(study):
 
 def networks_of(results):
     """How the three kinds of one architecture were trained, and what they have."""
-    task, kinds = results.task, claim_records.KINDS
-    treatments = claim_records.chosen(results.name)
-    scratch_epochs = task.epochs + task.retrain_epochs
+    scratch_epochs = results.task.epochs + results.task.retrain_epochs
     accuracies = {
         "training images right (%)": (results.health, "train_top1"),
         "test images right (%)": (results.health, "test_top1"),
@@ -141,35 +139,46 @@ def networks_of(results):
         "unpruned, 8 bits minus 32": (results.in_8_bits, None),
         "`fisher`, 75%, retrained, 8 bits minus 32": (results.in_8_bits, "fisher"),
     }
+    degrees = {
+        "degree of orthogonality": (results.health, "degree"),
+        "the same of 1 × 1 filters": (results.health, "pointwise_degree"),
+    }
+    counts = [len(results.health(kind, "degree")) for kind in claim_records.KINDS]
     rows = [
-        [
-            "learning rate / λ / weight decay",
-            *(f"{t.rate:g} / {t.strength:g} / {t.decay:g}" for t in map(treatments.get, kinds)),
-        ],
-        [
-            "epochs before / after a cut; images of a batch",
-            *[f"{task.epochs} / {task.retrain_epochs}; {task.batch_size}"] * len(kinds),
-        ],
+        *recipe_rows(results),
+        *figure_rows(accuracies, counts, spread),
+        *figure_rows(gaps, counts, mean_of_all),
+        *figure_rows(degrees, counts, lambda values: spread(values, 2)),
+        ["networks, n", *map(str, counts)],
     ]
-    counts = {kind: len(results.health(kind, "degree")) for kind in kinds}
-    for figures, text_of in ((accuracies, spread), (gaps, mean_of_all)):
-        for label, (figure, *args) in figures.items():
-            found = [figure(kind, *args) for kind in kinds]
-            if any(found):
-                cells = [
-                    with_count(text_of(each.values()), each, counts[kind])
-                    for kind, each in zip(kinds, found)
-                ]
-                rows.append([label, *cells])
-    for label, figure in (
-        ("degree of orthogonality", "degree"),
-        ("the same of 1 × 1 filters", "pointwise_degree"),
-    ):
-        degrees = [spread(results.health(kind, figure).values(), 2) for kind in kinds]
-        if any(degrees):
-            rows.append([label, *degrees])
-    rows.append(["networks, n", *map(str, counts.values())])
     return lines_of(["", "plain", "penalised", "λ = 0"], rows)
+
+
+def recipe_rows(results):
+    """How the three kinds of one architecture were trained."""
+    task, treatments = results.task, claim_records.chosen(results.name)
+    recipes = [treatments[kind] for kind in claim_records.KINDS]
+    rates = [f"{each.rate:g} / {each.strength:g} / {each.decay:g}" for each in recipes]
+    epochs = f"{task.epochs} / {task.retrain_epochs}; {task.batch_size}"
+    return [
+        ["learning rate / λ / weight decay", *rates],
+        ["epochs before / after a cut; images of a batch", *[epochs] * len(rates)],
+    ]
+
+
+def figure_rows(figures, counts, text_of):
+    """Rows of {label: (figure, *arguments)}, each cell with its n where that is not the usual one.
+    figure: (kind of network, *arguments) -> {seed: value}. counts: the usual n of each kind."""
+    rows = []
+    for label, (figure, *args) in figures.items():
+        cells = []
+        for kind, usual in zip(claim_records.KINDS, counts):
+            values = figure(kind, *args).values()
+            note = f" (n = {len(values)})" if values and len(values) != usual else ""
+            cells.append(text_of(values) + note)
+        if any(cells):
+            rows.append([label, *cells])
+    return rows
 
 
 def mean_of_all(gaps):
@@ -178,11 +187,6 @@ def mean_of_all(gaps):
     if len(gaps) < 2:
         return "".join(f"{gap:+.1f}" for gap in gaps)
     return mean_of(Difference.of(gaps))
-
-
-def with_count(text, found, usual):
-    """text: of {seed: value}. With n where it is not the usual one."""
-    return f"{text} (n = {len(found)})" if found and len(found) != usual else text
 
 
 @table
