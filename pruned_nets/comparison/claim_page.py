@@ -149,7 +149,7 @@ def retrained_table(results):
 
 def draw_steps(results, path):
     """Accuracies right after a cut in one and in several steps, for each kind of network."""
-    figure, axes = pyplot.subplots(1, len(STEPPED), figsize=(9, 3.5), layout="constrained")
+    figure, axes = pyplot.subplots(1, len(STEPPED), figsize=(9, 3.8), layout="constrained")
     for axis, (gone, many) in zip(axes, STEPPED.items()):
         for kind in KINDS:
             cuts = [list(results.cut(kind, "fisher", gone, steps).values()) for steps in (1, *many)]
@@ -161,8 +161,8 @@ def draw_steps(results, path):
         axis.set_xticks((1, *many), (1, *many))
         axis.set(xlabel="steps", title=f"{gone}% of the multiply-adds removed by fisher")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("test accuracy right after the cut (%)")
-    axes[0].legend()
+    axes[0].set_ylabel("accuracy right after the cut\n(%, mean ± standard error)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
