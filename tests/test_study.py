@@ -18,6 +18,7 @@ import claim_page  # noqa: E402
 import claim_records  # noqa: E402
 import practice_page  # noqa: E402
 import study as tables  # noqa: E402
+from study_tables.claim import verdict  # noqa: E402
 from study_tables.records import Study  # noqa: E402
 
 # A figure: a mean with its standard error and stars, or a single number. Numbers in names
@@ -74,6 +75,14 @@ def test_weight_decay_alone_tells_the_plain_network_from_that_without_penalty(na
     treatments = claim_records.chosen(name)
     assert treatments["plain"].decay > 0
     assert replace(treatments["plain"], decay=0) == treatments["zero"]
+
+
+@pytest.mark.parametrize(
+    "points, word",
+    [((1.9, 2, 2.1), "**seen**"), ((-2.1, -2, -1.9), "not seen"), ((-1, 2, 3), "not seen")],
+)
+def test_what_was_to_count_is_seen_where_its_whole_interval_is_above_0(points, word):
+    assert verdict(dict(enumerate(points))).startswith(f"{word}: ")
 
 
 def test_the_sentences_of_the_study_quote_its_tables(made):

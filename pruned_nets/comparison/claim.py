@@ -47,6 +47,7 @@ from places import ROOT
 
 from channels.costs import measure_cost
 from common.device import pick_device
+from common.libraries import ONNX, lazy, need
 from data import load_data
 from imp_estimator import cal_importance
 from lab.export import export
@@ -54,6 +55,15 @@ from lab.groups import check_groups
 from lab.networks import build_network, fresh_like
 from pruner import prune, select_filters, step_targets
 from train import OrthonormalityPenalty, degree_of_orthogonality, evaluate, fit
+
+onnxruntime, quantization, shape_inference = map(
+    lazy,
+    (
+        "onnxruntime",
+        "onnxruntime.quantization",
+        "onnxruntime.quantization.shape_inference",
+    ),
+)
 
 KEPT = ROOT / "pretrained" / "claim"
 CLASSES = 10
@@ -275,14 +285,10 @@ def check_all_groups(name, kind, seed):
 def accuracy_in_8_bits(network, data):
     """Top-1 on the test images, of the weights and activations in 8 bits of ONNX Runtime's static
     quantisation."""
-    import onnxruntime
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
     shown = itertools.islice(data.plain_batches(data.train), 2)
     calibration = iter([{"images": batch.contiguous().numpy()} for batch, _ in shown])
 
-    class Images(CalibrationDataReader):
+    class Images(quantization.CalibrationDataReader):
         def get_next(self):
             return next(calibration, None)
 
@@ -290,8 +296,8 @@ def accuracy_in_8_bits(network, data):
         whole, ready, small = (f"{folder}/{file}.onnx" for file in ("whole", "ready", "small"))
         example, _ = next(iter(data.test_batches()))
         export(network, data.classes, whole, example[:8])
-        quant_pre_process(whole, ready)
-        quantize_static(ready, small, Images(), per_channel=True, reduce_range=True)
+        shape_inference.quant_pre_process(whole, ready)
+        quantization.quantize_static(ready, small, Images(), per_channel=True, reduce_range=True)
         session = onnxruntime.InferenceSession(small, providers=["CPUExecutionProvider"])
         right = 0
         for batch, labels in data.test_batches():
@@ -338,6 +344,8 @@ def retrain_longer(name, kind, seed):
 def train_each(name, kind, seed, part, wanted):
     """Train what `wanted` says: (score or None, steps of the cut, whether with fresh weights,
     epochs). part: of the record, where the results go."""
+    if part == "retrained":
+        need("an accuracy in 8 bits", *ONNX)
     task = TASKS[name]
     data = images(task)
     network, record = whole_network(name, kind, seed, data)

@@ -6,8 +6,6 @@ from claim_records import (
     CHOICES,
     GONE,
     KINDS,
-    LENGTHENED,
-    LENGTHS,
     MOST_STEPS,
     RECORDS,
     RETRAINED,
@@ -234,16 +232,12 @@ def with_tables(text):
 
 
 def has_steps(results):
-    return all(len(results.gain(kind, GONE[-1], 8)) > 1 for kind in KINDS)
+    return all(len(results.gain(kind, RETRAINED, MOST_STEPS)) > 1 for kind in KINDS)
 
 
 def lengths_of(results):
     """{what is trained: the keys of its results, by the length of its training}"""
-    keys = {
-        title: [(*key, False, epochs) for epochs in LENGTHS] for title, key in LENGTHENED.items()
-    }
-    keys["fisher's architecture from scratch"] = results.fresh()
-    return keys
+    return {**results.lengthened(), "fisher's architecture from scratch": results.fresh()}
 
 
 def has_lengths(results):

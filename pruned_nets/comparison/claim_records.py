@@ -223,13 +223,18 @@ class Results:
         """{seed: what so many steps are ahead of one after a retraining}."""
         return minus(self.retrained(kind, "fisher", steps=steps), self.retrained(kind, "fisher"))
 
-    def beyond_random(self, kind, score):
-        """{seed: what a score is ahead of `random` after a retraining}."""
-        return minus(self.retrained(kind, score), self.retrained(kind, "random"))
+    def beyond_random(self, kind, score, figure=None):
+        """{seed: what a score is ahead of `random` by `area` or, as usual, `retrained`}."""
+        figure = figure or self.retrained
+        return minus(figure(kind, score), figure(kind, "random"))
 
     def beyond_scratch(self, kind):
         """{seed: what `fisher`'s retrained network is ahead of its architecture from scratch}."""
         return minus(self.retrained(kind, "fisher"), self.retrained(kind, "fisher", True))
+
+    def beyond_unpruned(self, kind):
+        """{seed: what `fisher`'s retrained network is ahead of the unpruned one}."""
+        return minus(self.retrained(kind, "fisher"), self.retrained(kind, None))
 
     def in_8_bits(self, kind, score):
         """{seed: what 8 bits add to the accuracy after a retraining}. score: as above."""
@@ -248,9 +253,15 @@ class Results:
                 values[seed] = work if figure == "work" else entry[figure]
         return values
 
+    def lengthened(self):
+        """{its name in the study: what `after` is asked for it, by the epochs of retraining}"""
+        return {
+            name: [(*key, False, epochs) for epochs in LENGTHS] for name, key in LENGTHENED.items()
+        }
+
     def fresh(self):
-        """What `after` is asked for trainings from scratch of the architecture that `fisher`
-        leaves of the plain network."""
+        """The same for trainings from scratch of the architecture that `fisher` leaves of the plain
+        network."""
         return [("plain", "fisher", True, epochs) for epochs in fresh_lengths(self.task)]
 
     def searched(self):

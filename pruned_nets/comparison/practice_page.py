@@ -38,9 +38,8 @@ def write_page():
 
 def recorded(name):
     """The contents of the files of one task."""
-    paths = sorted((HERE / "practice").glob("*.json"))
-    contents = [json.loads(path.read_text()) for path in paths]
-    return [content for content in contents if content["task"] == name]
+    paths = sorted((HERE / "practice").glob(f"{name}_[0-9]*.json"))
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def with_tables(text):

@@ -6,67 +6,64 @@ import claim_records
 
 from config import title_of
 from lab.comparison import minus
-from lab.markdown import spread
+from lab.markdown import difference_text, spread
 from lab.significance import Difference
 from study_tables.cells import differences, interval, lines_of, mean_of, table
 
 
-def claim_rows(results, ours, other):
-    """{what is measured: {seed: one kind of network minus another}}."""
+def ahead(kinds, figure, *args):
+    """{seed: what the first of two kinds is ahead of the second}. figure: (kind of network, *args)
+    -> {seed: value}."""
+    ours, other = kinds
+    return minus(figure(ours, *args), figure(other, *args))
 
-    def ahead(figure, *args):
-        """figure: (kind of network, *args) -> {seed: value}."""
-        return minus(figure(ours, *args), figure(other, *args))
 
-    def beyond_random(figure, score):
-        """figure: (kind of network, score) -> {seed: value}."""
-        return minus(ahead(figure, score), ahead(figure, "random"))
+def claim_rows(results, kinds):
+    """{what is measured: {seed: the first of two kinds of network minus the second}}."""
 
     def error(kind, size):
         relative = results.of_groups(kind, size, "error_scores")
         return {seed: 100 * value for seed, value in relative.items()}
 
-    rows = {"unpruned": ahead(results.health, "test_top1")}
+    most = claim_records.MOST_STEPS
+    figures = {"unpruned": (results.health, "test_top1")}
     for score in claim_records.CHOICES:
-        rows[f"`{score}`, mean of cuts of 5 to 75%"] = ahead(results.area, score)
+        figures[f"`{score}`, mean of cuts of 5 to 75%"] = results.area, score
     for score in ("fisher", "fisher by layer"):
-        rows[f"`{score}` minus `random`, mean of cuts"] = beyond_random(results.area, score)
+        label = f"`{score}` minus `random`, mean of cuts"
+        figures[label] = results.beyond_random, score, results.area
     for gone in claim_records.STEPPED:
         for score in ("fisher", "fisher by layer"):
-            rows[f"`{score}`, {gone}% in one step"] = ahead(results.cut, score, gone)
-    for gone, many in claim_records.STEPPED.items():
-        most = many[-1]
-        rows[f"`fisher`, {gone}% in {most} steps"] = ahead(results.cut, "fisher", gone, most)
-        rows[f"what {most} steps gain over one, {gone}%"] = ahead(results.gain, gone, most)
+            figures[f"`{score}`, {gone}% in one step"] = results.cut, score, gone
+    for gone in claim_records.STEPPED:
+        figures[f"`fisher`, {gone}% in {most} steps"] = results.cut, "fisher", gone, most
+        figures[f"what {most} steps gain over one, {gone}%"] = results.gain, gone, most
     for score in claim_records.CHOICES:
-        rows[f"`{score}`, 75%, retrained"] = ahead(results.retrained, score)
-    most = claim_records.MOST_STEPS
-    rows[f"`fisher`, 75% in {most} steps, retrained"] = minus(
-        results.retrained(ours, "fisher", steps=most),
-        results.retrained(other, "fisher", steps=most),
-    )
+        figures[f"`{score}`, 75%, retrained"] = results.retrained, score
+    label = f"`fisher`, 75% in {most} steps, retrained"
+    figures[label] = results.retrained, "fisher", False, most
     for score in ("fisher", "fisher by layer", "bn"):
-        rows[f"`{score}` minus `random`, retrained"] = beyond_random(results.retrained, score)
-    rows["`fisher` minus unpruned, retrained"] = minus(
-        ahead(results.retrained, "fisher"), ahead(results.retrained, None)
-    )
+        figures[f"`{score}` minus `random`, retrained"] = results.beyond_random, score
+    figures["`fisher` minus unpruned, retrained"] = (results.beyond_unpruned,)
     for size in claim_records.SIZES[1:-1]:
-        rows[f"relative error of the sum of {size} filters' scores (%)"] = ahead(error, size)
-    return rows
+        figures[f"relative error of the sum of {size} filters' scores (%)"] = error, size
+    return {label: ahead(kinds, *figure) for label, figure in figures.items()}
 
 
-def claim_table(ours, other, intervals=False, labels=None):
+def claim_table(study, kinds, intervals=False, labels=None):
     """One kind of network minus another: a column for each architecture. labels: the rows, if not
     all."""
-    networks = claim_records.all_results()
-    each = [claim_rows(results, ours, other) for results in networks]
+    each = [claim_rows(results, kinds) for results in study.claims]
     rows = {label: [column[label] for column in each] for label in labels or each[0]}
     rows = {label: gaps for label, gaps in rows.items() if any(gaps)}
-    cells, count = differences(rows, networks)
+    cells, count = differences(rows, study.claims)
     if intervals:
         cells = with_intervals(cells, rows)
-    titles = [title_of(results.task.model) for results in networks]
-    return lines_of(["points of accuracy", *titles], cells, count)
+    return lines_of(["points of accuracy", *titles_of(study)], cells, count)
+
+
+def titles_of(study):
+    return [title_of(results.task.model) for results in study.claims]
 
 
 def with_intervals(cells, rows):
@@ -83,12 +80,12 @@ def with_intervals(cells, rows):
 
 @table
 def claim(study):
-    return claim_table("penalised", "zero", intervals=True)
+    return claim_table(study, ("penalised", "zero"), intervals=True)
 
 
 @table
 def claim_plain(study):
-    return claim_table("penalised", "plain")
+    return claim_table(study, ("penalised", "plain"))
 
 
 @table
@@ -97,13 +94,13 @@ def claim_decay(study):
     scores = claim_records.CHOICES
     labels = ["unpruned", *(f"`{score}`, mean of cuts of 5 to 75%" for score in scores)]
     labels += [f"`{score}`, 75%, retrained" for score in scores]
-    return claim_table("plain", "zero", labels=labels)
+    return claim_table(study, ("plain", "zero"), labels=labels)
 
 
 @table
 def claim_networks(study):
     lines = []
-    for results in claim_records.all_results():
+    for results in study.claims:
         lines += ["", f"{results.title()}:", "", *networks_of(results)]
     return lines[1:]
 
@@ -111,13 +108,14 @@ def claim_networks(study):
 def networks_of(results):
     """How the three kinds of one architecture were trained, and what they have."""
     scratch_epochs = results.task.epochs + results.task.retrain_epochs
+    most = claim_records.MOST_STEPS
     accuracies = {
         "training images right (%)": (results.health, "train_top1"),
         "test images right (%)": (results.health, "test_top1"),
         "`fisher`, 50% in one step": (results.cut, "fisher", 50),
-        "`fisher`, 50% in eight steps": (results.cut, "fisher", 50, 8),
+        "`fisher`, 50% in eight steps": (results.cut, "fisher", 50, most),
         "`fisher`, 75% in one step": (results.cut, "fisher", 75),
-        "`fisher`, 75% in eight steps": (results.cut, "fisher", 75, 8),
+        "`fisher`, 75% in eight steps": (results.cut, "fisher", 75, most),
         "`fisher by layer`, 50%": (results.cut, "fisher by layer", 50),
         "`random`, 50%": (results.cut, "random", 50),
         "unpruned, trained as long": (results.retrained, None),
@@ -125,7 +123,7 @@ def networks_of(results):
         "`fisher by layer`, 75%, retrained": (results.retrained, "fisher by layer"),
         "`bn`, 75%, retrained": (results.retrained, "bn"),
         "`random`, 75%, retrained": (results.retrained, "random"),
-        "`fisher`, 75% in eight steps, retrained": (results.retrained, "fisher", False, 8),
+        "`fisher`, 75% in eight steps, retrained": (results.retrained, "fisher", False, most),
         f"`fisher`, 75%, from scratch, {scratch_epochs} epochs": (
             results.retrained,
             "fisher",
@@ -134,7 +132,7 @@ def networks_of(results):
     }
     gaps = {
         "`fisher` minus `random`, retrained": (results.beyond_random, "fisher"),
-        "what eight steps gain over one, retrained": (results.gain_retrained, 8),
+        "what eight steps gain over one, retrained": (results.gain_retrained, most),
         "`fisher`, 75%, retrained minus from scratch": (results.beyond_scratch,),
         "unpruned, 8 bits minus 32": (results.in_8_bits, None),
         "`fisher`, 75%, retrained, 8 bits minus 32": (results.in_8_bits, "fisher"),
@@ -192,47 +190,40 @@ def mean_of_all(gaps):
 @table
 def claim_criteria(study):
     """The three things that were to count, each seen where its interval is above 0."""
-    networks = claim_records.all_results()
-    each = [criteria_of(results) for results in networks]
+    each = [criteria_of(results) for results in study.claims]
     rows = [[label, *(verdict(column[label]) for column in each)] for label in each[0]]
-    titles = [title_of(results.task.model) for results in networks]
-    return lines_of(["penalised beside λ = 0", *titles], rows)
+    return lines_of(["penalised beside λ = 0", *titles_of(study)], rows)
 
 
 def criteria_of(results):
     """{criterion: {seed: points}}"""
-    rows = claim_rows(results, "penalised", "zero")
+    kinds = "penalised", "zero"
     most = claim_records.MOST_STEPS
+    beyond_random = ahead(kinds, results.beyond_random, "fisher", results.area)
     criteria = {
-        "1. `fisher` is ahead right after cuts of 5 to 75%": rows[
-            "`fisher`, mean of cuts of 5 to 75%"
-        ],
-        "1. ... and by more than `random`": rows["`fisher` minus `random`, mean of cuts"],
+        "1. `fisher` is ahead right after cuts of 5 to 75%": ahead(kinds, results.area, "fisher"),
+        "1. ... and by more than `random`": beyond_random,
     }
     for gone in claim_records.STEPPED:
-        gains = rows[f"what {most} steps gain over one, {gone}%"]
-        criteria[f"2. {most} steps gain less, {gone}%"] = minus(dict.fromkeys(gains, 0), gains)
-    criteria["3. `fisher` minus `random` is more after a retraining"] = rows[
-        "`fisher` minus `random`, retrained"
-    ]
+        label = f"2. {most} steps gain less, {gone}%"
+        criteria[label] = ahead(kinds[::-1], results.gain, gone, most)
+    label = "3. `fisher` minus `random` is more after a retraining"
+    criteria[label] = ahead(kinds, results.beyond_random, "fisher")
     return criteria
 
 
 def verdict(gaps):
-    low, _ = Difference.of(gaps.values()).interval
+    difference = Difference.of(gaps.values())
+    low, _ = difference.interval
     word = "**seen**" if low > 0 else "not seen"
-    return f"{word}: {mean_of_all(gaps.values())}, {interval(gaps)} (n = {len(gaps)})"
+    return f"{word}: {difference_text(difference)}"
 
 
 @table
 def lengths(study):
     """ResNet-56 by the epochs of its retraining. In brackets: the multiply-adds of all training."""
-    results = claim_records.Results("resnet-56")
-    epochs = claim_records.LENGTHS
-    trained = {
-        name: [(*key, False, count) for count in epochs]
-        for name, key in claim_records.LENGTHENED.items()
-    }
+    results = next(each for each in study.claims if each.name == "resnet-56")
+    epochs, trained = claim_records.LENGTHS, results.lengthened()
     *short, as_long = results.fresh()
     fresh = {
         "from scratch, as long": short,
@@ -247,7 +238,7 @@ def lengths(study):
             return "–"
         return f"{spread(accuracies.values())} ({statistics.mean(work.values()):.0f})"
 
-    def ahead(ours, theirs):
+    def minus_each(ours, theirs):
         return [
             minus(results.after(*mine), results.after(*yours)) if yours else {}
             for mine, yours in zip(ours, theirs)
@@ -258,14 +249,14 @@ def lengths(study):
     rows += [[name, *map(cell, keys)] for name, keys in fresh.items()]
     gaps = {}
     for ours, theirs in (("orthoreg", "fisher"), ("fisher", "random")):
-        gaps[f"`{ours}` minus `{theirs}`"] = ahead(trained[ours], trained[theirs])
-    unpruned = minus(results.health("penalised", "test_top1"), results.health("plain", "test_top1"))
+        gaps[f"`{ours}` minus `{theirs}`"] = minus_each(trained[ours], trained[theirs])
+    unpruned = ahead(("penalised", "plain"), results.health, "test_top1")
     gaps["`orthoreg` minus `fisher`, each minus its unpruned network"] = [
         minus(gap, unpruned) for gap in gaps["`orthoreg` minus `fisher`"]
     ]
     for name, ours in trained.items():
         for other, theirs in fresh.items():
-            gaps[f"`{name}` minus {other}"] = ahead(ours, theirs)
+            gaps[f"`{name}` minus {other}"] = minus_each(ours, theirs)
     cells, count = differences(gaps, epochs, usual=2)
     cells = with_intervals(cells, gaps)
     head = ["75% removed, retrained for", *(f"{each} epochs" for each in epochs)]

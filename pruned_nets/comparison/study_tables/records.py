@@ -3,6 +3,7 @@
 import statistics
 from dataclasses import dataclass
 
+import claim_records
 from places import HERE
 
 from lab.comparison import minus
@@ -44,6 +45,7 @@ class Study:
     """The records below the study's folder."""
 
     def __init__(self, folder=HERE):
+        self.claims = claim_records.all_results()
         self.results, *_ = read_results(folder)
         self.checks = read_group_checks(folder)
         self.cells = {}  # (sweep, network, method, percent) -> {seed: record}
