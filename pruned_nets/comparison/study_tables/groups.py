@@ -84,12 +84,13 @@ def groups_won(study):
     rows = []
     for kind in (RANDOM, LOWEST):
         for estimate, words in (("scores", "sum of scores"), ("changes", "sum of single changes")):
-            rows.append([kind, words, *times_won(study, kind, estimate)])
+            rows.append([kind, words, *times_won(study, kind, estimate, WON_SIZES)])
+    within = [f"{WITHIN[0]}; 4, 32 and 256 filters", "sum of scores"]
+    rows.append([*within, *times_won(study, WITHIN[0], "scores", (4, 32, 256))])
     networks = [network for pair in group_pairs(study).values() for network in pair]
     four = [(kind, 4) for kind in (RANDOM, LOWEST, *WITHIN)]
     single = max(network[key]["error_changes"] for network in networks for key in four)
     lowest = [network[LOWEST, size]["error_scores"] for network in networks for size in WON_SIZES]
-    within = [groups_within(study, size) for size in (4, 128, 256)]
     pool = signature(check_groups).parameters["pool"].default
     # Pairs of ranks of 8 have a variance of 1 / (8 - 1), and four of them are averaged.
     rank_error = (1 / (8 - 1) / 4) ** 0.5
@@ -104,7 +105,7 @@ def groups_won(study):
         [
             "groups of 4, 128 and 256 filters within a layer of VGG-13, n",
             "",
-            listed(within, 0),
+            listed((groups_within(study, size) for size in (4, 128, 256)), 0),
             "",
             "",
         ],
@@ -122,12 +123,13 @@ def groups_won(study):
     return lines_of([*head, "≈ absolute error", "rank correlation"], rows)
 
 
-def times_won(study, kind, estimate):
+def times_won(study, kind, estimate, sizes):
     """ "7 of 9" for the relative error, the absolute error and the rank correlation."""
     pairs = [
         (plain[kind, size], penalised[kind, size])
         for plain, penalised in group_pairs(study).values()
-        for size in WON_SIZES
+        for size in sizes
+        if (kind, size) in plain
     ]
     error, rank = f"error_{estimate}", f"rank_{estimate}"
     won = [
