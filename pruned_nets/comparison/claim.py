@@ -34,6 +34,7 @@ from claim_records import (
     LENGTHS,
     MOST_STEPS,
     RETRAINED,
+    SEEDS,
     SIZES,
     STEPPED,
     TASKS,
@@ -411,7 +412,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("search", *WORK, "report"))
     parser.add_argument("tasks", nargs="*", default=list(TASKS))
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
     args = parser.parse_args()
     pick_device("cpu")

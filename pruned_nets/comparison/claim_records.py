@@ -37,6 +37,7 @@ LENGTHENED = {
     "random": ("plain", "random"),
 }
 SIZES = 1, 16, 64, 256, 384  # filters of a group, drawn from all of the network
+SEEDS = 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def claim_rows(results, kinds):
     for score in ("fisher", "fisher by layer", "bn"):
         figures[f"`{score}` minus `random`, retrained"] = results.beyond_random, score
     figures["`fisher` minus unpruned, retrained"] = (results.beyond_unpruned,)
-    for size in claim_records.SIZES[1:-1]:
+    for size in claim_records.SIZES[1:]:
         figures[f"relative error of the sum of {size} filters' scores (%)"] = error, size
     return {label: ahead(kinds, *figure) for label, figure in figures.items()}
 
@@ -56,7 +56,7 @@ def claim_table(study, kinds, intervals=False, labels=None):
     each = [claim_rows(results, kinds) for results in study.claims]
     rows = {label: [column[label] for column in each] for label in labels or each[0]}
     rows = {label: gaps for label, gaps in rows.items() if any(gaps)}
-    cells, count = differences(rows, study.claims)
+    cells, count = differences(rows, study.claims, usual=len(claim_records.SEEDS))
     if intervals:
         cells = with_intervals(cells, rows)
     return lines_of(["points of accuracy", *titles_of(study)], cells, count)
