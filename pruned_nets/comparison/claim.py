@@ -7,6 +7,7 @@
     python pruned_nets/comparison/claim.py stepwise vgg --seeds 0 1  # after a cut in eight steps
     python pruned_nets/comparison/claim.py scratch vgg --seeds 0 1  # with fresh weights
     python pruned_nets/comparison/claim.py longer resnet-56 --seeds 0 1  # how long to retrain
+    python pruned_nets/comparison/claim.py late vgg --seeds 0 1  # the penalty on a trained network
     python pruned_nets/comparison/claim.py report               # claim.md
 
 Three networks of each seed, "plain", "penalised", and "zero", which has the penalised one's
@@ -342,6 +343,25 @@ def retrain_longer(name, kind, seed):
     train_each(name, kind, seed, "lengths", wanted)
 
 
+def penalise_late(name, kind, seed):
+    """How the plain network is after a retraining with the penalty, all else being as in the
+    retraining of the unpruned one."""
+    task, data = TASKS[name], images(TASKS[name])
+    network, record = whole_network(name, kind, seed, data)
+    if kind != "plain" or "late" in record.content:
+        return
+    treatments = chosen(name)
+    treatment = replace(treatments["plain"], strength=treatments["penalised"].strength)
+    key, label = (seed, "retrain"), f"{record.path.stem} with the penalty"
+    trained = train_network(network, data, task, treatment, task.retrain_epochs, key, label)
+    record.content["late"] = {
+        "treatment": asdict(treatment),
+        "epochs": task.retrain_epochs,
+        **health_of(network, data, trained),
+    }
+    record.save()
+
+
 def train_each(name, kind, seed, part, wanted):
     """Train what `wanted` says: (score or None, steps of the cut, whether with fresh weights,
     epochs). part: of the record, where the results go."""
@@ -405,6 +425,7 @@ WORK = {
     "stepwise": retrain_stepwise,
     "scratch": train_from_scratch,
     "longer": retrain_longer,
+    "late": penalise_late,
 }
 
 

@@ -4,15 +4,19 @@ import statistics
 
 from claim_records import (
     CHOICES,
+    ESTIMATES,
     GONE,
     KINDS,
     MOST_STEPS,
+    RANDOM,
     RECORDS,
     RETRAINED,
     SIZES,
     STEPPED,
     TASKS,
+    WITHIN,
     Results,
+    all_results,
     chosen,
 )
 from matplotlib import pyplot
@@ -23,12 +27,10 @@ from lab.markdown import interval, spread, table_of
 
 PAGE = HERE / "claim.md"
 MARK = "<!-- The tables below are made by claim.py. -->"
-FIGURES = {
-    "error_scores": "relative error",
-    "gap_scores": "absolute error",
-    "rank_scores": "rank correlation",
-    "change": "change of the loss",
-}
+FIGURES = {"error": "relative error", "gap": "absolute error", "rank": "rank correlation"}
+
+
+CURVES = {"BatchNorms re-estimated": "settled_top1", "BatchNorms as they were": "stale_top1"}
 
 
 def health_table(results):
@@ -54,31 +56,36 @@ def health_table(results):
     return table_of(["", *head, "test images", "degree", "of 1x1 filters", "n"], rows)
 
 
-def curve_table(results):
+def curve_table(results, figure):
+    """figure: of a cut, an accuracy."""
     rows = []
     for score in CHOICES:
         if not results.area("zero", score):
             continue
         for kind in KINDS:
-            cells = [spread(results.cut(kind, score, gone).values()) for gone in GONE]
-            rows.append([f"{kind}, {score}", *cells, spread(results.area(kind, score).values())])
+            each = curve(results, kind, score, figure)
+            rows.append([f"{kind}, {score}", *(spread(points.values()) for points in each)])
         for other in ("zero", "plain"):
-            cells = [interval(gap.values()) for gap in lead_over(results, other, score)]
-            rows.append([f"penalised minus {other}, {score}", *cells])
-    leads = zip(lead_over(results, "zero", "fisher"), lead_over(results, "zero", "random"))
-    cells = [interval(minus(fisher, random).values()) for fisher, random in leads]
+            leads = lead_over(results, other, score, figure)
+            rows.append(
+                [f"penalised minus {other}, {score}", *(interval(gap.values()) for gap in leads)]
+            )
+    leads = [lead_over(results, "zero", score, figure) for score in ("fisher", "random")]
+    cells = [interval(minus(fisher, random).values()) for fisher, random in zip(*leads)]
     rows.append(["penalised minus zero, fisher minus random", *cells])
     return table_of(["", *(f"{gone}% gone" for gone in GONE), "mean over 5 to 75%"], rows)
 
 
-def lead_over(results, other, score):
-    """What the penalised network is ahead of another right after each cut, and in the mean over
-    the cuts: a list of {seed: points}."""
-    leads = [
-        minus(results.cut("penalised", score, gone), results.cut(other, score, gone))
-        for gone in GONE
-    ]
-    return [*leads, minus(results.area("penalised", score), results.area(other, score))]
+def curve(results, kind, score, figure):
+    """A figure after each cut, and its mean over the cuts: a list of {seed: figure}."""
+    cuts = [results.cut(kind, score, gone, figure=figure) for gone in GONE]
+    return [*cuts, results.area(kind, score, figure)]
+
+
+def lead_over(results, other, score, figure):
+    """What the penalised network is ahead of another by `curve`: a list of {seed: points}."""
+    both = (curve(results, kind, score, figure) for kind in ("penalised", other))
+    return [minus(ours, theirs) for ours, theirs in zip(*both)]
 
 
 def steps_table(results):
@@ -99,23 +106,27 @@ def steps_table(results):
     return table_of(["", "one step", *heads], rows)
 
 
-def group_table(results):
+def group_table(results, groups):
+    """groups: which ones, RANDOM or WITHIN."""
+    figures = {
+        f"{estimate}, {title}": f"{figure}_{key}"
+        for key, estimate in ESTIMATES.items()
+        for figure, title in FIGURES.items()
+    }
+    sizes = [size for size in SIZES if results.of_groups("plain", size, "change", groups)]
     rows = []
-    for figure, title in FIGURES.items():
-        for kind in KINDS:
-            cells = [spread(results.of_groups(kind, size, figure).values(), 2) for size in SIZES]
-            rows.append([f"{title}, {kind}", *cells])
-        gaps = [
-            minus(
-                results.of_groups("penalised", size, figure),
-                results.of_groups("zero", size, figure),
-            )
-            for size in SIZES
-        ]
-        rows.append(
-            [f"{title}, penalised minus zero", *(interval(gap.values(), 2) for gap in gaps)]
-        )
-    return table_of(["", *(f"{size} filters" for size in SIZES)], rows)
+    for title, figure in {**figures, "change of the loss": "change"}.items():
+        each = {
+            kind: [results.of_groups(kind, size, figure, groups) for size in sizes]
+            for kind in KINDS
+        }
+        for kind, columns in each.items():
+            rows.append([f"{title}, {kind}", *(spread(column.values(), 2) for column in columns)])
+        for other in ("zero", "plain"):
+            gaps = [minus(ours, theirs) for ours, theirs in zip(each["penalised"], each[other])]
+            cells = [interval(gap.values(), 2) for gap in gaps]
+            rows.append([f"{title}, penalised minus {other}", *cells])
+    return table_of(["", *(f"{size} filters" for size in sizes)], rows)
 
 
 def retrained_table(results):
@@ -153,8 +164,7 @@ def draw_steps(results, path):
             cuts = [list(results.cut(kind, "fisher", gone, steps).values()) for steps in (1, *many)]
             means = [statistics.mean(values) for values in cuts]
             errors = [statistics.stdev(values) / len(values) ** 0.5 for values in cuts]
-            label = "λ = 0" if kind == "zero" else kind
-            axis.errorbar((1, *many), means, errors, marker="o", capsize=3, label=label)
+            axis.errorbar((1, *many), means, errors, marker="o", capsize=3, label=shown(kind))
         axis.set_xscale("log", base=2)
         axis.set_xticks((1, *many), (1, *many))
         axis.set(xlabel="steps", title=f"{gone}% of the multiply-adds removed by fisher")
@@ -163,6 +173,41 @@ def draw_steps(results, path):
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def draw_retrained(each, path):
+    """Accuracies of all architectures after a retraining: a dot for each kind of network and each
+    score, and a line for the unpruned networks."""
+    figure, axes = pyplot.subplots(1, len(each), figsize=(11, 3.8), layout="constrained")
+    for axis, results in zip(axes, each):
+        for place, kind in enumerate(KINDS):
+            unpruned = statistics.mean(results.retrained(kind, None).values())
+            axis.axhline(unpruned, color=f"C{place}", linestyle=":", linewidth=1)
+            found = [list(results.retrained(kind, score).values()) for score in CHOICES]
+            axis.errorbar(
+                [number + (place - 1) / 5 for number in range(len(CHOICES))],
+                [statistics.mean(values) for values in found],
+                [statistics.stdev(values) for values in found],
+                fmt="o",
+                color=f"C{place}",
+                capsize=3,
+                label=shown(kind),
+            )
+        axis.set_xticks(range(len(CHOICES)), [choice.replace(" ", "\n", 1) for choice in CHOICES])
+        axis.set_title(results.title(), fontsize=9)
+        axis.grid(axis="y", alpha=0.3)
+    axes[0].set_ylabel("test accuracy, retrained\n(%, mean ± standard deviation)")
+    title = f"{RETRAINED}% of the multiply-adds removed by a score, and retrained"
+    figure.suptitle(title, fontsize=10)
+    axes[0].plot([], [], ":", color="gray", label="unpruned, trained as long: the same colours")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def shown(kind):
+    """A kind of network as figures call it."""
+    return "λ = 0" if kind == "zero" else kind
 
 
 def search_table(results):
@@ -219,6 +264,7 @@ def write_page():
             draw_steps(results, RECORDS / f"{name}_steps.png")
         if has_lengths(results):
             draw_lengths(results, RECORDS / f"{name}_lengths.png")
+    draw_retrained(all_results(), RECORDS / "retrained.png")
 
 
 def with_tables(text):
@@ -250,11 +296,12 @@ def section_of(results):
     lines = ["", f"## {results.title()}"]
     lines += ["", "The search:", "", *search_table(results)]
     lines += ["", "The unpruned networks:", "", *health_table(results)]
-    lines += ["", "Right after the cut, BatchNorms re-estimated:", "", *curve_table(results)]
+    for title, figure in CURVES.items():
+        lines += ["", f"Right after the cut, {title}:", "", *curve_table(results, figure)]
     lines += ["", "`fisher` in several steps:", "", *steps_table(results)]
-    if results.of_groups("plain", 1, "change"):
-        title = "Sums of `fisher`'s scores for random groups of all filters:"
-        lines += ["", title, "", *group_table(results)]
+    for groups in (RANDOM, WITHIN):
+        title = f"Sums over groups of filters, {groups}; their scores are `fisher`'s:"
+        lines += ["", title, "", *group_table(results, groups)]
     if has_steps(results):
         lines += ["", f"![In one step and in several](claim/{name}_steps.png)"]
     if results.retrained("plain", "fisher"):

@@ -159,7 +159,8 @@ def chosen(name):
     return best
 
 
-RANDOM = GROUP_KINDS["network", "random"]
+RANDOM, WITHIN = GROUP_KINDS["network", "random"], GROUP_KINDS["layer", "random"]
+ESTIMATES = {"scores": "sum of scores", "changes": "sum of single changes"}
 
 
 class Results:
@@ -186,9 +187,9 @@ class Results:
                     values[seed] = entry[figure]
         return values
 
-    def area(self, kind, score):
-        """{seed: the mean accuracy right after the cuts, over the share that is gone}."""
-        curves = {gone: self.cut(kind, score, gone) for gone in GONE}
+    def area(self, kind, score, figure="settled_top1"):
+        """{seed: the mean of a figure right after the cuts, over the share that is gone}."""
+        curves = {gone: self.cut(kind, score, gone, figure=figure) for gone in GONE}
         areas = {}
         for seed in set.intersection(*map(set, curves.values())):
             total = 0
@@ -201,12 +202,12 @@ class Results:
         """{seed: what so many steps are ahead of one}."""
         return minus(self.cut(kind, "fisher", gone, steps), self.cut(kind, "fisher", gone))
 
-    def of_groups(self, kind, size, figure):
-        """{seed: a figure of a lab.record.GroupSize}, of random groups over all layers."""
+    def of_groups(self, kind, size, figure, groups=RANDOM):
+        """{seed: a figure of a lab.record.GroupSize}. groups: which ones, one of GROUP_KINDS."""
         values = {}
         for (own, seed), content in self.records.items():
-            for entry in content.get("groups", {"kinds": {}})["kinds"].get(RANDOM, ()):
-                if own == kind and entry["size"] == size:
+            for entry in content.get("groups", {"kinds": {}})["kinds"].get(groups, ()):
+                if own == kind and entry["size"] == size and entry[figure] is not None:
                     values[seed] = entry[figure]
         return values
 
@@ -240,6 +241,14 @@ class Results:
     def in_8_bits(self, kind, score):
         """{seed: what 8 bits add to the accuracy after a retraining}. score: as above."""
         return minus(self.retrained(kind, score, figure="int8_top1"), self.retrained(kind, score))
+
+    def late(self, figure):
+        """{seed: a figure of the plain network, retrained with the penalty}"""
+        return {
+            seed: content["late"][figure]
+            for (_, seed), content in self.records.items()
+            if "late" in content
+        }
 
     def after(self, kind, score, scratch, epochs, figure="top1"):
         """{seed: accuracy after a retraining so long, or its figure "work": the multiply-adds of

@@ -5,6 +5,7 @@ TABLES has them by the name that the mark in the text has.
 
 from study_tables import (  # noqa: F401
     claim,
+    claim_groups,
     costs,
     groups,
     leads,

@@ -6,7 +6,7 @@ import claim_records
 
 from config import title_of
 from lab.comparison import minus
-from lab.markdown import difference_text, spread
+from lab.markdown import spread
 from lab.significance import Difference
 from study_tables.cells import differences, interval, lines_of, mean_of, table
 
@@ -20,11 +20,6 @@ def ahead(kinds, figure, *args):
 
 def claim_rows(results, kinds):
     """{what is measured: {seed: the first of two kinds of network minus the second}}."""
-
-    def error(kind, size):
-        relative = results.of_groups(kind, size, "error_scores")
-        return {seed: 100 * value for seed, value in relative.items()}
-
     most = claim_records.MOST_STEPS
     figures = {"unpruned": (results.health, "test_top1")}
     for score in claim_records.CHOICES:
@@ -45,17 +40,13 @@ def claim_rows(results, kinds):
     for score in ("fisher", "fisher by layer", "bn"):
         figures[f"`{score}` minus `random`, retrained"] = results.beyond_random, score
     figures["`fisher` minus unpruned, retrained"] = (results.beyond_unpruned,)
-    for size in claim_records.SIZES[1:]:
-        figures[f"relative error of the sum of {size} filters' scores (%)"] = error, size
     return {label: ahead(kinds, *figure) for label, figure in figures.items()}
 
 
-def claim_table(study, kinds, intervals=False, labels=None):
-    """One kind of network minus another: a column for each architecture. labels: the rows, if not
-    all."""
+def claim_table(study, kinds, intervals=False):
+    """One kind of network minus another: a column for each architecture."""
     each = [claim_rows(results, kinds) for results in study.claims]
-    rows = {label: [column[label] for column in each] for label in labels or each[0]}
-    rows = {label: gaps for label, gaps in rows.items() if any(gaps)}
+    rows = {label: [column[label] for column in each] for label in each[0]}
     cells, count = differences(rows, study.claims, usual=len(claim_records.SEEDS))
     if intervals:
         cells = with_intervals(cells, rows)
@@ -91,10 +82,7 @@ def claim_plain(study):
 @table
 def claim_decay(study):
     """All that tells the two kinds apart is weight decay."""
-    scores = claim_records.CHOICES
-    labels = ["unpruned", *(f"`{score}`, mean of cuts of 5 to 75%" for score in scores)]
-    labels += [f"`{score}`, 75%, retrained" for score in scores]
-    return claim_table(study, ("plain", "zero"), labels=labels)
+    return claim_table(study, ("plain", "zero"))
 
 
 @table
@@ -214,9 +202,40 @@ def criteria_of(results):
 
 def verdict(gaps):
     difference = Difference.of(gaps.values())
-    low, _ = difference.interval
+    low, high = difference.interval
     word = "**seen**" if low > 0 else "not seen"
-    return f"{word}: {difference_text(difference)}"
+    found = f"{low:.1f} to {high:.1f}; {difference.detectable():.1f}"
+    return f"{word}: {mean_of(difference)} ({found})"
+
+
+@table
+def claim_late(study):
+    """What the penalty costs a network that was trained without it."""
+
+    def cost(results):
+        return minus(results.late("test_top1"), results.retrained("plain", None))
+
+    gaps = {"with the penalty minus without": [cost(results) for results in study.claims]}
+    cells, count = differences(gaps, study.claims, usual=len(claim_records.SEEDS))
+    epochs = [f"{results.task.retrain_epochs}" for results in study.claims]
+    with_penalty, without, before, after = (
+        [spread(figure(results).values(), digits) for results in study.claims]
+        for digits, figure in (
+            (1, lambda results: results.late("test_top1")),
+            (1, lambda results: results.retrained("plain", None)),
+            (2, lambda results: results.health("plain", "degree")),
+            (2, lambda results: results.late("degree")),
+        )
+    )
+    rows = [
+        ["epochs", *epochs],
+        ["with the penalty", *with_penalty],
+        ["without", *without],
+        *with_intervals(cells, gaps),
+        ["degree of orthogonality before", *before],
+        ["after, with the penalty", *after],
+    ]
+    return lines_of(["the plain network, trained further", *titles_of(study)], rows, count)
 
 
 @table

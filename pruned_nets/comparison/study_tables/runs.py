@@ -50,24 +50,38 @@ def runs(study):
     for record, sweep in study.results:
         sweeps_with.setdefault(outcome(record), set()).add(sweep)
     rows = []
-    for (sweep, device, torch, code), found in grouped(
-        sorted(study.results, key=origin), origin
+    for origin, found in grouped(
+        sorted(study.results, key=origin_of_result), origin_of_result
     ).items():
-        seeds = sorted({record.flags["seed"] for record, _ in found})
+        seeds = {record.flags["seed"] for record, _ in found}
         twice = sum(len(sweeps_with[outcome(record)]) > 1 for record, _ in found)
-        rows.append(
-            [
-                f"`{sweep}`",
-                str(len(found)),
-                listed(seeds, 0),
-                device,
-                torch,
-                f"{code[:-1]}, changed" if code.endswith("+") else code,
-                str(twice) if twice else "",
-            ]
-        )
+        rows.append(row_of(origin, len(found), seeds, twice))
+    for origin, seeds in sorted(beside_sweeps(study).items()):
+        rows.append(row_of(origin, len(seeds), set(seeds)))
     head = ["sweep", "results", "seeds", "device", "torch", "commit of the code"]
     return lines_of([*head, "the same runs lie in another sweep, too"], rows)
+
+
+def row_of(origin, count, seeds, twice=0):
+    name, device, torch, code = origin
+    code = f"{code[:-1]}, changed" if code.endswith("+") else code
+    seeds = listed(sorted(seeds), 0)
+    return [f"`{name}`", str(count), seeds, device, torch, code, str(twice) if twice else ""]
+
+
+def beside_sweeps(study):
+    """Origin -> the seeds of the records that are no runs of a sweep: networks of claim.py, and
+    group checks."""
+    found = {}
+    for results in study.claims:
+        for (_, seed), content in results.records.items():
+            origin = origin_of(f"claim/{results.name}", content["environment"])
+            found.setdefault(origin, []).append(seed)
+    for path, checks in study.checks.items():
+        for check in checks.values():
+            origin = origin_of(path.removesuffix(".json"), check["environment"])
+            found.setdefault(origin, []).append(check["seed"])
+    return found
 
 
 def outcome(record):
@@ -76,9 +90,13 @@ def outcome(record):
     return str([record.accuracy, trained])
 
 
-def origin(result):
-    """(sweep, device, torch's version, state of the code) of a (record, sweep)."""
+def origin_of_result(result):
+    """The origin of a (record, sweep)."""
     record, sweep = result
-    machine = record.environment
-    version = machine["torch"].split("+")[0]
-    return sweep, machine["device"], version, machine.get("suite") or "unknown"
+    return origin_of(sweep, record.environment)
+
+
+def origin_of(name, environment):
+    """(name, device, torch's version, state of the code)"""
+    torch = environment["torch"].split("+")[0]
+    return name, environment["device"], torch, environment.get("suite") or "unknown"
