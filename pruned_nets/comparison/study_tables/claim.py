@@ -211,31 +211,24 @@ def verdict(gaps):
 @table
 def claim_late(study):
     """What the penalty costs a network that was trained without it."""
-
-    def cost(results):
-        return minus(results.late("test_top1"), results.retrained("plain", None))
-
-    gaps = {"with the penalty minus without": [cost(results) for results in study.claims]}
+    rows = [["epochs", *(str(results.task.retrain_epochs) for results in study.claims)]]
+    for label, digits, figure in (
+        ("with the penalty", 1, lambda results: results.late("test_top1")),
+        ("without", 1, lambda results: results.retrained("plain", None)),
+        ("degree of orthogonality before", 2, lambda results: results.health("plain", "degree")),
+        ("after, with the penalty", 2, lambda results: results.late("degree")),
+    ):
+        cells = [spread(figure(results).values(), digits) for results in study.claims]
+        rows.append([label, *cells])
+    gaps = {
+        "with the penalty minus without": [
+            minus(results.late("test_top1"), results.retrained("plain", None))
+            for results in study.claims
+        ]
+    }
     cells, count = differences(gaps, study.claims, usual=len(claim_records.SEEDS))
-    epochs = [f"{results.task.retrain_epochs}" for results in study.claims]
-    with_penalty, without, before, after = (
-        [spread(figure(results).values(), digits) for results in study.claims]
-        for digits, figure in (
-            (1, lambda results: results.late("test_top1")),
-            (1, lambda results: results.retrained("plain", None)),
-            (2, lambda results: results.health("plain", "degree")),
-            (2, lambda results: results.late("degree")),
-        )
-    )
-    rows = [
-        ["epochs", *epochs],
-        ["with the penalty", *with_penalty],
-        ["without", *without],
-        *with_intervals(cells, gaps),
-        ["degree of orthogonality before", *before],
-        ["after, with the penalty", *after],
-    ]
-    return lines_of(["the plain network, trained further", *titles_of(study)], rows, count)
+    head = ["the plain network, trained further", *titles_of(study)]
+    return lines_of(head, [*rows, *with_intervals(cells, gaps)], count)
 
 
 @table
