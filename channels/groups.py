@@ -204,7 +204,8 @@ def _fixed_line(layers):
     names = list(layers)
     counts, totals, reasons = zip(*layers.values())
     if len(names) == 1:
-        return f"{names[0]} keeps {_share(counts[0], 'its', totals[0])} filters: {reasons[0]}"
+        noun = "filter" if totals[0] == 1 else "filters"
+        return f"{names[0]} keeps {_share(counts[0], 'its', totals[0])} {noun}: {reasons[0]}"
     share = _share(sum(counts), "their", sum(totals))
     return (
         f"{len(names)} linear layers, {names[0]} to {names[-1]}, keep {share} filters: {reasons[0]}"

@@ -48,7 +48,10 @@ class Layer:
     def dims_of(self, shape):
         """Which dimensions of one of its weights have channels: {"writes" or "reads": dimension}.
 
-        The first has all of a side, the second those of one group, which stay with several."""
+        The first has all of a side, the second those of one group, which stay with several. A
+        scalar has none."""
+        if not shape:
+            return {}
         long = [dim for dim, size in enumerate(shape) if size > 1] or [0]
         if len(long) == 1 and math.prod(shape) == len(self.writes):  # one value for each channel
             return {"writes": long[0]}

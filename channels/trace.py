@@ -86,11 +86,12 @@ def _require_traceable(model):
         raise ValueError("the network is compiled; prune its _orig_mod, and compile the result")
     if any(map(nn.parameter.is_lazy, model.parameters())):
         raise ValueError(f"{kind}: {LAZY}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError(
-            "the network is compiled by torch.jit; prune the module that it was made "
-            "from, and compile the result"
-        )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{name or 'the network'} is compiled by torch.jit; prune the module that it was "
+                "made from, and compile the result"
+            )
     if has_hooks(model):
         raise ValueError(f"{kind} has hooks, which may change what it computes; remove them first")
 

@@ -313,10 +313,12 @@ def export_onnx(network, images, metadata, settings):
 
 @exporter(".safetensors", packages=("safetensors",), graph=False)
 def export_safetensors(network, images, metadata, settings):
-    content = safetensors_torch.save(
-        {key: tensor.contiguous() for key, tensor in network.state_dict().items()},
-        _as_texts(metadata),
-    )
+    # The format has no tensors of two names, as tied weights are.
+    weights = {
+        key: tensor.clone(memory_format=torch.contiguous_format)
+        for key, tensor in network.state_dict().items()
+    }
+    content = safetensors_torch.save(weights, _as_texts(metadata))
     return content, rebuild(
         {**metadata, "net": safetensors_torch.load(content)}, own=metadata["model"]
     ).eval()

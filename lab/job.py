@@ -1,5 +1,6 @@
 """An experiment under way: locks, what is done of it, how it goes on, what it writes."""
 
+import math
 import os
 import shlex
 from contextlib import ExitStack
@@ -43,6 +44,7 @@ from lab.writers import Console, Csv, TensorBoard
 from train import EarlyBird
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
+FEWEST_IN_BATCH = 4  # images that a note recommends for a batch
 FEW_STEPS, FEW_TUNING = 80, 30  # in a training that begins with fresh weights, or with others'
 STATISTICS = 512  # images that BatchNorms are re-estimated on between the steps of a cut
 MEASURED = 128  # images on which --ranking=measured compares the network's answers
@@ -397,8 +399,8 @@ class Job(Plan):
         enough = FEW_TUNING if flags.init or not self.start.train else FEW_STEPS
         if not epochs or steps * epochs >= enough:
             return
-        smaller = max(2, images * epochs // (2 * enough))
-        advice, more = "more --epochs help", images // smaller * epochs
+        smaller = max(FEWEST_IN_BATCH, images * epochs // (2 * enough))
+        advice, more = "more --epochs help", math.ceil(images / smaller) * epochs
         if smaller < flags.batch_size and more > steps * epochs:
             advice = f"--batch_size={smaller} makes it {more:,}; {advice}, too"
         print(

@@ -13,7 +13,7 @@ from lab.measure import layer_times, measure_latency, noise
 from lab.networks import unpruned_twin
 from pruner import max_percent, prune, pruned_percent, select_filters
 
-STEPS, ROUGH_STEPS = 7, 4  # halvings of the range that the cut is looked for in
+STEPS, ROUGH_STEPS = 7, 5  # halvings of the range that the cut is looked for in
 BRIEF, LONG = 2.0, 8.0  # seconds of a measurement: of a step, and of the cut that was found
 
 
@@ -106,10 +106,11 @@ def select_by_time(
     """Choose the filters to keep when `percent` of the unpruned network's time is saved.
 
     Filters go in the order of the scores. How many go is found by bisection over cut networks that
-    are timed. Where all that may go saves less, all of it goes. clock: a Clock. exact: False takes
-    fewer and shorter measurements; each is a line. original: as for `pruner.prune`. Others: see
-    `pruner.select_filters`. Returns (layer name -> indices to keep, the Saved of that cut, the
-    Saved of all that may go). Raises what `prune` raises.
+    are timed. Where all that may go saves less, all of it goes. clock: a Clock. exact: False, for a
+    step on the way, takes fewer and shorter measurements, and rather saves less than more, which
+    no later step could give back. Each measurement is a line. original: as for `pruner.prune`.
+    Others: see `pruner.select_filters`. Returns (layer name -> indices to keep, the Saved of that
+    cut, the Saved of all that may go). Raises what `prune` raises.
     """
     steps, seconds = (STEPS, LONG) if exact else (ROUGH_STEPS, BRIEF)
     counts_costs = choice.get("per_cost") or choice.get("losses") is not None
@@ -135,14 +136,16 @@ def select_by_time(
     if most.percent <= percent:  # before all goes that may
         most = saved = _timed(clock, network, high, seconds)
     if most.percent > percent:
+        less, more = cut(low), (kept, network)
         for _ in range(steps):
             middle = (low + high) / 2
-            tried, smaller = cut(middle)
-            if _timed(clock, smaller, middle).percent >= percent:
-                high, kept, network = middle, tried, smaller
+            tried = cut(middle)
+            if _timed(clock, tried[1], middle).percent >= percent:
+                high, more = middle, tried
             else:
-                low = middle
-        saved = _timed(clock, network, high, seconds)
+                low, less = middle, tried
+        share, (kept, network) = (high, more) if exact else (low, less)
+        saved = _timed(clock, network, share, seconds)
     return kept, saved, most
 
 

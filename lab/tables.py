@@ -145,10 +145,10 @@ def print_times(timed, batch):
 def _print_limits(network, achieved, target, budget, round_to, residual, keep):
     """Print why less was removed than was asked for."""
     if achieved < target and _is_exhausted(network, round_to, residual, keep):
-        line = (
-            f"  {achieved:.2f}% is the most that can be removed: every layer keeps 5% of its "
-            "filters (rounded down) plus one"
-        )
+        line = f"  {achieved:.2f}% is the most that can be removed: every layer keeps 5% of its "
+        line += "filters (rounded down) plus one"
+        if not achieved and not keep:
+            line += ", and those that only leave together are more than that allows"
         if any(group.is_fixed for group in filter_groups(network)):
             line += ", and the first convolution keeps all"
         if residual == "coupled":

@@ -56,6 +56,21 @@ def test_no_more_goes_than_the_time_asks_for(name, how, monkeypatch):
     assert saved == most and saved.percent < 99.9
 
 
+@pytest.mark.parametrize("name", ["vgg", "mobilenet"])
+def test_a_step_on_the_way_saves_no_more_than_it_was_asked_to(name, monkeypatch):
+    """Later steps cannot give back what it took."""
+    monkeypatch.setattr(latency, "measure_latency", time_by_macs)
+    model = narrow(name)
+    scores, clock = (
+        cal_importance(model, "random"),
+        latency.Clock(model, 16, 4, torch.device("cpu")),
+    )
+    for percent in (2, 10, 30):
+        _, saved, _ = latency.select_by_time(model, scores, percent, clock, exact=False)
+        assert 0 <= saved.percent <= percent
+    assert saved.percent > 15
+
+
 def test_each_measurement_is_a_line_at_once(monkeypatch, capfd):
     """Where output goes to a file, too, minutes of measuring are not silent."""
     monkeypatch.setattr(latency, "measure_latency", time_by_macs)

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,8 @@ from lab.checkpoint import load_checkpoint, save_checkpoint
 from pruner import prune, removable_units, select_filters, without
 from zoo import prune_all, removable_filters, settle
 
-# A residual network with a gate, a depthwise and a bare convolution.
+# A residual network with a gate, a depthwise and a bare convolution, and a scalar parameter; another
+# whose layers have two names.
 OWN = """
     import torch
     from torch import nn
@@ -53,19 +55,20 @@ OWN = """
             self.depthwise = conv(WIDTH, WIDTH, groups=WIDTH)
             self.gate = nn.Linear(WIDTH, WIDTH)
             self.last = nn.Conv2d(WIDTH, 8, 1) if bare else conv(WIDTH, 8)
-            self.head = nn.Linear(8, num_classes)
+            self.head, self.scale = nn.Linear(8, num_classes), nn.Parameter(torch.tensor(1.0))
 
         def forward(self, x):
             x = self.stem(x)
             x = x + self.b(self.depthwise(self.a(x)))
             x = x * torch.sigmoid(self.gate(x.mean((2, 3))))[:, :, None, None]
-            return self.head(self.last(x).mean((2, 3)))
+            return self.scale * self.head(self.last(x).mean((2, 3)))
 
     class Tutorial(nn.Module):
         def __init__(self, num_classes):
             super().__init__()
             self.a, self.pool = nn.Conv2d(3, 6, 5), nn.MaxPool2d(2, 2)
             self.b, self.head = nn.Conv2d(6, 8, 3), nn.Linear(8 * 4 * 4, num_classes)
+            self.stages = nn.ModuleList([self.a, self.b])
 
         def forward(self, x):
             x = torch.relu(self.b(self.pool(torch.relu(self.a(x)))))
@@ -225,17 +228,14 @@ def test_every_method_prunes_a_network_of_ones_own(flags, capsys):
         assert now <= dense * 0.6 + 3
     tutorial = (*flags, "--model=nets/own.py:Tutorial", "--ebt=True", "--prune_percent=40")
     assert run(*tutorial, "--pruning_type=fisher", "--out=out") == 0  # `view` wants its own memory
-    assert (
-        measure.main(
-            [
-                "--model_path=out/pruned_nets/ebt/shapes/own.Tutorial_fisher_40_0.pth",
-                "--model=nets/own.py:Tutorial",
-                "--test_acc=True",
-                "--export=out/t.pt2",
-            ]
+    for suffix in (".pt2", ".safetensors") if find_spec("safetensors") else (".pt2",):
+        asked = (
+            "--model_path=out/pruned_nets/ebt/shapes/own.Tutorial_fisher_40_0.pth",
+            "--model=nets/own.py:Tutorial",
+            "--test_acc=True",
+            f"--export=out/t{suffix}",
         )
-        == 0
-    )
+        assert measure.main([*asked]) == 0
     _STRUCTURES.clear()  # as a new process would
     assert run(*tutorial, "--pruning_type=fisher", "--out=out", "--control=scratch") == 0
     _STRUCTURES.clear()

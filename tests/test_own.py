@@ -267,6 +267,7 @@ KINDS = """
     batch_norm = changed(lambda net: setattr(net, "n", nn.BatchNorm2d(
         8, track_running_stats=False)))
     scripted = lambda num_classes: torch.jit.script(Base(num_classes))
+    scripted_part = changed(lambda net: setattr(net, "a", torch.jit.script(net.a)))
 
     class Casts(Base):
         def forward(self, x):
@@ -355,7 +356,11 @@ def pruned(network, percent=50):
             "by the values of its images; torch.where.* see kinds.py, line [0-9]+: "
             "if x.mean.. > 100",
         ),
-        ("scripted", "compiled by torch.jit; prune the module that it was made from"),
+        (
+            "scripted",
+            "the network is compiled by torch.jit; prune the module that it was made from",
+        ),
+        ("scripted_part", "a is compiled by torch.jit; prune the module that it was made from"),
         ("keyword", "a layer or parameter 'class', which cannot be written"),
         ("itself", "a layer or parameter 'self'"),
         ("graph", "a layer or parameter 'graph'"),
