@@ -852,7 +852,7 @@ def test_too_few_steps_are_noted_with_what_would_help(batch, noted, flags, capsy
     job._introduce()
     out = capsys.readouterr().out
     assert ("5 epochs of 3 steps are 15 steps in all" in out) == noted
-    assert ("--batch_size=2 makes it 90" in out) == noted
+    assert ("--batch_size=4 makes it 45" in out) == noted
 
 
 def test_a_sweep_of_rankings_has_a_file_for_each_and_one_control(flags, tmp_path):
