@@ -19,13 +19,14 @@ from channels.operations import title
 from channels.running import compute_all
 from channels.sizes import Sizes
 from channels.streams import find_streams
-from channels.trace import input_channels, trace
+from channels.trace import input_channels, runs_on_some, trace
 from channels.traits import give, traits_of
 from channels.work import find_work
 from common.errors import first_line
 from common.inputs import batch_size, check_inputs, map_inputs, moved, tensors_in
 
 LINEAR_LAYERS = nn.Linear, nn.MultiheadAttention
+COLOURS = 3
 SIZES = (64, 32, 96, 128, 224, 256, 299, 28)  # pixels of the images that a network is tried with
 
 
@@ -429,6 +430,9 @@ def _examples(model, example):
     if example is None or isinstance(example, int):
         sizes = SIZES if example is None else [example, *SIZES]
         counts = input_channels(model)
+        coloured = [like.new_empty(2, COLOURS, size, size) for size in sizes]
+        if counts[0] != COLOURS and runs_on_some(model, coloured):  # it makes them grey itself
+            counts = sorted(counts, key=lambda count: count != COLOURS)
         shapes = itertools.product(counts, sizes)
         return [like.new_empty(2, count, size, size) for count, size in shapes]
     check_inputs(example)

@@ -67,6 +67,21 @@ def input_channels(model):
     return list(dict.fromkeys((first.in_channels if first else 3, 3, 1, 4)))
 
 
+def runs_on_some(model, examples):
+    """Whether a network runs on one of some inputs on the meta device."""
+    try:
+        skeleton = _skeleton_of(model).eval()
+    except Exception:  # whatever copying a user's network may raise; tracing it says so in words
+        return False
+    for example in examples:
+        try:
+            call(skeleton, example)
+            return True
+        except Exception:  # whatever forward may raise
+            continue
+    return False
+
+
 def decided(condition, outcome):
     """A network was traced for images of a shape for which a condition has this outcome. Raises
     ValueError for others."""

@@ -204,6 +204,16 @@ KINDS = """
         def forward(self, x):
             return self.fc(self.b(self.n(self.a(x)).relu()).relu().mean((2, 3)))
 
+    class Grey(Base):
+        def __init__(self, num_classes):
+            super().__init__(num_classes)
+            self.a = nn.Conv2d(1, 8, 3)
+
+        def forward(self, x):
+            if x.shape[1] != 3:
+                raise ValueError("RGB only")
+            return super().forward(x.mean(1, keepdim=True))
+
     class Kept(Base):
         def forward(self, x):
             self.last = self.b(self.n(self.a(x)).relu())
@@ -386,6 +396,7 @@ def test_what_cannot_be_trained_or_pruned_is_known_before_the_training(name, say
         ("Partly", "Note: no gradient reaches a, as below"),
         ("Base", "^$"),
         ("Kept", "^$"),
+        ("Grey", "^$"),
         ("first_frozen", "^$"),
         ("spaced", "^$"),
         ("umlaut", "^$"),
