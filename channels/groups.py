@@ -19,6 +19,7 @@ from channels.attention import rows_of
 from channels.layers import by_filter, has_hooks
 from channels.structure import LINEAR_LAYERS, Structure
 from channels.surgery import KEPT_INDEX
+from common.terminal import counted
 
 
 @dataclass(frozen=True)
@@ -204,16 +205,14 @@ def _fixed_line(layers):
     names = list(layers)
     counts, totals, reasons = zip(*layers.values())
     if len(names) == 1:
-        noun = "filter" if totals[0] == 1 else "filters"
-        return f"{names[0]} keeps {_share(counts[0], 'its', totals[0])} {noun}: {reasons[0]}"
+        return f"{names[0]} keeps {_share(counts[0], 'its', totals[0])}: {reasons[0]}"
     share = _share(sum(counts), "their", sum(totals))
-    return (
-        f"{len(names)} linear layers, {names[0]} to {names[-1]}, keep {share} filters: {reasons[0]}"
-    )
+    return f"{len(names)} linear layers, {names[0]} to {names[-1]}, keep {share}: {reasons[0]}"
 
 
 def _share(count, whose, total):
-    return f"{whose} {total:,}" if count == total else f"{count:,} of {whose} {total:,}"
+    whole = f"{whose} {counted(total, 'filter')}"
+    return whole if count == total else f"{count:,} of {whole}"
 
 
 def filter_groups(model: nn.Module, example=None) -> list[FilterGroup]:

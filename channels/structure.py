@@ -430,7 +430,7 @@ def _examples(model, example):
     if example is None or isinstance(example, int):
         sizes = SIZES if example is None else [example, *SIZES]
         counts = input_channels(model)
-        coloured = [like.new_empty(2, COLOURS, size, size) for size in sizes]
+        coloured = (like.new_empty(2, COLOURS, size, size) for size in sizes)
         if counts[0] != COLOURS and runs_on_some(model, coloured):  # it makes them grey itself
             counts = sorted(counts, key=lambda count: count != COLOURS)
         shapes = itertools.product(counts, sizes)

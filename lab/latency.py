@@ -136,16 +136,16 @@ def select_by_time(
     if most.percent <= percent:  # before all goes that may
         most = saved = _timed(clock, network, high, seconds)
     if most.percent > percent:
-        less, more = cut(low), (kept, network)
+        if not exact:
+            kept, network = cut(low)
         for _ in range(steps):
             middle = (low + high) / 2
-            tried = cut(middle)
-            if _timed(clock, tried[1], middle).percent >= percent:
-                high, more = middle, tried
-            else:
-                low, less = middle, tried
-        share, (kept, network) = (high, more) if exact else (low, less)
-        saved = _timed(clock, network, share, seconds)
+            tried, smaller = cut(middle)
+            is_enough = _timed(clock, smaller, middle).percent >= percent
+            low, high = (low, middle) if is_enough else (middle, high)
+            if is_enough == exact:  # the end of the range that is looked for
+                kept, network = tried, smaller
+        saved = _timed(clock, network, high if exact else low, seconds)
     return kept, saved, most
 
 

@@ -61,10 +61,8 @@ def test_a_step_on_the_way_saves_no_more_than_it_was_asked_to(name, monkeypatch)
     """Later steps cannot give back what it took."""
     monkeypatch.setattr(latency, "measure_latency", time_by_macs)
     model = narrow(name)
-    scores, clock = (
-        cal_importance(model, "random"),
-        latency.Clock(model, 16, 4, torch.device("cpu")),
-    )
+    scores = cal_importance(model, "random")
+    clock = latency.Clock(model, 16, 4, torch.device("cpu"))
     for percent in (2, 10, 30):
         _, saved, _ = latency.select_by_time(model, scores, percent, clock, exact=False)
         assert 0 <= saved.percent <= percent

@@ -229,13 +229,13 @@ def test_every_method_prunes_a_network_of_ones_own(flags, capsys):
     tutorial = (*flags, "--model=nets/own.py:Tutorial", "--ebt=True", "--prune_percent=40")
     assert run(*tutorial, "--pruning_type=fisher", "--out=out") == 0  # `view` wants its own memory
     for suffix in (".pt2", ".safetensors") if find_spec("safetensors") else (".pt2",):
-        asked = (
+        asked = [
             "--model_path=out/pruned_nets/ebt/shapes/own.Tutorial_fisher_40_0.pth",
             "--model=nets/own.py:Tutorial",
             "--test_acc=True",
             f"--export=out/t{suffix}",
-        )
-        assert measure.main([*asked]) == 0
+        ]
+        assert measure.main(asked) == 0
     _STRUCTURES.clear()  # as a new process would
     assert run(*tutorial, "--pruning_type=fisher", "--out=out", "--control=scratch") == 0
     _STRUCTURES.clear()

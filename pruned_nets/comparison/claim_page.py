@@ -7,6 +7,7 @@ from claim_records import (
     ESTIMATES,
     GONE,
     KINDS,
+    MEASURES,
     MOST_STEPS,
     RANDOM,
     RECORDS,
@@ -27,9 +28,6 @@ from lab.markdown import interval, spread, table_of
 
 PAGE = HERE / "claim.md"
 MARK = "<!-- The tables below are made by claim.py. -->"
-FIGURES = {"error": "relative error", "gap": "absolute error", "rank": "rank correlation"}
-
-
 CURVES = {"BatchNorms re-estimated": "settled_top1", "BatchNorms as they were": "stale_top1"}
 
 
@@ -111,7 +109,7 @@ def group_table(results, groups):
     figures = {
         f"{estimate}, {title}": f"{figure}_{key}"
         for key, estimate in ESTIMATES.items()
-        for figure, title in FIGURES.items()
+        for figure, title in MEASURES.items()
     }
     sizes = [size for size in SIZES if results.of_groups("plain", size, "change", groups)]
     rows = []
@@ -178,7 +176,9 @@ def draw_steps(results, path):
 def draw_retrained(each, path):
     """Accuracies of all architectures after a retraining: a dot for each kind of network and each
     score, and a line for the unpruned networks."""
-    figure, axes = pyplot.subplots(1, len(each), figsize=(11, 3.8), layout="constrained")
+    figure, (axes,) = pyplot.subplots(
+        1, len(each), figsize=(11, 3.8), layout="constrained", squeeze=False
+    )
     for axis, results in zip(axes, each):
         for place, kind in enumerate(KINDS):
             unpruned = statistics.mean(results.retrained(kind, None).values())
@@ -264,7 +264,9 @@ def write_page():
             draw_steps(results, RECORDS / f"{name}_steps.png")
         if has_lengths(results):
             draw_lengths(results, RECORDS / f"{name}_lengths.png")
-    draw_retrained(all_results(), RECORDS / "retrained.png")
+    each = list(filter(has_retrained, all_results()))
+    if each:
+        draw_retrained(each, RECORDS / "retrained.png")
 
 
 def with_tables(text):
@@ -279,6 +281,11 @@ def with_tables(text):
 
 def has_steps(results):
     return all(len(results.gain(kind, RETRAINED, MOST_STEPS)) > 1 for kind in KINDS)
+
+
+def has_retrained(results):
+    scores = None, *CHOICES
+    return all(len(results.retrained(kind, score)) > 1 for kind in KINDS for score in scores)
 
 
 def lengths_of(results):
@@ -300,6 +307,8 @@ def section_of(results):
         lines += ["", f"Right after the cut, {title}:", "", *curve_table(results, figure)]
     lines += ["", "`fisher` in several steps:", "", *steps_table(results)]
     for groups in (RANDOM, WITHIN):
+        if not results.of_groups("plain", 1, "change", groups):
+            continue
         title = f"Sums over groups of filters, {groups}; their scores are `fisher`'s:"
         lines += ["", title, "", *group_table(results, groups)]
     if has_steps(results):

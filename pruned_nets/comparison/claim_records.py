@@ -161,6 +161,7 @@ def chosen(name):
 
 RANDOM, WITHIN = GROUP_KINDS["network", "random"], GROUP_KINDS["layer", "random"]
 ESTIMATES = {"scores": "sum of scores", "changes": "sum of single changes"}
+MEASURES = {"error": "relative error", "gap": "absolute error", "rank": "rank correlation"}
 
 
 class Results:

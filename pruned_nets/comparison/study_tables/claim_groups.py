@@ -1,6 +1,7 @@
 """Do importances add up in the narrow networks? What claim.py has recorded of groups of filters."""
 
 import claim_records
+from claim_records import MEASURES
 
 from lab.comparison import minus
 from lab.groups import KINDS as GROUP_KINDS
@@ -9,7 +10,6 @@ from study_tables.cells import differences, lines_of, table
 from study_tables.claim import titles_of, with_intervals
 
 SIZES = claim_records.SIZES[1:]
-MEASURES = {"error": "relative error", "gap": "absolute error", "rank": "rank correlation"}
 
 
 def gaps_of(results, other, groups, size, figure):
